@@ -1,0 +1,28 @@
+"""tegula: makes pictures larger and better on one's own machine.
+
+Example:
+    >>> from tegula import Upscaler, UpscaleOptions
+    >>> Upscaler.load().upscale("photo.jpg", UpscaleOptions(scale=4)).image.save("large.png")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tegula.errors import TegulaError
+from tegula.options import UpscaleOptions
+
+if TYPE_CHECKING:
+    from tegula.upscaler import Upscaler, UpscaleResult
+
+__version__ = "0.1.0"
+__all__ = ["TegulaError", "UpscaleOptions", "UpscaleResult", "Upscaler", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # The upscaler brings torch along, which costs seconds that `tegula --help` must not.
+    if name in ("Upscaler", "UpscaleResult"):
+        from tegula import upscaler
+
+        return getattr(upscaler, name)
+    raise AttributeError(f"module 'tegula' has no attribute {name!r}")

@@ -1,0 +1,117 @@
+"""Every error tegula raises on purpose, on one page.
+
+TegulaError
+├── InputError                 the request cannot be carried out as given
+│   ├── OptionError            an option is out of its bounds or contradicts another
+│   ├── ImageError             the input is no image that can be read
+│   └── TooLargeError          input or output exceeds the pixel limit
+├── PathError                  a file or folder cannot be read or written
+├── ModelError                 weights
+│   ├── UnknownModelError      no bundle or prescaler has that name
+│   ├── MissingWeightsError    known, but its files are not on this machine
+│   ├── BrokenWeightsError     the files are there and cannot be used
+│   └── MissingExtraError      an optional dependency is needed and not installed
+├── NumericalError             the model returned NaN or infinity, in full precision too
+├── OutOfMemoryError           even the smallest batch does not fit
+└── CancelledError             the caller asked to stop
+
+Each class carries a stable ``code`` for programs and an ``exit_status`` for the shell.
+Messages are one sentence: what was wrong, and what would be right.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TegulaError(Exception):
+    """Base of all errors raised on purpose; ``str(error)`` is fit to show to a user."""
+
+    code: ClassVar[str] = "error"
+    exit_status: ClassVar[int] = 1
+
+
+class InputError(TegulaError):
+    """The request cannot be carried out as given."""
+
+    code = "invalid_input"
+    exit_status = 2
+
+
+class OptionError(InputError):
+    """An option is out of its bounds or contradicts another."""
+
+    code = "invalid_option"
+
+
+class ImageError(InputError):
+    """The input is no image that can be read."""
+
+    code = "invalid_image"
+    exit_status = 3
+
+
+class TooLargeError(InputError):
+    """Input or output exceeds the pixel limit."""
+
+    code = "too_large"
+    exit_status = 4
+
+
+class PathError(TegulaError):
+    """A file or folder cannot be read or written."""
+
+    code = "path"
+    exit_status = 5
+
+
+class ModelError(TegulaError):
+    """Something about weights."""
+
+    code = "model"
+    exit_status = 6
+
+
+class UnknownModelError(ModelError):
+    """No bundle or prescaler has that name."""
+
+    code = "unknown_model"
+
+
+class MissingWeightsError(ModelError):
+    """The model is known, but its files are not on this machine."""
+
+    code = "missing_weights"
+
+
+class BrokenWeightsError(ModelError):
+    """The files are there and cannot be used."""
+
+    code = "broken_weights"
+
+
+class MissingExtraError(ModelError):
+    """An optional dependency is needed and not installed."""
+
+    code = "missing_extra"
+
+
+class NumericalError(TegulaError):
+    """The model returned NaN or infinity, in full precision too."""
+
+    code = "not_finite"
+    exit_status = 7
+
+
+class OutOfMemoryError(TegulaError):
+    """Even the smallest batch does not fit into memory."""
+
+    code = "out_of_memory"
+    exit_status = 8
+
+
+class CancelledError(TegulaError):
+    """The caller asked to stop."""
+
+    code = "cancelled"
+    exit_status = 130

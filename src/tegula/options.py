@@ -1,0 +1,311 @@
+"""Every knob of an upscale, with its unit, bounds, default and effect.
+
+``UpscaleOptions`` is what a caller asks for; unset knobs are None. ``resolve`` fills
+them from the preset of the bundle in use and returns ``ResolvedOptions``, where
+nothing is open any more. The command line, the options reference in the docs and the
+metadata of a result are all made from the field descriptions here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tegula.errors import OptionError, TooLargeError
+
+PRESETS = ("faithful", "balanced", "creative", "fast")
+SCHEDULERS = (
+    "ddim",
+    "dpm++2m",
+    "dpm++2m-karras",
+    "dpm++2m-sde",
+    "dpm++2m-sde-karras",
+    "dpm++sde",
+    "dpm++sde-karras",
+    "euler",
+    "euler-ancestral",
+    "heun",
+    "unipc",
+    "lcm",
+    "tcd",
+)
+COLOUR_LOCKS = ("wavelet", "adain", "none")
+MAX_SEED = 2**53 - 1
+"""The largest whole number that every reader of JSON keeps exactly."""
+
+MAX_SIDE = 65_536
+
+
+@dataclass(frozen=True)
+class Knob:
+    """What the docs, the command line and the validation know of one option."""
+
+    effect: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    preset: bool = False
+
+
+def _knob(
+    effect: str,
+    default: Any = None,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    preset: bool = False,
+) -> Any:
+    knob = Knob(effect, unit, low, high, choices, preset)
+    return dataclasses.field(default=default, metadata={"knob": knob})
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleOptions:
+    """What a caller asks for. None leaves the choice to the preset of the bundle.
+
+    Raises:
+        OptionError: a value is out of its bounds, or two knobs contradict each other.
+    """
+
+    scale: float | None = _knob(
+        "Enlarges both sides by this factor; 2 when no size is asked for.",
+        unit="times", low=0.05, high=16,
+    )  # fmt: skip
+    resolution: int | None = _knob(
+        "Length of the shorter side of the result, instead of a factor.",
+        unit="px", low=1, high=MAX_SIDE,
+    )  # fmt: skip
+    size: tuple[int, int] | None = _knob(
+        "Exact width and height of the result, instead of a factor.",
+        unit="px", low=1, high=MAX_SIDE,
+    )  # fmt: skip
+    crop: tuple[int, int, int, int] | None = _knob(
+        "Runs only this part of the source, at the settings of the whole: x, y, width, "
+        "height.",
+        unit="px", low=0, high=MAX_SIDE,
+    )  # fmt: skip
+    preset: str = _knob(
+        "Fills every knob left open: near the source, in between, inventive, or quick.",
+        "balanced", choices=PRESETS,
+    )  # fmt: skip
+    prompt: str = _knob("What the picture shows or should look like; (word:1.3) weighs a word.", "")
+    negative_prompt: str | None = _knob(
+        "What to steer away from; needs a guidance scale above 1.", preset=True
+    )
+    creativity: float | None = _knob(
+        "Denoise strength: 0 leaves the prescaled picture, 1 redraws it from noise.",
+        low=0, high=1, preset=True,
+    )  # fmt: skip
+    resemblance: float | None = _knob(
+        "Control scale: how firmly the result keeps to the structure of the source.",
+        low=0, high=3, preset=True,
+    )  # fmt: skip
+    guidance_scale: float | None = _knob(
+        "How firmly the prompt is followed; 1 or below switches guidance off and "
+        "halves the work.",
+        low=0, high=30, preset=True,
+    )  # fmt: skip
+    guidance_start: float = _knob(
+        "Share of the steps after which guidance begins.", 0.0, low=0, high=1
+    )
+    guidance_end: float = _knob(
+        "Share of the steps after which guidance ends; less work for little change.",
+        1.0, low=0, high=1,
+    )  # fmt: skip
+    steps: int | None = _knob(
+        "Length of the whole noise schedule; steps x creativity of them are run.",
+        low=1, high=1000, preset=True,
+    )  # fmt: skip
+    scheduler: str | None = _knob(
+        "The solver that walks from noise to picture.", choices=SCHEDULERS, preset=True
+    )
+    seed: int | None = _knob(
+        "Fixes the noise: the same seed gives the same picture. Random when left open.",
+        low=0, high=MAX_SEED,
+    )  # fmt: skip
+    hdr: float = _knob(
+        "Fuses synthetic exposures of the prescaled picture to open shadows and "
+        "highlights; 0 changes nothing.",
+        0.0, low=0, high=1,
+    )  # fmt: skip
+    window: int | None = _knob(
+        "Side of the square that the model sees at once; smaller invents more, locally.",
+        unit="px", low=64, high=4096,
+    )  # fmt: skip
+    overlap: float = _knob(
+        "Least share of a window that neighbours have in common.", 0.125, low=0, high=0.75
+    )
+    window_batch: int | None = _knob(
+        "Windows in one forward pass; changes speed and memory, never the picture.",
+        low=1, high=256,
+    )  # fmt: skip
+    guess_mode: bool = _knob(
+        "Control from the picture alone: fades the control over the blocks and leaves "
+        "the unconditional half free.",
+        default=False,
+    )
+    control_start: float = _knob(
+        "Share of the steps after which control begins.", 0.0, low=0, high=1
+    )
+    control_end: float = _knob(
+        "Share of the steps after which control ends; lower lets late steps invent.",
+        1.0, low=0, high=1,
+    )  # fmt: skip
+    prescaler: str | None = _knob(
+        "The net that enlarges before diffusion: a name from `tegula models`, or the "
+        "path of an ESRGAN or SwinIR file.",
+        preset=True,
+    )
+    colour_lock: str = _knob(
+        "Holds the colours of the result to the prescaled picture: local tones, "
+        "overall statistics, or not at all.",
+        "wavelet", choices=COLOUR_LOCKS,
+    )  # fmt: skip
+    max_pixels: int = _knob(
+        "Refuses results, and inputs, with more pixels than this.",
+        134_217_728, unit="px", low=1,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name, knob in KNOBS.items():
+            _check(name, knob, getattr(self, name))
+        asked = [n for n in ("scale", "resolution", "size") if getattr(self, n) is not None]
+        if len(asked) > 1:
+            raise OptionError(
+                f"{' and '.join(asked)} both say how large the result is; give one of them."
+            )
+        for start, end in (("guidance_start", "guidance_end"), ("control_start", "control_end")):
+            if getattr(self, start) > getattr(self, end):
+                raise OptionError(f"{start} must not come after {end}.")
+
+
+KNOBS: Mapping[str, Knob] = {
+    field.name: field.metadata["knob"] for field in dataclasses.fields(UpscaleOptions)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetValues:
+    """The numbers behind one preset name for one bundle."""
+
+    creativity: float
+    resemblance: float
+    guidance_scale: float
+    steps: int
+    scheduler: str
+    prescaler: str
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedOptions:
+    """Options with nothing left open; ``width`` and ``height`` are those of the result."""
+
+    width: int
+    height: int
+    preset: str
+    prompt: str
+    negative_prompt: str
+    creativity: float
+    resemblance: float
+    guidance_scale: float
+    guidance_start: float
+    guidance_end: float
+    steps: int
+    scheduler: str
+    seed: int
+    hdr: float
+    window: int
+    overlap: float
+    window_batch: int | None
+    guess_mode: bool
+    control_start: float
+    control_end: float
+    prescaler: str
+    colour_lock: str
+
+
+def target_size(options: UpscaleOptions, width: int, height: int) -> tuple[int, int]:
+    """Return the width and height of the result for a whole source of this size.
+
+    A crop is enlarged as it would be within the whole.
+
+    Raises:
+        TooLargeError: the result would have more pixels than ``options.max_pixels``.
+    """
+    if options.size is not None:
+        factors = options.size[0] / width, options.size[1] / height
+    elif options.resolution is not None:
+        factors = (options.resolution / min(width, height),) * 2
+    else:
+        factors = (2.0 if options.scale is None else options.scale,) * 2
+    if options.crop is not None:
+        width, height = options.crop[2:]
+    target = max(1, round(width * factors[0])), max(1, round(height * factors[1]))
+    if target[0] * target[1] > options.max_pixels:
+        raise TooLargeError(
+            f"The result would be {target[0]}x{target[1]} = {target[0] * target[1]:,} pixels, "
+            f"above the limit of {options.max_pixels:,}; ask for less or raise max_pixels."
+        )
+    return target
+
+
+def resolve(
+    options: UpscaleOptions,
+    presets: Mapping[str, PresetValues],
+    default_window: int,
+    source_size: tuple[int, int],
+) -> ResolvedOptions:
+    """Fill what the caller left open from the preset, and draw a seed if none is given.
+
+    Raises:
+        TooLargeError: the result would have more pixels than ``options.max_pixels``.
+    """
+    width, height = target_size(options, *source_size)
+    preset = presets[options.preset]
+    values = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(ResolvedOptions)
+        if field.name not in ("width", "height")
+    }
+    for field in dataclasses.fields(preset):
+        if values[field.name] is None:
+            values[field.name] = getattr(preset, field.name)
+    if values["window"] is None:
+        values["window"] = default_window
+    if values["seed"] is None:
+        values["seed"] = secrets.randbits(31)
+    return ResolvedOptions(width=width, height=height, **values)
+
+
+def _check(name: str, knob: Knob, value: Any) -> None:
+    if value is None:
+        return
+    if knob.choices and value not in knob.choices:
+        raise OptionError(f"{name} is one of {', '.join(knob.choices)}, not {value!r}.")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        below = knob.low is not None and number < knob.low
+        above = knob.high is not None and number > knob.high
+        if below or above or not math.isfinite(number):
+            raise OptionError(f"{name} is {_bounds(knob)}, not {number}.")
+
+
+def _bounds(knob: Knob) -> str:
+    unit = f" {knob.unit}" if knob.unit else ""
+    if knob.high is None:
+        return f"at least {plain(knob.low)}{unit}"
+    return f"between {plain(knob.low)} and {plain(knob.high)}{unit}"
+
+
+def plain(number: float | None) -> str:
+    """Return a bound as people write it: no exponent, no needless decimals."""
+    return "" if number is None else f"{number:.6f}".rstrip("0").rstrip(".")

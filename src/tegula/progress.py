@@ -1,0 +1,79 @@
+"""What a running upscale tells its caller."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+STAGES = ("prepare", "prescale", "refine", "finish")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report from a running upscale.
+
+    stage: one of ``STAGES``.
+    done, total: units of work of the stage: tiles in prescale, windows times noise levels
+        in refine, 1 elsewhere.
+    fraction: share of the whole upscale that is done, 0..1, never falling.
+    seconds_left: estimate for the whole upscale; None until there is one.
+    """
+
+    stage: str
+    done: int
+    total: int
+    fraction: float
+    seconds_left: float | None = None
+
+
+OnProgress = Callable[[Progress], None]
+OnUnit = Callable[[int, int], None]
+"""Called with (done, total) units of one stage."""
+
+Cancelled = Callable[[], bool]
+"""Asked between units of work; True stops the upscale with CancelledError."""
+
+
+def ignore_units(done: int, total: int) -> None:
+    """Report to nobody."""
+
+
+def never_cancelled() -> bool:
+    """Carry on to the end."""
+    return False
+
+
+class Reporter:
+    """Turns units of single stages into progress of the whole upscale.
+
+    ``shares`` gives the share of the whole work by stage; time is estimated from how
+    long the work behind has taken.
+    """
+
+    def __init__(self, on_progress: OnProgress | None, shares: Mapping[str, float]) -> None:
+        self._on_progress = on_progress
+        self._shares = shares
+        self._behind = 0.0
+        self._start = time.perf_counter()
+
+    def units(self, stage: str) -> OnUnit:
+        """Return what a stage calls with its units; the stage begins now."""
+        before = sum(self._shares[s] for s in STAGES[: STAGES.index(stage)] if s in self._shares)
+
+        def report(done: int, total: int) -> None:
+            self._report(stage, done, total, before + self._shares[stage] * done / total)
+
+        return report
+
+    def finished(self) -> None:
+        """Report the end."""
+        self._report(STAGES[-1], 1, 1, 1.0)
+
+    def _report(self, stage: str, done: int, total: int, fraction: float) -> None:
+        if self._on_progress is None:
+            return
+        self._behind = max(self._behind, fraction)
+        spent = time.perf_counter() - self._start
+        left = spent * (1 - self._behind) / self._behind if self._behind > 0 else None
+        self._on_progress(Progress(stage, done, total, self._behind, left))

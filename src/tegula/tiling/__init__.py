@@ -1,0 +1,1 @@
+"""Windows and canvases: integers and numpy, no torch."""
