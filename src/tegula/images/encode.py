@@ -1,0 +1,241 @@
+"""From a result to the bytes of a file, and the settings back out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from tegula.errors import ImageError, InputError, OptionError
+from tegula.images.metadata import IFDS, SETTINGS_KEY, Metadata, add_settings, settings_of, to_json
+from tegula.images.opening import Source, describe, guarded, open_image, opened_file
+from tegula.images.writing import write_atomically
+
+EXTENSIONS: Mapping[str, str] = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+    ".avif": "avif",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+}
+FORMATS = tuple(dict.fromkeys(EXTENSIONS.values()))
+LONGEST_SIDE: Mapping[str, int] = {"jpeg": 65_500, "webp": 16_383, "avif": 65_535}
+_PNG_COMPRESSION = 4
+_AVIF_SPEED = 8
+_FULL_CHROMA_FROM = 90
+_JPEG_SEGMENT = 65_000
+_XMP_TAG = 700
+_SETTINGS_LIMIT = 100_000_000
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of a file, its format, and sentences on what it could not hold."""
+
+    data: bytes
+    format: str
+    warnings: tuple[str, ...]
+
+
+def format_for(path: Path | None, wanted: str | None = None) -> str:
+    """Return the format to write: the wanted one, else by the extension, else PNG.
+
+    Raises:
+        OptionError: no such format, or the extension stands for none.
+    """
+    if wanted is not None:
+        name = EXTENSIONS.get("." + wanted.lower().lstrip("."))
+    elif path is None:
+        name = "png"
+    else:
+        name = EXTENSIONS.get(path.suffix.lower())
+    if name is None:
+        asked = wanted if wanted is not None or path is None else path.name
+        raise OptionError(f"The format is one of {', '.join(FORMATS)}, which {asked!r} is not.")
+    return name
+
+
+def encode(
+    image: Image.Image,
+    file_format: str = "png",
+    *,
+    quality: int = 95,
+    metadata: Metadata | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Encoded:
+    """Write an image of mode L, LA, RGB or RGBA to the bytes of a file.
+
+    Args:
+        image: the result.
+        file_format: one of ``FORMATS``.
+        quality: 1..100, for JPEG, WebP and AVIF; the others lose nothing.
+        metadata: what the result takes over from its source.
+        settings: the options that made the result, to be read by ``read_settings``.
+
+    Raises:
+        OptionError: unknown format, or quality out of bounds.
+        InputError: a side is longer than the format allows.
+    """
+    name = format_for(None, file_format)
+    if not 1 <= quality <= 100:
+        raise OptionError(f"quality is between 1 and 100, not {quality}.")
+    _check_sides(image, name)
+    kept = metadata if metadata is not None else Metadata()
+    warnings: tuple[str, ...] = ()
+    if name != "png" and settings is not None:
+        kept = dataclasses.replace(kept, xmp=add_settings(kept.xmp, settings))
+    if name == "jpeg":
+        image, flattened = _flattened(image)
+        kept, dropped = _fitting_segments(kept, settings)
+        warnings = flattened + dropped
+    buffer = io.BytesIO()
+    image.save(buffer, name, **_parameters(name, image, quality, kept, settings))
+    return Encoded(buffer.getvalue(), name, warnings)
+
+
+def save(
+    image: Image.Image,
+    path: Path,
+    *,
+    file_format: str | None = None,
+    quality: int = 95,
+    metadata: Metadata | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[str, ...]:
+    """Encode and write to a path at once or not at all; return the warnings.
+
+    Raises:
+        OptionError: unknown format, or quality out of bounds.
+        InputError: a side is longer than the format allows.
+        PathError: the file cannot be written; nothing is left of it then.
+    """
+    name = format_for(path, file_format)
+    encoded = encode(image, name, quality=quality, metadata=metadata, settings=settings)
+    write_atomically(path, encoded.data)
+    return encoded.warnings
+
+
+def read_settings(source: Source) -> dict[str, Any] | None:
+    """Return the settings that a result of tegula carries; None when it carries none.
+
+    Raises:
+        PathError: the path cannot be read.
+        ImageError: it is not an image.
+    """
+    name = describe(source)
+    if isinstance(source, Image.Image):
+        return settings_of(source)
+    with opened_file(source, _SETTINGS_LIMIT) as file:
+        image = open_image(file, name)
+        if image is None:
+            raise ImageError(f"{name} is not an image, and so holds no settings.")
+        with guarded(name):
+            return settings_of(image)
+
+
+def _check_sides(image: Image.Image, name: str) -> None:
+    limit = LONGEST_SIDE.get(name)
+    if limit is not None and max(image.size) > limit:
+        raise InputError(
+            f"{name.upper()} holds at most {limit} pixels a side and the result is "
+            f"{image.width}x{image.height}; write PNG or TIFF instead."
+        )
+
+
+def _flattened(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """Lay an image with alpha on white; a warning only if something shone through."""
+    if image.mode not in ("LA", "RGBA"):
+        return image, ()
+    alpha = image.getchannel("A")
+    opaque = image.convert(image.mode[:-1])
+    if alpha.getextrema() == (255, 255):
+        return opaque, ()
+    white = Image.new(opaque.mode, image.size, "white")
+    white.paste(opaque, mask=alpha)
+    return white, ("JPEG has no transparency; the result lies on white.",)
+
+
+def _fitting_segments(
+    metadata: Metadata, settings: Mapping[str, Any] | None
+) -> tuple[Metadata, tuple[str, ...]]:
+    """Drop what does not fit into one segment of a JPEG file; the settings go last."""
+    exif, xmp = metadata.exif, metadata.xmp
+    if _too_long(exif):
+        exif = None
+    if _too_long(xmp):
+        xmp = None if settings is None else add_settings(None, settings)
+    if _too_long(xmp):
+        xmp = None
+    if (exif, xmp) == (metadata.exif, metadata.xmp):
+        return metadata, ()
+    warning = "Some metadata is too long for JPEG and is left out; PNG would hold it."
+    return dataclasses.replace(metadata, exif=exif, xmp=xmp), (warning,)
+
+
+def _too_long(segment: bytes | None) -> bool:
+    return segment is not None and len(segment) > _JPEG_SEGMENT
+
+
+def _parameters(
+    name: str,
+    image: Image.Image,
+    quality: int,
+    metadata: Metadata,
+    settings: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return what Pillow's writer of the format is given."""
+    given: dict[str, Any] = {"icc_profile": metadata.profile, "exif": metadata.exif}
+    if name in ("png", "jpeg", "tiff"):
+        given["dpi"] = metadata.dpi
+    if name == "png":
+        given["pnginfo"] = _chunks(metadata, settings)
+        given["compress_level"] = _PNG_COMPRESSION
+    elif name == "tiff":
+        given["tiffinfo"] = _directory(metadata)
+        given["compression"] = _tiff_compression(given["tiffinfo"])
+        del given["exif"]
+    else:
+        given["xmp"] = metadata.xmp
+        given["quality"] = quality
+    if name == "avif":
+        given["speed"] = _AVIF_SPEED
+    if name == "jpeg":
+        given["subsampling"] = 0 if quality >= _FULL_CHROMA_FROM else 2
+        given["optimize"] = image.width * image.height < 2**24
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _chunks(metadata: Metadata, settings: Mapping[str, Any] | None) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in metadata.text.items():
+        with contextlib.suppress(ValueError, UnicodeError):
+            chunks.add_text(key, value)
+    if metadata.xmp is not None:
+        chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
+    if settings is not None:
+        chunks.add_itxt(SETTINGS_KEY, to_json(settings))
+    return chunks
+
+
+def _directory(metadata: Metadata) -> Image.Exif:
+    """Return the tags of a TIFF file: there, EXIF is part of the directory itself."""
+    tags = Image.Exif()
+    if metadata.exif is not None:
+        tags.load(metadata.exif)
+    if metadata.xmp is not None:
+        tags[_XMP_TAG] = metadata.xmp
+    return tags
+
+
+def _tiff_compression(tags: Image.Exif) -> str:
+    """Libtiff compresses, and cannot write the directories within EXIF; Pillow can."""
+    nested = any(isinstance(tags.get(ifd), int | dict) for ifd in IFDS)
+    return "raw" if nested else "tiff_adobe_deflate"

@@ -1,0 +1,1 @@
+"""The steps of an upscale: prepare, prescale, refine, finish."""

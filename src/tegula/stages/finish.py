@@ -1,0 +1,84 @@
+"""From a refined picture to the image that the user gets."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from PIL import Image
+
+from tegula.images.alpha import enlarge_alpha
+from tegula.images.colour import adain_lock, wavelet_lock
+from tegula.images.metadata import Metadata
+from tegula.images.pixels import Float, to_bytes, to_image
+from tegula.images.profile import from_srgb
+from tegula.options import ResolvedOptions
+from tegula.stages.prepare import Prepared
+
+_PROFILE_DROPPED = "The colour profile of the source could not be restored; the result is sRGB."
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The result: L, LA, RGB or RGBA, what its file takes along, and warnings."""
+
+    image: Image.Image
+    metadata: Metadata
+    warnings: tuple[str, ...]
+
+
+def finish(
+    refined: Float, prescaled: Float, prepared: Prepared, options: ResolvedOptions
+) -> Finished:
+    """Lock colour, restore greyscale, alpha and profile.
+
+    Args:
+        refined: float32 [height, width, 3], sRGB, about 0..1. The very array
+            ``prescaled`` when nothing was refined: then there is nothing to lock.
+        prescaled: float32 of the same shape.
+        prepared: the source.
+        options: ``colour_lock`` and ``window`` count here.
+    """
+    locked = refined if refined is prescaled else lock_colour(refined, prescaled, options)
+    image = Image.fromarray(to_bytes(locked))
+    facts = prepared.facts
+    if facts.greyscale:
+        image = image.convert("L")
+    image, metadata, warnings = _with_profile(image, facts.metadata)
+    if prepared.alpha is not None:
+        alpha = enlarge_alpha(prepared.alpha, image.width, image.height)
+        image.putalpha(Image.fromarray(to_bytes(alpha)))
+    return Finished(image, metadata, (*facts.warnings, *warnings))
+
+
+def lock_colour(refined: Float, prescaled: Float, options: ResolvedOptions) -> Float:
+    """Hold the colours of the refined picture to the prescaled one, as the options say.
+
+    Both locks act on each window's surroundings, and so on the whole; AdaIN takes the
+    statistics of the whole picture when that is no larger than a window.
+
+    Returns:
+        float32 [height, width, 3]; may leave 0..1 a little.
+    """
+    if options.colour_lock == "wavelet":
+        return wavelet_lock(refined, prescaled)
+    if options.colour_lock == "adain":
+        larger = max(refined.shape[:2]) > options.window
+        return adain_lock(refined, prescaled, window=options.window if larger else None)
+    return refined
+
+
+def source_image(prepared: Prepared) -> Image.Image:
+    """Return the source as the comparison shows it: upright, cropped, sRGB."""
+    return to_image(prepared.rgb, prepared.alpha)
+
+
+def _with_profile(
+    image: Image.Image, metadata: Metadata
+) -> tuple[Image.Image, Metadata, tuple[str, ...]]:
+    if metadata.profile is None:
+        return image, metadata, ()
+    restored = from_srgb(image, metadata.profile)
+    if restored is None:
+        return image, dataclasses.replace(metadata, profile=None), (_PROFILE_DROPPED,)
+    return restored, metadata, ()
