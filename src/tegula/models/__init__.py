@@ -1,0 +1,1 @@
+"""Bundles and prescalers, and the packaged weights beside their cards."""

@@ -1,0 +1,173 @@
+"""What refine needs of a diffusion model, whatever its family.
+
+A bundle is a text encoder, a denoiser (UNet and control path), an autoencoder and
+scheduler settings. The engine knows only these seams, so Stable Diffusion 1.5, the
+packaged mini model and the seeded tiny models of the tests run through the same loop.
+
+The engine computes in fp32; a bundle casts what it is given to its own precision and
+back. Images are float tensors [n, 3, height, width], sRGB in 0..1. Latents are
+[n, channels, height / factor, width / factor].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from tegula.options import PresetValues
+
+
+@dataclass(frozen=True)
+class ControlImage:
+    """The pictures that hold refine to the subject, both at canvas size.
+
+    ``prescaled`` is the prescaler's result, ``source`` the prepared input enlarged by
+    Lanczos alone; both [n, 3, height, width] in 0..1.
+    """
+
+    prescaled: Tensor
+    source: Tensor
+
+
+@dataclass(frozen=True)
+class ControlScale:
+    """How strongly the control path speaks.
+
+    ``scale`` is the ControlNet conditioning scale (0..2). In ``guess_mode`` it fades
+    from the middle block to the first one and only rows ``controlled`` receive it.
+    """
+
+    scale: float
+    guess_mode: bool = False
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """Equal windows for one forward pass at one noise level.
+
+    latents: [n, channels, h, w], already scaled for the model.
+    timestep: scalar tensor.
+    text: [n, tokens, width].
+    control: what ``Denoiser.embed_control`` returned for these windows, n rows.
+    control_scale: None switches the control path off for this step.
+    controlled: the rows that the control path runs on; the others get none.
+    """
+
+    latents: Tensor
+    timestep: Tensor
+    text: Tensor
+    control: Tensor
+    control_scale: ControlScale | None
+    controlled: slice
+
+
+class TextEncoder(Protocol):
+    """Words to conditioning."""
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return [len(prompts), tokens, width]; all rows padded to one length."""
+        ...
+
+    def ignored_words(self, prompt: str) -> tuple[str, ...]:
+        """Return the words of a prompt that the model does not know."""
+        ...
+
+
+class Denoiser(Protocol):
+    """UNet and control path together."""
+
+    def embed_control(self, control: ControlImage) -> Tensor:
+        """Encode the control windows once, before the first step; n rows."""
+        ...
+
+    def __call__(self, batch: WindowBatch) -> Tensor:
+        """Return the prediction, shaped like ``batch.latents``."""
+        ...
+
+    def to_dtype(self, dtype: torch.dtype) -> Denoiser:
+        """Return the same denoiser computing in another precision."""
+        ...
+
+
+class Autoencoder(Protocol):
+    """Pictures to latents and back."""
+
+    def encode(self, image: Tensor, control: ControlImage, generator: torch.Generator) -> Tensor:
+        """Return the latents of an image; ``generator`` draws the posterior sample."""
+        ...
+
+    def decode(self, latents: Tensor, control: ControlImage) -> Tensor:
+        """Return the image of the latents, not clamped."""
+        ...
+
+    def to_dtype(self, dtype: torch.dtype) -> Autoencoder:
+        """Return the same autoencoder computing in another precision."""
+        ...
+
+
+@runtime_checkable
+class TileableAutoencoder(Autoencoder, Protocol):
+    """An autoencoder with normalisations over the whole picture, so tiling needs care.
+
+    It sees the image alone, never the control image.
+    """
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The network that ``encode_moments`` runs."""
+        ...
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The network that ``decode`` runs."""
+        ...
+
+    def encode_moments(self, image: Tensor) -> Tensor:
+        """Return the posterior's moments, [n, 2 * channels, h, w], of an image in 0..1."""
+        ...
+
+    def draw(self, moments: Tensor, generator: torch.Generator) -> Tensor:
+        """Return latents drawn from the posterior that the moments describe."""
+        ...
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """What the engine must know about a bundle before running it.
+
+    latent_factor: image pixels per latent pixel, along one side.
+    latent_channels: channels of the canvas.
+    window: default window side in image pixels; smaller ones down to
+        ``minimum_window`` work, in multiples of ``window_multiple``.
+    presets: the numbers behind each preset name for this bundle.
+    fingerprint: a hash over the weights, part of a result's metadata.
+    """
+
+    name: str
+    family: str
+    latent_factor: int
+    latent_channels: int
+    window: int
+    minimum_window: int
+    window_multiple: int
+    presets: Mapping[str, PresetValues]
+    fingerprint: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Everything refine needs, on one device in one precision."""
+
+    facts: BundleFacts
+    text: TextEncoder
+    denoiser: Denoiser
+    autoencoder: Autoencoder
+    scheduler: Mapping[str, object]
+    device: torch.device
+    dtype: torch.dtype
+    warnings: tuple[str, ...] = field(default=())

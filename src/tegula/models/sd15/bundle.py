@@ -1,0 +1,175 @@
+"""The seams of ``tegula.models.bundle`` over the networks of diffusers."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
+
+from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
+
+_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class SdDenoiser:
+    """UNet and, where there is one, ControlNet.
+
+    Made by ``make_denoiser``. ``controlnet`` takes the embedding that ``hint_encoder``
+    made of a picture, so the picture is encoded once and not at every step.
+    """
+
+    unet: Any
+    controlnet: Any | None = None
+    hint_encoder: nn.Module | None = None
+    hint_is_bgr: bool = False
+
+    @torch.no_grad()
+    def embed_control(self, control: ControlImage) -> Tensor:
+        """Return [n, channels, h, w] of the prescaled picture; [n, 0] without ControlNet."""
+        picture = control.prescaled.to(self.unet.dtype)
+        if self.hint_encoder is None:
+            return picture.new_zeros((len(picture), 0))
+        embedded: Tensor = self.hint_encoder(picture.flip(1) if self.hint_is_bgr else picture)
+        return embedded
+
+    @torch.no_grad()
+    def __call__(self, batch: WindowBatch) -> Tensor:
+        """Return the prediction in the precision of this denoiser."""
+        latents, text = batch.latents.to(self.unet.dtype), batch.text.to(self.unet.dtype)
+        residuals: dict[str, Any] = {}
+        if self.controlnet is not None and batch.control_scale is not None:
+            residuals = self._residuals(latents, text, batch, batch.control_scale)
+        prediction: Tensor = self.unet(
+            latents, batch.timestep, encoder_hidden_states=text, return_dict=False, **residuals
+        )[0]
+        return prediction
+
+    def to_dtype(self, dtype: torch.dtype) -> SdDenoiser:
+        """Return a copy in another precision, or this one if it has it already."""
+        if self.unet.dtype == dtype:
+            return self
+        parts = (self.unet, self.controlnet, self.hint_encoder)
+        unet, controlnet, hint_encoder = (
+            move(copy.deepcopy(part), dtype=dtype) if part is not None else None for part in parts
+        )
+        return SdDenoiser(unet, controlnet, hint_encoder, self.hint_is_bgr)
+
+    def _residuals(
+        self, latents: Tensor, text: Tensor, batch: WindowBatch, scale: ControlScale
+    ) -> dict[str, Any]:
+        rows, count = batch.controlled, len(latents)
+        down, mid = self.controlnet(  # type: ignore[misc]
+            latents[rows],
+            batch.timestep,
+            encoder_hidden_states=text[rows],
+            controlnet_cond=batch.control[rows].to(latents.dtype),
+            conditioning_scale=scale.scale,
+            guess_mode=scale.guess_mode,
+            return_dict=False,
+        )
+        return {
+            "down_block_additional_residuals": [_spread(part, rows, count) for part in down],
+            "mid_block_additional_residual": _spread(mid, rows, count),
+        }
+
+
+def make_denoiser(unet: Any, controlnet: Any | None) -> SdDenoiser:
+    """Join the networks, taking the picture encoder out of the ControlNet.
+
+    The ControlNet given is changed by this: it no longer takes pictures.
+    """
+    if controlnet is None:
+        return SdDenoiser(unet)
+    encoder = controlnet.controlnet_cond_embedding
+    is_bgr = controlnet.config.controlnet_conditioning_channel_order == "bgr"
+    controlnet.controlnet_cond_embedding = nn.Identity()
+    controlnet.register_to_config(controlnet_conditioning_channel_order="rgb")
+    return SdDenoiser(unet, controlnet, encoder, is_bgr)
+
+
+def _spread(residual: Tensor, rows: slice, count: int) -> Tensor:
+    """Place the residual of some rows among zeros for the others."""
+    if len(residual) == count:
+        return residual
+    spread = residual.new_zeros((count, *residual.shape[1:]))
+    spread[rows] = residual
+    return spread
+
+
+@dataclass(frozen=True)
+class SdAutoencoder:
+    """The autoencoder of Stable Diffusion; its latents do not depend on the control."""
+
+    network: Any
+
+    @property
+    def encoder(self) -> nn.Module:
+        """Return the network that makes moments."""
+        encoder: nn.Module = self.network.encoder
+        return encoder
+
+    @property
+    def decoder(self) -> nn.Module:
+        """Return the network that makes pictures."""
+        decoder: nn.Module = self.network.decoder
+        return decoder
+
+    def encode(
+        self,
+        image: Tensor,
+        control: ControlImage,  # noqa: ARG002
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Return a posterior sample, scaled to unit variance."""
+        return self.draw(self.encode_moments(image), generator)
+
+    @torch.no_grad()
+    def encode_moments(self, image: Tensor) -> Tensor:
+        """Return means and logarithmic variances, [n, 2 * channels, h, w]."""
+        posterior = self.network.encode((image * 2 - 1).to(self.network.dtype)).latent_dist
+        moments: Tensor = posterior.parameters
+        return moments
+
+    def draw(self, moments: Tensor, generator: torch.Generator) -> Tensor:
+        """Return latents of these moments, scaled to unit variance."""
+        drawn: Tensor = DiagonalGaussianDistribution(moments).sample(generator)
+        return drawn * float(self.network.config.scaling_factor)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, control: ControlImage) -> Tensor:  # noqa: ARG002
+        """Return the picture, not clamped."""
+        scaled = latents.to(self.network.dtype) / float(self.network.config.scaling_factor)
+        picture: Tensor = self.network.decode(scaled, return_dict=False)[0]
+        return picture / 2 + 0.5
+
+    def to_dtype(self, dtype: torch.dtype) -> SdAutoencoder:
+        """Return a copy in another precision, or this one if it has it already."""
+        if self.network.dtype == dtype:
+            return self
+        return SdAutoencoder(move(copy.deepcopy(self.network), dtype=dtype))
+
+
+def move(
+    module: Any, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Any:
+    """Move a network; diffusers' own ``to`` warns on every change of precision."""
+    return nn.Module.to(module, device=device, dtype=dtype)
+
+
+def fingerprint(modules: Sequence[nn.Module]) -> str:
+    """Return a hash over sampled weights, the same whatever file they came from."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.named_parameters()):
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(1, len(flat) // _SAMPLES)]
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(sample.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

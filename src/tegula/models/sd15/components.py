@@ -1,0 +1,148 @@
+"""The networks of Stable Diffusion 1.5, each from whatever its weights come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from tegula.errors import BrokenWeightsError
+from tegula.models.hub import formats
+from tegula.models.sd15.files import LOADING_FAILURES, read_weights
+
+_NAMES = {
+    UNet2DConditionModel: "UNet",
+    ControlNetModel: "ControlNet",
+    AutoencoderKL: "autoencoder",
+    CLIPTextModel: "text encoder",
+}
+STANDARD_CONFIG = Path(__file__).parent / "config"
+
+
+def unet_from_folder(folder: Path) -> Any:
+    """Load the UNet of a diffusers folder."""
+    return _from_folder(UNet2DConditionModel, folder / "unet")
+
+
+def autoencoder_from_folder(folder: Path) -> Any:
+    """Load an autoencoder from the folder that holds its config.json."""
+    return _from_folder(AutoencoderKL, folder)
+
+
+def controlnet_from_folder(folder: Path) -> Any:
+    """Load a ControlNet from the folder that holds its config.json."""
+    return _from_folder(ControlNetModel, folder)
+
+
+def text_model_from_folder(folder: Path) -> Any:
+    """Load the text encoder of a diffusers folder."""
+    return _from_folder(CLIPTextModel, folder / "text_encoder")
+
+
+def tokenizer_from_folder(folder: Path) -> Any:
+    """Load a tokenizer from the folder that holds its vocabulary."""
+    with _loading("tokenizer", folder):
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def unet_from_weights(state: Mapping[str, Tensor], config: Path, source: Path) -> Any:
+    """Load the UNet out of an original checkpoint."""
+    return _from_weights(UNet2DConditionModel, state, config / "unet", source)
+
+
+def autoencoder_from_weights(state: Mapping[str, Tensor], config: Path, source: Path) -> Any:
+    """Load an autoencoder out of an original checkpoint or a file of its own."""
+    return _from_weights(AutoencoderKL, state, config / "vae", source)
+
+
+def controlnet_from_file(path: Path, config: Path) -> Any:
+    """Load a ControlNet from one file, with original or diffusers keys."""
+    return _from_weights(ControlNetModel, read_weights(path), config / "controlnet", path)
+
+
+def autoencoder_from_file(path: Path, config: Path) -> Any:
+    """Load an autoencoder from one file, with original or diffusers keys."""
+    return autoencoder_from_weights(read_weights(path), config, path)
+
+
+def text_model_from_weights(state: Mapping[str, Tensor], config: Path, source: Path) -> Any:
+    """Load the text encoder out of an original checkpoint."""
+
+    def load() -> Any:
+        return create_diffusers_clip_model_from_ldm(
+            CLIPTextModel,
+            checkpoint=dict(state),
+            config=str(config / "text_encoder"),
+            torch_dtype=torch.float32,
+            local_files_only=True,
+        )
+
+    return _complete(load, _NAMES[CLIPTextModel], source)
+
+
+def _from_folder(kind: Any, folder: Path) -> Any:
+    def load() -> Any:
+        model, report = kind.from_pretrained(
+            str(folder), local_files_only=True, output_loading_info=True, **_variant(folder)
+        )
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ValueError(_missing(missing))
+        return model
+
+    return _complete(load, _NAMES[kind], folder)
+
+
+def _variant(folder: Path) -> dict[str, str]:
+    stems = ("diffusion_pytorch_model", "model")
+    plain, half, _pickled = zip(*(formats(f"{stem}.safetensors") for stem in stems), strict=True)
+    has = [any((folder / name).is_file() for name in names) for names in (plain, half)]
+    return {"variant": "fp16"} if has == [False, True] else {}
+
+
+def _from_weights(kind: Any, state: Mapping[str, Tensor], config: Path, source: Path) -> Any:
+    def load() -> Any:
+        return kind.from_single_file(
+            dict(state), config=str(config), torch_dtype=torch.float32, local_files_only=True
+        )
+
+    return _complete(load, _NAMES[kind], source)
+
+
+def _complete(load: Callable[[], Any], name: str, source: Path) -> Any:
+    with _loading(name, source):
+        model = load()
+        empty = [key for key, weight in model.named_parameters() if weight.is_meta]
+        if empty:
+            raise ValueError(_missing(empty))
+        return model.float().eval().requires_grad_(requires_grad=False)
+
+
+@contextmanager
+def _loading(name: str, source: Path) -> Iterator[None]:
+    try:
+        yield
+    except LOADING_FAILURES as error:
+        raise BrokenWeightsError(
+            f"The {name} in {source} cannot be used: {_reason(error)}; get it again, or give "
+            f"one of Stable Diffusion 1.5."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    # What diffusers trips over where a checkpoint lacks weights.
+    if isinstance(error, NotImplementedError | AttributeError | TypeError):
+        return "weights are missing"
+    first = str(error).strip().split("\n")[0].split(". ")[0].removesuffix(".").strip()
+    return first.removeprefix("Cannot load  because ")[:300]
+
+
+def _missing(names: Sequence[str]) -> str:
+    return f"weights are missing ({len(names)} of them, like {names[0]})"

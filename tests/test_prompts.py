@@ -1,0 +1,71 @@
+import itertools
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tegula.models.sd15.prompts import parse_prompt
+
+
+def pieces(prompt):
+    return [(part.text, round(part.weight, 4)) for part in parse_prompt(prompt)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("", []),
+        ("a red cat", [("a red cat", 1)]),
+        ("a (red:1.2) cat", [("a ", 1), ("red", 1.2), (" cat", 1)]),
+        ("a (red) cat", [("a ", 1), ("red", 1.1), (" cat", 1)]),
+        ("a [red] cat", [("a ", 1), ("red", 0.9091), (" cat", 1)]),
+        ("((red))", [("red", 1.21)]),
+        ("(a (red:2) cat:0.5)", [("a ", 0.5), ("red", 1), (" cat", 0.5)]),
+        ("(red: .5)", [("red", 0.5)]),
+        ("(red:-1)", [("red", -1)]),
+    ],
+)
+def test_brackets_weigh_what_they_hold(prompt, expected):
+    assert pieces(prompt) == expected
+
+
+def test_escaped_brackets_are_text():
+    assert pieces(r"photo \(1999\) \[sic\]") == [("photo (1999) [sic]", 1)]
+
+
+def test_an_escaped_bracket_inside_a_weight_is_text():
+    assert pieces(r"(cat \(red\):1.5)") == [("cat (red)", 1.5)]
+
+
+def test_other_backslashes_stay():
+    assert pieces(r"a\b") == [(r"a\b", 1)]
+
+
+def test_a_bracket_never_closed_counts_to_the_end():
+    assert pieces("a (red cat") == [("a ", 1), ("red cat", 1.1)]
+
+
+def test_a_bracket_never_opened_is_text():
+    assert pieces("a red) cat] 3:4") == [("a red) cat] 3:4", 1)]
+
+
+def test_a_weight_outside_brackets_is_text():
+    assert pieces("ratio 16:9)") == [("ratio 16:9)", 1)]
+
+
+def test_a_weight_does_not_close_a_square_bracket():
+    assert pieces("[red:1.2) cat]") == [("red:1.2) cat", 0.9091)]
+
+
+@given(st.text())
+def test_escaped_text_comes_back_as_it_was(text):
+    escaped = re.sub(r"([()\[\]\\])", r"\\\1", text)
+    assert "".join(part.text for part in parse_prompt(escaped)) == text
+    assert all(part.weight == 1 for part in parse_prompt(escaped))
+
+
+@given(st.text(alphabet="ab ()[]:\\1.2-"))
+def test_any_prompt_can_be_read_and_neighbours_differ_in_weight(prompt):
+    parts = parse_prompt(prompt)
+    assert all(left.weight != right.weight for left, right in itertools.pairwise(parts))
