@@ -1,0 +1,230 @@
+"""Prescaler files that users bring: what is in them, and which network they fit.
+
+ESRGAN-family files are recognised by their parameter names alone, in the three
+spellings that circulate: Real-ESRGAN's (``conv_first``, ``body.0.rdb1``...), that of
+ESRGAN's first repository (``RRDB_trunk.0.RDB1``...) and that of the numbered
+"old architecture" (``model.1.sub.0.RDB1``...), which most community models use. Every
+other architecture is left to spandrel.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from tegula.errors import BrokenWeightsError, MissingExtraError, MissingWeightsError
+from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
+
+SUFFIXES = (".safetensors", ".pth")
+EXTRA_COMMAND = 'pip install "tegula[formats]"'
+WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict")
+PREFIXES = ("module.", "netG.")
+
+State = dict[str, Tensor]
+
+_FIRST_SPELLING = (
+    (r"^RRDB_trunk\.(\d+)\.RDB(\d)\.", r"body.\1.rdb\2."),
+    (r"^trunk_conv\.", "conv_body."),
+    (r"^upconv(\d+)\.", r"conv_up\1."),
+    (r"^HRconv\.", "conv_hr."),
+)
+_NUMBERED_SPELLING = (
+    (r"^model\.0\.", "conv_first."),
+    (r"^model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.", r"body.\1.rdb\2.conv\3."),
+    (r"^model\.1\.sub\.\d+\.(weight|bias)$", r"conv_body.\1"),
+)
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network in float32 and what is to be known of it."""
+
+    network: nn.Module
+    net: str
+    factor: int
+
+
+def load_checkpoint(path: Path) -> LoadedNetwork:
+    """Read a ``.safetensors`` or ``.pth`` file into the network it belongs to.
+
+    Pickled files are read by torch's restricted unpickler, which runs no code.
+
+    Raises:
+        MissingWeightsError: there is no such file.
+        BrokenWeightsError: the file is damaged, or holds no network that enlarges
+            three colour channels.
+        MissingExtraError: the network is not of the ESRGAN family, and spandrel,
+            which knows the others, is not installed.
+    """
+    state = read_state(path)
+    renamed = unify_names(state)
+    if "conv_first.weight" in renamed and "conv_body.weight" in renamed:
+        return _load_rrdb(renamed, path)
+    if "body.0.weight" in renamed and "body.1.weight" in renamed:
+        return _load_compact(renamed, path)
+    return _load_foreign(state, path)
+
+
+def read_state(path: Path) -> State:
+    """Return the tensors of a file by name, without wrappers and common prefixes.
+
+    Raises:
+        MissingWeightsError: there is no such file.
+        BrokenWeightsError: the file is damaged or holds something else.
+    """
+    if not path.is_file():
+        raise MissingWeightsError(f"There is no prescaler file {path}; check the path.")
+    content: object
+    try:
+        if path.suffix.lower() == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
+        raise _broken(path, "it is damaged, or no file of weights") from error
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _broken(path, "it is damaged, or no file of weights") from error
+    return _unwrap(content, path)
+
+
+def _unwrap(content: object, path: Path) -> State:
+    if isinstance(content, Mapping):
+        inner = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)]
+        state = dict((inner or [content])[0])
+        if state and all(_is_named_tensor(*item) for item in state.items()):
+            return _without_prefix(cast("State", state))
+    raise _broken(path, "it holds no network's tensors by name")
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
+def _without_prefix(state: State) -> State:
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def unify_names(state: State) -> State:
+    """Rename the parameters of an ESRGAN file to those of ``RRDBNet``.
+
+    Names of other networks come back as they are.
+    """
+    if "model.0.weight" not in state:
+        return _rename(state, _FIRST_SPELLING)
+    renamed = _rename(state, _NUMBERED_SPELLING)
+    tail = sorted({int(n.split(".")[1]) for n in renamed if re.match(r"^model\.\d+\.", n)})
+    if len(tail) < 2:
+        return state
+    ups = [f"conv_up{n + 1}" for n in range(len(tail) - 2)]
+    new = dict(zip(tail, [*ups, "conv_hr", "conv_last"], strict=True))
+    return _rename(renamed, [(rf"^model\.{number}\.", f"{new[number]}.") for number in tail])
+
+
+def _rename(state: State, rules: Iterable[tuple[str, str]]) -> State:
+    renamed = {}
+    for name, tensor in state.items():
+        new = name
+        for pattern, replacement in rules:
+            new = re.sub(pattern, replacement, new)
+        renamed[new] = tensor
+    return renamed
+
+
+def _load_rrdb(state: State, path: Path) -> LoadedNetwork:
+    features, channels = state["conv_first.weight"].shape[:2]
+    blocks = _count(state, r"^body\.(\d+)\.")
+    upsamples = _count(state, r"^conv_up(\d+)\.")
+    unshuffle = {3: 1, 12: 2, 48: 4}.get(channels)
+    growth = state.get("body.0.rdb1.conv1.weight")
+    if unshuffle is None or growth is None or unshuffle > 2**upsamples:
+        raise _broken(path, f"an ESRGAN network with {channels} input channels does not fit")
+    network = RRDBNet(blocks, features, growth.shape[0], unshuffle, upsamples)
+    fill(network, state, str(path))
+    return LoadedNetwork(network, f"RRDBNet, {blocks} blocks", network.factor)
+
+
+def _load_compact(state: State, path: Path) -> LoadedNetwork:
+    last = max((int(name.split(".")[1]) for name in state if name.startswith("body.")), default=0)
+    first, final = state["body.0.weight"], state.get(f"body.{last}.weight")
+    factor = 0 if final is None else math.isqrt(final.shape[0] // 3)
+    if factor < 1 or last % 2 or first.dim() != 4:
+        raise _broken(path, "its layers are not those of a SRVGGNetCompact")
+    network = SRVGGNetCompact(last // 2 - 1, first.shape[0], factor)
+    fill(network, state, str(path))
+    return LoadedNetwork(network, f"SRVGGNetCompact, {last // 2 - 1} convolutions", factor)
+
+
+def _count(state: State, pattern: str) -> int:
+    return len({match[1] for name in state if (match := re.match(pattern, name))})
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load tensors into a network; every one is used, and every parameter gets one.
+
+    Raises:
+        BrokenWeightsError: a name is missing or left over, a shape differs, or a number
+            is not finite.
+    """
+    own = network.state_dict()
+    wrong = sorted(own.keys() ^ state.keys())
+    wrong = wrong or [name for name, tensor in own.items() if tensor.shape != state[name].shape]
+    wrong = wrong or [name for name in own if not bool(state[name].isfinite().all())]
+    if wrong:
+        raise BrokenWeightsError(
+            f"{where} does not fit its network: {len(wrong)} tensors are missing, left over, "
+            f"of another shape or not finite ({wrong[0]}); get the file again."
+        )
+    network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+
+
+class ForeignNetwork(nn.Module):
+    """A network that spandrel loaded, behind the calling convention of ours."""
+
+    def __init__(self, descriptor: Any) -> None:
+        super().__init__()
+        self.model = descriptor.model
+        self.descriptor = descriptor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarge [n, 3, h, w] to [n, 3, h * factor, w * factor], float32."""
+        picture: Tensor = self.descriptor(x.to(next(self.model.parameters()).dtype))
+        return picture.float()
+
+
+def _load_foreign(state: State, path: Path) -> LoadedNetwork:
+    try:
+        import spandrel
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{path} is not of the ESRGAN family, and other networks need spandrel; "
+            f"run: {EXTRA_COMMAND}"
+        ) from error
+    try:
+        descriptor = spandrel.ModelLoader().load_from_state_dict(state)
+    except Exception as error:  # whatever a foreign loader raises, the file is at fault
+        raise _broken(path, "spandrel does not know its network") from error
+    channels = (descriptor.input_channels, descriptor.output_channels)
+    if not isinstance(descriptor, spandrel.ImageModelDescriptor) or channels != (3, 3):
+        raise _broken(path, "its network does not turn one colour picture into another")
+    name = str(descriptor.architecture.name)
+    return LoadedNetwork(ForeignNetwork(descriptor), name, int(descriptor.scale))
+
+
+def _broken(path: Path, why: str) -> BrokenWeightsError:
+    return BrokenWeightsError(
+        f"{path} cannot be used as a prescaler: {why}; it takes an ESRGAN-family or SwinIR "
+        "file (.safetensors or .pth)."
+    )

@@ -1,0 +1,65 @@
+"""From a name or a path to a prescaler that is ready to run."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tegula.models.prescalers.catalogue import (
+    FILE_OVERLAP,
+    PackagedPrescaler,
+    find_packaged,
+    list_prescalers,
+    packaged_files,
+)
+from tegula.models.prescalers.checkpoints import SUFFIXES, fill, load_checkpoint
+from tegula.models.prescalers.ncnn import read_ncnn
+from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
+from tegula.models.prescalers.prescaler import Prescaler, PrescalerFacts
+
+
+def load(name_or_path: str, device: torch.device, dtype: torch.dtype) -> Prescaler:
+    """Do the work of ``tegula.models.prescalers.load_prescaler``."""
+    if Path(name_or_path).suffix.lower() in SUFFIXES:
+        return _from_file(Path(name_or_path), device, dtype)
+    entry = find_packaged(name_or_path)
+    if entry is None:
+        plain = next(facts for facts in list_prescalers() if facts.factor is None)
+        return Prescaler(plain, None, None, device, dtype)
+    return _ready(entry.facts, _packaged_network(entry), device, dtype)
+
+
+def _from_file(path: Path, device: torch.device, dtype: torch.dtype) -> Prescaler:
+    loaded = load_checkpoint(path)
+    facts = PrescalerFacts(
+        name=str(path),
+        description="A file of your own.",
+        net=loaded.net,
+        factor=loaded.factor,
+        overlap=FILE_OVERLAP,
+        licence="as its author says",
+    )
+    return _ready(facts, loaded.network, device, dtype)
+
+
+def _packaged_network(entry: PackagedPrescaler) -> nn.Module:
+    network = SRVGGNetCompact() if entry.blocks is None else RRDBNet(entry.blocks)
+    tensors = read_ncnn(*packaged_files(entry))
+    # Both sides list their tensors in the order in which the layers run; a surplus on
+    # either side leaves a name that ``fill`` reports.
+    names = [*network.state_dict(), *(f"surplus.{n}" for n in range(len(tensors)))]
+    state = {name: torch.from_numpy(t) for name, t in zip(names, tensors, strict=False)}
+    fill(network, state, f"{entry.file}.bin")
+    return network
+
+
+def _ready(
+    facts: PrescalerFacts, network: nn.Module, device: torch.device, dtype: torch.dtype
+) -> Prescaler:
+    full = network.eval().requires_grad_(requires_grad=False).to(device=device)
+    full = full.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast = full if dtype == torch.float32 else copy.deepcopy(full).to(dtype)
+    return Prescaler(facts, fast, full, device, dtype)

@@ -1,0 +1,219 @@
+"""The prescale stage: sizes, tiles, and what happens when a tile goes wrong."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage import data
+from support import photograph
+from torch.nn import functional
+
+from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemoryError
+from tegula.images.resize import enlarge_lanczos
+from tegula.models.prescalers import Prescaler, PrescalerFacts, list_prescalers, load_prescaler
+from tegula.stages.prescale import SMALLEST_CORE, plan_sizes, plan_spans, prescale
+
+CPU = torch.device("cpu")
+NETS = [facts for facts in list_prescalers() if facts.factor]
+LANCZOS = load_prescaler("lanczos", CPU, torch.float32)
+SIDE = st.integers(1, 3000)
+
+
+class Nearest(torch.nn.Module):
+    """Enlarges by repetition; ``before`` may do whatever a real net might do wrong."""
+
+    def __init__(self, factor=4, before=lambda x: x):
+        super().__init__()
+        self.factor, self.before, self.shapes = factor, before, []
+
+    def forward(self, x):
+        self.shapes.append((x.shape[-1], x.shape[-2]))
+        return functional.interpolate(self.before(x), scale_factor=self.factor, mode="nearest")
+
+
+def fake(network, full_precision=None, overlap=4):
+    facts = PrescalerFacts(
+        name="fake", description="", net="", factor=network.factor, overlap=overlap, licence=""
+    )
+    return Prescaler(facts, network, full_precision or network, CPU, torch.float32)
+
+
+def out_of_memory_above(pixels):
+    def before(x):
+        if x[0, 0].numel() > pixels:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return x
+
+    return before
+
+
+def to_nan(x):
+    return x * torch.nan
+
+
+@pytest.mark.parametrize("facts", NETS, ids=lambda facts: facts.name)
+def test_tiling_changes_no_pixel_visibly(facts):
+    prescaler = load_prescaler(facts.name, CPU, torch.float32)
+    tile = 2 * facts.overlap + SMALLEST_CORE + 8
+    picture = data.chelsea()[120:152, 100 : 108 + tile].astype(np.float32) / 255
+    size = (picture.shape[1] * 4, picture.shape[0] * 4)
+    units = []
+    tiled = prescale(picture, size, prescaler, tile=tile, on_unit=lambda *u: units.append(u))
+    assert units == [(1, 2), (2, 2)]
+    assert np.abs(tiled - prescale(picture, size, prescaler)).max() <= 1 / 255
+
+
+@pytest.mark.parametrize("target", [(300, 200), (199, 133), (520, 400), (101, 390), (60, 250)])
+def test_resampling_tile_by_tile_equals_resampling_at_once(target):
+    picture = photograph(100, 67)
+    prescaler = fake(Nearest())
+    tiled = prescale(picture, target, prescaler, tile=40 + 16)
+    assert tiled.shape == (target[1], target[0], 3)
+    assert np.abs(tiled - prescale(picture, target, prescaler)).max() < 1e-4
+
+
+@settings(max_examples=40, deadline=None)
+@given(*[st.integers(1, 40)] * 2, *[st.integers(1, 300)] * 2, st.sampled_from([1, 2, 4]))
+def test_the_result_has_exactly_the_size_asked_for(width, height, out_width, out_height, factor):
+    picture = np.full((height, width, 3), 0.25, np.float32)
+    for prescaler in (LANCZOS, fake(Nearest(factor))):
+        result = prescale(picture, (out_width, out_height), prescaler, tile=56)
+        assert result.shape == (out_height, out_width, 3)
+        assert result.dtype == np.float32
+        assert np.abs(result - 0.25).max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 9), (5, 3)])
+def test_a_real_net_takes_the_smallest_pictures(size):
+    net = load_prescaler("realesrgan-animevideov3", CPU, torch.float32)
+    grey = np.full((size[1], size[0], 3), 0.5, np.float32)
+    result = prescale(grey, (size[0] * 4, size[1] * 4), net)
+    assert result.shape == (size[1] * 4, size[0] * 4, 3)
+    assert np.abs(result - 0.5).max() < 0.05
+
+
+@given(SIDE, SIDE, SIDE, SIDE, st.sampled_from([1, 2, 4, 8]))
+def test_the_last_pass_ends_at_the_target_and_no_pass_stretches(w, h, out_w, out_h, factor):
+    sizes = plan_sizes((w, h), (out_w, out_h), factor)
+    assert bool(sizes) == (out_w > w or out_h > h)
+    if not sizes:
+        return
+    assert sizes[-1] == (out_w, out_h)
+    for before, after in zip([(w, h), *sizes], sizes, strict=False):
+        assert factor == 1 or all(
+            b <= a * factor * 1.25 for a, b in zip(before, after, strict=True)
+        )
+    assert all(side >= 1 for size in sizes for side in size)
+
+
+def test_eight_times_goes_over_two_times():
+    assert plan_sizes((100, 50), (800, 400), 4) == [(200, 100), (800, 400)]
+    assert plan_sizes((100, 50), (450, 225), 4) == [(450, 225)]
+
+
+@given(SIDE, SIDE, st.integers(1, 400), st.integers(0, 80))
+def test_tiles_are_equal_and_every_pixel_has_its_context(source, target, tile, context):
+    spans = plan_spans(source, target, tile, context)
+    assert len({span.stop - span.start for span in spans}) == 1
+    assert spans[0].start == 0
+    assert spans[-1].stop == source
+    assert spans[0].stop <= max(tile, 2 * context + SMALLEST_CORE)
+    assert (spans[0].first, spans[-1].last) == (0, target)
+    half_a_pixel = 0.5 * source / target + 0.5
+    for left, right in itertools.pairwise(spans):
+        assert left.last == right.first
+        cut = left.last * source / target
+        assert left.stop - cut >= context - half_a_pixel
+        assert cut - right.start >= context - half_a_pixel
+
+
+def test_tiles_of_a_pass_have_one_shape():
+    net = Nearest()
+    prescale(photograph(150, 110), (600, 440), fake(net), tile=64)
+    assert len(set(net.shapes)) == 1
+    assert len(net.shapes) > 4
+
+
+def test_values_stay_in_range():
+    net = Nearest(before=lambda x: x * 3 - 1)
+    result = prescale(photograph(40, 40), (90, 90), fake(net))
+    assert result.min() >= 0
+    assert result.max() <= 1
+
+
+def test_a_tile_that_overflows_is_run_again_in_full_precision():
+    picture = photograph(50, 40)
+    healthy = Nearest()
+    result = prescale(picture, (200, 160), fake(Nearest(before=to_nan), healthy))
+    assert np.array_equal(result, prescale(picture, (200, 160), fake(healthy)))
+
+
+def test_values_that_stay_no_numbers_are_reported():
+    with pytest.raises(NumericalError, match="fake"):
+        prescale(photograph(40, 40), (80, 80), fake(Nearest(before=to_nan)))
+
+
+def test_cancelling_stops_between_tiles():
+    net, asked = Nearest(), iter([False, False, False, True])
+    with pytest.raises(CancelledError):
+        prescale(
+            photograph(150, 110), (600, 440), fake(net), tile=64, cancelled=lambda: next(asked)
+        )
+    assert len(net.shapes) == 2
+
+
+def test_cancelling_stops_inside_a_tile_and_leaves_the_net_usable():
+    net = load_prescaler("realesrgan-animevideov3", CPU, torch.float32)
+    picture, asked = photograph(32, 32), []
+    with pytest.raises(CancelledError):
+        prescale(picture, (128, 128), net, cancelled=lambda: asked.append(0) or len(asked) == 9)
+    assert len(asked) == 9
+    prescale(picture, (128, 128), net)
+    assert len(asked) == 9
+
+
+def test_tiles_are_halved_until_they_fit_and_the_result_stays():
+    picture, units = photograph(150, 110), []
+    net = Nearest(before=out_of_memory_above(64 * 64))
+    result = prescale(picture, (300, 220), fake(net), on_unit=lambda *u: units.append(u))
+    assert np.abs(result - prescale(picture, (300, 220), fake(Nearest()))).max() < 1e-4
+    assert units[-1][0] == units[-1][1] > 1
+
+
+def test_the_second_pass_alone_is_repeated_when_it_does_not_fit():
+    net, units = Nearest(before=out_of_memory_above(120 * 120)), []
+    prescale(photograph(100, 90), (800, 720), fake(net), on_unit=lambda *u: units.append(u))
+    assert [done for done, _ in units] == list(range(1, units[-1][1] + 1))
+
+
+def test_running_out_of_memory_with_the_smallest_tile_is_reported():
+    with pytest.raises(OutOfMemoryError, match="40 px"):
+        prescale(photograph(90, 90), (180, 180), fake(Nearest(before=out_of_memory_above(0))))
+
+
+def test_other_failures_of_a_net_are_not_taken_for_lack_of_memory():
+    def fail(x):
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        prescale(photograph(40, 40), (80, 80), fake(Nearest(before=fail)))
+
+
+def test_a_tile_that_is_all_context_is_refused():
+    with pytest.raises(OptionError, match="at least 40"):
+        prescale(photograph(40, 40), (80, 80), fake(Nearest()), tile=39)
+
+
+def test_lanczos_keeps_a_picture_of_the_right_size():
+    picture = photograph(30, 20)
+    assert np.array_equal(enlarge_lanczos(picture, (30, 20)), picture)
+
+
+def test_lanczos_follows_a_slope():
+    ramp = np.tile(np.linspace(0, 1, 32, dtype=np.float32)[None, :, None], (8, 1, 3))
+    larger = enlarge_lanczos(ramp, (64, 16))
+    expected = np.clip((np.arange(64) + 0.5) / 2 - 0.5, 0, 31) / 31
+    assert np.abs(larger[8, 8:-8, 0] - expected[8:-8]).max() < 0.01

