@@ -1,0 +1,1 @@
+"""The loop of tiled diffusion: guidance, canvas sampling, schedulers, autoencoder."""

@@ -1,0 +1,184 @@
+"""Canvas sampling: one latent canvas, one scheduler, many windows.
+
+Every step gathers all windows into equal batches, evaluates them, and scatters the
+predictions back with weights that sum to one; then the scheduler steps the canvas once.
+No window is ever finished alone, so no seam can form. Averaging predictions of
+overlapping windows is MultiDiffusion (Bar-Tal et al., 2023); feathered weights are
+Mixture of Diffusers (Jiménez, 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tegula.diffusion.guidance import Guidance, combine
+from tegula.diffusion.hold import Hold
+from tegula.diffusion.prediction import HalvingBatch, SafeDenoiser
+from tegula.diffusion.schedulers import Generators, NoiseSchedule
+from tegula.errors import CancelledError
+from tegula.models.bundle import ControlScale, WindowBatch
+from tegula.progress import Cancelled, OnUnit
+from tegula.tiling.windows import WindowGrid
+
+Index = tuple[slice, slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What every evaluation is told beside the noisy latents.
+
+    text: [prompts, tokens, width]; negative_text: [1, tokens, width].
+    control: embedded control windows, as the places number them.
+    """
+
+    text: Tensor
+    negative_text: Tensor
+    control: Tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """One window of one canvas of a stack, told one prompt.
+
+    index: cuts the window out of latents [canvases, channels, height, width].
+    weights: [height, width] on the device; those of all places of a canvas sum to one.
+    control, prompt: rows of ``Conditioning.control`` and ``Conditioning.text``.
+    """
+
+    index: Index
+    weights: Tensor
+    control: int
+    prompt: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One noise level: its number, timestep, and whether guidance and control are on."""
+
+    number: int
+    timestep: Tensor
+    guided: bool
+    control: ControlScale | None
+
+
+def places_of(grid: WindowGrid, device: torch.device, canvases: int = 1) -> list[Place]:
+    """Return the windows of a grid on each of a stack of canvases, one prompt for all."""
+    weights = [torch.from_numpy(grid.weights(i)).to(device) for i in range(len(grid))]
+    return [
+        Place(
+            (slice(canvas, canvas + 1), slice(None), *window.index[1:]),
+            weights[index],
+            canvas * len(grid) + index,
+        )
+        for canvas in range(canvases)
+        for index, window in enumerate(grid.windows)
+    ]
+
+
+class CanvasSampler:
+    """Denoises latent canvases of any size through windows of one size."""
+
+    def __init__(
+        self,
+        denoiser: SafeDenoiser,
+        places: Sequence[Place],
+        conditioning: Conditioning,
+        guidance: Guidance,
+        batch: HalvingBatch,
+    ) -> None:
+        self._denoiser = denoiser
+        self._places = places
+        self._conditioning = conditioning
+        self._guidance = guidance
+        self._batch = batch
+
+    def sample(
+        self,
+        latents: Tensor,
+        schedule: NoiseSchedule,
+        generator: Generators,
+        on_unit: OnUnit,
+        cancelled: Cancelled,
+        hold: Hold | None = None,
+    ) -> Tensor:
+        """Walk the canvases from their noisy start to clean latents.
+
+        Args:
+            latents: [canvases, channels, height, width], noised to the first level, fp32.
+            schedule: the levels to run.
+            generator: draws the noise of stochastic schedulers: one for the whole stack,
+                or one for each canvas.
+            on_unit: told (windows done, windows in all) as they are done.
+            cancelled: asked before every batch.
+            hold: what stays as it is until a later level; None changes all from the first.
+
+        Raises:
+            CancelledError: ``cancelled`` said so.
+            NumericalError: the model is not finite even in fp32.
+            OutOfMemoryError: a single window does not fit into memory.
+        """
+        awake = [self._awake(number, hold) for number in range(len(schedule))]
+        done, total = 0, sum(map(len, awake))
+        for step, places in zip(self._steps(schedule), awake, strict=True):
+            scaled = schedule.scale_input(latents, step.timestep)
+            prediction = torch.zeros_like(latents)
+
+            def evaluate(
+                start: int,
+                end: int,
+                step: Step = step,
+                places: Sequence[Place] = places,
+                scaled: Tensor = scaled,
+                prediction: Tensor = prediction,
+            ) -> None:
+                nonlocal done
+                if cancelled():
+                    raise CancelledError("Cancelled while refining; nothing was written.")
+                batch = places[start:end]
+                for place, part in zip(batch, self._predict(scaled, step, batch), strict=True):
+                    prediction[place.index] += part * place.weights
+                done += end - start
+                on_unit(done, total)
+
+            self._batch.run(evaluate, len(places))
+            if hold is not None:
+                prediction = hold.predict(prediction, step.number, step.timestep, schedule)
+            latents = schedule.step(prediction, step.timestep, latents, generator)
+            if hold is not None:
+                latents = hold.keep(latents, step.number + 1, schedule)
+        return latents
+
+    def _awake(self, number: int, hold: Hold | None) -> Sequence[Place]:
+        if hold is None:
+            return self._places
+        return [place for place in self._places if hold.moves(place.index, number)]
+
+    def _steps(self, schedule: NoiseSchedule) -> Iterator[Step]:
+        steps = len(schedule)
+        for index, timestep in enumerate(schedule.timesteps):
+            yield Step(
+                index,
+                timestep,
+                self._guidance.guided(index, steps),
+                self._guidance.control_at(index, steps),
+            )
+
+    def _predict(self, latents: Tensor, step: Step, places: Sequence[Place]) -> Tensor:
+        count = len(places)
+        windows = torch.cat([latents[place.index] for place in places])
+        text = self._conditioning.text[[place.prompt for place in places]]
+        control = self._conditioning.control[[place.control for place in places]]
+        controlled = slice(0, count)
+        if step.guided:
+            negative = self._conditioning.negative_text.expand(count, -1, -1)
+            windows, control = windows.repeat(2, 1, 1, 1), control.repeat(2, 1, 1, 1)
+            text = torch.cat([negative, text])
+            guess = step.control is not None and step.control.guess_mode
+            controlled = slice(count if guess else 0, len(windows))
+        batch = WindowBatch(windows, step.timestep, text, control, step.control, controlled)
+        prediction = self._denoiser(batch)
+        return combine(prediction, self._guidance.scale) if step.guided else prediction

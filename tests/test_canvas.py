@@ -1,0 +1,230 @@
+"""What canvas mode promises whatever the model: no seams, no dependence on batches."""
+
+import dataclasses
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from support import options, photograph
+
+from tegula.diffusion import tiled_autoencoder
+from tegula.diffusion.tiled_autoencoder import AutoencoderTiling
+from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemoryError
+from tegula.models.bundle import Bundle, ControlImage
+from tegula.models.sd15.tiny import tiny_bundle
+from tegula.stages.refine_canvas import refine_canvas
+
+WIDE = (150, 110)
+"""Three by two windows of 64 px, with sides that 8 does not divide."""
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return tiny_bundle()
+
+
+class PixelwiseDenoiser:
+    """Treats every latent pixel alike, so windows cannot matter."""
+
+    def embed_control(self, control):
+        return control.prescaled.new_zeros((len(control.prescaled), 0))
+
+    def __call__(self, batch):
+        return torch.tanh(batch.latents) * 0.3 + 0.01
+
+    def to_dtype(self, dtype):
+        return self
+
+
+class FailingDenoiser:
+    """Passes a denoiser's answers on, after ``spoil`` had its way with them."""
+
+    def __init__(self, inner, spoil):
+        self.inner, self.spoil, self.calls = inner, spoil, []
+
+    def embed_control(self, control):
+        return self.inner.embed_control(control)
+
+    def __call__(self, batch):
+        self.calls.append(len(batch.latents))
+        return self.spoil(self.inner(batch), len(batch.latents))
+
+    def to_dtype(self, dtype):
+        return self.inner
+
+
+def refine(bundle: Bundle, picture=None, **changes):
+    picture = photograph(*WIDE) if picture is None else picture
+    height, width = picture.shape[:2]
+    asked = options(width=width, height=height, **changes)
+    return refine_canvas(bundle, picture, picture, asked)
+
+
+def with_denoiser(bundle, denoiser, dtype=torch.float32):
+    return dataclasses.replace(bundle, denoiser=denoiser, dtype=dtype)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler-ancestral", "dpm++2m-sde-karras", "lcm"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_the_result_does_not_depend_on_the_window_batch(bundle, scheduler, guidance_scale):
+    results = [
+        refine(bundle, scheduler=scheduler, guidance_scale=guidance_scale, window_batch=size)
+        for size in (1, 2, 5)
+    ]
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], atol=1e-5)
+
+
+def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(bundle):
+    first, again, other = (
+        refine(bundle, seed=seed, scheduler="euler-ancestral") for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.125, 0.5])
+@pytest.mark.parametrize("scheduler", ["ddim", "euler-ancestral", "dpm++2m", "heun"])
+def test_a_denoiser_that_treats_pixels_alike_leaves_no_trace_of_windows(bundle, overlap, scheduler):
+    same = with_denoiser(bundle, PixelwiseDenoiser())
+    picture = photograph(160, 160)
+    tiled = refine(same, picture, overlap=overlap, scheduler=scheduler, window=64)
+    whole = refine(same, picture, scheduler=scheduler, window=160)
+    np.testing.assert_allclose(tiled, whole, atol=1e-5)
+    assert np.abs(whole - picture).max() > 0.05
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 70), (64, 64), (65, 40), (129, 131)])
+def test_any_size_comes_back_at_its_own_size(bundle, size):
+    picture = photograph(*size)
+    assert refine(bundle, picture).shape == picture.shape
+
+
+def test_the_prompt_the_negative_prompt_and_control_all_matter(bundle):
+    base = {"guidance_scale": 4.0, "prompt": "cat", "negative_prompt": "blurry", "resemblance": 1.0}
+    first = refine(bundle, **base)
+    for change in (
+        {"prompt": "dog"},
+        {"negative_prompt": "red"},
+        {"resemblance": 0.3},
+        {"guidance_scale": 7.0},
+        {"guess_mode": True},
+        {"control_end": 0.5},
+        {"guidance_end": 0.5},
+        {"creativity": 0.9},
+    ):
+        assert np.abs(refine(bundle, **(base | change)) - first).max() > 1e-4, change
+
+
+def test_progress_counts_every_window_of_every_level_once(bundle):
+    seen = []
+    picture = photograph(*WIDE)
+    asked = options(width=WIDE[0], height=WIDE[1], window_batch=4)
+    refine_canvas(bundle, picture, picture, asked, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (12, 12)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+def test_cancel_stops_before_the_next_batch(bundle):
+    counting = FailingDenoiser(bundle.denoiser, lambda p, n: p)
+    stops = iter([False, False, True])
+    picture = photograph(*WIDE)
+    with pytest.raises(CancelledError):
+        refine_canvas(
+            with_denoiser(bundle, counting),
+            picture,
+            picture,
+            options(width=WIDE[0], height=WIDE[1], window_batch=1),
+            cancelled=lambda: next(stops),
+        )
+    assert counting.calls == [1, 1]
+
+
+def test_nan_in_half_precision_is_run_again_in_fp32(bundle):
+    spoiled = FailingDenoiser(bundle.denoiser, lambda p, n: p * float("nan"))
+    rescued = refine(with_denoiser(bundle, spoiled, torch.bfloat16))
+    np.testing.assert_array_equal(rescued, refine(bundle))
+    assert spoiled.calls
+
+
+def test_nan_in_fp32_is_an_error_and_never_a_black_tile(bundle):
+    spoiled = FailingDenoiser(bundle.denoiser, lambda p, n: p * float("nan"))
+    with pytest.raises(NumericalError, match="fp32"):
+        refine(with_denoiser(bundle, spoiled))
+
+
+def fail_above(limit):
+    def spoil(prediction, rows):
+        if rows > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return prediction
+
+    return spoil
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_the_result(bundle):
+    tight = FailingDenoiser(bundle.denoiser, fail_above(2))
+    result = refine(with_denoiser(bundle, tight), window_batch=6)
+    np.testing.assert_allclose(result, refine(bundle), atol=1e-5)
+    assert tight.calls[:3] == [6, 3, 1]
+    assert max(tight.calls[3:]) <= 2
+
+
+def test_a_window_that_does_not_fit_at_all_is_an_error(bundle):
+    with pytest.raises(OutOfMemoryError, match="smaller window"):
+        refine(with_denoiser(bundle, FailingDenoiser(bundle.denoiser, fail_above(0))))
+
+
+@pytest.mark.parametrize("window", [16, 40])
+def test_a_window_that_does_not_suit_the_model_is_refused_in_words(bundle, window):
+    with pytest.raises(OptionError, match=f"window of {window} px does not fit"):
+        refine(bundle, window=window)
+
+
+TILES = AutoencoderTiling(whole_side=64, tile_side=256, overlap=0.25)
+
+
+@pytest.fixture
+def local_autoencoder_bundle():
+    """A tiny bundle whose autoencoder has no attention, so only its GroupNorms see far."""
+    bundle = tiny_bundle()
+    network = bundle.autoencoder.network
+    for half in (network.encoder, network.decoder):
+        torch.nn.init.zeros_(half.mid_block.attentions[0].to_out[0].weight)
+        torch.nn.init.zeros_(half.mid_block.attentions[0].to_out[0].bias)
+    return bundle
+
+
+def tiled_and_whole(bundle, stage):
+    image = torch.tensor(photograph(512, 384).transpose(2, 0, 1)[None])
+    control = ControlImage(image, image)
+
+    def run(tiling, stage):
+        generator = torch.Generator().manual_seed(0)
+        if stage == "encode":
+            return tiled_autoencoder.encode(bundle, image, control, generator, tiling)
+        latents = run(AutoencoderTiling(), "encode")
+        return tiled_autoencoder.decode(bundle, latents, control, tiling)
+
+    return run(TILES, stage), run(AutoencoderTiling(), stage)
+
+
+@pytest.mark.parametrize("stage", ["encode", "decode"])
+def test_shared_statistics_bring_tiles_far_closer_to_the_whole_than_their_own(
+    local_autoencoder_bundle, stage, monkeypatch
+):
+    shared, whole = tiled_and_whole(local_autoencoder_bundle, stage)
+    monkeypatch.setattr(tiled_autoencoder, "_fixed_group_norms", lambda _: nullcontext())
+    alone, _ = tiled_and_whole(local_autoencoder_bundle, stage)
+    error, error_alone = ((tiled - whole).abs().mean() for tiled in (shared, alone))
+    assert error < 0.5 * error_alone
+    assert error < 0.03 * whole.std()
+
+
+def test_shared_statistics_leave_the_autoencoder_as_it_was(bundle):
+    latents = torch.randn(1, 4, 16, 16)
+    control = ControlImage(torch.zeros(1, 3, 128, 128), torch.zeros(1, 3, 128, 128))
+    before = tiled_autoencoder.decode(bundle, latents, control)
+    tiled_autoencoder.decode(bundle, latents, control, AutoencoderTiling(32, 64))
+    assert torch.equal(tiled_autoencoder.decode(bundle, latents, control), before)
