@@ -1,0 +1,1 @@
+"""Benches: what tegula is measured by."""

@@ -1,0 +1,161 @@
+"""The whole way of a picture, on the tiny bundle and without a net before it."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import photograph
+
+from tegula import Upscaler, UpscaleOptions
+from tegula.errors import CancelledError, ImageError, OptionError, TooLargeError
+from tegula.images.resize import enlarge_lanczos
+from tegula.models.sd15.tiny import tiny_bundle
+from tegula.progress import STAGES
+
+GOLDEN = Path(__file__).parent / "data" / "golden-tiny.png"
+QUICK = {"prescaler": "lanczos", "steps": 4, "creativity": 0.5, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def upscaler():
+    return Upscaler(tiny_bundle())
+
+
+def picture(width=40, height=30):
+    return Image.fromarray((photograph(width, height) * 255).round().astype(np.uint8))
+
+
+def asked(**changes):
+    return UpscaleOptions(**(QUICK | changes))
+
+
+def test_creativity_zero_is_prescale_and_finish_alone(upscaler):
+    source = picture()
+    result = upscaler.upscale(source, asked(creativity=0.0))
+    expected = enlarge_lanczos(np.asarray(source, np.float32) / 255, (80, 60)).clip(0, 1)
+    np.testing.assert_allclose(np.asarray(result.image) / 255, expected, atol=0.51 / 255)
+    assert result.plan.evaluations == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "change", "expected"),
+    [
+        ((40, 30), {"scale": 2}, (80, 60)),
+        ((41, 29), {"scale": 1.5}, (round(41 * 1.5), round(29 * 1.5))),
+        ((1, 1), {"scale": 8}, (8, 8)),
+        ((3, 50), {"scale": 3}, (9, 150)),
+        ((40, 30), {"resolution": 45}, (60, 45)),
+        ((40, 30), {"size": (33, 77)}, (33, 77)),
+        ((40, 30), {"scale": 0.5}, (20, 15)),
+        ((40, 30), {"scale": 4, "crop": (10, 5, 7, 9)}, (28, 36)),
+        ((40, 30), {"resolution": 60, "crop": (10, 5, 7, 9)}, (14, 18)),
+    ],
+)
+def test_the_result_has_exactly_the_size_asked_for(upscaler, size, change, expected):
+    result = upscaler.upscale(picture(*size), asked(**change))
+    assert result.image.size == expected
+    assert (result.options.width, result.options.height) == expected
+
+
+def test_the_result_tells_how_to_get_it_again(upscaler):
+    first = upscaler.upscale(picture(), asked(seed=None))
+    again = upscaler.upscale(picture(), asked(seed=first.seed))
+    assert np.array_equal(first.image, again.image)
+    assert first.settings["seed"] == first.seed
+    assert first.settings["bundle"] == "tiny"
+    assert set(first.timings) == set(STAGES)
+
+
+def test_knobs_left_open_are_filled_from_the_preset(upscaler):
+    result = upscaler.upscale(picture(8, 8), UpscaleOptions(prescaler="lanczos", preset="fast"))
+    fast = upscaler.bundle.facts.presets["fast"]
+    for field in dataclasses.fields(fast):
+        if field.name != "prescaler":
+            assert getattr(result.options, field.name) == getattr(fast, field.name)
+
+
+def test_progress_walks_forward_through_the_stages_to_the_end(upscaler):
+    seen = []
+    upscaler.upscale(picture(), asked(), on_progress=seen.append)
+    fractions = [progress.fraction for progress in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    stages = [STAGES.index(progress.stage) for progress in seen]
+    assert stages == sorted(stages)
+    assert seen[-2].done == seen[-2].total
+    assert all(progress.seconds_left >= 0 for progress in seen if progress.fraction > 0)
+
+
+def test_the_plan_counts_the_evaluations_that_are_run(upscaler):
+    rows = []
+
+    class Counting:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def embed_control(self, control):
+            return self.inner.embed_control(control)
+
+        def __call__(self, batch):
+            rows.append(len(batch.latents))
+            return self.inner(batch)
+
+    for change in (
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 5.0},
+        {"guidance_scale": 5.0, "guidance_end": 0.5},
+        {"scheduler": "heun"},
+        {"scheduler": "lcm"},
+    ):
+        planned = upscaler.prepare(picture(), asked(**change))[2]
+        rows.clear()
+        counting = dataclasses.replace(upscaler.bundle, denoiser=Counting(upscaler.bundle.denoiser))
+        Upscaler(counting).upscale(picture(), asked(**change))
+        # One evaluation on the smallest window counted the cost of a pixel.
+        assert sum(rows) - 1 == planned.evaluations, change
+        assert planned.denoise_flops > 0
+
+
+@pytest.mark.parametrize("calls", [0, 1, 3, 6])
+def test_cancel_stops_wherever_the_work_is(upscaler, calls):
+    answers = iter([False] * calls)
+    with pytest.raises(CancelledError):
+        upscaler.upscale(picture(), asked(), cancelled=lambda: next(answers, True))
+
+
+def test_alpha_is_kept_and_scaled(upscaler):
+    source = picture()
+    source.putalpha(Image.linear_gradient("L").resize(source.size))
+    result = upscaler.upscale(source, asked())
+    assert result.image.mode == "RGBA"
+    alpha = np.asarray(result.image)[..., 3].astype(int)
+    assert alpha[0].max() < 30 < 220 < alpha[-1].min()
+
+
+def test_greyscale_comes_back_as_greyscale(upscaler):
+    assert upscaler.upscale(picture().convert("L"), asked()).image.mode == "L"
+
+
+def test_too_large_a_result_is_refused_before_the_work(upscaler):
+    with pytest.raises(TooLargeError, match="320x240"):
+        upscaler.upscale(picture(), asked(scale=8, max_pixels=10_000))
+
+
+def test_a_crop_outside_the_picture_is_refused(upscaler):
+    with pytest.raises(OptionError, match="40x30"):
+        upscaler.upscale(picture(), asked(crop=(30, 0, 20, 20)))
+
+
+def test_what_is_no_image_is_refused(upscaler):
+    with pytest.raises(ImageError):
+        upscaler.upscale(b"not an image", asked())
+
+
+def test_the_pipeline_still_makes_the_stored_picture(upscaler):
+    result = upscaler.upscale(picture(48, 48), asked(guidance_scale=3.0, prompt="red cat"))
+    stored = np.asarray(Image.open(GOLDEN)).astype(int)
+    made = np.asarray(result.image).astype(int)
+    assert made.shape == stored.shape
+    assert np.abs(made - stored).max() <= 2
