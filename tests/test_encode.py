@@ -14,7 +14,8 @@ from PIL import Image
 
 from tegula.errors import ImageError, InputError, OptionError, PathError
 from tegula.images.decode import decode
-from tegula.images.encode import FORMATS, encode, format_for, read_settings, save
+from tegula.images.encode import encode, read_settings, save
+from tegula.images.formats import FORMATS, format_for
 from tegula.images.metadata import Metadata, add_settings
 from tegula.images.writing import write_atomically
 

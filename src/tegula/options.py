@@ -29,11 +29,22 @@ SCHEDULERS = (
     "euler",
     "euler-ancestral",
     "heun",
+    "dpm2",
+    "dpm2-ancestral",
+    "lms",
+    "dpm++2s",
+    "dpm++3s",
+    "dpm++3m-sde",
     "unipc",
+    "unipc-bh1",
     "lcm",
     "tcd",
 )
+SIGMAS = ("own", "normal", "karras", "exponential", "sgm-uniform", "simple", "ddim-uniform")
 COLOUR_LOCKS = ("wavelet", "adain", "none")
+MODES = ("canvas", "redraw")
+TILE_ORDERS = ("linear", "chess", "none")
+SEAM_FIXES = ("none", "band", "half-tile", "half-tile+intersections")
 MAX_SEED = 2**53 - 1
 """The largest whole number that every reader of JSON keeps exactly."""
 
@@ -126,6 +137,16 @@ class UpscaleOptions:
     scheduler: str | None = _knob(
         "The solver that walks from noise to picture.", choices=SCHEDULERS, preset=True
     )
+    sigmas: str = _knob(
+        "How the noise levels are spaced: as the scheduler's name and the model say, or by "
+        "one of ComfyUI's names. LCM and TCD keep their own.",
+        "own", choices=SIGMAS,
+    )  # fmt: skip
+    exact_steps: bool = _knob(
+        "Runs all the steps whatever the creativity, as ComfyUI counts, on a schedule that "
+        "is as much longer. LCM and TCD always do.",
+        default=False,
+    )
     seed: int | None = _knob(
         "Fixes the noise: the same seed gives the same picture. Random when left open.",
         low=0, high=MAX_SEED,
@@ -168,6 +189,52 @@ class UpscaleOptions:
         "overall statistics, or not at all.",
         "wavelet", choices=COLOUR_LOCKS,
     )  # fmt: skip
+    mode: str = _knob(
+        "How diffusion covers the picture: windows of one latent canvas, which cannot show "
+        "seams, or finished pixel tiles one after the other, as Ultimate SD Upscale does.",
+        "canvas", choices=MODES,
+    )  # fmt: skip
+    tile_width: int = _knob(
+        "Redraw mode: width of a tile, without its padding.", 512, unit="px", low=64, high=8192
+    )
+    tile_height: int = _knob(
+        "Redraw mode: height of a tile, without its padding.", 512, unit="px", low=64, high=8192
+    )
+    tile_padding: int = _knob(
+        "Redraw mode: surroundings of a tile that the model sees and does not paint.",
+        32, unit="px", low=0, high=8192,
+    )  # fmt: skip
+    tile_order: str = _knob(
+        "Redraw mode: row by row, the fields of one colour of a chessboard first, or no "
+        "tiles at all, to run the seam fix alone.",
+        "linear", choices=TILE_ORDERS,
+    )  # fmt: skip
+    tile_blur: int = _knob(
+        "Redraw mode: deviation of the blur that softens the edge of a tile's mask.",
+        8, unit="px", low=0, high=64,
+    )  # fmt: skip
+    tile_uniform: bool = _knob(
+        "Redraw mode: tiles at the edge see as much as all others, by looking further inside.",
+        default=True,
+    )
+    seam_fix: str = _knob(
+        "Redraw mode: paint once more over the borders of the tiles, in narrow bands, in "
+        "tiles shifted by half, or in these and in their crossings.",
+        "none", choices=SEAM_FIXES,
+    )  # fmt: skip
+    seam_fix_denoise: float = _knob(
+        "Redraw mode: denoise strength of the seam fix.", 0.35, low=0, high=1
+    )
+    seam_fix_width: int = _knob(
+        "Redraw mode: width of the bands of the seam fix.", 64, unit="px", low=2, high=8192
+    )
+    seam_fix_blur: int = _knob(
+        "Redraw mode: as tile_blur, of the shifted tiles of the seam fix.",
+        8, unit="px", low=0, high=64,
+    )  # fmt: skip
+    seam_fix_padding: int = _knob(
+        "Redraw mode: as tile_padding, of the seam fix.", 16, unit="px", low=0, high=8192
+    )
     max_pixels: int = _knob(
         "Refuses results, and inputs, with more pixels than this.",
         134_217_728, unit="px", low=1,
@@ -185,10 +252,32 @@ class UpscaleOptions:
             if getattr(self, start) > getattr(self, end):
                 raise OptionError(f"{start} must not come after {end}.")
 
+    def changed(self) -> dict[str, Any]:
+        """Return the knobs that differ from their defaults."""
+        values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {field.name: value for field, value in values if value != field.default}
+
 
 KNOBS: Mapping[str, Knob] = {
     field.name: field.metadata["knob"] for field in dataclasses.fields(UpscaleOptions)
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedrawOptions:
+    """The tile and seam fix knobs of redraw mode, as ``UpscaleOptions`` describes them."""
+
+    tile_width: int = 512
+    tile_height: int = 512
+    tile_padding: int = 32
+    tile_order: str = "linear"
+    tile_blur: int = 8
+    tile_uniform: bool = True
+    seam_fix: str = "none"
+    seam_fix_denoise: float = 0.35
+    seam_fix_width: int = 64
+    seam_fix_blur: int = 8
+    seam_fix_padding: int = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +319,18 @@ class ResolvedOptions:
     control_end: float
     prescaler: str
     colour_lock: str
+    sigmas: str = "own"
+    exact_steps: bool = False
+    mode: str = "canvas"
+    redraw: RedrawOptions = RedrawOptions()
+
+    @property
+    def refines(self) -> bool:
+        """Whether diffusion has anything to do."""
+        if self.mode == "canvas":
+            return self.creativity > 0
+        fixes = self.redraw.seam_fix != "none" and self.redraw.seam_fix_denoise > 0
+        return fixes or (self.redraw.tile_order != "none" and self.creativity > 0)
 
 
 def target_size(options: UpscaleOptions, width: int, height: int) -> tuple[int, int]:
@@ -273,8 +374,9 @@ def resolve(
     values = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(ResolvedOptions)
-        if field.name not in ("width", "height")
+        if field.name not in ("width", "height", "redraw")
     }
+    values["redraw"] = _redraw_options(options)
     for field in dataclasses.fields(preset):
         if values[field.name] is None:
             values[field.name] = getattr(preset, field.name)
@@ -283,6 +385,11 @@ def resolve(
     if values["seed"] is None:
         values["seed"] = secrets.randbits(31)
     return ResolvedOptions(width=width, height=height, **values)
+
+
+def _redraw_options(options: UpscaleOptions) -> RedrawOptions:
+    names = [field.name for field in dataclasses.fields(RedrawOptions)]
+    return RedrawOptions(**{name: getattr(options, name) for name in names})
 
 
 def _check(name: str, knob: Knob, value: Any) -> None:

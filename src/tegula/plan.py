@@ -6,18 +6,18 @@ by torch on one small forward pass, once per bundle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tegula.diffusion.schedulers import make_schedule
 from tegula.models.bundle import Bundle, ControlImage, ControlScale, WindowBatch
 from tegula.models.prescalers import Prescaler
 from tegula.options import ResolvedOptions
 from tegula.stages.prescale import plan_sizes
-from tegula.stages.refine_canvas import canvas_for, guidance_of, latent_grid
+from tegula.stages.refine_canvas import canvas_for, guidance_of, latent_grid, schedule_of
+from tegula.stages.refine_redraw import redraw_plan, strength_of, windows_of
 
 _FIXED_SHARE = 0.05
 
@@ -26,8 +26,10 @@ _FIXED_SHARE = 0.05
 class Plan:
     """What one upscale computes.
 
-    windows: of the latent canvas; 0 when nothing is refined.
-    levels: noise levels that are evaluated, with both evaluations of a Heun step.
+    windows: of the latent canvas, or of all tiles of all passes in redraw mode; 0 when
+        nothing is refined.
+    levels: noise levels that are evaluated, with both evaluations of a Heun step; in
+        redraw mode those of the longest pass.
     evaluations: forward passes of the denoiser, in windows; guidance counts twice.
     prescale_flops, denoise_flops, autoencoder_flops: of the nets.
     """
@@ -84,23 +86,60 @@ def make_plan(
     """
     size = options.width, options.height
     prescale_flops = _prescale_flops(prescaler, source, size)
-    if options.creativity == 0:
-        return Plan(*size, 0, 0, 0, prescale_flops, 0, 0)
-    canvas = canvas_for(bundle.facts, *size, options.window)
-    grid = latent_grid(bundle.facts, canvas, options.overlap)
-    schedule = make_schedule(options.scheduler, bundle.scheduler, options.steps, options.creativity)
-    guidance, levels = guidance_of(options), len(schedule)
-    rows = sum(2 if guidance.guided(level, levels) else 1 for level in range(levels))
-    window = canvas.window_width * canvas.window_height
+    runs = _runs(bundle, options) if options.refines else ()
+    evaluations = [run.windows * run.rows for run in runs]
+    pixels = [run.windows * run.rows * run.window_pixels for run in runs]
     return Plan(
         *size,
-        windows=len(grid),
-        levels=levels,
-        evaluations=rows * len(grid),
+        windows=sum(run.windows for run in runs),
+        levels=max((run.levels for run in runs), default=0),
+        evaluations=sum(evaluations),
         prescale_flops=prescale_flops,
-        denoise_flops=round(rows * len(grid) * window * cost.denoiser),
-        autoencoder_flops=round(canvas.width * canvas.height * cost.autoencoder),
+        denoise_flops=round(sum(pixels) * cost.denoiser),
+        autoencoder_flops=round(sum(run.coded_pixels for run in runs) * cost.autoencoder),
     )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Equal windows that go through one schedule.
+
+    rows: evaluations of one window over all levels; coded_pixels: through the autoencoder.
+    """
+
+    windows: int
+    window_pixels: int
+    levels: int
+    rows: int
+    coded_pixels: int
+
+
+def _runs(bundle: Bundle, options: ResolvedOptions) -> Sequence[_Run]:
+    if options.mode == "redraw":
+        return _redraw_runs(bundle, options)
+    canvas = canvas_for(bundle.facts, options.width, options.height, options.window)
+    grid = latent_grid(bundle.facts, canvas, options.overlap)
+    window = canvas.window_width * canvas.window_height
+    levels, rows = _levels(bundle, options, options.creativity)
+    return (_Run(len(grid), window, levels, rows, canvas.width * canvas.height),)
+
+
+def _redraw_runs(bundle: Bundle, options: ResolvedOptions) -> Sequence[_Run]:
+    runs = []
+    for tiles in redraw_plan(bundle.facts, options).passes:
+        levels, rows = _levels(bundle, options, strength_of(tiles, options))
+        for tile in tiles.tiles:
+            grid = windows_of(tiles, tile.crop, bundle.facts, options)
+            window = grid.window_width * grid.window_height * bundle.facts.latent_factor**2
+            coded = tile.crop.width * tile.crop.height
+            runs.append(_Run(len(grid), window, levels, rows, coded))
+    return runs
+
+
+def _levels(bundle: Bundle, options: ResolvedOptions, strength: float) -> tuple[int, int]:
+    """Return the noise levels of a denoise strength, and their evaluations per window."""
+    guidance, levels = guidance_of(options), len(schedule_of(bundle, options, strength))
+    return levels, sum(2 if guidance.guided(level, levels) else 1 for level in range(levels))
 
 
 def pixel_cost(bundle: Bundle) -> PixelCost:

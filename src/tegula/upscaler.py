@@ -29,6 +29,7 @@ from tegula.stages.finish import finish, source_image
 from tegula.stages.prepare import Prepared, prepare
 from tegula.stages.prescale import prescale
 from tegula.stages.refine_canvas import refine_canvas
+from tegula.stages.refine_redraw import refine_redraw
 
 DEFAULT_BUNDLE = "mini"
 
@@ -163,7 +164,7 @@ class Upscaler:
             image=finished.image,
             source=source_image(prepared),
             options=resolved,
-            settings=self._settings(resolved),
+            settings=self._settings(options or UpscaleOptions(), resolved),
             metadata=finished.metadata,
             timings=clock.seconds,
             plan=plan,
@@ -193,11 +194,12 @@ class Upscaler:
         reporter: Reporter,
         cancelled: Cancelled,
     ) -> Float:
-        if options.creativity == 0:
+        if not options.refines:
             return prescaled
         source = enlarge_lanczos(prepared.rgb, (options.width, options.height))
         report = reporter.units("refine")
-        return refine_canvas(self.bundle, prescaled, source, options, report, cancelled)
+        refine = refine_redraw if options.mode == "redraw" else refine_canvas
+        return refine(self.bundle, prescaled, source, options, report, cancelled)
 
     @cached_property
     def _cost(self) -> PixelCost:
@@ -208,13 +210,18 @@ class Upscaler:
             self._prescalers[name] = load_prescaler(name, self.bundle.device, self.bundle.dtype)
         return self._prescalers[name]
 
-    def _settings(self, options: ResolvedOptions) -> Mapping[str, object]:
+    def _settings(self, asked: UpscaleOptions, options: ResolvedOptions) -> Mapping[str, object]:
         facts = self.bundle.facts
         models = {"bundle": facts.name, "fingerprint": facts.fingerprint}
-        return {"version": __version__, **models, **dataclasses.asdict(options)}
+        return {
+            "version": __version__,
+            **models,
+            **dataclasses.asdict(options),
+            "asked": asked.changed(),
+        }
 
     def _about_words(self, options: ResolvedOptions) -> tuple[str, ...]:
-        if options.creativity == 0:
+        if not options.refines:
             return ()
         ignored = self.bundle.text.ignored_words(f"{options.prompt} {options.negative_prompt}")
         if not ignored:

@@ -96,6 +96,10 @@ class CanvasSampler:
         self._guidance = guidance
         self._batch = batch
 
+    def __len__(self) -> int:
+        """Return how many windows one noise level takes."""
+        return len(self._places)
+
     def sample(
         self,
         latents: Tensor,

@@ -11,7 +11,6 @@ import diffusers
 import torch
 from torch import Tensor
 
-
 Generators = torch.Generator | list[torch.Generator]
 """One source of noise for a whole stack of canvases, or one for each of them."""
 
@@ -29,6 +28,8 @@ class SchedulerRecipe:
     few_step: bool = False
 
 
+_RHO = 7.0
+_BH1: dict[str, object] = {"solver_type": "bh1", "final_sigmas_type": "sigma_min"}
 _KARRAS: dict[str, object] = {"use_karras_sigmas": True}
 _SDE: dict[str, object] = {"algorithm_type": "sde-dpmsolver++"}
 
@@ -43,10 +44,34 @@ RECIPES: Mapping[str, SchedulerRecipe] = {
     "euler": SchedulerRecipe("EulerDiscreteScheduler"),
     "euler-ancestral": SchedulerRecipe("EulerAncestralDiscreteScheduler"),
     "heun": SchedulerRecipe("HeunDiscreteScheduler"),
+    "dpm2": SchedulerRecipe("KDPM2DiscreteScheduler"),
+    "dpm2-ancestral": SchedulerRecipe("KDPM2AncestralDiscreteScheduler"),
+    "lms": SchedulerRecipe("LMSDiscreteScheduler"),
+    "dpm++2s": SchedulerRecipe("DPMSolverSinglestepScheduler"),
+    "dpm++3s": SchedulerRecipe("DPMSolverSinglestepScheduler", {"solver_order": 3}),
+    "dpm++3m-sde": SchedulerRecipe("DPMSolverMultistepScheduler", _SDE | {"solver_order": 3}),
     "unipc": SchedulerRecipe("UniPCMultistepScheduler"),
+    "unipc-bh1": SchedulerRecipe("UniPCMultistepScheduler", _BH1),
     "lcm": SchedulerRecipe("LCMScheduler", few_step=True),
     "tcd": SchedulerRecipe("TCDScheduler", few_step=True),
 }
+
+SIGMA_SETTINGS: Mapping[str, Mapping[str, object]] = {
+    "own": {},
+    "normal": {"timestep_spacing": "linspace"},
+    "karras": _KARRAS,
+    "exponential": {"use_exponential_sigmas": True},
+    "sgm-uniform": {"timestep_spacing": "trailing"},
+    "simple": {"timestep_spacing": "trailing"},
+    "ddim-uniform": {"timestep_spacing": "leading", "steps_offset": 1},
+}
+"""ComfyUI's names for how noise levels are spaced, as settings of diffusers' schedulers.
+
+``sgm-uniform`` and ``simple`` differ by at most one training timestep and are one here.
+"""
+
+_SPACED_BY_EULER = ("ddim",)
+"""Schedulers without Karras or exponential spacing that Euler's method equals in result."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +106,6 @@ class NoiseSchedule:
         stepped: Tensor = self.scheduler.step(prediction, timestep, latents, **random).prev_sample
         return stepped
 
-
     def noised(self, clean: Tensor, noise: Tensor, step: int) -> Tensor:
         """Return clean latents at the noise level of a step; after the last one, themselves."""
         if step >= len(self):
@@ -96,33 +120,74 @@ class NoiseSchedule:
             return clean
         if kind == "epsilon":
             return noise
-        share = self.scheduler.alphas_cumprod[int(timestep)]
+        share: Tensor = self.scheduler.alphas_cumprod[int(timestep)]
         return noise * share.sqrt() - clean * (1 - share).sqrt()
 
 
+@dataclass(frozen=True)
+class ScheduleChoice:
+    """Which solver walks which noise levels.
+
+    name: one of ``RECIPES``; sigmas: one of ``SIGMA_SETTINGS``.
+    steps: length of the whole schedule, at least 1.
+    exact_steps: ``steps`` are those that are run, and the schedule is as much longer as
+        the strength is below 1; ComfyUI counts like this.
+    """
+
+    name: str
+    steps: int
+    sigmas: str = "own"
+    exact_steps: bool = False
+
+
 def make_schedule(
-    name: str, config: Mapping[str, object], steps: int, denoise_strength: float
+    choice: ScheduleChoice, config: Mapping[str, object], denoise_strength: float
 ) -> NoiseSchedule:
-    """Build the scheduler of this name on a bundle's settings and cut it to the strength.
+    """Build a scheduler on a bundle's settings and cut it to the strength.
 
     Args:
-        name: one of ``RECIPES``.
+        choice: solver, spacing and length.
         config: the bundle's diffusers scheduler settings (noise schedule, prediction type).
-        steps: length of the whole schedule, at least 1.
         denoise_strength: share of it that is run, 0 < strength <= 1; at least one step is.
     """
-    recipe = RECIPES[name]
-    kind = getattr(diffusers, recipe.scheduler)
-    scheduler = kind.from_config(dict(config), **recipe.settings)
+    recipe, steps = RECIPES[choice.name], choice.steps
     if recipe.few_step:
+        scheduler = _scheduler(recipe, config)
         scheduler.set_timesteps(**_few_step_arguments(scheduler, steps, denoise_strength))
         return NoiseSchedule(scheduler, scheduler.timesteps, 1)
-    scheduler.set_timesteps(steps)
+    scheduler = _spaced_scheduler(choice, config)
     run = max(1, min(int(steps * denoise_strength), steps))
+    if choice.exact_steps:
+        run, steps = steps, int(steps / denoise_strength)
+        longest = int(scheduler.config.num_train_timesteps)
+        run, steps = min(run, longest), min(steps, longest)
+    scheduler.set_timesteps(steps)
+    if isinstance(scheduler, diffusers.EulerAncestralDiscreteScheduler):
+        _respace(scheduler, choice.sigmas)
     first = (steps - run) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     return NoiseSchedule(scheduler, scheduler.timesteps[first:], scheduler.order)
+
+
+def _spaced_scheduler(choice: ScheduleChoice, config: Mapping[str, object]) -> Any:
+    respaced = choice.sigmas in ("karras", "exponential")
+    name = "euler" if respaced and choice.name in _SPACED_BY_EULER else choice.name
+    recipe, spacing = RECIPES[name], SIGMA_SETTINGS[choice.sigmas]
+    if choice.sigmas not in ("own", "karras"):
+        spacing = {**spacing, "use_karras_sigmas": False}
+    known = inspect.signature(getattr(diffusers, recipe.scheduler)).parameters
+    settings = {key: value for key, value in spacing.items() if key in known}
+    return _scheduler(recipe, config, settings)
+
+
+def _scheduler(
+    recipe: SchedulerRecipe,
+    config: Mapping[str, object],
+    spacing: Mapping[str, object] | None = None,
+) -> Any:
+    kind = getattr(diffusers, recipe.scheduler)
+    return kind.from_config(dict(config), **{**recipe.settings, **(spacing or {})})
 
 
 def _few_step_arguments(scheduler: Any, steps: int, strength: float) -> dict[str, object]:
@@ -137,6 +202,27 @@ def _few_step_arguments(scheduler: Any, steps: int, strength: float) -> dict[str
         "original_inference_steps": levels,
         "strength": max(strength, 1 / levels),
     }
+
+
+def _respace(scheduler: Any, sigmas: str) -> None:
+    """Give noise levels to a scheduler that cannot space them itself.
+
+    Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
+    (2022), equation 5, or even steps of the logarithm.
+    """
+    if sigmas not in ("karras", "exponential"):
+        return
+    high, low = scheduler.sigmas[0], scheduler.sigmas[-2]
+    ramp = torch.linspace(0, 1, len(scheduler.timesteps), dtype=high.dtype)
+    if sigmas == "karras":
+        spaced = torch.lerp(high ** (1 / _RHO), low ** (1 / _RHO), ramp) ** _RHO
+    else:
+        spaced = torch.lerp(high.log(), low.log(), ramp).exp()
+    known = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
+    at = torch.searchsorted(known, spaced).clamp(1, len(known) - 1)
+    share = (spaced.log() - known[at - 1].log()) / (known[at].log() - known[at - 1].log())
+    scheduler.timesteps = (at - 1 + share.clamp(0, 1)).to(torch.float32)
+    scheduler.sigmas = torch.cat([spaced, spaced.new_zeros(1)]).to(torch.float32)
 
 
 def _takes_generator(scheduler: Any) -> bool:

@@ -12,22 +12,12 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from tegula.errors import ImageError, InputError, OptionError
+from tegula.errors import ImageError, OptionError
+from tegula.images.formats import check_sides, format_for
 from tegula.images.metadata import IFDS, SETTINGS_KEY, Metadata, add_settings, settings_of, to_json
 from tegula.images.opening import Source, describe, guarded, open_image, opened_file
 from tegula.images.writing import write_atomically
 
-EXTENSIONS: Mapping[str, str] = {
-    ".png": "png",
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".webp": "webp",
-    ".avif": "avif",
-    ".tif": "tiff",
-    ".tiff": "tiff",
-}
-FORMATS = tuple(dict.fromkeys(EXTENSIONS.values()))
-LONGEST_SIDE: Mapping[str, int] = {"jpeg": 65_500, "webp": 16_383, "avif": 65_535}
 _PNG_COMPRESSION = 4
 _AVIF_SPEED = 8
 _FULL_CHROMA_FROM = 90
@@ -45,24 +35,6 @@ class Encoded:
     warnings: tuple[str, ...]
 
 
-def format_for(path: Path | None, wanted: str | None = None) -> str:
-    """Return the format to write: the wanted one, else by the extension, else PNG.
-
-    Raises:
-        OptionError: no such format, or the extension stands for none.
-    """
-    if wanted is not None:
-        name = EXTENSIONS.get("." + wanted.lower().lstrip("."))
-    elif path is None:
-        name = "png"
-    else:
-        name = EXTENSIONS.get(path.suffix.lower())
-    if name is None:
-        asked = wanted if wanted is not None or path is None else path.name
-        raise OptionError(f"The format is one of {', '.join(FORMATS)}, which {asked!r} is not.")
-    return name
-
-
 def encode(
     image: Image.Image,
     file_format: str = "png",
@@ -75,7 +47,7 @@ def encode(
 
     Args:
         image: the result.
-        file_format: one of ``FORMATS``.
+        file_format: one of ``formats.FORMATS``.
         quality: 1..100, for JPEG, WebP and AVIF; the others lose nothing.
         metadata: what the result takes over from its source.
         settings: the options that made the result, to be read by ``read_settings``.
@@ -87,7 +59,7 @@ def encode(
     name = format_for(None, file_format)
     if not 1 <= quality <= 100:
         raise OptionError(f"quality is between 1 and 100, not {quality}.")
-    _check_sides(image, name)
+    check_sides(*image.size, name)
     kept = metadata if metadata is not None else Metadata()
     warnings: tuple[str, ...] = ()
     if name != "png" and settings is not None:
@@ -139,15 +111,6 @@ def read_settings(source: Source) -> dict[str, Any] | None:
             raise ImageError(f"{name} is not an image, and so holds no settings.")
         with guarded(name):
             return settings_of(image)
-
-
-def _check_sides(image: Image.Image, name: str) -> None:
-    limit = LONGEST_SIDE.get(name)
-    if limit is not None and max(image.size) > limit:
-        raise InputError(
-            f"{name.upper()} holds at most {limit} pixels a side and the result is "
-            f"{image.width}x{image.height}; write PNG or TIFF instead."
-        )
 
 
 def _flattened(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:

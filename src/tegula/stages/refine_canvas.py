@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tegula.diffusion import tiled_autoencoder
-from tegula.diffusion.canvas import CanvasSampler, Conditioning
+from tegula.diffusion.canvas import CanvasSampler, Conditioning, places_of
 from tegula.diffusion.guidance import Guidance, Interval
 from tegula.diffusion.prediction import HalvingBatch, SafeDenoiser
-from tegula.diffusion.schedulers import make_schedule
+from tegula.diffusion.schedulers import NoiseSchedule, ScheduleChoice, make_schedule
 from tegula.errors import OptionError
 from tegula.models.bundle import Bundle, BundleFacts, ControlImage, ControlScale
 from tegula.options import ResolvedOptions
 from tegula.progress import Cancelled, OnUnit, ignore_units, never_cancelled
 from tegula.tiling.canvas import CanvasSize, fit_canvas, pad_to_canvas
-from tegula.tiling.windows import WindowGrid, grid_windows
+from tegula.tiling.windows import Window, WindowGrid, grid_windows
 
 CPU_WINDOW_BATCH = 4
 GPU_WINDOW_BATCH = 16
@@ -54,26 +56,28 @@ def refine_canvas(
     grid = latent_grid(bundle.facts, canvas, options.overlap)
     generator = torch.Generator("cpu").manual_seed(options.seed)
     control = ControlImage(
-        _tensor(pad_to_canvas(prescaled, canvas), bundle),
-        _tensor(pad_to_canvas(source, canvas), bundle),
+        to_tensor(pad_to_canvas(prescaled, canvas), bundle),
+        to_tensor(pad_to_canvas(source, canvas), bundle),
     )
-    batch = HalvingBatch(options.window_batch or _window_batch(bundle.device))
+    batch = window_batch(bundle, options)
     initial = tiled_autoencoder.encode(
         bundle, control.prescaled, control, generator, cancelled=cancelled
     )
     noise = torch.randn(initial.shape, generator=generator).to(bundle.device)
-    schedule = make_schedule(options.scheduler, bundle.scheduler, options.steps, options.creativity)
+    schedule = schedule_of(bundle, options, options.creativity)
+    text = bundle.text.encode([options.negative_prompt, options.prompt])
+    windows = [window.scaled(bundle.facts.latent_factor) for window in grid.windows]
     sampler = CanvasSampler(
         SafeDenoiser(bundle.denoiser, bundle.dtype),
-        grid,
-        _conditioning(bundle, control, grid, options, batch),
+        places_of(grid, bundle.device),
+        Conditioning(text[1:], text[:1], embed_windows(bundle, control, windows, batch)),
         guidance_of(options),
         batch,
     )
     start = schedule.add_noise(initial, noise)
     latents = sampler.sample(start, schedule, generator, on_unit, cancelled)
     refined = tiled_autoencoder.decode(bundle, latents, control, cancelled=cancelled)
-    return _array(refined[..., :height, :width])
+    return to_array(refined[..., :height, :width])
 
 
 def canvas_for(facts: BundleFacts, width: int, height: int, window: int) -> CanvasSize:
@@ -120,37 +124,48 @@ def guidance_of(options: ResolvedOptions) -> Guidance:
     )
 
 
-def _conditioning(
-    bundle: Bundle,
-    control: ControlImage,
-    grid: WindowGrid,
-    options: ResolvedOptions,
-    batch: HalvingBatch,
-) -> Conditioning:
-    text = bundle.text.encode([options.negative_prompt, options.prompt])
-    windows = [window.scaled(bundle.facts.latent_factor).index for window in grid.windows]
+def schedule_of(bundle: Bundle, options: ResolvedOptions, denoise_strength: float) -> NoiseSchedule:
+    """Return a fresh schedule for a run of this strength."""
+    choice = ScheduleChoice(options.scheduler, options.steps, options.sigmas, options.exact_steps)
+    return make_schedule(choice, bundle.scheduler, denoise_strength)
+
+
+def embed_windows(
+    bundle: Bundle, control: ControlImage, windows: Sequence[Window], batch: HalvingBatch
+) -> Tensor:
+    """Encode the control image of every window, given in pixels, one row each."""
     embedded: list[Tensor] = []
 
     def embed(start: int, end: int) -> None:
-        crops = ControlImage(
-            torch.cat([control.prescaled[w] for w in windows[start:end]]),
-            torch.cat([control.source[w] for w in windows[start:end]]),
+        crops = [crop_control(control, window) for window in windows[start:end]]
+        together = ControlImage(
+            torch.cat([crop.prescaled for crop in crops]),
+            torch.cat([crop.source for crop in crops]),
         )
-        embedded.append(bundle.denoiser.embed_control(crops))
+        embedded.append(bundle.denoiser.embed_control(together))
 
     batch.run(embed, len(windows))
-    return Conditioning(text[1:], text[:1], torch.cat(embedded))
+    return torch.cat(embedded)
 
 
-def _window_batch(device: torch.device) -> int:
-    return GPU_WINDOW_BATCH if device.type == "cuda" else CPU_WINDOW_BATCH
+def crop_control(control: ControlImage, window: Window) -> ControlImage:
+    """Cut a window, given in pixels, out of a control image."""
+    return ControlImage(control.prescaled[window.index], control.source[window.index])
 
 
-def _tensor(picture: NDArray[np.float32], bundle: Bundle) -> Tensor:
+def window_batch(bundle: Bundle, options: ResolvedOptions) -> HalvingBatch:
+    """Return the windows of one forward pass: as asked for, or what suits the device."""
+    usual = GPU_WINDOW_BATCH if bundle.device.type == "cuda" else CPU_WINDOW_BATCH
+    return HalvingBatch(options.window_batch or usual)
+
+
+def to_tensor(picture: NDArray[np.float32], bundle: Bundle) -> Tensor:
+    """Return [1, 3, height, width] on the device of a bundle."""
     tensor = torch.tensor(picture.transpose(2, 0, 1)[None])
     return tensor.to(bundle.device)
 
 
-def _array(image: Tensor) -> NDArray[np.float32]:
+def to_array(image: Tensor) -> NDArray[np.float32]:
+    """Return [height, width, 3], cut to 0..1."""
     array: NDArray[np.float32] = image[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     return array

@@ -1,0 +1,17 @@
+"""The command line: `tegula upscale`, `models` and `doctor`.
+
+Nothing here imports torch, numpy or Pillow before a command has work for it, so that
+`tegula --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from tegula.cli.program import PROGRAM
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    PROGRAM(prog_name="tegula")
+
+
+__all__ = ["main"]

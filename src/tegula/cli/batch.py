@@ -1,0 +1,238 @@
+"""Running the pictures of one command, one after the other, with one loaded model."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tegula.cli.checks import check_job, is_result, read_source
+from tegula.cli.failures import Failure, failure_of
+from tegula.cli.like import Models
+from tegula.cli.progress import showing, waiting
+from tegula.cli.report import Console
+from tegula.cli.signals import Interruption
+from tegula.cli.targets import Job, Work
+from tegula.errors import CancelledError, InputError, ModelError, PathError
+from tegula.options import UpscaleOptions
+
+if TYPE_CHECKING:
+    from tegula.upscaler import Upscaler, UpscaleResult
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is done with every picture.
+
+    fingerprint: of the model that made the result which ``--like`` names.
+    """
+
+    options: UpscaleOptions
+    models: Models
+    device: str
+    precision: str
+    quality: int
+    overwrite: bool
+    compare: bool
+    debug: bool
+    fingerprint: str | None = None
+
+
+@dataclass
+class Batch:
+    """The pictures of one command on their way."""
+
+    request: Request
+    work: Work
+    console: Console
+    interruption: Interruption
+    _upscaler: Upscaler | None = None
+    _done: int = 0
+    _skipped: int = 0
+    _failures: list[tuple[Job, Failure]] = field(default_factory=list)
+
+    def run(self) -> int:
+        """Upscale what is not done yet and go on after a bad picture.
+
+        Returns:
+            The exit status: that of the first failure, or 0.
+
+        Raises:
+            TegulaError: what stops the whole: a cancel, a model, or the only picture.
+        """
+        try:
+            for job in self.work.jobs:
+                self._attempt(job)
+        except (CancelledError, KeyboardInterrupt, ModelError):
+            self._sum_up()
+            raise
+        self._sum_up()
+        return self._failures[0][1].exit_status if self._failures else 0
+
+    def _attempt(self, job: Job) -> None:
+        try:
+            self._upscale(job)
+        except (CancelledError, ModelError, BrokenPipeError):
+            raise
+        except Exception as error:
+            if self.request.debug or len(self.work.jobs) == 1:
+                raise
+            failure = failure_of(error)
+            self._failures.append((job, failure))
+            self.console.tell(_named(job, failure))
+            self.console.data({**_places(job), "error": failure.told()})
+
+    def _upscale(self, job: Job) -> None:
+        if self._is_done(job):
+            self._skipped += 1
+            self.console.tell(f"{job.target} is there already; --overwrite makes it again.")
+            self.console.data({**_places(job), "skipped": True})
+            return
+        start = time.perf_counter()
+        source = read_source(job, self.request.options.max_pixels)
+        check_job(job, source, self.request.options, makes_folder=self.work.resumes)
+        upscaler = self._loaded()
+        with showing(self.console, job.name) as on_progress, self.interruption.polled():
+            result = upscaler.upscale(
+                source,
+                self.request.options,
+                on_progress=on_progress,
+                cancelled=self.interruption.cancelled,
+            )
+        warnings = (*self._about_model(upscaler), *result.warnings, *self._write(job, result))
+        compared = self._compare(job, result)
+        self._done += 1
+        self._tell(job, result, warnings, compared, time.perf_counter() - start)
+
+    def _is_done(self, job: Job) -> bool:
+        target = job.target
+        if target is None or not target.is_file():
+            return False
+        if not self.request.overwrite:
+            if self.work.resumes:
+                return True
+            raise PathError(f"{target} is there already; --overwrite replaces it.")
+        if self.work.guessed and not is_result(target):
+            raise InputError(
+                f"{target} is there and is no result of tegula: replace it with --output "
+                f"{target}, or upscale it too with --output FOLDER/."
+            )
+        return False
+
+    def _loaded(self) -> Upscaler:
+        if self._upscaler is None:
+            models = self.request.models
+            named = {} if models.bundle is None else {"bundle": models.bundle}
+            with waiting(self.console, f"loading {models.bundle or 'the model'}"):
+                from tegula.upscaler import Upscaler
+
+                self._upscaler = Upscaler.load(
+                    **named,
+                    controlnet=models.controlnet,
+                    vae=models.vae,
+                    loras=models.loras,
+                    embeddings=models.embeddings,
+                    device=self.request.device,
+                    precision=self.request.precision,
+                )
+        return self._upscaler
+
+    def _about_model(self, upscaler: Upscaler) -> tuple[str, ...]:
+        wanted = self.request.fingerprint
+        if wanted in (None, upscaler.bundle.facts.fingerprint):
+            return ()
+        return ("The result that --like names was made with other weights; this one will differ.",)
+
+    def _write(self, job: Job, result: UpscaleResult) -> tuple[str, ...]:
+        """Write the result and return what its format could not hold."""
+        from tegula.images.encode import encode
+        from tegula.images.writing import write_atomically
+
+        encoded = encode(
+            result.image,
+            job.format,
+            quality=self.request.quality,
+            metadata=result.metadata,
+            settings=self._settings(result),
+        )
+        if job.target is None:
+            sys.stdout.buffer.write(encoded.data)
+            sys.stdout.buffer.flush()
+            return encoded.warnings
+        if self.work.resumes:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(job.target, encoded.data)
+        return encoded.warnings
+
+    def _settings(self, result: UpscaleResult) -> dict[str, Any]:
+        return {**result.settings, "models": self.request.models.asked()}
+
+    def _compare(self, job: Job, result: UpscaleResult) -> Path | None:
+        if not self.request.compare or job.target is None:
+            return None
+        from tegula.images.compare import side_by_side
+        from tegula.images.encode import save
+
+        path = job.target.with_name(f"{job.target.stem}.compare.png")
+        save(side_by_side(result.source, result.image), path)
+        return path
+
+    def _tell(
+        self,
+        job: Job,
+        result: UpscaleResult,
+        warnings: tuple[str, ...],
+        compared: Path | None,
+        seconds: float,
+    ) -> None:
+        size = result.image.size
+        for warning in warnings:
+            self.console.tell(f"{job.name}: {warning}")
+        place = "Standard output" if job.target is None else job.target
+        took = f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+        self.console.tell(f"{place}: {size[0]}x{size[1]}, seed {result.seed}, {took}")
+        if compared is not None:
+            self.console.tell(f"{compared}: before and after")
+        self.console.data(
+            {
+                **_places(job),
+                **({} if compared is None else {"compare": str(compared)}),
+                "width": size[0],
+                "height": size[1],
+                "seed": result.seed,
+                "options": dataclasses.asdict(result.options),
+                "timings": dict(result.timings),
+                "warnings": list(warnings),
+                "settings": self._settings(result),
+            }
+        )
+
+    def _sum_up(self) -> None:
+        if len(self.work.jobs) == 1:
+            return
+        for job, failure in self._failures:
+            self.console.complain(_named(job, failure))
+        left = len(self.work.jobs) - self._done - self._skipped - len(self._failures)
+        counts = {
+            "done": self._done,
+            "skipped": self._skipped,
+            "failed": len(self._failures),
+            "not begun": left,
+        }
+        self.console.tell(", ".join(f"{count} {what}" for what, count in counts.items() if count))
+
+
+def _named(job: Job, failure: Failure) -> str:
+    named = job.name in failure.message
+    return failure.message if named else f"{job.name}: {failure.message}"
+
+
+def _places(job: Job) -> Mapping[str, Any]:
+    return {
+        "input": "-" if job.source is None else str(job.source),
+        "output": "-" if job.target is None else str(job.target),
+    }

@@ -1,0 +1,152 @@
+"""Knobs as options of the command line, and progress as lines."""
+
+import dataclasses
+
+import click
+import pytest
+from cli_support import run
+
+from tegula.cli.like import Models, models_like, options_like
+from tegula.cli.options import given_knobs, kind_of, word
+from tegula.cli.progress import Lines, stage_text, time_left
+from tegula.cli.upscale import UPSCALE
+from tegula.errors import InputError, OptionError
+from tegula.options import KNOBS, UpscaleOptions
+from tegula.progress import Progress
+
+SAMPLES = {float: ("0.5", 0.5), int: ("64", 64), str: ("text", "text"), bool: (None, True)}
+
+
+def parsed(*words):
+    return UPSCALE.make_context("upscale", ["a.png", *words]).params
+
+
+def sample(name):
+    """A word of the command line for a knob and the value it stands for."""
+    if KNOBS[name].choices:
+        return KNOBS[name].choices[-1], KNOBS[name].choices[-1]
+    special = {"size": ("30x40", (30, 40)), "crop": ("1,2,3,4", (1, 2, 3, 4))}
+    return special.get(name) or SAMPLES[kind_of(name)]
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_every_knob_is_an_option_of_its_type(name):
+    text, value = sample(name)
+    words = [word(name)] if text is None else [word(name), text]
+    assert given_knobs(parsed(*words)) == {name: value}
+    assert getattr(UpscaleOptions(**{name: value}), name) == value
+
+
+def test_no_knob_is_set_unasked():
+    assert given_knobs(parsed()) == {}
+
+
+def test_flags_can_be_switched_off():
+    assert given_knobs(parsed("--no-guess-mode")) == {"guess_mode": False}
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_the_help_tells_the_effect_of_every_knob(name):
+    told = "".join(run("upscale", "--help").stdout.split())
+    effect = "".join(KNOBS[name].effect.removeprefix("Redraw mode: ").split())
+    assert effect[1:] in told
+    assert word(name) in told
+
+
+@pytest.mark.parametrize("words", [("--size", "30"), ("--crop", "1,2,3"), ("--size", "-1x4")])
+def test_words_of_another_form_are_refused(words):
+    with pytest.raises(click.UsageError, match="not of the form"):
+        parsed(*words)
+
+
+def test_bounds_are_those_of_the_library():
+    result = run("upscale", "a.png", "--scale", "17")
+    assert result.exit_code == 2
+    assert result.stderr == "tegula: scale is between 0.05 and 16 times, not 17.0.\n"
+
+
+SETTINGS = {
+    "version": "0.1.0",
+    "width": 100,
+    "creativity": 0.3,
+    "steps": 12,
+    "preset": "faithful",
+    "crop": [0, 0, 4, 4],
+    "asked": {"steps": 12, "size": [30, 40], "crop": [0, 0, 4, 4], "max_pixels": 10},
+    "redraw": {"tile_width": 640},
+}
+
+
+def test_settings_become_options_again():
+    options = options_like(SETTINGS, {"hdr": 0.5})
+    expected = {"creativity": 0.3, "steps": 12, "preset": "faithful", "size": (30, 40)}
+    assert options == UpscaleOptions(**expected, tile_width=640, hdr=0.5)
+
+
+def test_a_given_preset_fills_its_knobs_anew():
+    options = options_like(SETTINGS, {"preset": "fast"})
+    assert (options.preset, options.creativity, options.steps) == ("fast", None, 12)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"steps": "12"}, {"creativity": True}, {"prompt": 3}, {"asked": {"size": [1, "x"]}}],
+)
+def test_damaged_settings_are_refused(damage):
+    with pytest.raises(InputError, match="damaged"):
+        options_like({**SETTINGS, **damage}, {})
+
+
+def test_settings_out_of_bounds_are_refused():
+    with pytest.raises(OptionError, match="creativity"):
+        options_like({"creativity": 7}, {})
+
+
+def test_damaged_models_are_refused():
+    with pytest.raises(InputError, match="damaged"):
+        models_like({"models": {"loras": 5}}, Models())
+
+
+def test_lines_are_few_and_none_for_quick_work():
+    now = iter(range(0, 1000, 2))
+    written = []
+    lines = Lines("a.png", written.append, clock=lambda: next(now))
+    for done in range(101):
+        lines(Progress("refine", done, 100, done / 100, 65.0))
+    assert [line.split(",")[0] for line in written] == ["a.png: 25%", "a.png: 50%", "a.png: 75%"]
+    assert written[0] == "a.png: 25%, refine 25/100 windows, 1:05 min left"
+    quick = []
+    lines = Lines("a.png", quick.append, clock=lambda: 0.0)
+    for done in range(101):
+        lines(Progress("refine", done, 100, done / 100, 0.0))
+    assert quick == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, ""),
+        (0.2, "0 s left"),
+        (59.4, "59 s left"),
+        (125, "2:05 min left"),
+        (7300, "2:01 h left"),
+    ],
+)
+def test_time_left_is_told_as_people_say_it(seconds, text):
+    assert time_left(Progress("refine", 1, 2, 0.5, seconds)) == text
+
+
+def test_after_its_last_unit_the_next_stage_is_told():
+    assert stage_text(Progress("prescale", 9, 9, 0.5)) == "refine"
+    assert stage_text(Progress("refine", 4, 4, 0.9)) == "finish"
+
+
+def test_stages_without_units_are_told_by_name():
+    assert stage_text(Progress("finish", 1, 1, 1.0)) == "finish"
+    assert stage_text(Progress("prescale", 2, 9, 0.1)) == "prescale 2/9 tiles"
+
+
+def test_models_record_only_what_was_asked_for():
+    assert Models().asked() == {}
+    assert Models(vae="x").asked() == {"vae": "x"}
+    assert {f.name for f in dataclasses.fields(Models)} <= set(parsed())

@@ -1,0 +1,175 @@
+"""The program around the commands: help, errors, signals and pipes."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_support import names_in, put, run, start_fake
+
+import tegula.errors
+from tegula import __version__
+from tegula import upscaler as upscaler_module
+from tegula.cli.upscale import PRECISIONS
+from tegula.errors import TegulaError
+from tegula.models import devices
+
+HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "cv2", "rich")
+OF_THE_SERVER = {"fetch", "service", "not_found", "conflict", "busy", "worker"}
+DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
+
+
+def errors_of(kind=TegulaError):
+    return [kind, *(each for below in kind.__subclasses__() for each in errors_of(below))]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["upscale", "--help"], ["models", "--help"]])
+def test_help_brings_nothing_heavy_along(words):
+    program = (
+        "import sys\nfrom tegula.cli import main\n"
+        "try: main()\nexcept SystemExit as end: status = end.code\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], status, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.stdout.startswith("Usage: tegula")
+    assert done.stderr.strip() == "[] 0"
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "tegula", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == f"tegula {__version__}"
+
+
+def raising(monkeypatch, error):
+    def load(**named):
+        raise error
+
+    monkeypatch.setattr(upscaler_module.Upscaler, "load", load)
+
+
+@pytest.mark.parametrize("kind", errors_of(), ids=lambda kind: kind.__name__)
+def test_every_error_is_one_line_and_its_status(kind, tmp_path, monkeypatch):
+    raising(monkeypatch, kind("It did\nnot work."))
+    source = put(tmp_path / "a.png")
+    result = run("upscale", source)
+    assert result.exit_code == kind.exit_status
+    assert result.stderr == "tegula: It did not work.\n"
+    as_json = run("upscale", source, "--json")
+    assert as_json.exit_code == kind.exit_status
+    assert json.loads(as_json.stdout) == {
+        "error": {"code": kind.code, "message": "It did not work."}
+    }
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), RuntimeError(), KeyError("x")])
+def test_an_unexpected_error_is_one_line_with_a_hint(error, tmp_path, monkeypatch):
+    raising(monkeypatch, error)
+    source = put(tmp_path / "a.png")
+    result = run("upscale", source)
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "--debug" in result.stderr
+    assert run("--debug", "upscale", source).exception is error
+
+
+def test_memory_that_runs_out_has_its_own_status(tmp_path, monkeypatch):
+    raising(monkeypatch, MemoryError())
+    assert run("upscale", put(tmp_path / "a.png")).exit_code == 8
+
+
+@pytest.mark.parametrize("words", [["upscale"], ["upscale", "a", "--nonsense"], ["nonsense"]])
+def test_bad_usage_is_status_2(words):
+    assert run(*words).exit_code == 2
+
+
+def test_the_documented_statuses_are_those_of_the_errors():
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", DOCS.read_text(), re.MULTILINE)
+    documented = {int(status): set(re.findall(r"`(\w+)`", text)) for status, text in rows}
+    here = [kind for kind in errors_of() if kind.code not in OF_THE_SERVER]
+    for kind in here:
+        assert kind.code in documented[kind.exit_status], kind
+    assert set.union(*documented.values()) == {kind.code for kind in here} | {"internal"}
+
+
+def test_every_error_is_on_the_page_of_errors():
+    assert all(kind.__module__ == tegula.errors.__name__ for kind in errors_of())
+
+
+def test_the_precisions_are_those_of_the_devices():
+    assert PRECISIONS == devices.PRECISIONS
+
+
+BUSY = """
+print("busy", file=sys.stderr, flush=True)
+while not cancelled():
+    time.sleep(0.01)
+raise CancelledError("Cancelled before refine; nothing was written.")
+"""
+DEAF = """
+print("busy", file=sys.stderr, flush=True)
+while True:
+    if cancelled(): print("noted", file=sys.stderr, flush=True)
+    time.sleep(0.01)
+"""
+REPORTING = """
+from tegula.progress import Progress
+on_progress(Progress("refine", 3, 12, 0.75, 65.0))
+time.sleep(0.3)
+raise CancelledError("Cancelled.")
+"""
+LOADING = 'print("busy", file=sys.stderr, flush=True); time.sleep(60)'
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("code", [{"upscale": BUSY}, {"load": LOADING}], ids=["work", "load"])
+def test_a_signal_stops_the_work_and_leaves_nothing(tmp_path, number, code):
+    source = put(tmp_path / "a.png")
+    process = start_fake(source, tmp_path / "new" / "", "-o", f"{tmp_path}/out/", **code)
+    assert process.stderr.readline() == "busy\n"
+    process.send_signal(number)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert told.splitlines()[-1].startswith("tegula: Cancelled")
+    assert names_in(tmp_path) == ["a.png"]
+
+
+def test_a_terminal_shows_stage_windows_and_time_left(tmp_path):
+    reader, writer = os.openpty()
+    process = start_fake(put(tmp_path / "a.png"), upscale=REPORTING, stderr=writer)
+    os.close(writer)
+    process.communicate(timeout=30)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while block := os.read(reader, 65536):
+            shown += block
+    os.close(reader)
+    assert process.returncode == 130
+    assert b"refine 3/12 windows" in shown
+    assert b"75%" in shown
+    assert b"1:05 min left" in shown
+
+
+def test_a_second_signal_kills_what_does_not_listen(tmp_path):
+    process = start_fake(put(tmp_path / "a.png"), upscale=DEAF)
+    assert process.stderr.readline() == "busy\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "noted\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    command = [sys.executable, "-m", "tegula", "models"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 1
+    assert done.stderr == ""

@@ -1,0 +1,328 @@
+"""`tegula upscale`, with the tiny bundle behind it."""
+
+import json
+import os
+
+import pytest
+from cli_support import PLAIN, names_in, picture_bytes, put, run, size_of, upscale
+from PIL import Image
+
+from tegula import upscaler as upscaler_module
+from tegula.errors import CancelledError, MissingWeightsError
+from tegula.images.encode import read_settings
+from tegula.models.sd15.tiny import tiny_bundle
+from tegula.upscaler import Upscaler
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Upscaler(tiny_bundle())
+
+
+@pytest.fixture
+def loads(monkeypatch, tiny):
+    """Every load of a model, as it was asked for."""
+    asked = []
+    load = staticmethod(lambda **named: asked.append(named) or tiny)
+    monkeypatch.setattr(upscaler_module.Upscaler, "load", load)
+    return asked
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch, loads):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def told(result):
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_a_picture_becomes_twice_as_large_beside_itself(folder):
+    put(folder / "a.jpg")
+    result = upscale("a.jpg")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    assert "a_x2.jpg: 24x16, seed 7" in result.stderr
+    assert size_of("a_x2.jpg") == (24, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        (("--scale", "3"), (36, 24)),
+        (("--resolution", "20"), (30, 20)),
+        (("--size", "31x17"), (31, 17)),
+        (("--scale", "8", "--crop", "2,3,5,4"), (40, 32)),
+    ],
+)
+def test_the_size_asked_for(folder, options, size):
+    put(folder / "a.png")
+    assert upscale("a.png", "out.png", *options).exit_code == 0
+    assert size_of("out.png") == size
+
+
+def test_every_format_is_written_as_its_ending_says(folder):
+    put(folder / "a.png")
+    for ending, magic in (("jpg", b"\xff\xd8"), ("webp", b"RIFF"), ("tiff", b"II")):
+        assert upscale("a.png", f"out.{ending}").exit_code == 0
+        assert (folder / f"out.{ending}").read_bytes().startswith(magic)
+
+
+def test_a_result_that_is_there_is_not_replaced_unasked(folder, loads):
+    put(folder / "a.png")
+    upscale("a.png", "out.png")
+    before = (folder / "out.png").read_bytes()
+    result = upscale("a.png", "out.png", "--scale", "3")
+    assert result.exit_code == 5
+    assert "--overwrite" in result.stderr
+    assert (folder / "out.png").read_bytes() == before
+    assert upscale("a.png", "out.png", "--scale", "3", "--overwrite").exit_code == 0
+    assert size_of("out.png") == (36, 24)
+
+
+def test_overwrite_does_not_replace_what_could_be_a_second_source(folder):
+    put(folder / "a.png")
+    put(folder / "b.png")
+    result = upscale("a.png", "b.png", "--overwrite")
+    assert result.exit_code == 2
+    assert "--output" in result.stderr
+    assert size_of("b.png") == (12, 8)
+    assert upscale("a.png", "--output", "b.png", "--overwrite").exit_code == 0
+    assert size_of("b.png") == (24, 16)
+
+
+def test_a_folder_loads_the_model_once_and_a_second_run_skips(folder, loads):
+    for name in ("a.jpg", "b.png"):
+        put(folder / "in" / name)
+    assert upscale("in", "out/").exit_code == 0
+    assert names_in(folder / "out") == ["a.jpg", "b.png"]
+    assert len(loads) == 1
+    again = upscale("in", "out/")
+    assert again.exit_code == 0
+    assert "2 skipped" in again.stderr
+    assert len(loads) == 1
+
+
+def test_a_bad_picture_does_not_stop_the_others(folder):
+    put(folder / "in" / "z.png")
+    (folder / "in" / "broken.png").write_bytes(picture_bytes()[:60])
+    (folder / "in" / "empty.jpg").write_bytes(b"")
+    result = upscale("in", "out/")
+    assert result.exit_code == 3
+    assert names_in(folder / "out") == ["z.png"]
+    assert "1 done, 2 failed" in result.stderr
+    failures = [line for line in result.stderr.splitlines() if line.startswith("tegula: ")]
+    assert len(failures) == 2
+    assert "broken.png" in failures[0]
+    assert "empty.jpg" in failures[1]
+
+
+def test_the_status_is_that_of_the_first_failure(folder):
+    put(folder / "a.png")
+    put(folder / "b.png")
+    (folder / "empty.jpg").write_bytes(b"")
+    assert upscale("a.png", "missing.png", "empty.jpg", "out/").exit_code == 5
+    assert upscale("empty.jpg", "missing.png", "b.png", "out/").exit_code == 3
+
+
+def test_a_model_that_cannot_be_loaded_stops_the_whole_folder(folder, monkeypatch):
+    for name in ("a.jpg", "b.png"):
+        put(folder / "in" / name)
+
+    def load(**named):
+        raise MissingWeightsError("The weights are not here.")
+
+    monkeypatch.setattr(upscaler_module.Upscaler, "load", load)
+    result = upscale("in", "out/")
+    assert result.exit_code == 6
+    assert result.stderr.splitlines() == ["2 not begun", "tegula: The weights are not here."]
+    assert not (folder / "out").exists()
+
+
+def test_standard_input_to_standard_output(folder):
+    result = upscale("-", "-", stdin=picture_bytes("JPEG"))
+    assert result.exit_code == 0, result.stderr
+    (folder / "out.png").write_bytes(result.stdout_bytes)
+    assert size_of("out.png") == (24, 16)
+    assert names_in(folder) == ["out.png"]
+
+
+def test_standard_output_in_another_format(folder):
+    put(folder / "a.png")
+    result = upscale("a.png", "-", "--format", "webp")
+    assert result.stdout_bytes[8:12] == b"WEBP"
+
+
+@pytest.mark.parametrize("option", ["--json", "--compare"])
+def test_standard_output_takes_nothing_beside_the_picture(folder, option):
+    result = upscale("-", "-", option, stdin=picture_bytes())
+    assert result.exit_code == 2
+    assert result.stdout == "" or "error" in json.loads(result.stdout)
+
+
+def test_compare_writes_before_and_after_beside_the_result(folder):
+    put(folder / "a.png")
+    result = upscale("a.png", "out.jpg", "--compare")
+    assert names_in(folder) == ["a.png", "out.compare.png", "out.jpg"]
+    assert size_of("out.compare.png")[0] > 2 * 24
+    assert "out.compare.png" in result.stderr
+
+
+def test_json_tells_all_of_each_result_and_nothing_else(folder):
+    put(folder / "in" / "a.png")
+    (folder / "in" / "b.png").write_bytes(b"nothing")
+    result = upscale("in", "out/", "--json", "--compare")
+    assert result.stderr == ""
+    good, bad = told(result)
+    assert (good["input"], good["output"]) == ("in/a.png", "out/a.png")
+    assert good["compare"] == "out/a.compare.png"
+    assert (good["width"], good["height"], good["seed"]) == (24, 16, 7)
+    assert good["options"]["prescaler"] == "lanczos"
+    assert set(good["timings"]) == {"prepare", "prescale", "refine", "finish"}
+    assert good["warnings"] == []
+    stored = read_settings(folder / "out" / "a.png")
+    assert good["settings"] == stored
+    assert bad["input"] == "in/b.png"
+    assert bad["error"]["code"] == "invalid_image"
+    assert told(upscale("in/a.png", "out/", "--json")) == [
+        {"input": "in/a.png", "output": "out/a.png", "skipped": True}
+    ]
+
+
+def test_json_tells_errors_too(folder):
+    result = upscale("missing.png", "--json")
+    assert result.exit_code == 5
+    assert told(result)[0]["error"]["code"] == "path"
+    assert result.stderr == ""
+
+
+def test_quiet_says_nothing_unless_something_is_wrong(folder):
+    put(folder / "a.png")
+    good = upscale("a.png", "--quiet")
+    assert good.output == ""
+    assert len(upscale("a.png", "--quiet").stderr.splitlines()) == 1
+
+
+def test_like_repeats_a_result_bit_for_bit(folder):
+    put(folder / "a.png")
+    knobs = ("--scale", "3", "--hdr", "0.5", "--prompt", "süß")
+    assert upscale("a.png", "first.png", *knobs).exit_code == 0
+    assert run("upscale", "a.png", "second.png", "--like", "first.png").exit_code == 0
+    with Image.open("first.png") as one, Image.open("second.png") as other:
+        assert one.tobytes() == other.tobytes()
+    first, second = read_settings(folder / "first.png"), read_settings(folder / "second.png")
+    first.pop("asked")
+    second.pop("asked")
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "expected"),
+    [
+        (("--scale", "3"), (), (60, 30)),
+        (("--resolution", "40"), (), (80, 40)),
+        (("--size", "33x44"), (), (33, 44)),
+        (("--scale", "4", "--crop", "1,1,4,4"), (), (80, 40)),
+        (("--resolution", "40"), ("--scale", "1.5"), (30, 15)),
+        ((), (), (40, 20)),
+    ],
+)
+def test_like_sizes_anew_for_the_other_picture(folder, asked, given, expected):
+    put(folder / "a.png")
+    put(folder / "b.png", width=20, height=10)
+    assert upscale("a.png", "result.png", *asked).exit_code == 0
+    result = run("upscale", "b.png", "other.png", "--like", "result.png", *given)
+    assert result.exit_code == 0, result.stderr
+    assert size_of("other.png") == expected
+
+
+def test_what_is_given_beside_like_wins(folder):
+    put(folder / "a.png")
+    upscale("a.png", "result.webp", "--colour-lock", "adain")
+    run("upscale", "a.png", "other.png", "--like", "result.webp", "--seed", "99")
+    settings = read_settings(folder / "other.png")
+    assert settings["seed"] == 99
+    assert settings["colour_lock"] == "adain"
+
+
+def test_like_takes_the_models_too(folder, loads):
+    put(folder / "a.png")
+    models = ("--model", "mine", "--lora", "fine.safetensors:0.5", "--lora", "more.safetensors")
+    upscale("a.png", "result.png", *models)
+    run("upscale", "a.png", "other.png", "--like", "result.png")
+    assert loads[1]["bundle"] == "mine"
+    assert loads[1]["loras"] == (("fine.safetensors", 0.5), ("more.safetensors", 1.0))
+    assert loads[0] == loads[1]
+    run("upscale", "a.png", "third.png", "--like", "result.png", "--model", "yours")
+    assert loads[2]["bundle"] == "yours"
+    assert loads[2]["loras"] == ()
+
+
+def test_like_needs_a_result(folder):
+    put(folder / "a.png")
+    result = upscale("a.png", "--like", "a.png")
+    assert result.exit_code == 2
+    assert "holds no settings" in result.stderr
+
+
+def test_nothing_is_loaded_for_what_cannot_be_done(folder, loads):
+    put(folder / "a.png")
+    (folder / "no.png").write_text("text")
+    for words in (
+        ("missing.png",),
+        ("no.png",),
+        ("a.png", "nowhere/out.png"),
+        ("a.png", "--scale", "99"),
+        ("a.png", "out.webp", "--size", "17000x2"),
+        ("a.png", "--scale", "16", "--max-pixels", "100"),
+        ("a.png", "--quality", "0"),
+        ("a.png", "out.png", "--format", "gif"),
+    ):
+        result = upscale(*words)
+        assert result.exit_code in (2, 3, 4, 5), words
+        assert result.stderr.count("\n") == 1 or result.stderr.startswith("Usage"), words
+    assert loads == []
+    assert names_in(folder) == ["a.png", "no.png"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder_is_found_before_the_work(folder, loads):
+    put(folder / "a.png")
+    (folder / "locked").mkdir(mode=0o500)
+    result = upscale("a.png", "locked/")
+    assert result.exit_code == 5
+    assert loads == []
+
+
+def test_a_result_for_a_device_is_written_to_it(folder):
+    put(folder / "a.png")
+    assert upscale("a.png", "/dev/null", "--format", "png").exit_code == 0
+
+
+def test_a_cancelled_folder_tells_what_is_left(folder, monkeypatch, tiny):
+    for name in ("a.png", "b.png", "c.png"):
+        put(folder / "in" / name)
+    answers = iter([tiny.upscale])
+
+    def stopping(*words, **named):
+        for work in answers:
+            return work(*words, **named)
+        raise CancelledError("Cancelled.")
+
+    monkeypatch.setattr(tiny, "upscale", stopping, raising=False)
+    result = upscale("in", "out/")
+    assert result.exit_code == 130
+    assert "1 done, 2 not begun" in result.stderr
+    assert names_in(folder / "out") == ["a.png"]
+
+
+def test_the_knobs_reach_the_upscaler(folder):
+    put(folder / "a.png")
+    knobs = ("--steps", "2", "--scheduler", "euler", "--guess-mode", "--preset", "fast")
+    result = run(
+        "upscale", "a.png", "--json", *PLAIN[:2], "--creativity", "0.5", *knobs, "--window", "64"
+    )
+    options = told(result)[0]["options"]
+    assert (options["steps"], options["scheduler"], options["preset"]) == (2, "euler", "fast")
+    assert options["guess_mode"]
