@@ -32,7 +32,7 @@ from bench.networks import WINDOW, SmallSd, small_sd
 from bench.seams import seam_score
 from tegula.images.resize import enlarge_lanczos
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
-from tegula.models.sd15.facts import SCHEDULER
+from tegula.models.sd15.facts import PRESETS, SCHEDULER
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
 from tegula.stages.refine_canvas import refine_canvas
 from tegula.tiling.windows import WindowGrid, grid_windows
@@ -47,7 +47,7 @@ STEPS, STRENGTH, GUIDANCE, SEED = 8, 0.5, 4.0, 0
 def main() -> None:
     """Run the bench, print its table and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--side", type=int, default=768, help="side of the result in pixels")
+    parser.add_argument("--side", type=int, default=1024, help="side of the result in pixels")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("bench/results/engine.json"))
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
@@ -87,14 +87,7 @@ def options_for(picture: Picture, **changes: Any) -> ResolvedOptions:
         prescaler="lanczos",
         **changes,
     )
-    return resolve(asked, small_presets(), WINDOW, (width, height))
-
-
-def small_presets() -> Any:
-    """Return the presets of Stable Diffusion; every knob of theirs is set by the bench."""
-    from tegula.models.sd15.facts import PRESETS
-
-    return PRESETS
+    return resolve(asked, PRESETS, WINDOW, (width, height))
 
 
 def overhead(sd: SmallSd, picture: Picture, repeats: int) -> dict[str, float]:
@@ -164,9 +157,9 @@ def against_loop(sd: SmallSd, picture: Picture, repeats: int) -> dict[str, Any]:
         lambda overlap: refine_canvas(
             sd.bundle, picture, picture, options_for(picture, overlap=overlap)
         ),
-        picture,
+        untiled,
     )
-    loop = least_overlap(lambda overlap: per_tile_loop(sd, picture, overlap), picture)
+    loop = least_overlap(lambda overlap: per_tile_loop(sd, picture, overlap), untiled)
     seconds = interleaved([canvas.run, loop.run], repeats)
     rows = {
         name: {
@@ -191,17 +184,17 @@ class Tiled:
     run: Callable[[], object]
 
 
-def least_overlap(run: Callable[[float], Picture], picture: Picture) -> Tiled:
-    """Try overlaps from small to large until no seam shows."""
+def least_overlap(run: Callable[[float], Picture], untiled: Picture) -> Tiled:
+    """Try overlaps from small to large until no seam shows beside the untiled result."""
     for overlap in OVERLAPS:
         result = run(overlap)
-        grid = canvas_grid(picture, overlap)
+        grid = canvas_grid(untiled, overlap)
         borders = [
             [edge * 8 for start in starts for edge in (start, start + WINDOW // 8)]
             for starts in (grid.columns, grid.rows)
         ]
-        inside = [[b for b in axis if 0 < b < picture.shape[0]] for axis in borders]
-        seam = seam_score(result, *inside) / seam_score(picture, *inside)
+        inside = [[b for b in axis if 0 < b < untiled.shape[0]] for axis in borders]
+        seam = seam_score(result, *inside) / seam_score(untiled, *inside)
         if abs(seam - 1) <= SEAMLESS:
             break
     return Tiled(overlap, seam, result, lambda: run(overlap))
@@ -262,7 +255,7 @@ def memory() -> dict[str, Any]:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         rows[f"512 to {512 * scale}"] = json.loads(done.stdout.splitlines()[-1])
     small, large = (row["peak_mb"] - row["loaded_mb"] for row in rows.values())
-    return rows | {"growth": large / small, "growth_of_canvas": 4.0}
+    return rows | {"growth": large / small}
 
 
 def peak_memory(scale: int) -> dict[str, float]:
@@ -271,12 +264,17 @@ def peak_memory(scale: int) -> dict[str, float]:
 
     upscaler = Upscaler.load()
     picture = data.astronaut()
-    before = _peak_mb()
+    before = _resident_mb()
     options = UpscaleOptions(scale=scale, prescaler="realesrgan-animevideov3", seed=SEED)
     from PIL import Image
 
     result = upscaler.upscale(Image.fromarray(picture), options)
     return {"loaded_mb": before, "peak_mb": _peak_mb(), "windows": result.plan.windows}
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def _peak_mb() -> float:

@@ -14,10 +14,11 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
 from tegula.models.bundle import Bundle, BundleFacts
+from tegula.models.sd15.assembly import Networks
 from tegula.models.sd15.bundle import SdAutoencoder, make_denoiser
 from tegula.models.sd15.facts import PRESETS, SCHEDULER
 from tegula.models.sd15.text import SdTextEncoder
-from tegula.models.sd15.tiny import TinyNetworks, tiny_networks
+from tegula.models.sd15.tiny import tiny_networks
 
 WINDOW = 256
 _LEVELS: dict[str, Any] = {
@@ -33,7 +34,7 @@ _LEVELS: dict[str, Any] = {
 class SmallSd:
     """The same networks as diffusers takes them and as tegula does."""
 
-    networks: TinyNetworks
+    networks: Networks
     bundle: Bundle
 
 
@@ -42,7 +43,7 @@ def small_sd(seed: int = 0) -> SmallSd:
     return SmallSd(_networks(seed), _bundle(_networks(seed)))
 
 
-def _networks(seed: int) -> TinyNetworks:
+def _networks(seed: int) -> Networks:
     tiny = tiny_networks(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -62,10 +63,10 @@ def _networks(seed: int) -> TinyNetworks:
         )
     for module in (unet, control, autoencoder):
         module.eval().requires_grad_(requires_grad=False)
-    return TinyNetworks(unet, control, autoencoder, tiny.text_model, tiny.tokenizer)
+    return Networks(unet, control, autoencoder, tiny.text_model, tiny.tokenizer)
 
 
-def _bundle(networks: TinyNetworks) -> Bundle:
+def _bundle(networks: Networks) -> Bundle:
     facts = BundleFacts(
         name="small-sd",
         family="sd15",

@@ -1,0 +1,1 @@
+"""The quality bench: what pictures are worth, measured."""

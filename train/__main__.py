@@ -1,0 +1,64 @@
+"""``python -m train``: makes mini's weights from photographs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from tegula.models.mini.bundle import WEIGHTS
+from train.config import CONFIGURATIONS
+from train.program import Program
+
+COMMANDS = ("all", "pairs", "diffusion", "adversarial", "evaluate", "export")
+
+
+def main() -> None:
+    """Parse the command line and run what it names."""
+    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+    parser.add_argument("command", nargs="?", default="all", choices=COMMANDS)
+    where = "folders of photographs; TEGULA_TRAIN_PHOTOS, else photos/train"
+    parser.add_argument("--photos", type=Path, nargs="+", default=_folders(), help=where)
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/mini"), help="pairs and checkpoints"
+    )
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the bundle goes")
+    parser.add_argument("--config", choices=CONFIGURATIONS, default=None,
+                        help="cpu or gpu; by default what this machine has")  # fmt: skip
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # a batch is spread over threads of its own
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settings = CONFIGURATIONS[arguments.config or ("gpu" if device.type == "cuda" else "cpu")]
+    program = Program(
+        settings, tuple(arguments.photos), arguments.work, arguments.weights, device, print
+    )
+    began = time.monotonic()
+    _run(program, arguments.command)
+    print(f"{arguments.command}: {(time.monotonic() - began) / 60:.1f} min on {device}")
+
+
+def _run(program: Program, command: str) -> None:
+    if command == "export":
+        state = program.train_adversarial()
+        program.export(state.seconds, state.samples)
+        return
+    steps = {
+        "all": program.everything,
+        "pairs": program.make_pairs,
+        "diffusion": program.train_diffusion,
+        "adversarial": program.train_adversarial,
+        "evaluate": program.evaluate,
+    }
+    steps[command]()
+
+
+def _folders() -> list[Path]:
+    named = os.environ.get("TEGULA_TRAIN_PHOTOS")
+    return [Path(p) for p in named.split(os.pathsep)] if named else [Path("photos/train")]
+
+
+if __name__ == "__main__":
+    main()

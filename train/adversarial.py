@@ -1,0 +1,271 @@
+"""Stage two: one step from noise alone must look like a photograph.
+
+The road of adversarial diffusion distillation (Sauer et al., 2023), SinSR and OSEDiff
+(2024): the network of stage one becomes a generator that starts where inference starts,
+noise alone at some level, and is judged by discriminators, features and energies. Part
+of each batch stays ordinary diffusion training, so that more steps, words and damaged
+targets keep their meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench.quality.features import EarlyFeatures
+from tegula.models.mini.latents import luma
+from tegula.models.mini.network import control_channels
+from train import losses
+from train.batches import Batch
+from train.config import AdversarialSettings
+from train.diffusion import clean_latents, faded_target, set_rate
+from train.discriminator import Judges, deceive_loss, judge_loss
+from train.noise import TIMESTEPS, add_noise, signal_shares
+from train.parallel import map_parts, mean_logs, split
+from train.state import TrainingState
+
+FEATURE_CHANNELS = (16, 24, 40)
+_LOWEST_TIMESTEP = 150
+_INVENTIVE = 0.15
+_PIXEL_JITTER = 0.02
+_FEATURE_JITTER = 0.2
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """A batch at its noise levels; ``judged`` rows start from nothing towards clean truth."""
+
+    noisy: Tensor
+    target: Tensor
+    timesteps: Tensor
+    judged: Tensor
+
+    def rows(self, part: slice) -> _Draw:
+        return _Draw(self.noisy[part], self.target[part], self.timesteps[part], self.judged[part])
+
+
+def judged_share(timesteps: Tensor) -> Tensor:
+    """Return the weight of the adversarial loss: 0 up to level 0.4, 1 at 0.7, 1.5 at most.
+
+    This is the other half of the dial: low creativity keeps to what is certain, high
+    creativity to what looks real.
+    """
+    return ((timesteps.float() / TIMESTEPS - 0.4) / 0.3).clamp(0, 1.5)
+
+
+def adversarial_step(
+    state: TrainingState, settings: AdversarialSettings, features: EarlyFeatures, batch: Batch
+) -> dict[str, Tensor]:
+    """Take one step of the generator and one of the discriminators; returns the losses."""
+    device = next(state.network.parameters()).device
+    batch = batch.to(device)
+    draw = _draw(batch, settings, state)
+    parts = split(len(draw.noisy), settings.batch.parts if device.type == "cpu" else 1)
+    judges = _ready_judges(state)
+    zero_gradients(state)
+
+    def generate(part: slice) -> tuple[_Judged | None, dict[str, Tensor]]:
+        return _generate(state, settings, features, batch.rows(part), draw.rows(part), len(parts))
+
+    made = map_parts(generate, parts)
+    norm = _update(state, settings)
+    seeds = torch.randint(2**62, (len(parts),), generator=state.generator).tolist()
+    judged = [(j, seed) for (j, _), seed in zip(made, seeds, strict=True) if j is not None]
+
+    def judge(part: tuple[_Judged, int]) -> dict[str, Tensor]:
+        regularise = state.step % settings.regularise_every == 0
+        weight = settings.regularisation if regularise else 0.0
+        return part[0].train_judges(judges, weight, part[1], len(parts))
+
+    judged_logs = map_parts(judge, judged) if judged else []
+    state.optimisers["judges"].step()
+    return {**mean_logs([log for _, log in made] + judged_logs), "gradient": norm}
+
+
+def _generate(
+    state: TrainingState,
+    settings: AdversarialSettings,
+    features: EarlyFeatures,
+    batch: Batch,
+    draw: _Draw,
+    parts: int,
+) -> tuple[_Judged | None, dict[str, Tensor]]:
+    """Run the generator's losses backward for one part of the batch."""
+    predicted = _predict(state, batch, draw)
+    plain = losses.rows((predicted - draw.target).square())
+    loss = (plain * (~draw.judged).float()).mean()
+    logged, judged = {"plain": loss}, None
+    if draw.judged.any():
+        judged = _Judged(batch, draw, predicted, features)
+        logged |= judged.losses(state.extras["judges"], settings)
+        loss = loss + logged.pop("total")
+    (loss / parts).backward()
+    return judged, logged
+
+
+class _Judged:
+    """The judged rows as pictures and features."""
+
+    def __init__(
+        self, batch: Batch, draw: _Draw, predicted: Tensor, features: EarlyFeatures
+    ) -> None:
+        rows = draw.judged
+        self.timesteps = draw.timesteps[rows]
+        self.predicted, self.target = predicted[rows], draw.target[rows]
+        prescaled = batch.control.prescaled[rows]
+        base = luma(prescaled)
+        self.context = torch.cat([base, luma(batch.control.source[rows])], dim=1)
+        self.fake = losses.pictures_from(self.predicted, base)
+        self.real = losses.pictures_from(self.target, base)
+        device = predicted.device.type
+        with torch.autocast(device, torch.bfloat16):
+            self.fake_features = features(prescaled + (self.fake - base))
+            with torch.no_grad():
+                count = len(prescaled)
+                both = features(torch.cat([prescaled + (self.real - base), prescaled]))
+        self.real_features = [f[:count] for f in both]
+        self.prescaled_features = [f[count:] for f in both]
+
+    def losses(self, judges: torch.nn.Module, settings: AdversarialSettings) -> dict[str, Tensor]:
+        """Return the generator's losses, ``total`` among them."""
+        share = judged_share(self.timesteps)
+        with torch.autocast(self.fake.device.type, torch.bfloat16):
+            verdicts = judges(
+                self.fake, self.context, self.fake_features[1:4], self.prescaled_features[1:4]
+            )
+        parts = {
+            "pixel": losses.rows((self.fake - self.real).abs()).mean() * 10,
+            "low_bands": losses.low_bands(self.predicted, self.target).mean(),
+            "perceptual": losses.perceptual(self.fake_features, self.real_features).mean(),
+            "texture": losses.texture(self.fake_features[:3], self.real_features[:3]).mean(),
+            "energy": losses.band_energy(self.fake, self.real).mean(),
+            "statistics": self._statistics(),
+            "adversarial": deceive_loss(verdicts, share),
+        }
+        weighted = [getattr(settings, name) * value for name, value in parts.items()]
+        return {**parts, "total": torch.stack(weighted).sum()}
+
+    def _statistics(self) -> Tensor:
+        """Compare statistics over the rows that may invent; low levels keep to the source."""
+        rows = judged_share(self.timesteps) > _INVENTIVE
+        if not rows.any():
+            return torch.zeros((), device=self.fake.device)
+        fake, real = ([f[rows] for f in x] for x in (self.fake_features, self.real_features))
+        return losses.statistics(fake, real)
+
+    def verdicts(
+        self, judges: torch.nn.Module, jitter: Callable[[Tensor, float], Tensor] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return verdicts over real and fake pictures, without gradients to the generator.
+
+        ``jitter`` adds noise of a deviation to what is real.
+        """
+        fake, fakes = self.fake.detach(), [f.detach() for f in self.fake_features[1:4]]
+        real, reals = self.real, self.real_features[1:4]
+        if jitter is not None:
+            real = jitter(real, _PIXEL_JITTER)
+            reals = [jitter(f, _FEATURE_JITTER) for f in reals]
+        pictures = torch.cat([real, fake])
+        maps = [torch.cat([a, b]) for a, b in zip(reals, fakes, strict=True)]
+        prescaled = [torch.cat([f, f]) for f in self.prescaled_features[1:4]]
+        with torch.autocast(fake.device.type, torch.bfloat16):
+            both = judges(pictures, torch.cat([self.context] * 2), maps, prescaled)
+        count = len(real)
+        return [v[:count] for v in both], [v[count:] for v in both]
+
+    def train_judges(
+        self, judges: torch.nn.Module, regularisation: float, seed: int, parts: int
+    ) -> dict[str, Tensor]:
+        """Run the discriminators' loss backward: hinge, and now and then a cheap R1.
+
+        Verdicts on real pictures must hardly change under slight noise: R1 by finite
+        differences, as in Lin et al., "Diffusion Adversarial Post-Training" (2025).
+        """
+        real, fake = self.verdicts(judges)
+        loss = judge_loss(real, fake)
+        logged = {
+            "judge": loss,
+            "real": torch.stack([r.float().mean() for r in real]).mean(),
+            "fake": torch.stack([f.float().mean() for f in fake]).mean(),
+        }
+        if regularisation:
+            generator = torch.Generator().manual_seed(seed)
+            jittered, _ = self.verdicts(judges, partial(_jitter, generator))
+            pairs = zip(real, jittered, strict=True)
+            change = [(a.float() - b.float()).square().mean() for a, b in pairs]
+            loss = loss + regularisation * torch.stack(change).mean()
+        (loss / parts).backward()
+        return logged
+
+
+def _draw(batch: Batch, settings: AdversarialSettings, state: TrainingState) -> _Draw:
+    clean = clean_latents(batch)
+    device, count = clean.device, len(clean)
+    low = torch.full((count,), _LOWEST_TIMESTEP)
+    uniform = torch.rand(count, generator=state.generator)
+    timesteps = (low + uniform * (TIMESTEPS - 1 - low)).long().to(device)
+    noise = torch.randn(clean.shape, generator=state.generator).to(device)
+    nothing = (torch.rand(count, generator=state.generator) < settings.from_nothing).to(device)
+    keep = (~nothing).float().view(-1, 1, 1, 1)
+    noisy = add_noise(clean * keep, noise, timesteps, signal_shares(device=device))
+    target = clean * keep + faded_target(clean, timesteps) * (1 - keep)
+    seen = batch.seen.flatten() > 0
+    return _Draw(noisy, target, timesteps, nothing & batch.truth_is_clean & seen)
+
+
+def _predict(state: TrainingState, batch: Batch, draw: _Draw) -> Tensor:
+    control = control_channels(batch.control) * batch.seen
+    with torch.autocast(draw.noisy.device.type, torch.bfloat16):
+        predicted = state.network(draw.noisy, draw.timesteps / TIMESTEPS, control, batch.words)
+    return predicted.float()  # type: ignore[no-any-return]
+
+
+def zero_gradients(state: TrainingState) -> None:
+    """Forget the gradients of every optimiser."""
+    for optimiser in state.optimisers.values():
+        optimiser.zero_grad(set_to_none=True)
+
+
+def _update(state: TrainingState, settings: AdversarialSettings) -> Tensor:
+    optimiser = state.optimisers["network"]
+    set_rate(optimiser, settings.learning_rate, state.step, settings.warm_up, settings.steps)
+    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), 2.0)
+    optimiser.step()
+    # The generator's losses went through the discriminators and left gradients there.
+    state.optimisers["judges"].zero_grad(set_to_none=True)
+    return norm
+
+
+def _ready_judges(state: TrainingState) -> torch.nn.Module:
+    """Renew the spectral norms once a step, so that parts on threads only read them."""
+    judges = state.extras["judges"]
+    judges.train()
+    with torch.no_grad():
+        for module in judges.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                _ = module.weight
+    return judges.eval()
+
+
+def _jitter(generator: torch.Generator, x: Tensor, deviation: float) -> Tensor:
+    noise = torch.randn(x.shape, generator=generator).to(x)
+    return x + noise * deviation
+
+
+def add_judges(state: TrainingState, settings: AdversarialSettings) -> None:
+    """Give a trained state its discriminators and both optimisers of this stage."""
+    device = next(state.network.parameters()).device
+    judges = Judges(FEATURE_CHANNELS).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state.extras["judges"] = judges
+    state.optimisers = {
+        "network": torch.optim.AdamW(
+            state.network.parameters(), lr=settings.learning_rate, betas=(0.5, 0.99), weight_decay=0
+        ),
+        "judges": torch.optim.AdamW(
+            judges.parameters(), lr=settings.discriminator_rate, betas=(0.5, 0.99), weight_decay=0
+        ),
+    }

@@ -1,0 +1,33 @@
+"""The model card beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tegula.models.mini.network import MiniNetwork
+from tegula.models.mini.words import VOCABULARY
+from train.config import RunSettings
+
+_TEMPLATE = Path(__file__).with_name("card.md")
+
+
+def card(digest: str, settings: RunSettings, training: Mapping[str, Any]) -> str:
+    """Return the card as Markdown."""
+    with torch.device("meta"):
+        network = MiniNetwork(settings.shape)
+    return _TEMPLATE.read_text(encoding="utf-8").format(
+        parameters=sum(p.numel() for p in network.parameters()) / 1e6,
+        digest=digest,
+        crop=settings.adversarial.batch.crop,
+        side=settings.pairs.side,
+        widths=", ".join(map(str, settings.shape.widths)),
+        words=", ".join(VOCABULARY),
+        **{
+            k: training[k]
+            for k in ("minutes", "device", "configuration", "samples", "pairs", "checkpoint")
+        },
+    )

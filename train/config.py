@@ -1,0 +1,90 @@
+"""Everything that decides what a training run makes, as frozen settings.
+
+``CPU`` trained the shipped file on two cores; ``GPU`` is the larger run for one card.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tegula.models.mini.network import NetworkShape
+from tegula.models.mini.words import VOCABULARY_SIZE
+from train.batches import BatchSettings
+from train.pairs import PairSettings
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """Stage one: predict the clean latent at every noise level.
+
+    minutes, steps: whichever ends first. from_nothing: share of the rows whose noisy
+    latent holds noise alone, as inference starts.
+    """
+
+    steps: int = 6000
+    learning_rate: float = 5e-4
+    warm_up: int = 100
+    from_nothing: float = 0.3
+    ema: float = 0.998
+    batch: BatchSettings = field(default_factory=BatchSettings)
+
+
+@dataclass(frozen=True)
+class AdversarialSettings:
+    """Stage two: one step from noise alone must look like a photograph.
+
+    Weights are those of the losses in ``train.losses``; the weight of the adversarial
+    loss grows with the noise level, so that creativity means something in one step.
+    """
+
+    steps: int = 6000
+    learning_rate: float = 4e-4
+    discriminator_rate: float = 2e-4
+    warm_up: int = 200
+    adversarial: float = 0.2
+    perceptual: float = 0.5
+    texture: float = 3.0
+    energy: float = 1.0
+    statistics: float = 10.0
+    pixel: float = 0.3
+    low_bands: float = 0.3
+    regularisation: float = 1.0
+    regularise_every: int = 8
+    from_nothing: float = 0.8
+    ema: float = 0.995
+    batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=16, damaged=0.12))
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One whole run."""
+
+    name: str
+    shape: NetworkShape
+    pairs: PairSettings = field(default_factory=PairSettings)
+    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
+    adversarial: AdversarialSettings = field(default_factory=AdversarialSettings)
+    held_out_every: int = 14
+    checkpoint_every: int = 250
+    samples_every: int = 500
+    seed: int = 1
+
+
+CPU = RunSettings(name="cpu", shape=NetworkShape(words=VOCABULARY_SIZE))
+
+GPU = RunSettings(
+    name="gpu",
+    shape=NetworkShape(
+        widths=(128, 192, 256), down=(3, 3), middle=4, up=(3, 4), words=VOCABULARY_SIZE
+    ),
+    pairs=PairSettings(count=12_000),
+    diffusion=DiffusionSettings(
+        steps=6000, batch=BatchSettings(size=64, crop=160, parts=1), learning_rate=4e-4
+    ),
+    adversarial=AdversarialSettings(
+        steps=14_000, batch=BatchSettings(size=48, crop=160, damaged=0.12, parts=1), ema=0.999
+    ),
+)
+"""Not run yet: sized for half an hour on one card of 16 GB or more."""
+
+CONFIGURATIONS = {settings.name: settings for settings in (CPU, GPU)}

@@ -1,0 +1,154 @@
+"""Held-out pairs, and the choice of a checkpoint on them.
+
+The pairs come from photographs that are never trained on, damaged by the bench's own
+recipes. Evaluation photographs proper play no part in any choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.quality.features import EarlyFeatures
+from bench.quality.recipes import DEGRADATIONS, degrade
+from bench.quality.scores import MethodScores, Truth, measure_truth
+from bench.quality.totals import PositionMoments
+from tegula.models.bundle import ControlImage
+from tegula.models.mini.latents import CHANNELS, BlockAutoencoder
+from tegula.models.mini.network import MiniNetwork, control_channels
+from tegula.models.mini.words import VOCABULARY_SIZE
+from train import photos
+from train.noise import TIMESTEPS, signal_shares
+from train.pairs import Prescale, enlarge_by_lanczos, run_prescaler
+
+Picture = NDArray[np.float32]
+_PER_PHOTOGRAPH = 3
+_FACTOR = 4
+
+
+def make_held_out(paths: Sequence[Path], prescale: Prescale, side: int, path: Path) -> None:
+    """Write pairs of the held-out photographs, enlarged by the default prescaler."""
+    rng = np.random.default_rng(5)
+    rows = []
+    names = list(DEGRADATIONS)
+    for number, photograph in enumerate(paths):
+        picture = photos.read(photograph)
+        for turn in range(_PER_PHOTOGRAPH):
+            truth = photos.random_crop(picture, side, rng)
+            recipe = names[(_PER_PHOTOGRAPH * number + turn) % len(names)]
+            levels = degrade(truth, _FACTOR, recipe, f"{number} {turn}")
+            small = levels.astype(np.float32) / np.float32(255)
+            prescaled = run_prescaler(prescale, [small], side)[0]
+            row = np.dstack([truth, prescaled, enlarge_by_lanczos(small, side)])
+            rows.append(np.rint(np.clip(row, 0, 1) * 255).astype(np.uint8))
+    np.save(path, np.stack(rows))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One checkpoint on the held-out pairs; ratios and differences to the prescaled ones."""
+
+    name: str
+    frechet: float
+    perceptual: float
+    psnr: float
+    texture: float
+    flat: float
+
+    @property
+    def harmless(self) -> bool:
+        """True when every guard holds."""
+        return self.perceptual <= 1.03 and self.psnr >= -0.5 and self.flat <= 1.2
+
+    @property
+    def cost(self) -> float:
+        """The Fréchet ratio, and a price on every guard that fails."""
+        excess = max(0.0, self.perceptual - 1.03) + max(0.0, -0.5 - self.psnr)
+        return self.frechet + excess + 0.2 * max(0.0, self.flat - 1.2)
+
+
+class HeldOut:
+    """Held-out pairs with their truth measured once."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the pairs that ``make_held_out`` wrote."""
+        pairs = np.load(path).astype(np.float32) / np.float32(255)
+        self.pairs = pairs
+        self._features = EarlyFeatures("lite0", stages=3)
+        self._truths = [
+            measure_truth(str(i), row[..., :3], self._features) for i, row in enumerate(pairs)
+        ]
+        self._moments = PositionMoments()
+        for truth in self._truths:
+            self._moments.add(truth.features)
+        self._natural = np.vstack([truth.natural for truth in self._truths])
+        self._prescaled = self._summary([row[..., 3:6] for row in pairs])
+
+    def judge(self, name: str, network: MiniNetwork, creativity: float) -> Verdict:
+        """Return how one step of a network compares with the prescaled pictures."""
+        return self.compare(name, self.refine(network, creativity))
+
+    def compare(self, name: str, pictures: Sequence[Picture]) -> Verdict:
+        """Return how pictures compare with the prescaled ones."""
+        found, before = self._summary(pictures), self._prescaled
+        return Verdict(
+            name,
+            frechet=found["frechet"] / before["frechet"],
+            perceptual=found["perceptual"] / before["perceptual"],
+            psnr=found["psnr"] - before["psnr"],
+            texture=found["texture_middle"],
+            flat=found["flat"],
+        )
+
+    def refine(
+        self, network: MiniNetwork, creativity: float, rows: int | None = None
+    ) -> list[Picture]:
+        """Return the pairs' prescaled pictures after one step from noise alone."""
+        generator = torch.Generator().manual_seed(0)
+        return [_refine(row, network, creativity, generator) for row in self.pairs[:rows]]
+
+    def _summary(self, pictures: Sequence[Picture]) -> Mapping[str, float]:
+        scores = MethodScores()
+        for picture, truth in zip(pictures, self._truths, strict=True):
+            scores.add(np.clip(picture, 0, 1), truth, _shrunk(truth), self._features)
+        return scores.summary(self._moments, self._natural)
+
+
+def _shrunk(truth: Truth) -> NDArray[np.uint8]:
+    return degrade(truth.picture, _FACTOR, "clean", truth.name)
+
+
+def _refine(
+    row: Picture, network: MiniNetwork, creativity: float, generator: torch.Generator
+) -> Picture:
+    images = torch.from_numpy(row).permute(2, 0, 1)[None]
+    control = ControlImage(images[:, 3:6], images[:, 6:9])
+    shape = (1, CHANNELS, images.shape[2] // 4, images.shape[3] // 4)
+    timestep = min(TIMESTEPS - 1, round(creativity * TIMESTEPS))
+    noise = torch.randn(shape, generator=generator) * (1 - signal_shares()[timestep]).sqrt()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        level = torch.tensor([timestep / TIMESTEPS])
+        words = torch.zeros(1, VOCABULARY_SIZE)
+        latents = network(noise, level, control_channels(control), words)
+    picture: Picture = BlockAutoencoder().decode(latents, control)[0].permute(1, 2, 0).numpy()
+    return np.clip(picture, 0, 1)
+
+
+def choose(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the harmless checkpoint of the least Fréchet distance, else the least harmful."""
+    return min([v for v in verdicts if v.harmless] or verdicts, key=lambda v: v.cost)
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """Return verdicts as lines of text."""
+    lines = []
+    for verdict in verdicts:
+        values = asdict(verdict)
+        name = values.pop("name")
+        lines.append(f"{name:28}" + "  ".join(f"{k} {v:+.3f}" for k, v in values.items()))
+    return "\n".join(lines)

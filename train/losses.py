@@ -1,0 +1,109 @@
+"""Losses of both stages; pictures are [n, 3 or 1, h, w] in 0..1, each loss one number a row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tegula.models.mini.latents import DEVIATIONS, dct_filters, to_blocks
+
+_TEXTURE_CELL = 8
+_ENERGY_CELL = 4
+_ENERGY_FLOOR = 4e-6
+
+
+def rows(loss: Tensor) -> Tensor:
+    """Return the mean over everything but the rows."""
+    return loss.flatten(1).mean(1)
+
+
+def low_bands(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Return the squared error of the three lowest channels of the latents."""
+    return rows((predicted[:, :3] - truth[:, :3]).square())
+
+
+def perceptual(predicted: list[Tensor], truth: list[Tensor]) -> Tensor:
+    """Return the distance of unit-normalised features, as LPIPS without learned weights.
+
+    Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual
+    Metric" (2018).
+    """
+    total = torch.zeros(predicted[0].shape[0], device=predicted[0].device)
+    for a, b in zip(predicted, truth, strict=True):
+        total = total + rows((_unit(a) - _unit(b)).square().sum(1, keepdim=True))
+    return total / len(predicted)
+
+
+def texture(predicted: list[Tensor], truth: list[Tensor]) -> Tensor:
+    """Return how far local correlations of features are apart.
+
+    The texture matching loss of Sajjadi et al., "EnhanceNet" (2017): Gram matrices of
+    small neighbourhoods, so that texture has the right look without the right phase.
+    """
+    total = torch.zeros(predicted[0].shape[0], device=predicted[0].device)
+    for a, b in zip(predicted, truth, strict=True):
+        scale = b.float().square().mean() + 1e-4
+        total = total + rows((_local_gram(a) - _local_gram(b)).abs()) / scale
+    return total / len(predicted)
+
+
+def statistics(predicted: list[Tensor], truth: list[Tensor]) -> Tensor:
+    """Return how far the features of all rows together are from the truth's, one number.
+
+    The Fréchet distance between the positions of both, to second order: with B the
+    truth's covariance and D the difference, the squared norm of B^(-1/4) D B^(-1/4), over
+    four times its trace. Unlike every other loss it does not compare row by row, so
+    nothing is gained by staying below a texture that cannot be foreseen.
+    """
+    total = torch.zeros((), device=predicted[0].device)
+    for a, b in zip(predicted, truth, strict=True):
+        (mean_a, cov_a), (mean_b, cov_b) = _moments(a), _moments(b)
+        values, vectors = torch.linalg.eigh(cov_b)
+        power = values.clamp(min=1e-4 * float(values[-1])) ** -0.25
+        whitening = (vectors * power) @ vectors.T
+        change = (whitening @ (cov_a - cov_b) @ whitening).square().sum() / 4
+        total = total + (change + (mean_a - mean_b).square().sum()) / values.sum()
+    return total / len(predicted)
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    positions = features.float().permute(1, 0, 2, 3).flatten(1)
+    mean = positions.mean(1)
+    centred = positions - mean[:, None]
+    return mean, centred @ centred.T / positions.shape[1]
+
+
+def band_energy(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Return the difference of log energies per 16 px window and DCT band of two planes.
+
+    Keeps texture as strong as the truth's and flat areas as flat, wherever its crests
+    lie. ``_ENERGY_FLOOR`` is half an 8-bit level: what lies below it cannot be seen.
+    """
+    a, b = (_log_energies(plane) for plane in (predicted, truth))
+    return rows((a - b).abs())
+
+
+def _log_energies(plane: Tensor) -> Tensor:
+    energy = functional.avg_pool2d(to_blocks(plane)[:, 1:].square(), _ENERGY_CELL)
+    return torch.log(energy + _ENERGY_FLOOR)
+
+
+def _unit(features: Tensor) -> Tensor:
+    features = features.float()
+    return features / (features.square().sum(1, keepdim=True) + 1e-4).sqrt()
+
+
+def _local_gram(features: Tensor) -> Tensor:
+    n, c, h, w = features.shape
+    cell = min(_TEXTURE_CELL, h, w)
+    cells = features.float().unfold(2, cell, cell).unfold(3, cell, cell)
+    cells = cells.permute(0, 2, 3, 1, 4, 5).reshape(n, -1, c, cell * cell)
+    return cells @ cells.transpose(2, 3) / (cell * cell)
+
+
+def pictures_from(latents: Tensor, base: Tensor) -> Tensor:
+    """Return base luma [n, 1, h, w] plus the difference that scaled latents hold."""
+    weights = torch.tensor(DEVIATIONS, device=latents.device).view(1, -1, 1, 1)
+    filters = dct_filters(device=latents.device)
+    return base + functional.conv_transpose2d(latents.float() * weights, filters, stride=4)

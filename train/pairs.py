@@ -1,0 +1,149 @@
+"""Training pairs: a sharp crop, what prescale makes of its damaged copy, and the source.
+
+Each pair is one row [side, side, 9] of uint8: truth, prescaled and source (the damaged
+copy enlarged by Lanczos), three channels each. Rows lie in ``pairs-NNN.npy`` shards that
+training maps into memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from train import photos
+from train.degradation import RECIPES, Picture, degrade
+
+Prescale = Callable[[Tensor], Tensor]
+"""[n, 3, h, w] in 0..1 to [n, 3, 4h, 4w]."""
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How many pairs, of what.
+
+    recipe_shares: shares of ``RECIPES``.
+    prescale_shares: shares by prescaler; ``mixed`` blends x4plus with Lanczos.
+    twice: share of pairs enlarged 2x instead of 4x.
+    """
+
+    side: int = 256
+    count: int = 4000
+    shard: int = 500
+    recipe_shares: tuple[float, float, float] = (0.3, 0.4, 0.3)
+    prescale_shares: tuple[tuple[str, float], ...] = (
+        ("realesrgan-x4plus", 0.62),
+        ("realesrgan-x4plus-anime", 0.08),
+        ("realesrgan-animevideov3", 0.12),
+        ("lanczos", 0.08),
+        ("mixed", 0.10),
+    )
+    twice: float = 0.1
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class _Job:
+    truth: Picture
+    small: Picture
+    prescaler: str
+    blend: float
+
+
+def make_shards(
+    paths: list[Path],
+    folder: Path,
+    settings: PairSettings,
+    prescalers: Mapping[str, Prescale],
+    on_shard: Callable[[int, int], None] = lambda _done, _total: None,
+) -> None:
+    """Write all shards that are not there yet; each is seeded on its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [np.rint(photos.read(p) * 255).astype(np.uint8) for p in paths]
+    shards = -(-settings.count // settings.shard)
+    for shard in range(shards):
+        path = folder / f"pairs-{shard:03d}.npy"
+        if path.exists():
+            continue
+        rng = np.random.default_rng((settings.seed, shard))
+        rows = _make_rows(pictures, settings, prescalers, rng)
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.save(file, rows)
+        part.replace(path)
+        on_shard(shard + 1, shards)
+
+
+def _make_rows(
+    pictures: list[NDArray[np.uint8]],
+    settings: PairSettings,
+    prescalers: Mapping[str, Prescale],
+    rng: np.random.Generator,
+) -> NDArray[np.uint8]:
+    jobs = [_draw_job(pictures, settings, rng) for _ in range(settings.shard)]
+    rows = np.empty((len(jobs), settings.side, settings.side, 9), np.uint8)
+    for name, size in sorted({(j.prescaler, j.small.shape[0]) for j in jobs}):
+        chosen = [i for i, j in enumerate(jobs) if (j.prescaler, j.small.shape[0]) == (name, size)]
+        batch = 4 if size * 4 == settings.side else 1
+        for start in range(0, len(chosen), batch):
+            group = chosen[start : start + batch]
+            for index, row in zip(group, _rows([jobs[i] for i in group], prescalers), strict=True):
+                rows[index] = row
+    return rows
+
+
+def _draw_job(
+    pictures: list[NDArray[np.uint8]], settings: PairSettings, rng: np.random.Generator
+) -> _Job:
+    worth = np.array([photos.crops_of(p) for p in pictures], float)
+    picture = pictures[int(rng.choice(len(pictures), p=worth / worth.sum()))]
+    truth = photos.random_crop(picture.astype(np.float32) / np.float32(255), settings.side, rng)
+    recipe = RECIPES[int(rng.choice(3, p=settings.recipe_shares))]
+    names, shares = zip(*settings.prescale_shares, strict=True)
+    factor = 2 if rng.random() < settings.twice else 4
+    small = degrade(truth, factor, recipe, rng)
+    return _Job(truth, small, str(rng.choice(names, p=shares)), float(rng.uniform(0.3, 0.8)))
+
+
+def _rows(jobs: list[_Job], prescalers: Mapping[str, Prescale]) -> list[NDArray[np.uint8]]:
+    side = jobs[0].truth.shape[0]
+    sources = [enlarge_by_lanczos(j.small, side) for j in jobs]
+    prescaled = sources
+    name = {"mixed": "realesrgan-x4plus"}.get(jobs[0].prescaler, jobs[0].prescaler)
+    if name != "lanczos":
+        prescaled = run_prescaler(prescalers[name], [j.small for j in jobs], side)
+    if jobs[0].prescaler == "mixed":
+        prescaled = [
+            p * np.float32(j.blend) + s * np.float32(1 - j.blend)
+            for p, s, j in zip(prescaled, sources, jobs, strict=True)
+        ]
+    return [
+        np.rint(np.clip(np.dstack([j.truth, p, s]), 0, 1) * 255).astype(np.uint8)
+        for j, p, s in zip(jobs, prescaled, sources, strict=True)
+    ]
+
+
+def enlarge_by_lanczos(small: Picture, side: int) -> Picture:
+    """Return an 8-bit picture enlarged to ``side`` squared."""
+    image = Image.fromarray(np.rint(small * 255).astype(np.uint8))
+    large = image.resize((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(large, np.float32) / np.float32(255)
+
+
+def run_prescaler(prescale: Prescale, smalls: list[Picture], side: int) -> list[Picture]:
+    """Enlarge equal pictures 4x by a net, then bring them to ``side`` squared."""
+    batch = torch.from_numpy(np.stack(smalls)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        large = prescale(batch).float().clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    if large.shape[1] == side:
+        return list(large)
+    return [
+        cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) for p in large
+    ]

@@ -1,0 +1,178 @@
+"""The stages of a whole run, in order; each takes up where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from bench.quality.features import EarlyFeatures
+from tegula.models.mini.network import MiniNetwork
+from tegula.models.prescalers import load_prescaler
+from train import export as exporting
+from train import photos
+from train.adversarial import add_judges, adversarial_step
+from train.batches import PairSource
+from train.card import card
+from train.config import RunSettings
+from train.diffusion import diffusion_step
+from train.held_out import HeldOut, Verdict, choose, make_held_out, table
+from train.pairs import Prescale, make_shards
+from train.presets import PRESETS
+from train.runner import Stage, new_state, run_stage
+from train.samples import write_samples
+from train.state import TrainingState
+
+FEATURE_STAGES = 3
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Where a run reads and writes, and with what settings."""
+
+    settings: RunSettings
+    photographs: tuple[Path, ...]
+    work: Path
+    weights: Path
+    device: torch.device
+    say: Say
+
+    @property
+    def pairs(self) -> Path:
+        """Folder of the pair shards."""
+        return self.work / "pairs"
+
+    @property
+    def run(self) -> Path:
+        """Folder of checkpoints, logs and samples."""
+        return self.work / self.settings.name
+
+    def make_pairs(self) -> None:
+        """Make the training pairs and the held-out ones."""
+        found = photos.find_photographs(self.photographs)
+        if not found:
+            raise SystemExit(
+                "No photographs found; name folders with --photos or TEGULA_TRAIN_PHOTOS."
+            )
+        training, held_out = photos.split(found, self.settings.held_out_every)
+        self.say(f"{len(training)} photographs to train on, {len(held_out)} held out")
+        prescalers = {
+            name: _prescale(name, self.device)
+            for name, _ in self.settings.pairs.prescale_shares
+            if name not in ("lanczos", "mixed")
+        }
+        make_shards(
+            training, self.pairs, self.settings.pairs, prescalers,
+            lambda done, total: self.say(f"pairs: shard {done} of {total}"),
+        )  # fmt: skip
+        path = self.work / "held-out.npy"
+        if not path.exists():
+            default = prescalers[PRESETS["balanced"].prescaler]
+            make_held_out(held_out, default, self.settings.pairs.side, path)
+
+    def train_diffusion(self) -> TrainingState:
+        """Run stage one; returns its state."""
+        chosen = self.settings.diffusion
+        state = new_state(self.settings, self.device, chosen.learning_rate)
+        stage = Stage(
+            "diffusion", chosen.steps, chosen.ema, chosen.batch,
+            lambda s, b: diffusion_step(s, chosen, b),
+        )  # fmt: skip
+        self._run_stage(stage, state)
+        return state
+
+    def train_adversarial(self) -> TrainingState:
+        """Run stage two from the average of stage one; returns its state."""
+        chosen = self.settings.adversarial
+        before = self.train_diffusion()
+        state = new_state(self.settings, self.device, chosen.learning_rate)
+        for network in (state.network, state.average):
+            network.load_state_dict(before.average.state_dict())
+        add_judges(state, chosen)
+        features = EarlyFeatures("lite1", stages=FEATURE_STAGES).to(self.device)
+        stage = Stage(
+            "adversarial", chosen.steps, chosen.ema, chosen.batch,
+            lambda s, b: adversarial_step(s, chosen, features, b),
+        )  # fmt: skip
+        self._run_stage(stage, state)
+        state.seconds += before.seconds
+        state.samples += before.samples
+        return state
+
+    def _run_stage(self, stage: Stage, state: TrainingState) -> None:
+        held_out = self._held_out()
+
+        def sample(state: TrainingState, path: Path) -> None:
+            network = self._network(state.average.state_dict())
+            write_samples(network, held_out, path)
+            self.say(f"{stage.name}: step {state.step} of {stage.steps}, {state.seconds:.0f} s")
+
+        run_stage(stage, state, PairSource(self.pairs), self.run, self.settings, sample)
+
+    def evaluate(self) -> Verdict:
+        """Judge every average of stage two on the held-out pairs; returns the choice."""
+        held_out = self._held_out()
+        level = PRESETS["balanced"].creativity
+        verdicts = []
+        for path in sorted(self.run.glob("adversarial-*.average.pt")):
+            network = self._network(torch.load(path, weights_only=True))
+            verdicts.append(held_out.judge(path.name, network, level))
+        best = choose(verdicts)
+        self.say(f"{table(verdicts)}\nchosen: {best.name}")
+        (self.run / "evaluation.json").write_text(
+            json.dumps([asdict(v) for v in verdicts], indent=1)
+        )
+        return best
+
+    def export(self, seconds: float, samples: int) -> str:
+        """Write weights, configuration and card; returns the hash of the weights."""
+        best = self.evaluate()
+        tensors = torch.load(self.run / best.name, weights_only=True)
+        shares = self.settings.pairs
+        training = {
+            "configuration": self.settings.name,
+            "device": str(self.device),
+            "minutes": round(seconds / 60, 1),
+            "samples": samples,
+            "pairs": shares.count,
+            "checkpoint": best.name,
+            "held_out": {k: round(v, 4) for k, v in asdict(best).items() if k != "name"},
+        }
+        digest = exporting.export(tensors, self.settings.shape, PRESETS, training, self.weights)
+        exporting.replace(
+            self.weights / "README.md", card(digest, self.settings, training).encode()
+        )
+        return digest
+
+    def everything(self) -> None:
+        """Go from photographs to the bundle's folder."""
+        self.make_pairs()
+        state = self.train_adversarial()
+        digest = self.export(state.seconds, state.samples)
+        self.say(
+            f"{self.weights}: {digest}; training took {state.seconds / 60:.0f} min on "
+            f"{self.device} for {state.samples} samples"
+        )
+
+    def _held_out(self) -> HeldOut:
+        return HeldOut(self.work / "held-out.npy")
+
+    def _network(self, tensors: dict[str, torch.Tensor]) -> MiniNetwork:
+        network = MiniNetwork(self.settings.shape)
+        network.load_state_dict(tensors)
+        return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def _prescale(name: str, device: torch.device) -> Prescale:
+    network = load_prescaler(name, device, torch.bfloat16).network
+    assert network is not None
+
+    def prescale(batch: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = network(batch.to(device)).float().cpu()
+        return result
+
+    return prescale

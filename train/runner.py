@@ -1,0 +1,80 @@
+"""Runs one stage: batches, steps, average, log, checkpoints, sample pictures."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tegula.models.mini.network import MiniNetwork
+from train.batches import Batch, BatchSettings, PairSource
+from train.config import RunSettings
+from train.state import Log, TrainingState
+
+Step = Callable[[TrainingState, Batch], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: its name, length, batches, and what a step does."""
+
+    name: str
+    steps: int
+    ema: float
+    batch: BatchSettings
+    step: Step
+
+
+def new_state(settings: RunSettings, device: torch.device, rate: float) -> TrainingState:
+    """Return a freshly initialised network with its optimiser."""
+    torch.manual_seed(settings.seed)
+    network = MiniNetwork(settings.shape).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(network).requires_grad_(requires_grad=False)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-3
+    )
+    return TrainingState(
+        network,
+        average,
+        {"network": optimiser},
+        rng=np.random.default_rng(settings.seed),
+        generator=torch.Generator().manual_seed(settings.seed),
+    )
+
+
+def run_stage(
+    stage: Stage,
+    state: TrainingState,
+    source: PairSource,
+    folder: Path,
+    settings: RunSettings,
+    on_samples: Callable[[TrainingState, Path], None] = lambda _state, _path: None,
+) -> None:
+    """Run a stage to its end, from its checkpoint where there is one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / f"{stage.name}.pt"
+    if checkpoint.exists():
+        state.load(checkpoint)
+    log = Log(folder / f"{stage.name}.jsonl")
+    while state.step < stage.steps:
+        began = time.monotonic()
+        losses = stage.step(state, source.draw(stage.batch, state.rng))
+        state.step += 1
+        state.samples += stage.batch.size
+        state.update_average(stage.ema)
+        state.seconds += time.monotonic() - began
+        log.add(state, losses)
+        ended = state.step == stage.steps
+        if ended or state.step % settings.samples_every == 0:
+            on_samples(state, folder / f"{stage.name}-{state.step:06d}.png")
+        if ended or state.step % settings.checkpoint_every == 0:
+            state.save(checkpoint)
+            torch.save(
+                state.average.state_dict(), folder / f"{stage.name}-{state.step:06d}.average.pt"
+            )
