@@ -25,7 +25,11 @@ def sample(name):
     """A word of the command line for a knob and the value it stands for."""
     if KNOBS[name].choices:
         return KNOBS[name].choices[-1], KNOBS[name].choices[-1]
-    special = {"size": ("30x40", (30, 40)), "crop": ("1,2,3,4", (1, 2, 3, 4))}
+    special = {
+        "size": ("30x40", (30, 40)),
+        "crop": ("1,2,3,4", (1, 2, 3, 4)),
+        "regions": ("0,0,0.5,1:a tree", ("0,0,0.5,1:a tree",)),
+    }
     return special.get(name) or SAMPLES[kind_of(name)]
 
 
@@ -72,7 +76,14 @@ SETTINGS = {
     "steps": 12,
     "preset": "faithful",
     "crop": [0, 0, 4, 4],
-    "asked": {"steps": 12, "size": [30, 40], "crop": [0, 0, 4, 4], "max_pixels": 10},
+    "regions": [{"prompt": "a tree"}],
+    "asked": {
+        "steps": 12,
+        "regions": ["0,0,0.5,1:a tree"],
+        "size": [30, 40],
+        "crop": [0, 0, 4, 4],
+        "max_pixels": 10,
+    },
     "redraw": {"tile_width": 640},
 }
 
@@ -80,6 +91,7 @@ SETTINGS = {
 def test_settings_become_options_again():
     options = options_like(SETTINGS, {"hdr": 0.5})
     expected = {"creativity": 0.3, "steps": 12, "preset": "faithful", "size": (30, 40)}
+    expected["regions"] = ("0,0,0.5,1:a tree",)
     assert options == UpscaleOptions(**expected, tile_width=640, hdr=0.5)
 
 
@@ -136,9 +148,8 @@ def test_time_left_is_told_as_people_say_it(seconds, text):
     assert time_left(Progress("refine", 1, 2, 0.5, seconds)) == text
 
 
-def test_after_its_last_unit_the_next_stage_is_told():
-    assert stage_text(Progress("prescale", 9, 9, 0.5)) == "refine"
-    assert stage_text(Progress("refine", 4, 4, 0.9)) == "finish"
+def test_a_stage_that_begins_is_told_without_a_count():
+    assert stage_text(Progress("refine", 0, 0, 0.5)) == "refine"
 
 
 def test_stages_without_units_are_told_by_name():

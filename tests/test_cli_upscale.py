@@ -1,14 +1,16 @@
 """`tegula upscale`, with the tiny bundle behind it."""
 
+import errno
+import io
 import json
-import os
 
 import pytest
-from cli_support import PLAIN, names_in, picture_bytes, put, run, size_of, upscale
-from PIL import Image
+from cli_support import PLAIN, names_in, picture, picture_bytes, put, run, size_of, upscale
+from PIL import ExifTags, Image
 
 from tegula import upscaler as upscaler_module
 from tegula.errors import CancelledError, MissingWeightsError
+from tegula.images.decode import decode, upright_size
 from tegula.images.encode import read_settings
 from tegula.models.sd15.tiny import tiny_bundle
 from tegula.upscaler import Upscaler
@@ -286,13 +288,29 @@ def test_nothing_is_loaded_for_what_cannot_be_done(folder, loads):
     assert names_in(folder) == ["a.png", "no.png"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_unwritable_folder_is_found_before_the_work(folder, loads):
+@pytest.mark.parametrize("turn", [1, 3, 6])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_the_header_tells_the_size_that_decoding_finds(file_format, turn):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    buffer = io.BytesIO()
+    picture().save(buffer, file_format, exif=exif)
+    decoded = decode(buffer.getvalue(), max_pixels=1000)
+    assert upright_size(buffer.getvalue(), max_pixels=1000) == decoded.facts.size
+
+
+def test_an_unwritable_folder_is_found_before_the_work(folder, loads, monkeypatch):
     put(folder / "a.png")
-    (folder / "locked").mkdir(mode=0o500)
+
+    def refused(**named):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
     result = upscale("a.png", "locked/")
     assert result.exit_code == 5
+    assert result.stderr == "tegula: locked/a.png cannot be written: Permission denied.\n"
     assert loads == []
+    assert names_in(folder) == ["a.png"]
 
 
 def test_a_result_for_a_device_is_written_to_it(folder):

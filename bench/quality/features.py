@@ -72,7 +72,7 @@ class _FoldedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = x if self.expand is None else functional.relu6(self.expand(x))
         hidden = self.project(functional.relu6(_same_conv(hidden, self.depthwise)))
-        return x + hidden if self.identity else hidden
+        return x + hidden if self.identity else hidden  # type: ignore[no-any-return]
 
 
 def _folded(weights: Mapping[str, Tensor], conv: str, norm: str, *, stride: int = 1) -> nn.Conv2d:

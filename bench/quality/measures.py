@@ -91,7 +91,7 @@ def colour_shift(a: Picture, b: Picture) -> float:
     from skimage.color import deltaE_ciede2000, rgb2lab
 
     low = [cv2.GaussianBlur(p, (0, 0), 8.0)[::4, ::4] for p in (a, b)]
-    return float(deltaE_ciede2000(rgb2lab(low[0]), rgb2lab(low[1])).mean())
+    return float(deltaE_ciede2000(rgb2lab(low[0]), rgb2lab(low[1])).mean())  # type: ignore[no-untyped-call]
 
 
 def consistency(picture: Picture, small: NDArray[np.uint8]) -> float:
@@ -105,7 +105,7 @@ def extract(features: EarlyFeatures, picture: Picture) -> list[Tensor]:
     """Return four early feature maps, those after each stage but the stem's."""
     batch = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        return features(batch)[:4]
+        return features(batch)[:4]  # type: ignore[no-any-return]
 
 
 def perceptual_distance(a: list[Tensor], b: list[Tensor]) -> float:

@@ -4,6 +4,7 @@ TegulaError
 ├── InputError                 the request cannot be carried out as given
 │   ├── OptionError            an option is out of its bounds or contradicts another
 │   ├── ImageError             the input is no image that can be read
+│   ├── FetchError             the input's URL may not, or cannot, be fetched
 │   └── TooLargeError          input or output exceeds the pixel limit
 ├── PathError                  a file or folder cannot be read or written
 ├── ModelError                 weights
@@ -13,6 +14,11 @@ TegulaError
 │   └── MissingExtraError      an optional dependency is needed and not installed
 ├── NumericalError             the model returned NaN or infinity, in full precision too
 ├── OutOfMemoryError           even the smallest batch does not fit
+├── ServiceError               the server
+│   ├── NotFoundError          there is no such prediction, file or model
+│   ├── ConflictError          the request contradicts an earlier one
+│   ├── BusyError              too much work is waiting already
+│   └── WorkerError            the process that ran the prediction died or hung
 └── CancelledError             the caller asked to stop
 
 Each class carries a stable ``code`` for programs and an ``exit_status`` for the shell.
@@ -49,6 +55,12 @@ class ImageError(InputError):
 
     code = "invalid_image"
     exit_status = 3
+
+
+class FetchError(InputError):
+    """The input's URL may not, or cannot, be fetched."""
+
+    code = "fetch"
 
 
 class TooLargeError(InputError):
@@ -108,6 +120,41 @@ class OutOfMemoryError(TegulaError):
 
     code = "out_of_memory"
     exit_status = 8
+
+
+class ServiceError(TegulaError):
+    """Something about the server."""
+
+    code = "service"
+    exit_status = 9
+
+
+class NotFoundError(ServiceError):
+    """There is no such prediction, file or model."""
+
+    code = "not_found"
+
+
+class ConflictError(ServiceError):
+    """The request contradicts an earlier one."""
+
+    code = "conflict"
+
+
+class BusyError(ServiceError):
+    """Too much work is waiting already; ``retry_after`` whole seconds may help."""
+
+    code = "busy"
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class WorkerError(ServiceError):
+    """The process that ran the prediction died or hung."""
+
+    code = "worker"
 
 
 class CancelledError(TegulaError):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tegula.errors import OptionError, TooLargeError
+from tegula.regions import PlacedRegion, parse_region, place_region
 
 PRESETS = ("faithful", "balanced", "creative", "fast")
 SCHEDULERS = (
@@ -235,6 +236,23 @@ class UpscaleOptions:
     seam_fix_padding: int = _knob(
         "Redraw mode: as tile_padding, of the seam fix.", 16, unit="px", low=0, high=8192
     )
+    regions: tuple[str, ...] = _knob(
+        "Prompts for parts of the picture, each as x,y,width,height:prompt in pixels or shares "
+        "of the source, added to the common prompt and fading in from the edges.",
+        (),
+    )
+    flat_skip: float = _knob(
+        "Share of the steps that areas without structure skip: less work, and their grain "
+        "stays as it is.",
+        0.0, low=0, high=1,
+    )  # fmt: skip
+    detail: float = _knob(
+        "Scales what diffusion changed: -1 takes it away, 0 leaves it, 1 doubles it.",
+        0.0, low=-1, high=2,
+    )  # fmt: skip
+    sharpen: float = _knob(
+        "Sharpens the result by a kernel of three by three pixels.", 0.0, low=0, high=10
+    )
     max_pixels: int = _knob(
         "Refuses results, and inputs, with more pixels than this.",
         134_217_728, unit="px", low=1,
@@ -248,6 +266,8 @@ class UpscaleOptions:
             raise OptionError(
                 f"{' and '.join(asked)} both say how large the result is; give one of them."
             )
+        for region in self.regions:
+            parse_region(region)
         for start, end in (("guidance_start", "guidance_end"), ("control_start", "control_end")):
             if getattr(self, start) > getattr(self, end):
                 raise OptionError(f"{start} must not come after {end}.")
@@ -321,6 +341,10 @@ class ResolvedOptions:
     colour_lock: str
     sigmas: str = "own"
     exact_steps: bool = False
+    flat_skip: float = 0.0
+    detail: float = 0.0
+    sharpen: float = 0.0
+    regions: tuple[PlacedRegion, ...] = ()
     mode: str = "canvas"
     redraw: RedrawOptions = RedrawOptions()
 
@@ -358,6 +382,16 @@ def target_size(options: UpscaleOptions, width: int, height: int) -> tuple[int, 
     return target
 
 
+def enlarged_part(
+    options: UpscaleOptions, source_size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Return x, y, width and height of what is enlarged, as shares of the whole source."""
+    if options.crop is None:
+        return 0.0, 0.0, 1.0, 1.0
+    (x, y, across, down), (width, height) = options.crop, source_size
+    return x / width, y / height, across / width, down / height
+
+
 def resolve(
     options: UpscaleOptions,
     presets: Mapping[str, PresetValues],
@@ -374,9 +408,14 @@ def resolve(
     values = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(ResolvedOptions)
-        if field.name not in ("width", "height", "redraw")
+        if field.name not in ("width", "height", "redraw", "regions")
     }
     values["redraw"] = _redraw_options(options)
+    part = enlarged_part(options, source_size)
+    values["regions"] = tuple(
+        place_region(parse_region(text, source_size), (width, height), part)
+        for text in options.regions
+    )
     for field in dataclasses.fields(preset):
         if values[field.name] is None:
             values[field.name] = getattr(preset, field.name)

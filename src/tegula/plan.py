@@ -17,17 +17,18 @@ from tegula.models.prescalers import Prescaler
 from tegula.options import ResolvedOptions
 from tegula.stages.prescale import plan_sizes
 from tegula.stages.refine_canvas import canvas_for, guidance_of, latent_grid, schedule_of
-from tegula.stages.refine_redraw import redraw_plan, strength_of, windows_of
+from tegula.stages.refine_redraw import evaluations_of, redraw_plan, strength_of, windows_of
+from tegula.tiling.regions import count_told
 
 _FIXED_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one upscale computes.
+    """What one upscale computes, unless a mask or ``flat_skip`` saves some of it.
 
-    windows: of the latent canvas, or of all tiles of all passes in redraw mode; 0 when
-        nothing is refined.
+    windows: of the latent canvas, or of all tiles of all passes in redraw mode, once for
+        each prompt that holds in them; 0 when nothing is refined.
     levels: noise levels that are evaluated, with both evaluations of a Heun step; in
         redraw mode those of the longest pass.
     evaluations: forward passes of the denoiser, in windows; guidance counts twice.
@@ -121,7 +122,9 @@ def _runs(bundle: Bundle, options: ResolvedOptions) -> Sequence[_Run]:
     grid = latent_grid(bundle.facts, canvas, options.overlap)
     window = canvas.window_width * canvas.window_height
     levels, rows = _levels(bundle, options, options.creativity)
-    return (_Run(len(grid), window, levels, rows, canvas.width * canvas.height),)
+    factor = bundle.facts.latent_factor
+    told = count_told(options.regions, [w.scaled(factor) for w in grid.windows], factor)
+    return (_Run(told, window, levels, rows, canvas.width * canvas.height),)
 
 
 def _redraw_runs(bundle: Bundle, options: ResolvedOptions) -> Sequence[_Run]:
@@ -132,7 +135,8 @@ def _redraw_runs(bundle: Bundle, options: ResolvedOptions) -> Sequence[_Run]:
             grid = windows_of(tiles, tile.crop, bundle.facts, options)
             window = grid.window_width * grid.window_height * bundle.facts.latent_factor**2
             coded = tile.crop.width * tile.crop.height
-            runs.append(_Run(len(grid), window, levels, rows, coded))
+            told = evaluations_of(tiles, tile.crop, bundle.facts, options)
+            runs.append(_Run(told, window, levels, rows, coded))
     return runs
 
 

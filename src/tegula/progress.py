@@ -15,7 +15,7 @@ class Progress:
 
     stage: one of ``STAGES``.
     done, total: units of work of the stage: tiles in prescale, windows times noise levels
-        in refine, 1 elsewhere.
+        in refine, 1 elsewhere. Both are 0 when a stage begins.
     fraction: share of the whole upscale that is done, 0..1, never falling.
     seconds_left: estimate for the whole upscale; None until there is one.
     """
@@ -57,9 +57,15 @@ class Reporter:
         self._behind = 0.0
         self._start = time.perf_counter()
 
+    def begin(self, stage: str) -> float:
+        """Report that a stage begins; return the share of the work before it."""
+        before = sum(self._shares.get(earlier, 0.0) for earlier in STAGES[: STAGES.index(stage)])
+        self._report(stage, 0, 0, before)
+        return before
+
     def units(self, stage: str) -> OnUnit:
         """Return what a stage calls with its units; the stage begins now."""
-        before = sum(self._shares[s] for s in STAGES[: STAGES.index(stage)] if s in self._shares)
+        before = self.begin(stage)
 
         def report(done: int, total: int) -> None:
             self._report(stage, done, total, before + self._shares[stage] * done / total)

@@ -25,6 +25,7 @@ from tegula.models.registry import load_bundle
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
 from tegula.plan import PixelCost, Plan, make_plan, pixel_cost
 from tegula.progress import Cancelled, OnProgress, Reporter, never_cancelled
+from tegula.stages.control_by_place import read_control
 from tegula.stages.finish import finish, source_image
 from tegula.stages.prepare import Prepared, prepare
 from tegula.stages.prescale import prescale
@@ -124,6 +125,8 @@ class Upscaler:
         source: Source,
         options: UpscaleOptions | None = None,
         *,
+        mask: Source | None = None,
+        strength_map: Source | None = None,
         on_progress: OnProgress | None = None,
         cancelled: Cancelled = never_cancelled,
     ) -> UpscaleResult:
@@ -132,6 +135,10 @@ class Upscaler:
         Args:
             source: path, bytes, binary file or PIL image.
             options: what to do; the balanced preset at 2x by default.
+            mask: a picture of any size, laid over the source: white is refined, black
+                stays as prescaled.
+            strength_map: a grey picture of any size, laid over the source: what share of
+                the creativity each place gets.
             on_progress: told how far the work is.
             cancelled: asked between small pieces of work; True stops the upscale.
 
@@ -143,7 +150,9 @@ class Upscaler:
         """
         clock = _Clock(cancelled)
         with clock("prepare"):
-            prepared, resolved, plan = self.prepare(source, options or UpscaleOptions())
+            asked = options or UpscaleOptions()
+            prepared, resolved, plan = self.prepare(source, asked)
+            where = read_control(mask, strength_map, asked, resolved, prepared)
             prescaler = self._prescaler(resolved.prescaler)
             reporter = Reporter(on_progress, plan.shares)
         with clock("prescale"):
@@ -156,15 +165,17 @@ class Upscaler:
             )
             prescaled = fuse_exposures(prescaled, resolved.hdr)
         with clock("refine"):
-            refined = self._refine(prepared, prescaled, resolved, reporter, cancelled)
+            strength = where.strength(prescaled, resolved.flat_skip)
+            refined = self._refine(prepared, prescaled, resolved, reporter, cancelled, strength)
         with clock("finish"):
-            finished = finish(refined, prescaled, prepared, resolved)
+            reporter.begin("finish")
+            finished = finish(refined, prescaled, prepared, resolved, where.mask)
         reporter.finished()
         return UpscaleResult(
             image=finished.image,
             source=source_image(prepared),
             options=resolved,
-            settings=self._settings(options or UpscaleOptions(), resolved),
+            settings=self._settings(asked, resolved),
             metadata=finished.metadata,
             timings=clock.seconds,
             plan=plan,
@@ -193,13 +204,14 @@ class Upscaler:
         options: ResolvedOptions,
         reporter: Reporter,
         cancelled: Cancelled,
+        strength: Float | None,
     ) -> Float:
         if not options.refines:
             return prescaled
         source = enlarge_lanczos(prepared.rgb, (options.width, options.height))
         report = reporter.units("refine")
         refine = refine_redraw if options.mode == "redraw" else refine_canvas
-        return refine(self.bundle, prescaled, source, options, report, cancelled)
+        return refine(self.bundle, prescaled, source, options, report, cancelled, strength)
 
     @cached_property
     def _cost(self) -> PixelCost:

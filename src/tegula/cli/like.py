@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tegula.cli.options import kind_of
+from tegula.cli.options import is_repeated, kind_of
 from tegula.errors import InputError
 from tegula.options import KNOBS, PresetValues, UpscaleOptions
 
@@ -61,8 +61,8 @@ def options_like(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Upsca
         InputError: the settings are damaged.
     """
     asked = _mapping(settings, "asked")
-    sizes = {name: asked.get(name) for name in _SIZES}
-    found = {**settings, **_mapping(settings, "redraw"), **sizes}
+    as_asked = {name: asked.get(name) for name in KNOBS if name in _SIZES or is_repeated(name)}
+    found = {**settings, **_mapping(settings, "redraw"), **as_asked}
     if "preset" in given:
         found |= {name: asked.get(name) for name in _FILLED_BY_PRESET}
     values = {name: _fitted(name, found.get(name)) for name in KNOBS if name not in _LEFT_BEHIND}
@@ -105,9 +105,10 @@ def _fitted(name: str, value: Any) -> Any:
         return None
     kind = kind_of(name)
     if typing.get_origin(kind) is tuple:
-        numbers = value if isinstance(value, list) else []
-        if len(numbers) == len(typing.get_args(kind)) and all(type(n) is int for n in numbers):
-            return tuple(numbers)
+        items, item = (value if isinstance(value, list) else [None]), typing.get_args(kind)[0]
+        complete = is_repeated(name) or len(items) == len(typing.get_args(kind))
+        if complete and all(type(each) is item for each in items):
+            return tuple(items)
     elif type(value) is kind or (kind is float and type(value) is int):
         return value
     raise InputError(f"The settings of the result are damaged: {name} is {value!r}.")

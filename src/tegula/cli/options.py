@@ -20,7 +20,7 @@ from tegula.options import KNOBS, Knob, RedrawOptions, UpscaleOptions, plain
 SIZE, PICTURE, REDRAW, MESSAGES = "Size", "Picture", "Redraw mode", "Messages"
 _SIZE_KNOBS = ("scale", "resolution", "size", "crop", "max_pixels")
 _REDRAW_KNOBS = ("mode", *(field.name for field in dataclasses.fields(RedrawOptions)))
-_METAVARS = {"size": "WxH", "crop": "X,Y,W,H"}
+_METAVARS = {"size": "WxH", "crop": "X,Y,W,H", "regions": "X,Y,W,H:PROMPT"}
 _HINTS = typing.get_type_hints(UpscaleOptions)
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(UpscaleOptions)}
 
@@ -70,11 +70,16 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 
 
 def kind_of(name: str) -> Any:
-    """Return the type of a knob when it is set: float, int, str, bool or a tuple of int."""
+    """Return the type of a knob when it is set: float, int, str, bool or a tuple of these."""
     hint = _HINTS[name]
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return next(part for part in typing.get_args(hint) if part is not types.NoneType)
     return hint
+
+
+def is_repeated(name: str) -> bool:
+    """Tell whether a knob takes any number of values."""
+    return typing.get_args(kind_of(name))[-1:] == (Ellipsis,)
 
 
 def knob_options() -> list[click.Parameter]:
@@ -86,7 +91,7 @@ def knob_options() -> list[click.Parameter]:
 
 def given_knobs(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the knobs that the command line sets."""
-    return {name: parameters[name] for name in KNOBS if parameters[name] is not None}
+    return {name: parameters[name] for name in KNOBS if parameters[name] not in (None, ())}
 
 
 def word(name: str) -> str:
@@ -101,6 +106,7 @@ def _option(name: str, knob: Knob) -> SectionedOption:
         [words, name],
         _section(name),
         default=None,
+        multiple=is_repeated(name),
         type=_type(name, knob, kind),
         metavar=_METAVARS.get(name),
         help=_help(knob, _facts(name, knob, kind)),
@@ -122,6 +128,8 @@ def _section(name: str) -> str:
 def _type(name: str, knob: Knob, kind: Any) -> Any:
     if knob.choices:
         return click.Choice(knob.choices)
+    if is_repeated(name):
+        return typing.get_args(kind)[0]
     if typing.get_origin(kind) is tuple:
         return Numbers(len(typing.get_args(kind)), _METAVARS[name])
     return kind
@@ -136,5 +144,7 @@ def _facts(name: str, knob: Knob, kind: Any) -> Iterable[str]:
         yield "by preset"
     elif kind is bool:
         yield f"default: {'on' if default else 'off'}"
+    elif is_repeated(name):
+        yield "may be repeated"
     elif default not in (None, ""):
         yield f"default: {default}"

@@ -11,6 +11,7 @@ from tegula.cli.doctor import DOCTOR
 from tegula.cli.failures import failure_of, quieten_libraries, tell_failure
 from tegula.cli.models import MODELS
 from tegula.cli.report import asks_for_json
+from tegula.cli.run import RUN
 from tegula.cli.upscale import UPSCALE
 
 
@@ -37,7 +38,7 @@ class _Program(click.Group):
 PROGRAM = _Program(
     name="tegula",
     help="Makes pictures larger and better, on your own machine.",
-    commands=[UPSCALE, MODELS, DOCTOR],
+    commands=[UPSCALE, RUN, MODELS, DOCTOR],
     params=[
         click.Option(["--debug"], is_flag=True, help="Show where an error came from."),
     ],

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tegula.cli.report import Console
-from tegula.progress import STAGES, OnProgress, Progress
+from tegula.progress import OnProgress, Progress
 
 _UNITS = {"prescale": "tiles", "refine": "windows"}
 _QUARTERS = 4
@@ -54,7 +54,7 @@ def _bar(name: str) -> Iterator[OnProgress]:
         TextColumn("{task.fields[left]}"),
     )
     with Bar(*columns, console=Terminal(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"{name}: prepare and prescale", total=1.0, left="")
+        task = bar.add_task(f"{name}: prepare", total=1.0, left="")
 
         def report(progress: Progress) -> None:
             text = f"{name}: {stage_text(progress)}"
@@ -90,14 +90,11 @@ class Lines:
 
 
 def stage_text(progress: Progress) -> str:
-    """Return what is being done and how far it is, such as ``refine 3/12 windows``.
-
-    Units are reported when they are done, so after the last one the next stage runs.
-    """
-    if progress.done == progress.total and progress.stage != STAGES[-1]:
-        return STAGES[STAGES.index(progress.stage) + 1]
+    """Return what is being done and how far it is, such as ``refine 3/12 windows``."""
     unit = _UNITS.get(progress.stage)
-    return f"{progress.stage} {progress.done}/{progress.total} {unit}" if unit else progress.stage
+    if unit is None or progress.total == 0:
+        return progress.stage
+    return f"{progress.stage} {progress.done}/{progress.total} {unit}"
 
 
 def time_left(progress: Progress) -> str:

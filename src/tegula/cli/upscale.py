@@ -145,6 +145,12 @@ def _file_options() -> list[click.Parameter]:
             default=95,
             help="Of JPEG, WebP and AVIF; the others lose nothing. [1 to 100; default: 95]",
         ),
+    ]
+
+
+def _result_options() -> list[click.Parameter]:
+    section = "Files"
+    return [
         SectionedOption(
             ["--overwrite"], section, is_flag=True, help="Make results again that are there."
         ),
@@ -191,6 +197,12 @@ def _model_options() -> list[click.Parameter]:
             multiple=True,
             help="A textual inversion; may be repeated.",
         ),
+    ]
+
+
+def _machine_options() -> list[click.Parameter]:
+    section = "Model"
+    return [
         SectionedOption(
             ["--device"],
             section,
@@ -224,8 +236,10 @@ UPSCALE = SectionedCommand(
     params=[
         click.Argument(["words"], nargs=-1, required=True, metavar="IN... [OUT]"),
         *_file_options(),
+        *_result_options(),
         *knob_options(),
         *_model_options(),
+        *_machine_options(),
         *_message_options(),
     ],
 )

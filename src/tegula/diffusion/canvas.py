@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tegula.diffusion.guidance import Guidance, combine
@@ -65,17 +67,31 @@ class Step:
     control: ControlScale | None
 
 
-def places_of(grid: WindowGrid, device: torch.device, canvases: int = 1) -> list[Place]:
-    """Return the windows of a grid on each of a stack of canvases, one prompt for all."""
-    weights = [torch.from_numpy(grid.weights(i)).to(device) for i in range(len(grid))]
+def places_of(
+    grid: WindowGrid,
+    device: torch.device,
+    shares: Sequence[Sequence[NDArray[np.float32]]],
+    canvas: int = 0,
+) -> list[Place]:
+    """Return the windows of a grid on one canvas of a stack, once for each of their prompts.
+
+    Args:
+        grid: in latent pixels.
+        device: where the weights will be.
+        shares: of every prompt at every pixel of every window, as ``prompt_shares`` makes
+            them; a prompt without a share in a window is left out there.
+        canvas: which canvas of the stack.
+    """
     return [
         Place(
             (slice(canvas, canvas + 1), slice(None), *window.index[1:]),
-            weights[index],
+            torch.from_numpy(grid.weights(index) * share).to(device),
             canvas * len(grid) + index,
+            prompt,
         )
-        for canvas in range(canvases)
         for index, window in enumerate(grid.windows)
+        for prompt, share in enumerate(shares[index])
+        if share.any()
     ]
 
 

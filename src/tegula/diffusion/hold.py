@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tegula.diffusion.schedulers import NoiseSchedule
 
@@ -49,13 +50,24 @@ class Hold:
         return torch.where(self.first >= step, held, latents)
 
 
-def first_steps(strength: Tensor, steps: int) -> Tensor:
+def first_steps(strength: Tensor, steps: int, factor: int) -> Tensor:
     """Return the step at which each latent pixel begins to change.
 
     Args:
-        strength: [canvases, 1, height, width] in 0..1, as a share of the denoise strength.
+        strength: [canvases, 1, height, width] in 0..1 at image size, as a share of the
+            denoise strength; of the pixels of a latent pixel the strongest counts.
         steps: of the run. Where the share is less than one step, the last one runs and
             ``blend_weights`` does the rest.
+        factor: image pixels per latent pixel.
     """
-    run = torch.where(strength > 0, (strength * steps).round().clamp_min(1), 0.0)
+    strongest = functional.max_pool2d(strength, factor)
+    run = torch.where(strongest > 0, (strongest * steps).round().clamp_min(1), 0.0)
     return (steps - run).to(torch.long)
+
+
+def blend_weights(strength: Tensor, steps: int) -> Tensor:
+    """Return how far each pixel of the refined picture replaces the prescaled one.
+
+    It is all the way, except where the strength amounts to less than one step.
+    """
+    return (strength * steps).clamp(0, 1)

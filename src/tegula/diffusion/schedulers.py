@@ -70,6 +70,16 @@ SIGMA_SETTINGS: Mapping[str, Mapping[str, object]] = {
 ``sgm-uniform`` and ``simple`` differ by at most one training timestep and are one here.
 """
 
+_WITHOUT_SAMPLE = (
+    "EulerAncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+)
+"""Schedulers that take the noise from a model, never the clean latents."""
+
+_COSINE = "squaredcos_cap_v2"
+"""Noise levels that end in noise alone: Karras' spacing would spend its steps there."""
+
 _SPACED_BY_EULER = ("ddim",)
 """Schedulers without Karras or exponential spacing that Euler's method equals in result."""
 
@@ -79,11 +89,13 @@ class NoiseSchedule:
     """A fresh scheduler and the timesteps of one run, from noise to picture.
 
     ``order`` is the number of evaluations of one solver step (2 for Heun).
+    ``prediction_type`` is what the model answers, which the scheduler may not take.
     """
 
     scheduler: Any
     timesteps: Tensor
     order: int
+    prediction_type: str
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -102,6 +114,8 @@ class NoiseSchedule:
         self, prediction: Tensor, timestep: Tensor, latents: Tensor, generator: Generators
     ) -> Tensor:
         """Return the latents at the next noise level."""
+        if self.prediction_type != self.scheduler.config.prediction_type:
+            prediction = self._as_noise(prediction, timestep, latents)
         random = {"generator": generator} if _takes_generator(self.scheduler) else {}
         stepped: Tensor = self.scheduler.step(prediction, timestep, latents, **random).prev_sample
         return stepped
@@ -115,13 +129,20 @@ class NoiseSchedule:
 
     def exact_prediction(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         """Return what a model that knew the clean latents would answer at this level."""
-        kind = self.scheduler.config.prediction_type
+        kind = self.prediction_type
         if kind == "sample":
             return clean
         if kind == "epsilon":
             return noise
         share: Tensor = self.scheduler.alphas_cumprod[int(timestep)]
         return noise * share.sqrt() - clean * (1 - share).sqrt()
+
+    def _as_noise(self, clean: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
+        """Return the noise in latents whose clean part the model answered."""
+        scaled = self.scheduler.scale_model_input(latents, timestep)
+        level = (latents.square().mean() / scaled.square().mean() - 1).clamp_min(1e-8).sqrt()
+        noise: Tensor = (latents - clean) / level
+        return noise
 
 
 @dataclass(frozen=True)
@@ -151,10 +172,11 @@ def make_schedule(
         denoise_strength: share of it that is run, 0 < strength <= 1; at least one step is.
     """
     recipe, steps = RECIPES[choice.name], choice.steps
+    answers = str(config.get("prediction_type", "epsilon"))
     if recipe.few_step:
         scheduler = _scheduler(recipe, config)
         scheduler.set_timesteps(**_few_step_arguments(scheduler, steps, denoise_strength))
-        return NoiseSchedule(scheduler, scheduler.timesteps, 1)
+        return NoiseSchedule(scheduler, scheduler.timesteps, 1, answers)
     scheduler = _spaced_scheduler(choice, config)
     run = max(1, min(int(steps * denoise_strength), steps))
     if choice.exact_steps:
@@ -162,12 +184,13 @@ def make_schedule(
         longest = int(scheduler.config.num_train_timesteps)
         run, steps = min(run, longest), min(steps, longest)
     scheduler.set_timesteps(steps)
-    if isinstance(scheduler, diffusers.EulerAncestralDiscreteScheduler):
+    ancestral = isinstance(scheduler, diffusers.EulerAncestralDiscreteScheduler)
+    if ancestral and config.get("beta_schedule") != _COSINE:
         _respace(scheduler, choice.sigmas)
     first = (steps - run) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
-    return NoiseSchedule(scheduler, scheduler.timesteps[first:], scheduler.order)
+    return NoiseSchedule(scheduler, scheduler.timesteps[first:], scheduler.order, answers)
 
 
 def _spaced_scheduler(choice: ScheduleChoice, config: Mapping[str, object]) -> Any:
@@ -187,7 +210,12 @@ def _scheduler(
     spacing: Mapping[str, object] | None = None,
 ) -> Any:
     kind = getattr(diffusers, recipe.scheduler)
-    return kind.from_config(dict(config), **{**recipe.settings, **(spacing or {})})
+    settings = {**recipe.settings, **(spacing or {})}
+    if config.get("prediction_type") == "sample" and recipe.scheduler in _WITHOUT_SAMPLE:
+        settings["prediction_type"] = "epsilon"
+    if config.get("beta_schedule") == _COSINE:
+        settings.pop("use_karras_sigmas", None)
+    return kind.from_config(dict(config), **settings)
 
 
 def _few_step_arguments(scheduler: Any, steps: int, strength: float) -> dict[str, object]:

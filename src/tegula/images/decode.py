@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -104,6 +105,41 @@ def decode(source: Source, *, max_pixels: int) -> Picture:
             return _finished(_read(image, file), image)
 
 
+def upright_size(source: str | Path | bytes, *, max_pixels: int) -> tuple[int, int]:
+    """Return the width and height of an image, upright, from its header alone.
+
+    Raises:
+        PathError, ImageError, TooLargeError: as ``decode``, as far as the header tells.
+    """
+    name = describe(source)
+    with opened_file(source, max_pixels) as file:
+        image = open_image(file, name)
+        if image is None:
+            with guarded(name):
+                found = deep.deep_tiff_size(file)
+            if found is None:
+                raise _not_an_image(name)
+        else:
+            found = image.size[::-1] if _is_turned(image) else image.size
+        check_size(*found, max_pixels, name)
+        return found
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Tell from the header whether width and height are to be exchanged.
+
+    Pillow has exchanged those of a TIFF file already, and would decode a whole PNG file in
+    search of an orientation.
+    """
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return False
+    return orientation(image) >= 5
+
+
+def _not_an_image(name: str) -> ImageError:
+    return ImageError(f"{name} is not a {_KNOWN} image.")
+
+
 def _verified(image: Image.Image, file: BinaryIO, name: str) -> Image.Image:
     """Check the checksums of a PNG file, which loading alone does not do for pixels."""
     if image.format != "PNG":
@@ -123,7 +159,7 @@ def _decode_with_opencv(file: BinaryIO, name: str, max_pixels: int) -> Picture:
             check_size(*size, max_pixels, name)
         pixels = deep.read_deep(file) if size is not None else None
     if pixels is None:
-        raise ImageError(f"{name} is not a {_KNOWN} image.")
+        raise _not_an_image(name)
     rgb, alpha, greyscale = pixels
     facts = Facts((rgb.shape[1], rgb.shape[0]), "TIFF", greyscale, None, Metadata(), ())
     return Picture(rgb, alpha, facts)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from tegula.images.alpha import enlarge_alpha
 from tegula.images.colour import adain_lock, wavelet_lock
+from tegula.images.detail import scale_detail, sharpen
 from tegula.images.metadata import Metadata
 from tegula.images.pixels import Float, to_bytes, to_image
 from tegula.images.profile import from_srgb
@@ -28,19 +29,31 @@ class Finished:
 
 
 def finish(
-    refined: Float, prescaled: Float, prepared: Prepared, options: ResolvedOptions
+    refined: Float,
+    prescaled: Float,
+    prepared: Prepared,
+    options: ResolvedOptions,
+    mask: Float | None = None,
 ) -> Finished:
-    """Lock colour, restore greyscale, alpha and profile.
+    """Scale detail, lock colour, sharpen; restore greyscale, alpha and profile.
 
     Args:
         refined: float32 [height, width, 3], sRGB, about 0..1. The very array
             ``prescaled`` when nothing was refined: then there is nothing to lock.
         prescaled: float32 of the same shape.
         prepared: the source.
-        options: ``colour_lock`` and ``window`` count here.
+        options: ``detail``, ``colour_lock``, ``window`` and ``sharpen`` count here.
+        mask: float32 [height, width] in 0..1, how far the result may differ from
+            ``prescaled``; None lets it everywhere.
     """
-    locked = refined if refined is prescaled else lock_colour(refined, prescaled, options)
-    image = Image.fromarray(to_bytes(locked))
+    done = refined
+    if refined is not prescaled:
+        done = scale_detail(refined, prescaled, options.detail)
+        done = lock_colour(done, prescaled, options)
+    done = sharpen(done, options.sharpen)
+    if mask is not None:
+        done = prescaled + (done - prescaled) * mask[..., None]
+    image = Image.fromarray(to_bytes(done))
     facts = prepared.facts
     if facts.greyscale:
         image = image.convert("L")

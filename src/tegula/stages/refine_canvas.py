@@ -12,6 +12,7 @@ from torch import Tensor
 from tegula.diffusion import tiled_autoencoder
 from tegula.diffusion.canvas import CanvasSampler, Conditioning, places_of
 from tegula.diffusion.guidance import Guidance, Interval
+from tegula.diffusion.hold import Hold, blend_weights, first_steps
 from tegula.diffusion.prediction import HalvingBatch, SafeDenoiser
 from tegula.diffusion.schedulers import NoiseSchedule, ScheduleChoice, make_schedule
 from tegula.errors import OptionError
@@ -19,6 +20,7 @@ from tegula.models.bundle import Bundle, BundleFacts, ControlImage, ControlScale
 from tegula.options import ResolvedOptions
 from tegula.progress import Cancelled, OnUnit, ignore_units, never_cancelled
 from tegula.tiling.canvas import CanvasSize, fit_canvas, pad_to_canvas
+from tegula.tiling.regions import prompt_shares
 from tegula.tiling.windows import Window, WindowGrid, grid_windows
 
 CPU_WINDOW_BATCH = 4
@@ -33,6 +35,7 @@ def refine_canvas(
     options: ResolvedOptions,
     on_unit: OnUnit = ignore_units,
     cancelled: Cancelled = never_cancelled,
+    strength: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Add detail to a prescaled picture by tiled diffusion.
 
@@ -43,6 +46,8 @@ def refine_canvas(
         options: creativity must be above 0.
         on_unit: told (windows done, windows in all steps).
         cancelled: asked between batches and autoencoder tiles.
+        strength: [height, width] in 0..1, the share of the denoise strength that each
+            pixel gets; None gives all of it everywhere.
 
     Returns:
         A picture shaped like ``prescaled``, in 0..1.
@@ -65,18 +70,24 @@ def refine_canvas(
     )
     noise = torch.randn(initial.shape, generator=generator).to(bundle.device)
     schedule = schedule_of(bundle, options, options.creativity)
-    text = bundle.text.encode([options.negative_prompt, options.prompt])
     windows = [window.scaled(bundle.facts.latent_factor) for window in grid.windows]
+    shares = [prompt_shares(options.regions, w, bundle.facts.latent_factor) for w in windows]
     sampler = CanvasSampler(
         SafeDenoiser(bundle.denoiser, bundle.dtype),
-        places_of(grid, bundle.device),
-        Conditioning(text[1:], text[:1], embed_windows(bundle, control, windows, batch)),
+        places_of(grid, bundle.device, shares),
+        conditioning_of(bundle, options, embed_windows(bundle, control, windows, batch)),
         guidance_of(options),
         batch,
     )
-    start = schedule.add_noise(initial, noise)
-    latents = sampler.sample(start, schedule, generator, on_unit, cancelled)
+    start, hold, weights = schedule.add_noise(initial, noise), None, None
+    if strength is not None:
+        share = to_strength(pad_to_canvas(strength[..., None], canvas), bundle)
+        hold = Hold(initial, noise, first_steps(share, len(schedule), bundle.facts.latent_factor))
+        weights = blend_weights(share, len(schedule))
+    latents = sampler.sample(start, schedule, generator, on_unit, cancelled, hold)
     refined = tiled_autoencoder.decode(bundle, latents, control, cancelled=cancelled)
+    if weights is not None:
+        refined = torch.lerp(control.prescaled, refined, weights)
     return to_array(refined[..., :height, :width])
 
 
@@ -130,6 +141,13 @@ def schedule_of(bundle: Bundle, options: ResolvedOptions, denoise_strength: floa
     return make_schedule(choice, bundle.scheduler, denoise_strength)
 
 
+def conditioning_of(bundle: Bundle, options: ResolvedOptions, control: Tensor) -> Conditioning:
+    """Encode the negative prompt, the common one, and the common one with each region's."""
+    own = [", ".join(filter(None, (options.prompt, region.prompt))) for region in options.regions]
+    text = bundle.text.encode([options.negative_prompt, options.prompt, *own])
+    return Conditioning(text[1:], text[:1], control)
+
+
 def embed_windows(
     bundle: Bundle, control: ControlImage, windows: Sequence[Window], batch: HalvingBatch
 ) -> Tensor:
@@ -163,6 +181,11 @@ def to_tensor(picture: NDArray[np.float32], bundle: Bundle) -> Tensor:
     """Return [1, 3, height, width] on the device of a bundle."""
     tensor = torch.tensor(picture.transpose(2, 0, 1)[None])
     return tensor.to(bundle.device)
+
+
+def to_strength(strength: NDArray[np.float32], bundle: Bundle) -> Tensor:
+    """Return [1, 1, height, width] on the device of a bundle."""
+    return torch.tensor(strength[..., 0][None, None]).to(bundle.device)
 
 
 def to_array(image: Tensor) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -11,23 +12,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tegula.diffusion import tiled_autoencoder
-from tegula.diffusion.canvas import CanvasSampler, Conditioning, places_of
+from tegula.diffusion.canvas import CanvasSampler, Place, places_of
+from tegula.diffusion.hold import Hold, blend_weights, first_steps
 from tegula.diffusion.prediction import SafeDenoiser
 from tegula.diffusion.schedulers import NoiseSchedule
 from tegula.models.bundle import Bundle, BundleFacts, ControlImage
 from tegula.options import ResolvedOptions
 from tegula.progress import Cancelled, OnUnit, ignore_units, never_cancelled
 from tegula.stages.refine_canvas import (
+    conditioning_of,
     crop_control,
     embed_windows,
     guidance_of,
     schedule_of,
     to_array,
+    to_strength,
     to_tensor,
     window_batch,
 )
 from tegula.tiling.canvas import CanvasSize, pad_to_canvas
 from tegula.tiling.redraw import CropRule, RedrawPass, RedrawPlan, RedrawTile, plan_redraw
+from tegula.tiling.regions import count_told, prompt_shares
 from tegula.tiling.windows import Window, WindowGrid, grid_windows
 
 
@@ -39,6 +44,7 @@ def refine_redraw(
     options: ResolvedOptions,
     on_unit: OnUnit = ignore_units,
     cancelled: Cancelled = never_cancelled,
+    strength: NDArray[np.float32] | None = None,
     *,
     one_by_one: bool = False,
 ) -> NDArray[np.float32]:
@@ -54,6 +60,8 @@ def refine_redraw(
         options: ``redraw`` and what holds for canvas mode too.
         on_unit: told (windows done, windows in all steps of all passes).
         cancelled: asked between batches and autoencoder tiles.
+        strength: [height, width] in 0..1, the share of the denoise strength that each
+            pixel gets; None gives all of it everywhere. Tiles without any are skipped.
         one_by_one: compute every tile alone; slower, with the same result.
 
     Returns:
@@ -69,7 +77,11 @@ def refine_redraw(
         to_tensor(pad_to_canvas(prescaled, canvas), bundle),
         to_tensor(pad_to_canvas(source, canvas), bundle),
     )
-    redrawer = _Redrawer(bundle, control, options, plan, on_unit, cancelled)
+    share = None
+    if strength is not None:
+        share = to_strength(pad_to_canvas(strength[..., None], canvas), bundle)
+        plan = dataclasses.replace(plan, passes=tuple(_moving(p, share) for p in plan.passes))
+    redrawer = _Redrawer(bundle, control, share, options, plan, on_unit, cancelled)
     for tiles in plan.passes:
         alone = tuple((index,) for index in range(len(tiles.tiles)))
         for front in alone if one_by_one else tiles.fronts():
@@ -104,6 +116,29 @@ def windows_of(
     return grid_windows(width, height, side, side, options.overlap)
 
 
+def _moving(tiles: RedrawPass, strength: Tensor) -> RedrawPass:
+    """Leave out the tiles that may change nothing."""
+    moving = tuple(tile for tile in tiles.tiles if strength[tile.painted.index].any())
+    return dataclasses.replace(tiles, tiles=moving)
+
+
+def pixel_windows(
+    tiles: RedrawPass, crop: Window, facts: BundleFacts, options: ResolvedOptions
+) -> list[Window]:
+    """Return the windows of a crop in pixels of the canvas."""
+    inner = windows_of(tiles, crop, facts, options).windows
+    scaled = [window.scaled(facts.latent_factor) for window in inner]
+    return [Window(crop.x + w.x, crop.y + w.y, w.width, w.height) for w in scaled]
+
+
+def evaluations_of(
+    tiles: RedrawPass, crop: Window, facts: BundleFacts, options: ResolvedOptions
+) -> int:
+    """Return how many windows a crop takes at one level, one for each prompt in it."""
+    windows = pixel_windows(tiles, crop, facts, options)
+    return count_told(options.regions, windows, facts.latent_factor)
+
+
 class _Redrawer:
     """Paints fronts of tiles onto one canvas."""
 
@@ -111,6 +146,7 @@ class _Redrawer:
         self,
         bundle: Bundle,
         control: ControlImage,
+        strength: Tensor | None,
         options: ResolvedOptions,
         plan: RedrawPlan,
         on_unit: OnUnit,
@@ -119,15 +155,16 @@ class _Redrawer:
         self.canvas = control.prescaled.clone()
         self._bundle = bundle
         self._control = control
+        self._strength = strength
         self._options = options
         self._denoiser = SafeDenoiser(bundle.denoiser, bundle.dtype)
-        self._text = bundle.text.encode([options.negative_prompt, options.prompt])
+        self._told = conditioning_of(bundle, options, torch.empty(0))
         self._batch = window_batch(bundle, options)
         self._on_unit = on_unit
         self._cancelled = cancelled
         self._done = 0
         self._total = sum(
-            len(self._schedule(tiles)) * len(windows_of(tiles, tile.crop, bundle.facts, options))
+            len(self._schedule(tiles)) * evaluations_of(tiles, tile.crop, bundle.facts, options)
             for tiles in plan.passes
             for tile in tiles.tiles
         )
@@ -155,33 +192,50 @@ class _Redrawer:
                 for crop, control, generator in zip(crops, controls, generators, strict=True)
             ]
         )
-        noise = [torch.randn(initial[:1].shape, generator=each) for each in generators]
-        schedule = self._schedule(tiles)
-        start = schedule.add_noise(initial, torch.cat(noise).to(bundle.device))
+        drawn = [torch.randn(initial[:1].shape, generator=each) for each in generators]
+        noise, schedule = torch.cat(drawn).to(bundle.device), self._schedule(tiles)
         sampler = self._sampler(tiles, crops)
-        report = self._reporter(len(schedule) * len(sampler))
-        latents = sampler.sample(start, schedule, generators, report, self._cancelled)
+        latents = sampler.sample(
+            schedule.add_noise(initial, noise),
+            schedule,
+            generators,
+            self._reporter(len(schedule) * len(sampler)),
+            self._cancelled,
+            self._hold(initial, noise, crops, len(schedule)),
+        )
         for row, control in enumerate(controls):
             yield tiled_autoencoder.decode(
                 bundle, latents[row : row + 1], control, cancelled=self._cancelled
             )
 
     def _sampler(self, tiles: RedrawPass, crops: Sequence[Window]) -> CanvasSampler:
-        facts = self._bundle.facts
-        grid = windows_of(tiles, crops[0], facts, self._options)
-        windows = [
-            Window(crop.x + window.x, crop.y + window.y, window.width, window.height)
-            for crop in crops
-            for window in (latent.scaled(facts.latent_factor) for latent in grid.windows)
-        ]
+        facts, options = self._bundle.facts, self._options
+        windows = [w for crop in crops for w in pixel_windows(tiles, crop, facts, options)]
         embedded = embed_windows(self._bundle, self._control, windows, self._batch)
         return CanvasSampler(
             self._denoiser,
-            places_of(grid, self._bundle.device, len(crops)),
-            Conditioning(self._text[1:], self._text[:1], embedded),
-            guidance_of(self._options),
+            [p for row, crop in enumerate(crops) for p in self._places(tiles, crop, row)],
+            dataclasses.replace(self._told, control=embedded),
+            guidance_of(options),
             self._batch,
         )
+
+    def _places(self, tiles: RedrawPass, crop: Window, row: int) -> list[Place]:
+        facts = self._bundle.facts
+        grid = windows_of(tiles, crop, facts, self._options)
+        shares = [
+            prompt_shares(self._options.regions, window, facts.latent_factor)
+            for window in pixel_windows(tiles, crop, facts, self._options)
+        ]
+        return places_of(grid, self._bundle.device, shares, row)
+
+    def _hold(
+        self, initial: Tensor, noise: Tensor, crops: Sequence[Window], steps: int
+    ) -> Hold | None:
+        if self._strength is None:
+            return None
+        strength = torch.cat([self._strength[crop.index] for crop in crops])
+        return Hold(initial, noise, first_steps(strength, steps, self._bundle.facts.latent_factor))
 
     def _schedule(self, tiles: RedrawPass) -> NoiseSchedule:
         return schedule_of(self._bundle, self._options, strength_of(tiles, self._options))
@@ -199,5 +253,8 @@ class _Redrawer:
         crop, painted = tile.crop, tile.painted
         inner = Window(painted.x - crop.x, painted.y - crop.y, painted.width, painted.height)
         mask = torch.tensor(tiles.mask(tile)[inner.index], device=image.device)
+        if self._strength is not None:
+            steps = len(self._schedule(tiles))
+            mask = mask * blend_weights(self._strength[painted.index], steps)
         under = self.canvas[painted.index]
         self.canvas[painted.index] = torch.lerp(under, image[inner.index].clamp(0, 1), mask)

@@ -50,7 +50,7 @@ def fit_canvas(
 
 
 def pad_to_canvas(picture: NDArray[np.float32], canvas: CanvasSize) -> NDArray[np.float32]:
-    """Extend [height, width, 3] to the canvas by mirroring its right and bottom edges."""
+    """Extend [height, width, channels] to the canvas by mirroring its right and bottom edges."""
     height, width = picture.shape[:2]
     if (width, height) == (canvas.width, canvas.height):
         return picture

@@ -1,0 +1,73 @@
+"""Finding a version by what people write: ``owner/name``, with ``:latest`` or an id."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+
+from tegula.catalog.model import Model, Version, packaged_fingerprint
+from tegula.catalog.models import MODELS
+from tegula.errors import UnknownModelError
+
+LATEST = "latest"
+DEFAULT_MODEL = "tegula/upscale"
+_SHORTEST_PREFIX = 8
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All models over one set of weights, whose fingerprint is part of every version id."""
+
+    weights: str
+
+    @cached_property
+    def models(self) -> tuple[Model, ...]:
+        """Every model, the default first."""
+        return tuple(
+            dataclasses.replace(
+                model,
+                versions=tuple(
+                    dataclasses.replace(version, weights=self.weights) for version in model.versions
+                ),
+            )
+            for model in MODELS
+        )
+
+    def find(self, reference: str = DEFAULT_MODEL) -> Version:
+        """Return the version of ``owner/name``, ``owner/name:latest``, ``owner/name:ID`` or ``ID``.
+
+        An id may be shortened to its first eight digits or more.
+
+        Raises:
+            UnknownModelError: there is none.
+        """
+        name, _, wanted = reference.partition(":")
+        if "/" not in name:
+            name, wanted = "", name
+        known = [model for model in self.models if name in ("", model.reference)]
+        if not known:
+            names = ", ".join(model.reference for model in self.models)
+            raise UnknownModelError(f"There is no model {name}; known are {names}.")
+        if name and wanted in ("", LATEST):
+            return known[0].latest
+        for model in known:
+            for version in model.versions:
+                if len(wanted) >= _SHORTEST_PREFIX and version.id.startswith(wanted):
+                    return version
+                if wanted == version.label:
+                    return version
+        raise UnknownModelError(f"{name or 'No model'} has no version {wanted}.")
+
+
+_PACKAGED = Catalog(packaged_fingerprint())
+
+
+def models() -> tuple[Model, ...]:
+    """Return every model over the packaged weights, the default first."""
+    return _PACKAGED.models
+
+
+def find(reference: str = DEFAULT_MODEL) -> Version:
+    """Return a version over the packaged weights; see ``Catalog.find``."""
+    return _PACKAGED.find(reference)

@@ -1,0 +1,293 @@
+"""The models that people call by name: their schemas, and what inputs are refused with."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tegula.catalog import (
+    Catalog,
+    InvalidInputsError,
+    Situation,
+    find,
+    from_text,
+    models,
+    openapi_schema,
+    validate,
+)
+from tegula.errors import MissingWeightsError, OptionError, UnknownModelError
+from tegula.options import UpscaleOptions
+
+VERSIONS = [version for model in models() for version in model.versions]
+IDS = [f"{version.name}:{version.label}" for version in VERSIONS]
+SMALL = Situation(300, 200, "mini", 64, 64)
+USDU = "fewjative/ultimate-sd-upscale"
+TILE = "batouresearch/high-resolution-controlnet-tile"
+
+
+def plan(reference, situation=SMALL, **inputs):
+    version = find(reference)
+    given = {version.image: "photo.png", **inputs}
+    return version.plan(validate(version, given).values, situation)
+
+
+def refused(reference, inputs):
+    with pytest.raises(InvalidInputsError) as caught:
+        validate(find(reference), inputs)
+    return caught.value
+
+
+DEFAULTS = {
+    f"{TILE}:1": {
+        "resolution": 2048, "resemblance": 0.5, "creativity": 0.5, "hdr": 0.0,
+        "scheduler": "DDIM", "steps": 20, "guidance_scale": 7.0, "seed": None,
+        "guess_mode": False,
+    },
+    f"{TILE}:2": {
+        "resolution": 2560, "resemblance": 0.85, "creativity": 0.35, "hdr": 0.0,
+        "scheduler": "DDIM", "steps": 8, "guidance_scale": 0.0, "lora_details_strength": 1.0,
+        "lora_sharpness_strength": 1.25, "format": "jpg",
+    },
+    USDU: {
+        "positive_prompt": "Hey! Have a nice day :D", "negative_prompt": "",
+        "upscaler": "4x-UltraSharp", "upscale_by": 2.0, "use_controlnet_tile": True,
+        "controlnet_strength": 1.0, "seed": None, "steps": 20, "cfg": 8.0,
+        "sampler_name": "euler", "scheduler": "normal", "denoise": 0.2, "mode_type": "Linear",
+        "tile_width": 512, "tile_height": 512, "mask_blur": 8, "tile_padding": 32,
+        "seam_fix_mode": "None", "seam_fix_denoise": 1.0, "seam_fix_width": 64,
+        "seam_fix_mask_blur": 8, "seam_fix_padding": 16, "force_uniform_tiles": True,
+    },
+    "juergengunz/ultimate-portrait-upscale": {"denoise": 0.1, "cfg": 8.0, "tile_width": 512},
+    "philz1337x/clarity-upscaler": {
+        "scale_factor": 2.0, "dynamic": 6.0, "creativity": 0.35, "resemblance": 0.6,
+        "tiling_width": 112, "tiling_height": 144, "scheduler": "DPM++ 3M SDE Karras",
+        "num_inference_steps": 18, "seed": 1337, "multistep_factor": 0.8, "downscaling": False,
+        "downscaling_resolution": 768, "sharpen": 0.0, "handfix": "disabled", "pattern": False,
+        "output_format": "png",
+    },
+    "nightmareai/real-esrgan": {"scale": 4.0},
+    "sczhou/codeformer": {"codeformer_fidelity": 0.5, "background_enhance": True, "upscale": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reference", DEFAULTS)
+def test_inputs_left_out_have_the_defaults_of_the_model(reference):
+    version = find(reference)
+    values = validate(version, {version.image: "photo.png"}).values
+    assert {name: values[name] for name in DEFAULTS[reference]} == DEFAULTS[reference]
+
+
+def test_models_have_as_many_inputs_samplers_and_schedules_as_they_are_known_for():
+    version = find(USDU)
+    assert len(version.fields) == 24
+    assert len(version.field("sampler_name").choices) == 20
+    assert len(version.field("scheduler").choices) == 6
+    assert len(find("philz1337x/clarity-upscaler").field("scheduler").choices) == 30
+    assert [v.output for v in models()[1].versions] == ["single", "array"]
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=IDS)
+def test_the_schema_lists_inputs_in_order_with_enums_as_components(version):
+    schemas = openapi_schema(version)["components"]["schemas"]
+    properties = schemas["Input"]["properties"]
+    assert [p["x-order"] for p in properties.values()] == list(range(len(version.fields)))
+    assert schemas["Input"]["required"] == [version.image]
+    for known in version.fields:
+        if known.choices:
+            assert schemas[known.name]["enum"] == list(known.choices)
+            reference = {"$ref": f"#/components/schemas/{known.name}"}
+            assert properties[known.name]["allOf"] == [reference]
+        assert properties[known.name]["description"]
+    output = schemas["Output"]
+    assert output["type"] == ("array" if version.output == "array" else "string")
+    json.dumps(schemas)
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=IDS)
+def test_every_default_fits_its_own_schema(version):
+    given = {known.name: known.default for known in version.fields if known.default is not None}
+    validate(version, {version.image: "photo.png", **given})
+
+
+def test_an_id_is_64_hex_digits_and_another_one_for_other_weights():
+    ids = [version.id for version in VERSIONS]
+    assert len(set(ids)) == len(ids)
+    assert all(len(each) == 64 and int(each, 16) >= 0 for each in ids)
+    assert Catalog("other").find("tegula/upscale").id != find("tegula/upscale").id
+    assert Catalog("other").find("tegula/upscale").id == Catalog("other").find().id
+
+
+def test_a_version_is_found_by_name_latest_label_and_id():
+    version = find(TILE)
+    assert find(f"{TILE}:latest") == find(f"{TILE}:2") == version
+    assert find(version.id) == find(f"{TILE}:{version.id}") == find(version.id[:12]) == version
+    assert find(f"{TILE}:1").output == "array"
+
+
+@pytest.mark.parametrize("reference", ["nobody/nothing", f"{TILE}:9", "0" * 64, "abc"])
+def test_what_is_not_there_is_told(reference):
+    with pytest.raises(UnknownModelError):
+        find(reference)
+
+
+def test_all_violations_are_told_at_once_with_field_bound_and_value():
+    error = refused(USDU, {"upscale_by": 9, "steps": "many", "mode_type": "Spiral", "cfg": -1})
+    assert [(f.type, f.field) for f in error.fields] == [
+        ("required", "input"),
+        ("number_lte", "input.upscale_by"),
+        ("invalid_type", "input.steps"),
+        ("number_gte", "input.cfg"),
+        ("enum", "input.mode_type"),
+    ]
+    assert error.detail.splitlines() == [
+        "- input: image is required",
+        "- input.upscale_by: Must be less than or equal to 4",
+        "- input.steps: Invalid type. Expected: integer, given: string",
+        "- input.cfg: Must be greater than or equal to 0",
+        '- input.mode_type: mode_type must be one of the following: "Linear", "Chess", "None"',
+    ]
+    for part in ("upscale_by", "4", "9", "'many'", "'Spiral'", "-1"):
+        assert part in str(error)
+    assert isinstance(error, OptionError)
+
+
+def test_the_sampler_that_never_existed_is_refused_in_words():
+    (field,) = refused(USDU, {"image": "a.png", "sampler_name": "dpmpp"}).fields
+    assert "never existed" in field.description
+    assert "dpmpp_2m" in field.description
+
+
+WRONG_TYPES = [
+    ("steps", True), ("steps", 2.5), ("steps", [1]), ("denoise", "0.5"), ("denoise", float("nan")),
+    ("denoise", float("inf")), ("positive_prompt", 3), ("force_uniform_tiles", 1), ("image", 7),
+    ("image", {}), ("upscaler", []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_TYPES)
+def test_values_of_another_type_are_refused(name, value):
+    (field,) = refused(USDU, {"image": "a.png", name: value}).fields
+    assert (field.type, field.field) == ("invalid_type", f"input.{name}")
+
+
+def test_unknown_inputs_are_warned_about_and_ignored():
+    valid = validate(find(USDU), {"image": "a.png", "tiles": 3})
+    assert "tiles" not in valid.values
+    assert valid.warnings == (f"{USDU} has no input tiles; it is ignored.",)
+
+
+def test_null_counts_as_not_given():
+    assert (
+        validate(find(USDU), {"image": "a.png", "seed": None, "steps": None}).values["steps"] == 20
+    )
+
+
+def test_words_of_the_command_line_become_numbers_and_truths():
+    words = {"steps": "5", "cfg": "2.5", "force_uniform_tiles": "false", "positive_prompt": "7"}
+    values = from_text(find(USDU), words)
+    assert values == {"steps": 5, "cfg": 2.5, "force_uniform_tiles": False, "positive_prompt": "7"}
+    (field,) = refused(USDU, {"image": "a", **from_text(find(USDU), {"steps": "x"})}).fields
+    assert field.type == "invalid_type"
+
+
+def test_ultimate_sd_upscale_means_redraw_mode_with_the_steps_that_comfyui_runs():
+    (options,) = plan(USDU, seam_fix_mode="Half Tile + Intersections", scheduler="karras").passes
+    assert (options.mode, options.exact_steps, options.sigmas) == ("redraw", True, "karras")
+    assert options.size == (600, 400)
+    assert options.seam_fix == "half-tile+intersections"
+    assert options.creativity == 0.2
+    assert plan(USDU, use_controlnet_tile=False).passes[0].resemblance == 0
+    assert "4x-UltraSharp" in plan(USDU).notes[0]
+    assert not plan(USDU, upscaler="RealESRGAN_x4plus").notes
+
+
+@pytest.mark.parametrize("sampler", find(USDU).field("sampler_name").choices)
+@pytest.mark.parametrize("scheduler", find(USDU).field("scheduler").choices)
+def test_every_sampler_and_schedule_that_exists_is_mapped(sampler, scheduler):
+    if sampler != "dpmpp":
+        assert isinstance(
+            plan(USDU, sampler_name=sampler, scheduler=scheduler).passes[0], UpscaleOptions
+        )
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"), [(1, [1]), (2, [2]), (3, [2, 1.5]), (4, [2, 2]), (8, [2, 2, 2])]
+)
+def test_clarity_enlarges_in_passes_of_at_most_two(scale, expected):
+    passes = plan("philz1337x/clarity-upscaler", scale_factor=scale).passes
+    sides = [300, *(p.size[0] for p in passes)]
+    assert [b / a for a, b in zip(sides, sides[1:], strict=False)] == expected
+    assert [p.seed for p in passes] == [1337 + n for n in range(len(expected))]
+    creativity = [round(0.35 * 0.8**n, 6) for n in range(len(expected))]
+    assert [round(p.creativity, 6) for p in passes] == creativity
+
+
+def test_clarity_turns_fractality_into_the_window_and_leaves_loras_out():
+    recipe = plan("philz1337x/clarity-upscaler", tiling_width=64, tiling_height=64)
+    assert recipe.passes[0].window == 512
+    assert "<lora" not in recipe.passes[0].prompt
+    assert any("more_details" in note for note in recipe.notes)
+    assert recipe.mask_keeps_white
+    assert plan("philz1337x/clarity-upscaler").passes[0].window == 1024
+
+
+def test_clarity_downscales_large_sources_and_never_enlarges_small_ones():
+    large = plan(
+        "philz1337x/clarity-upscaler", Situation(1536, 768, "mini", 64, 64), downscaling=True
+    )
+    assert large.passes[0].size == (1536, 768)
+    assert plan("philz1337x/clarity-upscaler", downscaling=True).passes[0].size == (600, 400)
+
+
+def test_the_strengths_of_the_loras_drive_our_own_controls_and_the_log_says_so():
+    recipe = plan(TILE, lora_details_strength=-5, lora_sharpness_strength=5)
+    assert recipe.passes[0].detail == -1
+    assert recipe.passes[0].sharpen == 1
+    assert "LoRA" in recipe.notes[0]
+    neutral = plan(TILE).passes[0]
+    assert neutral.detail == 0
+
+
+def test_the_loras_themselves_are_used_where_they_are_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
+    (tmp_path / "lora").mkdir()
+    for name in ("more_details", "add_sharpness"):
+        (tmp_path / "lora" / f"{name}.safetensors").touch()
+    recipe = plan(TILE, Situation(300, 200, "sd15"))
+    assert [strength for _, strength in recipe.loras] == [1.0, 1.25]
+    assert recipe.passes[0].sharpen == 0
+    assert not plan(TILE).loras
+
+
+@pytest.mark.parametrize(
+    ("reference", "inputs"),
+    [
+        ("jingyunliang/swinir", {}),
+        ("tencentarc/gfpgan", {}),
+        ("sczhou/codeformer", {}),
+        ("nightmareai/real-esrgan", {"face_enhance": True}),
+    ],
+)
+def test_weights_that_are_not_there_are_named(reference, inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
+    with pytest.raises(MissingWeightsError, match="pth"):
+        plan(reference, **inputs)
+
+
+def test_swinir_runs_the_file_that_the_user_brought(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
+    file = tmp_path / "prescalers" / "003_realSR_BSRGAN_DFOWMFC_s64w8_SwinIR-L_x4_GAN.pth"
+    file.parent.mkdir()
+    file.touch()
+    (options,) = plan("jingyunliang/swinir").passes
+    assert (options.prescaler, options.scale, options.creativity) == (str(file), 4, 0)
+
+
+def test_the_catalogue_is_listed_without_torch():
+    heavy = "'torch', 'numpy', 'PIL', 'cv2'"
+    code = f"import sys, tegula.catalog; print([m for m in ({heavy},) if m in sys.modules])"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.strip() == "[]"
