@@ -2,5 +2,7 @@ import os
 
 import torch
 
+pytest_plugins = ["sd15_support"]
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)

@@ -1,0 +1,56 @@
+"""Tiny Stable Diffusion files on disk, for the tests of their loading."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
+from tegula.models.sd15.load import load_sd15
+from tegula.models.sd15.tiny_files import TinyFiles, save_tiny
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> TinyFiles:
+    return save_tiny(tmp_path_factory.mktemp("tiny"), seed=3)
+
+
+@pytest.fixture
+def folder(files, tmp_path) -> Path:
+    return Path(shutil.copytree(files.folder, tmp_path / "model"))
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TEGULA_MODELS", str(tmp_path / "models"))
+
+
+def load_single_file(files: TinyFiles, **changes):
+    parts = {"controlnet": str(files.controlnet), "config": str(files.folder), **changes}
+    return load_sd15(str(parts.pop("model", files.checkpoint)), **parts)
+
+
+def changed_checkpoint(files, tmp_path, change) -> Path:
+    state = load_file(files.checkpoint)
+    change(state)
+    save_file(state, tmp_path / "changed.safetensors")
+    return tmp_path / "changed.safetensors"
+
+
+def result(bundle):
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    control = ControlImage(picture, picture)
+    latents = bundle.autoencoder.encode(picture, control, torch.Generator().manual_seed(2))
+    batch = WindowBatch(
+        latents,
+        torch.tensor(400),
+        bundle.text.encode(["a red cat"]),
+        bundle.denoiser.embed_control(control),
+        ControlScale(0.8),
+        slice(0, 1),
+    )
+    return bundle.autoencoder.decode(bundle.denoiser(batch), control)
