@@ -51,6 +51,7 @@ check: $(VENV)/.tegula-dev
 
 bench: $(VENV)/.tegula-dev
 	$(BIN)/python -m bench.engine $(ARGS)
+	$(BIN)/python -m bench.modes
 
 bench-quality: $(VENV)/.tegula-dev
 	$(BIN)/python -m bench.quality $(ARGS)

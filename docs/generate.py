@@ -6,9 +6,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tegula.catalog import Model, models
+from tegula.catalog.model import SINGLE
+from tegula.catalog.schema import BOOLEAN, Field
+from tegula.knobs import Knob, plain
 from tegula.models.mini.bundle import CONFIG_FILE, WEIGHTS, read_config
 from tegula.models.sd15.facts import PRESETS as SD15
-from tegula.options import KNOBS, PRESETS, Knob, PresetValues, UpscaleOptions, plain
+from tegula.options import KNOBS, PRESETS, PresetValues, UpscaleOptions
 
 FOLDER = Path(__file__).parent
 
@@ -41,7 +45,51 @@ def options_page() -> str:
     )
 
 
-PAGES: Mapping[str, Callable[[], str]] = {"options.md": options_page}
+def models_page() -> str:
+    """Return docs/models.md."""
+    return "\n".join([*_MODELS_HEAD, *(line for model in models() for line in _model(model))])
+
+
+_MODELS_HEAD = (
+    "# Models",
+    "",
+    "Made from the code by `make docs`. These are the models that `tegula run OWNER/NAME` and the",
+    "server answer to. Each input is **exact** (it does what the model of this name does with it),",
+    "**approximated** (what is done instead stands beside it) or **refused** (with the reason).",
+    "Exact is meant of what the input does: the picture itself depends on the weights in use.",
+    "[Coming from another upscaler](coming-from.md) sets their settings beside ours.",
+    "",
+)
+
+
+def _model(model: Model) -> list[str]:
+    words = " ".join(filter(None, [model.description, model.remark]))
+    lines = [f"## {model.reference}", "", words, ""]
+    for version in model.versions:
+        if len(model.versions) > 1:
+            lines += [f"### Version {version.label}", ""]
+        files = "one file" if version.output == SINGLE else "a list of files"
+        lines += [f"Output: {files}.", "", "| input | type | range | default | tegula |"]
+        lines += ["|---|---|---|---|---|", *map(_input_row, version.fields), ""]
+    return lines
+
+
+def _input_row(known: Field) -> str:
+    bounds = [f"{bound:g}" if bound < 10**6 else "2^63 - 1" for bound in _limits(known)]
+    values = ", ".join(f"`{choice}`" for choice in known.choices) or " to ".join(bounds)
+    shown = str(known.default).lower() if known.kind == BOOLEAN else known.default
+    default = "required" if known.required else f"`{shown}`"
+    if not known.required and known.default in (None, ""):
+        default = "open" if known.default is None else "empty"
+    told = f"{known.fidelity}: {known.remark}" if known.remark else known.fidelity
+    return f"| `{known.name}` | {known.kind} | {values} | {default} | {told} |"
+
+
+def _limits(known: Field) -> list[float]:
+    return [bound for bound in (known.low, known.high) if bound is not None]
+
+
+PAGES: Mapping[str, Callable[[], str]] = {"models.md": models_page, "options.md": options_page}
 
 
 def _row(name: str, knob: Knob, default: object) -> str:

@@ -58,9 +58,8 @@ def diffusers_result(picture, scheduler, resemblance, guess_mode, guidance_scale
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("guess_mode", [False, True])
 @pytest.mark.parametrize("resemblance", [0.5, 1.0])
-def test_one_window_equals_the_diffusers_pipeline(
-    scheduler, guess_mode, resemblance, guidance_scale=5.0
-):
+def test_one_window_equals_the_diffusers_pipeline(scheduler, guess_mode, resemblance):
+    guidance_scale = 5.0
     picture = photograph(64, 64)
     expected = diffusers_result(picture, scheduler, resemblance, guess_mode, guidance_scale)
     asked = options(

@@ -1,5 +1,6 @@
 """The models that people call by name: their schemas, and what inputs are refused with."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -217,7 +218,7 @@ def test_every_sampler_and_schedule_that_exists_is_mapped(sampler, scheduler):
 def test_clarity_enlarges_in_passes_of_at_most_two(scale, expected):
     passes = plan("philz1337x/clarity-upscaler", scale_factor=scale).passes
     sides = [300, *(p.size[0] for p in passes)]
-    assert [b / a for a, b in zip(sides, sides[1:], strict=False)] == expected
+    assert [b / a for a, b in itertools.pairwise(sides)] == expected
     assert [p.seed for p in passes] == [1337 + n for n in range(len(expected))]
     creativity = [round(0.35 * 0.8**n, 6) for n in range(len(expected))]
     assert [round(p.creativity, 6) for p in passes] == creativity
@@ -230,6 +231,17 @@ def test_clarity_turns_fractality_into_the_window_and_leaves_loras_out():
     assert any("more_details" in note for note in recipe.notes)
     assert recipe.mask_keeps_white
     assert plan("philz1337x/clarity-upscaler").passes[0].window == 1024
+
+
+def test_clarity_uses_the_loras_of_its_prompt_where_they_are_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "more_details.safetensors").touch()
+    recipe = plan("philz1337x/clarity-upscaler", Situation(300, 200, "sd15"))
+    assert [(file[-24:], weight) for file, weight in recipe.loras] == [
+        ("more_details.safetensors", 0.5)
+    ]
+    assert [note for note in recipe.notes if "SDXLrender_v2.0" in note]
 
 
 def test_clarity_downscales_large_sources_and_never_enlarges_small_ones():

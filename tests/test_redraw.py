@@ -36,10 +36,11 @@ def redraw(bundle, width, height, changes=None, *, one_by_one=False, **others):
 
 
 PADDINGS = {"none": 0, "below the blur": 2, "above half a tile": 40, "above the tile": 70}
+LARGE = pytest.param(9, 7, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("padding", PADDINGS.values(), ids=PADDINGS)
-@pytest.mark.parametrize(("columns", "rows"), [(1, 1), (3, 2), (9, 7)])
+@pytest.mark.parametrize(("columns", "rows"), [(1, 1), (3, 2), LARGE])
 def test_fronts_give_the_picture_of_one_tile_after_the_other(bundle, columns, rows, padding):
     width, height = columns * 64 - 5, rows * 64 - 3
     changes = {"tile_padding": padding}

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from support import photograph
 
-from tegula import Upscaler, UpscaleOptions
+from tegula import UpscaleOptions, Upscaler
 from tegula.errors import CancelledError, ImageError, OptionError, TooLargeError
 from tegula.images.resize import enlarge_lanczos
 from tegula.models.sd15.tiny import tiny_bundle

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,7 +57,7 @@ def test_window_weights_sum_to_one_everywhere_on_the_canvas(
 @given(length=st.integers(100, 5000), overlap=st.integers(0, 48))
 def test_neighbours_share_at_least_the_overlap_and_no_window_is_wasted(length, overlap):
     starts = spread(length, 64, overlap)
-    shared = [left + 64 - right for left, right in zip(starts, starts[1:], strict=False)]
+    shared = [left + 64 - right for left, right in itertools.pairwise(starts)]
     assert min(shared) >= overlap
     assert (len(starts) - 1) * (64 - overlap) < length - overlap
     assert max(shared) - min(shared) <= 1

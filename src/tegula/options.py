@@ -9,13 +9,13 @@ metadata of a result are all made from the field descriptions here.
 from __future__ import annotations
 
 import dataclasses
-import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tegula.errors import OptionError, TooLargeError
+from tegula.knobs import Knob, check_knob, knob
 from tegula.regions import PlacedRegion, parse_region, place_region
 
 PRESETS = ("faithful", "balanced", "creative", "fast")
@@ -52,32 +52,6 @@ MAX_SEED = 2**53 - 1
 MAX_SIDE = 65_536
 
 
-@dataclass(frozen=True)
-class Knob:
-    """What the docs, the command line and the validation know of one option."""
-
-    effect: str
-    unit: str = ""
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    preset: bool = False
-
-
-def _knob(
-    effect: str,
-    default: Any = None,
-    *,
-    unit: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    preset: bool = False,
-) -> Any:
-    knob = Knob(effect, unit, low, high, choices, preset)
-    return dataclasses.field(default=default, metadata={"knob": knob})
-
-
 @dataclass(frozen=True, kw_only=True)
 class UpscaleOptions:
     """What a caller asks for. None leaves the choice to the preset of the bundle.
@@ -86,181 +60,181 @@ class UpscaleOptions:
         OptionError: a value is out of its bounds, or two knobs contradict each other.
     """
 
-    scale: float | None = _knob(
+    scale: float | None = knob(
         "Enlarges both sides by this factor; 2 when no size is asked for.",
         unit="times", low=0.05, high=16,
     )  # fmt: skip
-    resolution: int | None = _knob(
+    resolution: int | None = knob(
         "Length of the shorter side of the result, instead of a factor.",
         unit="px", low=1, high=MAX_SIDE,
     )  # fmt: skip
-    size: tuple[int, int] | None = _knob(
+    size: tuple[int, int] | None = knob(
         "Exact width and height of the result, instead of a factor.",
         unit="px", low=1, high=MAX_SIDE,
     )  # fmt: skip
-    crop: tuple[int, int, int, int] | None = _knob(
+    crop: tuple[int, int, int, int] | None = knob(
         "Runs only this part of the source, at the settings of the whole: x, y, width, "
         "height.",
         unit="px", low=0, high=MAX_SIDE,
     )  # fmt: skip
-    preset: str = _knob(
+    preset: str = knob(
         "Fills every knob left open: near the source, in between, inventive, or quick.",
         "balanced", choices=PRESETS,
     )  # fmt: skip
-    prompt: str = _knob("What the picture shows or should look like; (word:1.3) weighs a word.", "")
-    negative_prompt: str | None = _knob(
+    prompt: str = knob("What the picture shows or should look like; (word:1.3) weighs a word.", "")
+    negative_prompt: str | None = knob(
         "What to steer away from; needs a guidance scale above 1.", preset=True
     )
-    creativity: float | None = _knob(
+    creativity: float | None = knob(
         "Denoise strength: 0 leaves the prescaled picture, 1 redraws it from noise.",
         low=0, high=1, preset=True,
     )  # fmt: skip
-    resemblance: float | None = _knob(
+    resemblance: float | None = knob(
         "Control scale: how firmly the result keeps to the structure of the source.",
         low=0, high=3, preset=True,
     )  # fmt: skip
-    guidance_scale: float | None = _knob(
+    guidance_scale: float | None = knob(
         "How firmly the prompt is followed; 1 or below switches guidance off and "
         "halves the work.",
         low=0, high=30, preset=True,
     )  # fmt: skip
-    guidance_start: float = _knob(
+    guidance_start: float = knob(
         "Share of the steps after which guidance begins.", 0.0, low=0, high=1
     )
-    guidance_end: float = _knob(
+    guidance_end: float = knob(
         "Share of the steps after which guidance ends; less work for little change.",
         1.0, low=0, high=1,
     )  # fmt: skip
-    steps: int | None = _knob(
+    steps: int | None = knob(
         "Length of the whole noise schedule; steps x creativity of them are run.",
         low=1, high=1000, preset=True,
     )  # fmt: skip
-    scheduler: str | None = _knob(
+    scheduler: str | None = knob(
         "The solver that walks from noise to picture.", choices=SCHEDULERS, preset=True
     )
-    sigmas: str = _knob(
+    sigmas: str = knob(
         "How the noise levels are spaced: as the scheduler's name and the model say, or by "
         "one of ComfyUI's names. LCM and TCD keep their own.",
         "own", choices=SIGMAS,
     )  # fmt: skip
-    exact_steps: bool = _knob(
+    exact_steps: bool = knob(
         "Runs all the steps whatever the creativity, as ComfyUI counts, on a schedule that "
         "is as much longer. LCM and TCD always do.",
         default=False,
     )
-    seed: int | None = _knob(
+    seed: int | None = knob(
         "Fixes the noise: the same seed gives the same picture. Random when left open.",
         low=0, high=MAX_SEED,
     )  # fmt: skip
-    hdr: float = _knob(
+    hdr: float = knob(
         "Fuses synthetic exposures of the prescaled picture to open shadows and "
         "highlights; 0 changes nothing.",
         0.0, low=0, high=1,
     )  # fmt: skip
-    window: int | None = _knob(
+    window: int | None = knob(
         "Side of the square that the model sees at once; smaller invents more, locally.",
         unit="px", low=64, high=4096,
     )  # fmt: skip
-    overlap: float = _knob(
+    overlap: float = knob(
         "Least share of a window that neighbours have in common.", 0.125, low=0, high=0.75
     )
-    window_batch: int | None = _knob(
+    window_batch: int | None = knob(
         "Windows in one forward pass; changes speed and memory, never the picture.",
         low=1, high=256,
     )  # fmt: skip
-    guess_mode: bool = _knob(
+    guess_mode: bool = knob(
         "Control from the picture alone: fades the control over the blocks and leaves "
         "the unconditional half free.",
         default=False,
     )
-    control_start: float = _knob(
+    control_start: float = knob(
         "Share of the steps after which control begins.", 0.0, low=0, high=1
     )
-    control_end: float = _knob(
+    control_end: float = knob(
         "Share of the steps after which control ends; lower lets late steps invent.",
         1.0, low=0, high=1,
     )  # fmt: skip
-    prescaler: str | None = _knob(
+    prescaler: str | None = knob(
         "The net that enlarges before diffusion: a name from `tegula models`, or the "
         "path of an ESRGAN or SwinIR file.",
         preset=True,
     )
-    colour_lock: str = _knob(
+    colour_lock: str = knob(
         "Holds the colours of the result to the prescaled picture: local tones, "
         "overall statistics, or not at all.",
         "wavelet", choices=COLOUR_LOCKS,
     )  # fmt: skip
-    mode: str = _knob(
+    mode: str = knob(
         "How diffusion covers the picture: windows of one latent canvas, which cannot show "
         "seams, or finished pixel tiles one after the other, as Ultimate SD Upscale does.",
         "canvas", choices=MODES,
     )  # fmt: skip
-    tile_width: int = _knob(
+    tile_width: int = knob(
         "Redraw mode: width of a tile, without its padding.", 512, unit="px", low=64, high=8192
     )
-    tile_height: int = _knob(
+    tile_height: int = knob(
         "Redraw mode: height of a tile, without its padding.", 512, unit="px", low=64, high=8192
     )
-    tile_padding: int = _knob(
+    tile_padding: int = knob(
         "Redraw mode: surroundings of a tile that the model sees and does not paint.",
         32, unit="px", low=0, high=8192,
     )  # fmt: skip
-    tile_order: str = _knob(
+    tile_order: str = knob(
         "Redraw mode: row by row, the fields of one colour of a chessboard first, or no "
         "tiles at all, to run the seam fix alone.",
         "linear", choices=TILE_ORDERS,
     )  # fmt: skip
-    tile_blur: int = _knob(
+    tile_blur: int = knob(
         "Redraw mode: deviation of the blur that softens the edge of a tile's mask.",
         8, unit="px", low=0, high=64,
     )  # fmt: skip
-    tile_uniform: bool = _knob(
+    tile_uniform: bool = knob(
         "Redraw mode: tiles at the edge see as much as all others, by looking further inside.",
         default=True,
     )
-    seam_fix: str = _knob(
+    seam_fix: str = knob(
         "Redraw mode: paint once more over the borders of the tiles, in narrow bands, in "
         "tiles shifted by half, or in these and in their crossings.",
         "none", choices=SEAM_FIXES,
     )  # fmt: skip
-    seam_fix_denoise: float = _knob(
+    seam_fix_denoise: float = knob(
         "Redraw mode: denoise strength of the seam fix.", 0.35, low=0, high=1
     )
-    seam_fix_width: int = _knob(
+    seam_fix_width: int = knob(
         "Redraw mode: width of the bands of the seam fix.", 64, unit="px", low=2, high=8192
     )
-    seam_fix_blur: int = _knob(
+    seam_fix_blur: int = knob(
         "Redraw mode: as tile_blur, of the shifted tiles of the seam fix.",
         8, unit="px", low=0, high=64,
     )  # fmt: skip
-    seam_fix_padding: int = _knob(
+    seam_fix_padding: int = knob(
         "Redraw mode: as tile_padding, of the seam fix.", 16, unit="px", low=0, high=8192
     )
-    regions: tuple[str, ...] = _knob(
+    regions: tuple[str, ...] = knob(
         "Prompts for parts of the picture, each as x,y,width,height:prompt in pixels or shares "
         "of the source, added to the common prompt and fading in from the edges.",
         (),
     )
-    flat_skip: float = _knob(
+    flat_skip: float = knob(
         "Share of the steps that areas without structure skip: less work, and their grain "
         "stays as it is.",
         0.0, low=0, high=1,
     )  # fmt: skip
-    detail: float = _knob(
+    detail: float = knob(
         "Scales what diffusion changed: -1 takes it away, 0 leaves it, 1 doubles it.",
         0.0, low=-1, high=2,
     )  # fmt: skip
-    sharpen: float = _knob(
+    sharpen: float = knob(
         "Sharpens the result by a kernel of three by three pixels.", 0.0, low=0, high=10
     )
-    max_pixels: int = _knob(
+    max_pixels: int = knob(
         "Refuses results, and inputs, with more pixels than this.",
         134_217_728, unit="px", low=1,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for name, knob in KNOBS.items():
-            _check(name, knob, getattr(self, name))
+        for name, bounds in KNOBS.items():
+            check_knob(name, bounds, getattr(self, name))
         asked = [n for n in ("scale", "resolution", "size") if getattr(self, n) is not None]
         if len(asked) > 1:
             raise OptionError(
@@ -429,29 +403,3 @@ def resolve(
 def _redraw_options(options: UpscaleOptions) -> RedrawOptions:
     names = [field.name for field in dataclasses.fields(RedrawOptions)]
     return RedrawOptions(**{name: getattr(options, name) for name in names})
-
-
-def _check(name: str, knob: Knob, value: Any) -> None:
-    if value is None:
-        return
-    if knob.choices and value not in knob.choices:
-        raise OptionError(f"{name} is one of {', '.join(knob.choices)}, not {value!r}.")
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            continue
-        below = knob.low is not None and number < knob.low
-        above = knob.high is not None and number > knob.high
-        if below or above or not math.isfinite(number):
-            raise OptionError(f"{name} is {_bounds(knob)}, not {number}.")
-
-
-def _bounds(knob: Knob) -> str:
-    unit = f" {knob.unit}" if knob.unit else ""
-    if knob.high is None:
-        return f"at least {plain(knob.low)}{unit}"
-    return f"between {plain(knob.low)} and {plain(knob.high)}{unit}"
-
-
-def plain(number: float | None) -> str:
-    """Return a bound as people write it: no exponent, no needless decimals."""
-    return "" if number is None else f"{number:.6f}".rstrip("0").rstrip(".")

@@ -25,6 +25,12 @@ def found_loras(
     )
 
 
+def found_lora(name: str, situation: Situation) -> str | None:
+    """Return the file of a LoRA by its name without the ending, None if it is not there."""
+    path = models_folder() / LORAS / f"{name}.safetensors"
+    return str(path) if situation.family == "sd15" and path.is_file() else None
+
+
 def found_prescaler(name: str) -> Path | None:
     """Return the file of a prescaler by its name without the ending, None if it is not there."""
     return _found(PRESCALERS, name)

@@ -29,6 +29,7 @@ class Request:
     """What is done with every picture.
 
     fingerprint: of the model that made the result which ``--like`` names.
+    mask, strength_map: pictures that lie over every source.
     """
 
     options: UpscaleOptions
@@ -40,6 +41,8 @@ class Request:
     compare: bool
     debug: bool
     fingerprint: str | None = None
+    mask: Path | None = None
+    strength_map: Path | None = None
 
 
 @dataclass
@@ -100,6 +103,8 @@ class Batch:
             result = upscaler.upscale(
                 source,
                 self.request.options,
+                mask=self.request.mask,
+                strength_map=self.request.strength_map,
                 on_progress=on_progress,
                 cancelled=self.interruption.cancelled,
             )

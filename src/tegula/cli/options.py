@@ -15,12 +15,14 @@ from typing import Any
 
 import click
 
-from tegula.options import KNOBS, Knob, RedrawOptions, UpscaleOptions, plain
+from tegula.knobs import Knob, plain
+from tegula.options import KNOBS, RedrawOptions, UpscaleOptions
 
 SIZE, PICTURE, REDRAW, MESSAGES = "Size", "Picture", "Redraw mode", "Messages"
 _SIZE_KNOBS = ("scale", "resolution", "size", "crop", "max_pixels")
 _REDRAW_KNOBS = ("mode", *(field.name for field in dataclasses.fields(RedrawOptions)))
 _METAVARS = {"size": "WxH", "crop": "X,Y,W,H", "regions": "X,Y,W,H:PROMPT"}
+_SINGULAR = {"regions": "region"}
 _HINTS = typing.get_type_hints(UpscaleOptions)
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(UpscaleOptions)}
 
@@ -95,8 +97,8 @@ def given_knobs(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def word(name: str) -> str:
-    """Return how the command line calls a knob: ``--guidance-scale``."""
-    return "--" + name.replace("_", "-")
+    """Return how the command line calls a knob: ``--guidance-scale``, ``--region``."""
+    return "--" + _SINGULAR.get(name, name).replace("_", "-")
 
 
 def _option(name: str, knob: Knob) -> SectionedOption:

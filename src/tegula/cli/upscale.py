@@ -87,7 +87,15 @@ def _request(parameters: Mapping[str, Any], *, debug: bool) -> Request:
     )
 
 
-_PASSED_ON = ("device", "precision", "quality", "overwrite", "compare")
+_PASSED_ON = (
+    "device",
+    "precision",
+    "quality",
+    "overwrite",
+    "compare",
+    "mask",
+    "strength_map",
+)
 
 
 def _work(parameters: Mapping[str, Any], options: UpscaleOptions) -> Work:
@@ -159,6 +167,20 @@ def _result_options() -> list[click.Parameter]:
             section,
             is_flag=True,
             help="Write a before/after picture beside the result, as NAME.compare.png.",
+        ),
+        SectionedOption(
+            ["--mask"],
+            section,
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="A picture laid over the source: white is refined, black is only enlarged.",
+        ),
+        SectionedOption(
+            ["--strength-map"],
+            section,
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="A grey picture laid over the source: what share of creativity each place gets.",
         ),
         SectionedOption(
             ["--like"],

@@ -9,7 +9,7 @@ Mixture of Diffusers (Jiménez, 2023).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,34 +143,43 @@ class CanvasSampler:
         """
         awake = [self._awake(number, hold) for number in range(len(schedule))]
         done, total = 0, sum(map(len, awake))
+
+        def report(windows: int) -> None:
+            nonlocal done
+            done += windows
+            on_unit(done, total)
+
         for step, places in zip(self._steps(schedule), awake, strict=True):
             scaled = schedule.scale_input(latents, step.timestep)
-            prediction = torch.zeros_like(latents)
-
-            def evaluate(
-                start: int,
-                end: int,
-                step: Step = step,
-                places: Sequence[Place] = places,
-                scaled: Tensor = scaled,
-                prediction: Tensor = prediction,
-            ) -> None:
-                nonlocal done
-                if cancelled():
-                    raise CancelledError("Cancelled while refining; nothing was written.")
-                batch = places[start:end]
-                for place, part in zip(batch, self._predict(scaled, step, batch), strict=True):
-                    prediction[place.index] += part * place.weights
-                done += end - start
-                on_unit(done, total)
-
-            self._batch.run(evaluate, len(places))
+            prediction = self._prediction(scaled, step, places, report, cancelled)
             if hold is not None:
                 prediction = hold.predict(prediction, step.number, step.timestep, schedule)
             latents = schedule.step(prediction, step.timestep, latents, generator)
             if hold is not None:
                 latents = hold.keep(latents, step.number + 1, schedule)
         return latents
+
+    def _prediction(
+        self,
+        latents: Tensor,
+        step: Step,
+        places: Sequence[Place],
+        report: Callable[[int], None],
+        cancelled: Cancelled,
+    ) -> Tensor:
+        """Evaluate the windows of one step in batches and join them."""
+        joined = torch.zeros_like(latents)
+
+        def evaluate(start: int, end: int) -> None:
+            if cancelled():
+                raise CancelledError("Cancelled while refining; nothing was written.")
+            batch = places[start:end]
+            for place, part in zip(batch, self._predict(latents, step, batch), strict=True):
+                joined[place.index] += part * place.weights
+            report(end - start)
+
+        self._batch.run(evaluate, len(places))
+        return joined
 
     def _awake(self, number: int, hold: Hold | None) -> Sequence[Place]:
         if hold is None:

@@ -77,6 +77,14 @@ _WITHOUT_SAMPLE = (
 )
 """Schedulers that take the noise from a model, never the clean latents."""
 
+_SECOND_ORDER = (
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+)
+"""Schedulers that divide by the last level, which must not be tiny for a model that answers
+the clean latents."""
+
 _COSINE = "squaredcos_cap_v2"
 """Noise levels that end in noise alone: Karras' spacing would spend its steps there."""
 
@@ -211,8 +219,12 @@ def _scheduler(
 ) -> Any:
     kind = getattr(diffusers, recipe.scheduler)
     settings = {**recipe.settings, **(spacing or {})}
-    if config.get("prediction_type") == "sample" and recipe.scheduler in _WITHOUT_SAMPLE:
+    answers_clean = config.get("prediction_type") == "sample"
+    if answers_clean and recipe.scheduler in _WITHOUT_SAMPLE:
         settings["prediction_type"] = "epsilon"
+    if answers_clean and recipe.scheduler in _SECOND_ORDER:
+        settings["timestep_spacing"] = "trailing"
+        settings.pop("use_exponential_sigmas", None)
     if config.get("beta_schedule") == _COSINE:
         settings.pop("use_karras_sigmas", None)
     return kind.from_config(dict(config), **settings)

@@ -8,7 +8,6 @@ from PIL import Image
 from tegula.images.decode import decode
 from tegula.images.opening import Source
 from tegula.images.pixels import Float, to_image
-from tegula.images.resize import resample_box
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -43,8 +42,9 @@ def read_mask(
     height, width = grey.shape
     x, y, across, down = part
     box = (x * width, y * height, (x + across) * width, (y + down) * height)
-    resized: Float = resample_box(np.ascontiguousarray(grey[..., None]), size, box)[..., 0]
-    return resized
+    # Lanczos would ring into places that the mask leaves out.
+    plane = Image.fromarray(np.ascontiguousarray(grey))
+    return np.asarray(plane.resize(size, Image.Resampling.BILINEAR, box=box), np.float32)
 
 
 def inverted(source: Source, max_pixels: int) -> Image.Image:

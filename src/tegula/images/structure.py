@@ -7,8 +7,9 @@ import numpy as np
 
 from tegula.images.pixels import Float
 
-_GRAIN = 9
+_GRAIN = 17
 _SURROUNDINGS = 65
+_AREA = 33
 _FLAT, _STRUCTURED = 0.006, 0.018
 """Deviation of brightness, without its slope and grain, at which an area counts as either."""
 
@@ -26,8 +27,7 @@ def flatness(rgb: Float) -> Float:
     """
     smooth = cv2.GaussianBlur(rgb.max(axis=2), (_GRAIN, _GRAIN), 0)
     tone = cv2.GaussianBlur(smooth, (_SURROUNDINGS, _SURROUNDINGS), 0)
-    around = (_SURROUNDINGS, _SURROUNDINGS)
-    strongest = cv2.dilate(np.abs(smooth - tone), np.ones((_GRAIN, _GRAIN), np.uint8))
-    structure = cv2.dilate(cv2.blur(strongest, (_GRAIN, _GRAIN)), np.ones(around, np.uint8))
-    share = np.clip((_STRUCTURED - structure) / (_STRUCTURED - _FLAT), 0, 1)
+    deviation = np.sqrt(cv2.blur(np.square(smooth - tone), (_AREA, _AREA)))
+    nearby = cv2.dilate(deviation, np.ones((_AREA, _AREA), np.uint8))
+    share = np.clip((_STRUCTURED - nearby) / (_STRUCTURED - _FLAT), 0, 1)
     return np.asarray(cv2.blur(share.astype(np.float32), (_GRAIN, _GRAIN)), np.float32)

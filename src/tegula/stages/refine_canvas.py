@@ -58,37 +58,42 @@ def refine_canvas(
     """
     height, width = prescaled.shape[:2]
     canvas = canvas_for(bundle.facts, width, height, options.window)
-    grid = latent_grid(bundle.facts, canvas, options.overlap)
-    generator = torch.Generator("cpu").manual_seed(options.seed)
     control = ControlImage(
         to_tensor(pad_to_canvas(prescaled, canvas), bundle),
         to_tensor(pad_to_canvas(source, canvas), bundle),
     )
-    batch = window_batch(bundle, options)
+    generator = torch.Generator("cpu").manual_seed(options.seed)
     initial = tiled_autoencoder.encode(
         bundle, control.prescaled, control, generator, cancelled=cancelled
     )
     noise = torch.randn(initial.shape, generator=generator).to(bundle.device)
     schedule = schedule_of(bundle, options, options.creativity)
-    windows = [window.scaled(bundle.facts.latent_factor) for window in grid.windows]
-    shares = [prompt_shares(options.regions, w, bundle.facts.latent_factor) for w in windows]
-    sampler = CanvasSampler(
+    steps, hold, share = len(schedule), None, None
+    if strength is not None:
+        share = to_strength(pad_to_canvas(strength[..., None], canvas), bundle)
+        hold = Hold(initial, noise, first_steps(share, steps, bundle.facts.latent_factor))
+    sampler = _sampler(bundle, control, latent_grid(bundle.facts, canvas, options.overlap), options)
+    start = schedule.add_noise(initial, noise)
+    latents = sampler.sample(start, schedule, generator, on_unit, cancelled, hold)
+    refined = tiled_autoencoder.decode(bundle, latents, control, cancelled=cancelled)
+    if share is not None:
+        refined = torch.lerp(control.prescaled, refined, blend_weights(share, steps))
+    return to_array(refined[..., :height, :width])
+
+
+def _sampler(
+    bundle: Bundle, control: ControlImage, grid: WindowGrid, options: ResolvedOptions
+) -> CanvasSampler:
+    factor, batch = bundle.facts.latent_factor, window_batch(bundle, options)
+    windows = [window.scaled(factor) for window in grid.windows]
+    shares = [prompt_shares(options.regions, window, factor) for window in windows]
+    return CanvasSampler(
         SafeDenoiser(bundle.denoiser, bundle.dtype),
         places_of(grid, bundle.device, shares),
         conditioning_of(bundle, options, embed_windows(bundle, control, windows, batch)),
         guidance_of(options),
         batch,
     )
-    start, hold, weights = schedule.add_noise(initial, noise), None, None
-    if strength is not None:
-        share = to_strength(pad_to_canvas(strength[..., None], canvas), bundle)
-        hold = Hold(initial, noise, first_steps(share, len(schedule), bundle.facts.latent_factor))
-        weights = blend_weights(share, len(schedule))
-    latents = sampler.sample(start, schedule, generator, on_unit, cancelled, hold)
-    refined = tiled_autoencoder.decode(bundle, latents, control, cancelled=cancelled)
-    if weights is not None:
-        refined = torch.lerp(control.prescaled, refined, weights)
-    return to_array(refined[..., :height, :width])
 
 
 def canvas_for(facts: BundleFacts, width: int, height: int, window: int) -> CanvasSize:

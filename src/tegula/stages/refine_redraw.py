@@ -164,9 +164,9 @@ class _Redrawer:
         self._cancelled = cancelled
         self._done = 0
         self._total = sum(
-            len(self._schedule(tiles)) * evaluations_of(tiles, tile.crop, bundle.facts, options)
+            len(self._schedule(tiles))
+            * sum(evaluations_of(tiles, tile.crop, bundle.facts, options) for tile in tiles.tiles)
             for tiles in plan.passes
-            for tile in tiles.tiles
         )
 
     def paint(self, tiles: RedrawPass, front: Sequence[RedrawTile]) -> None:

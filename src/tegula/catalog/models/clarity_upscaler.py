@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+from tegula.catalog.adapters import found_lora
 from tegula.catalog.model import ARRAY, Model, Recipe, Situation, Values, Version
 from tegula.catalog.schema import (
     APPROXIMATED,
@@ -52,7 +53,7 @@ SCHEDULERS = (
     "DPM++ 3M SDE Exponential", "DPM fast", "DPM adaptive", "LMS Karras", "DPM2 Karras",
     "DPM2 a Karras", "DPM++ 2S a Karras", "Restart", "DDIM", "PLMS", "UniPC",
 )  # fmt: skip
-_LORA_TAG = re.compile(r"<lora:[^<>]*>")
+_LORA_TAG = re.compile(r"<lora:([^<>:]*):?([^<>]*)>")
 _NO_DOWNLOADS = "tegula runs the bundle it was started with and fetches nothing for a request"
 _NO_HANDS = "tegula does not mend hands; leave handfix at disabled"
 
@@ -64,7 +65,8 @@ FIELDS = (
         "<lora:SDXLrender_v2.0:1>",
         description="What the picture shows or should look like.",
         fidelity=APPROXIMATED,
-        remark="LoRA tags are taken out and named in the log; LoRAs belong to the bundle",
+        remark="a LoRA tag counts where the `lora` folder of the models folder has a file of that "
+        "name; otherwise it is left out, and the log says so",
     ),
     Field(
         name="negative_prompt", kind=STRING,
@@ -180,7 +182,7 @@ FIELDS = (
 
 def plan(values: Values, situation: Situation) -> Recipe:
     """Return a pass for every doubling, each gentler than the one before."""
-    prompt, notes = _prompt(values)
+    prompt, loras, notes = _prompt(values, situation)
     shrink = _shrink(values, situation)
     first = _first_pass(values, situation, prompt)
     passes: list[UpscaleOptions] = []
@@ -202,6 +204,7 @@ def plan(values: Values, situation: Situation) -> Recipe:
         mask="mask",
         mask_keeps_white=True,
         seamless=values["pattern"],
+        loras=loras,
         notes=notes,
     )
 
@@ -233,12 +236,24 @@ def factors(scale: float) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _prompt(values: Values) -> tuple[str, tuple[str, ...]]:
-    tags = _LORA_TAG.findall(values["prompt"])
-    notes = [f"{tag} is left out: LoRAs belong to the bundle." for tag in tags]
+def _prompt(
+    values: Values, situation: Situation
+) -> tuple[str, tuple[tuple[str, float], ...], tuple[str, ...]]:
+    """Return the prompt without LoRA tags, the LoRAs that are there, and what is left out."""
+    loras, notes = [], []
+    for name, weight in _LORA_TAG.findall(values["prompt"]):
+        file = found_lora(name, situation)
+        try:
+            strength = float(weight or 1)
+        except ValueError:
+            file = None
+        if file is None:
+            notes.append(f"The LoRA {name} is left out: there is no file of it for this bundle.")
+        else:
+            loras.append((file, strength))
     fetched = [name for name in ("lora_links", "custom_sd_model") if values[name]]
     notes += [f"{name} is ignored: {_NO_DOWNLOADS}." for name in fetched]
-    return _LORA_TAG.sub("", values["prompt"]).strip(), tuple(notes)
+    return _LORA_TAG.sub("", values["prompt"]).strip(), tuple(loras), tuple(notes)
 
 
 def _shrink(values: Values, situation: Situation) -> float:

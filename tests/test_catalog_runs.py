@@ -1,0 +1,184 @@
+"""Every model of the catalogue, from its inputs to the bytes of its output."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from support import photograph
+
+from tegula.catalog import find, run, validate
+from tegula.cli.program import PROGRAM
+from tegula.errors import CancelledError, ImageError, TooLargeError
+from tegula.models.sd15.tiny import tiny_bundle
+from tegula.options import UpscaleOptions
+from tegula.upscaler import Upscaler
+
+QUICK = {
+    "tegula/upscale": (2, "png"),
+    "fewjative/ultimate-sd-upscale": (2, "png"),
+    "juergengunz/ultimate-portrait-upscale": (2, "png"),
+    "philz1337x/clarity-upscaler": (2, "png"),
+    "nightmareai/real-esrgan": (4, "png"),
+}
+TILE = "batouresearch/high-resolution-controlnet-tile"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Upscaler(tiny_bundle())
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    return Upscaler.load("mini", device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "small.png"
+    Image.fromarray(np.uint8(photograph(48, 32) * 255)).save(path)
+    return path
+
+
+def ran(upscaler, reference, picture, files=None, **inputs):
+    version = find(reference)
+    log = []
+    outputs = list(
+        run(
+            version,
+            validate(version, {version.image: "http://localhost/small.png", **inputs}),
+            lambda loras: upscaler,
+            files={version.image: picture, **(files or {})},
+            on_log=log.append,
+        )
+    )
+    (output,) = outputs
+    return Image.open(io.BytesIO(output.data)), output, log
+
+
+@pytest.mark.parametrize("reference", QUICK)
+def test_a_model_runs_with_its_own_defaults(tiny, picture, reference):
+    scale, file_format = QUICK[reference]
+    image, output, _ = ran(tiny, reference, picture)
+    assert image.size == (48 * scale, 32 * scale) == (output.width, output.height)
+    assert output.name == f"out-0.{file_format}"
+    assert output.settings["version"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", QUICK)
+def test_a_model_runs_with_its_own_defaults_on_the_packaged_bundle(packaged, picture, reference):
+    image, _, _ = ran(packaged, reference, picture, seed=3)
+    plain, _, _ = ran(packaged, "nightmareai/real-esrgan", picture, scale=QUICK[reference][0])
+    both = [np.asarray(each.convert("RGB"), float) for each in (image, plain)]
+    assert np.abs(both[0] - both[1]).mean() < 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("label", "form"), [("1", "PNG"), ("2", "JPEG")])
+def test_the_tile_model_runs_at_its_smallest_size(packaged, picture, label, form):
+    image, _, log = ran(packaged, f"{TILE}:{label}", picture, steps=2, resolution=2048)
+    assert image.size == (3072, 2048)
+    assert image.format == form
+    assert any("LoRA" in sentence for sentence in log) == (label == "2")
+
+
+def test_clarity_keeps_what_is_white_in_its_mask(tiny, picture):
+    mask = Image.new("L", (48, 32), 0)
+    mask.paste(255, (0, 0, 24, 32))
+    reference = "philz1337x/clarity-upscaler"
+    plain, _, _ = ran(tiny, reference, picture, creativity=0)
+    masked, _, _ = ran(
+        tiny, reference, picture, {"mask": mask}, mask="http://localhost/m", creativity=0.6
+    )
+    difference = np.abs(np.asarray(masked, float) - np.asarray(plain, float))
+    assert difference[:, :40].max() == 0
+    assert difference[:, 60:].max() > 10
+
+
+def test_clarity_refines_in_passes_and_reports_one_progress(tiny, picture):
+    version = find("philz1337x/clarity-upscaler")
+    fractions = []
+    (output,) = run(
+        version,
+        validate(version, {"image": str(picture), "scale_factor": 4, "output_format": "webp"}),
+        lambda loras: tiny,
+        on_progress=lambda progress: fractions.append(progress.fraction),
+    )
+    assert (output.width, output.height) == (192, 128)
+    assert output.media_type == "image/webp"
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+
+
+def test_a_seamless_pattern_keeps_its_size(tiny, picture):
+    image, _, _ = ran(tiny, "tegula/upscale", picture, seamless=True, scale=2)
+    assert image.size == (96, 64)
+
+
+def test_the_log_tells_what_was_ignored(tiny, picture):
+    _, _, log = ran(tiny, "fewjative/ultimate-sd-upscale", picture, tiles=9)
+    assert any("tiles" in sentence for sentence in log)
+    assert any("4x-UltraSharp" in sentence for sentence in log)
+
+
+def test_limits_of_the_caller_hold(tiny, picture):
+    version = find("nightmareai/real-esrgan")
+    inputs = validate(version, {"image": str(picture)})
+    limits = UpscaleOptions(max_pixels=2000)
+    with pytest.raises(TooLargeError):
+        list(run(version, inputs, lambda loras: tiny, limits=limits))
+
+
+def test_what_is_no_picture_is_refused(tiny):
+    version = find("tegula/upscale")
+    inputs = validate(version, {"image": b"no picture"})
+    with pytest.raises(ImageError):
+        list(run(version, inputs, lambda loras: tiny))
+
+
+def test_a_cancel_stops_the_run(tiny, picture):
+    version = find("tegula/upscale")
+    inputs = validate(version, {"image": str(picture)})
+    with pytest.raises(CancelledError):
+        list(run(version, inputs, lambda loras: tiny, cancelled=lambda: True))
+
+
+def invoke(*words):
+    return CliRunner().invoke(PROGRAM, ["run", *map(str, words)])
+
+
+def test_the_command_line_writes_into_the_folder_that_it_is_given(picture, tmp_path):
+    folder = tmp_path / "new"
+    done = invoke("tegula/upscale", f"image=@{picture}", "preset=fast", "-o", folder, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["output"] == str(folder / "small-upscale-0.png")
+    assert Image.open(told["output"]).size == (96, 64)
+
+
+def test_the_command_line_lists_models_and_inputs():
+    assert "philz1337x/clarity-upscaler" in invoke().output
+    listed = invoke("fewjative/ultimate-sd-upscale").output
+    assert "seam_fix_padding" in listed
+    assert find("fewjative/ultimate-sd-upscale").id in listed
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nobody/nothing", "image=@a.png"], "no model"),
+        (["tegula/upscale", "image"], "name=value"),
+        (["tegula/upscale", "image=@a.png", "image=@b.png"], "twice"),
+        (["tegula/upscale", "scale=9", "creativity=2"], "input.creativity"),
+        (["tegula/upscale", "image=@missing.png"], "missing.png"),
+    ],
+)
+def test_the_command_line_refuses_in_one_sentence(words, told, tmp_path):
+    done = invoke(*words, "-o", tmp_path)
+    assert done.exit_code != 0
+    assert told in done.output
+    assert not list(tmp_path.iterdir())
