@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tegula.models.mini.bundle import load_mini
 from tegula.models.mini.network import NetworkShape
 from tegula.models.mini.words import VOCABULARY, VOCABULARY_SIZE
-from train import degradation, describe, photos
+from train import degradation, describe, losses, photos
 from train.adversarial import add_judges, adversarial_step
 from train.batches import BatchSettings, PairSource
 from train.config import CPU, AdversarialSettings, DiffusionSettings
@@ -139,6 +139,40 @@ def test_creativity_asks_for_more_of_the_truth_the_higher_it_is():
     assert (shares[500:] == 1).all()
 
 
+def test_feature_statistics_ignore_where_things_are_and_notice_what_is_missing():
+    truth = torch.randn(2, 8, 16, 16)
+    moved = truth.flip(0, 3)
+    assert float(losses.statistics([truth], [truth])) == pytest.approx(0, abs=1e-6)
+    assert float(losses.statistics([moved], [truth])) == pytest.approx(0, abs=1e-6)
+    assert float(losses.statistics([truth * 0.7], [truth])) > 0.03
+
+
+def test_feature_statistics_are_near_the_frechet_distance():
+    from bench.quality.totals import PositionMoments, frechet_distance
+
+    truth = torch.randn(1, 6, 64, 64)
+    other = truth * 0.9 + 0.05
+    moments = [PositionMoments(), PositionMoments()]
+    moments[0].add([other])
+    moments[1].add([truth])
+    expected = frechet_distance(*moments)
+    assert float(losses.statistics([other], [truth])) == pytest.approx(expected, rel=0.15)
+
+
+def test_band_energies_do_not_ask_where_the_crests_are():
+    plane = torch.rand(1, 1, 64, 64)
+    assert float(losses.band_energy(1 - plane, plane)) == pytest.approx(0, abs=1e-4)
+    assert float(losses.band_energy(0.5 * plane, plane)) > 1
+
+
+def test_only_flat_windows_are_charged_for_excess():
+    flat, lively = torch.full((1, 1, 32, 32), 0.5), torch.rand(1, 1, 32, 32)
+    noise = 0.02 * torch.randn(1, 1, 32, 32)
+    assert float(losses.flat_excess(flat + noise, flat)) > 1
+    assert float(losses.flat_excess(lively + noise, lively)) == 0
+    assert float(losses.flat_excess(flat, flat)) == 0
+
+
 def _diffusion(settings_, name="diffusion"):
     chosen = dataclasses.replace(DiffusionSettings(), batch=CROPS, **settings_)
     return chosen, Stage(name, chosen.steps, 0.9, CROPS, lambda s, b: diffusion_step(s, chosen, b))
@@ -194,11 +228,11 @@ def test_four_crops_are_overfitted_to_a_fifth_of_their_energy(pairs, tmp_path):
     state = new_state(SMALL, torch.device("cpu"), chosen.learning_rate)
     run_stage(stage, state, PairSource(pairs), tmp_path, SMALL)
     energy = clean_latents(PairSource(pairs).draw(CROPS, state.rng)).square().mean()
-    losses = [
+    found = [
         float(diffusion_step(state, chosen, PairSource(pairs).draw(CROPS, state.rng))["loss"])
         for _ in range(20)
     ]
-    assert np.mean(losses) < 0.2 * energy
+    assert np.mean(found) < 0.2 * energy
 
 
 def test_an_exported_bundle_loads_with_the_hash_it_was_given(tmp_path):

@@ -103,7 +103,7 @@ def _generate(
         judged = _Judged(batch, draw, predicted, features)
         logged |= judged.losses(state.extras["judges"], settings)
         loss = loss + logged.pop("total")
-    (loss / parts).backward()
+    (loss / parts).backward()  # type: ignore[no-untyped-call]
     return judged, logged
 
 
@@ -133,6 +133,7 @@ class _Judged:
     def losses(self, judges: torch.nn.Module, settings: AdversarialSettings) -> dict[str, Tensor]:
         """Return the generator's losses, ``total`` among them."""
         share = judged_share(self.timesteps)
+        certain = 2 - share.clamp(max=1)
         with torch.autocast(self.fake.device.type, torch.bfloat16):
             verdicts = judges(
                 self.fake, self.context, self.fake_features[1:4], self.prescaled_features[1:4]
@@ -140,14 +141,18 @@ class _Judged:
         parts = {
             "pixel": losses.rows((self.fake - self.real).abs()).mean() * 10,
             "low_bands": losses.low_bands(self.predicted, self.target).mean(),
-            "perceptual": losses.perceptual(self.fake_features, self.real_features).mean(),
+            "perceptual": (certain * self._perceptual()).mean(),
             "texture": losses.texture(self.fake_features[:3], self.real_features[:3]).mean(),
             "energy": losses.band_energy(self.fake, self.real).mean(),
+            "flat": losses.flat_excess(self.fake, self.real).mean(),
             "statistics": self._statistics(),
             "adversarial": deceive_loss(verdicts, share),
         }
         weighted = [getattr(settings, name) * value for name, value in parts.items()]
         return {**parts, "total": torch.stack(weighted).sum()}
+
+    def _perceptual(self) -> Tensor:
+        return losses.perceptual(self.fake_features, self.real_features)
 
     def _statistics(self) -> Tensor:
         """Compare statistics over the rows that may invent; low levels keep to the source."""
@@ -198,7 +203,7 @@ class _Judged:
             pairs = zip(real, jittered, strict=True)
             change = [(a.float() - b.float()).square().mean() for a, b in pairs]
             loss = loss + regularisation * torch.stack(change).mean()
-        (loss / parts).backward()
+        (loss / parts).backward()  # type: ignore[no-untyped-call]
         return logged
 
 

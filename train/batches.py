@@ -112,7 +112,7 @@ def _cut(row: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray
     # The outer pixels were prescaled without their surroundings, so crops avoid them.
     margin = 4 if row.shape[0] >= side + 8 else 0
     top, left = (int(rng.integers(margin, row.shape[0] - side - margin + 1)) for _ in range(2))
-    return row[top : top + side, left : left + side].astype(np.float32) / np.float32(255)
+    return row[top : top + side, left : left + side].astype(np.float32) / np.float32(255)  # type: ignore[no-any-return]
 
 
 def _turned(crop: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -15,6 +15,9 @@ from train.config import RunSettings
 _TEMPLATE = Path(__file__).with_name("card.md")
 
 
+_NAMES = ("minutes", "device", "configuration", "samples", "pairs", "checkpoint")
+
+
 def card(digest: str, settings: RunSettings, training: Mapping[str, Any]) -> str:
     """Return the card as Markdown."""
     with torch.device("meta"):
@@ -26,8 +29,6 @@ def card(digest: str, settings: RunSettings, training: Mapping[str, Any]) -> str
         side=settings.pairs.side,
         widths=", ".join(map(str, settings.shape.widths)),
         words=", ".join(VOCABULARY),
-        **{
-            k: training[k]
-            for k in ("minutes", "device", "configuration", "samples", "pairs", "checkpoint")
-        },
+        history=training.get("history", ""),
+        **{name: training[name] for name in _NAMES},
     )

@@ -17,8 +17,8 @@ from train.pairs import PairSettings
 class DiffusionSettings:
     """Stage one: predict the clean latent at every noise level.
 
-    minutes, steps: whichever ends first. from_nothing: share of the rows whose noisy
-    latent holds noise alone, as inference starts.
+    from_nothing: share of the rows whose noisy latent holds noise alone, as inference
+    starts.
     """
 
     steps: int = 6000
@@ -41,11 +41,12 @@ class AdversarialSettings:
     learning_rate: float = 4e-4
     discriminator_rate: float = 2e-4
     warm_up: int = 200
-    adversarial: float = 0.2
-    perceptual: float = 0.5
+    adversarial: float = 0.12
+    perceptual: float = 0.8
     texture: float = 3.0
     energy: float = 1.0
-    statistics: float = 10.0
+    flat: float = 2.0
+    statistics: float = 15.0
     pixel: float = 0.3
     low_bands: float = 0.3
     regularisation: float = 1.0
@@ -70,7 +71,13 @@ class RunSettings:
     seed: int = 1
 
 
-CPU = RunSettings(name="cpu", shape=NetworkShape(words=VOCABULARY_SIZE))
+CPU = RunSettings(
+    name="cpu",
+    shape=NetworkShape(words=VOCABULARY_SIZE),
+    pairs=PairSettings(count=2400, shard=100),
+    diffusion=DiffusionSettings(steps=600),
+    adversarial=AdversarialSettings(steps=4800),
+)
 
 GPU = RunSettings(
     name="gpu",

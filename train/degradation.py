@@ -87,7 +87,7 @@ def blur(picture: Picture, sigma: float, rng: np.random.Generator) -> Picture:
     else:
         other = sigma if kind < 0.6 else float(rng.uniform(0.2, max(0.21, sigma)))
         kernel = gaussian_kernel(sigma, other, rng.uniform(0, math.pi))
-    return cv2.filter2D(picture, -1, kernel, borderType=cv2.BORDER_REFLECT_101).astype(np.float32)
+    return cv2.filter2D(picture, -1, kernel, borderType=cv2.BORDER_REFLECT_101).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def gaussian_kernel(along: float, across: float, angle: float) -> Picture:
@@ -102,7 +102,7 @@ def gaussian_kernel(along: float, across: float, angle: float) -> Picture:
 
 def sinc_kernel(cutoff: float, size: int) -> Picture:
     """Return a circular low-pass filter whose edge rings, ``cutoff`` in radians per pixel."""
-    from scipy.special import j1
+    from scipy.special import j1  # type: ignore[import-untyped]
 
     y, x = np.mgrid[:size, :size].astype(np.float64) - (size - 1) / 2
     radius = np.hypot(x, y)
@@ -125,7 +125,7 @@ def add_noise(picture: Picture, strengths: Strengths, rng: np.random.Generator) 
         scale = rng.uniform(*strengths.poisson)
         counts = rng.poisson(np.clip(base, 0, 1) * 255.0) / 255.0
         noise = ((counts - base) * scale).astype(np.float32)
-    return np.clip(picture + noise, 0, 1).astype(np.float32)
+    return np.clip(picture + noise, 0, 1).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def jpeg(picture: Picture, quality: int) -> Picture:
@@ -135,7 +135,7 @@ def jpeg(picture: Picture, quality: int) -> Picture:
         ".jpg", np.rint(bgr * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )[1]
     decoded = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    return decoded.astype(np.float32) / np.float32(255)
+    return decoded.astype(np.float32) / np.float32(255)  # type: ignore[no-any-return]
 
 
 def _damage(picture: Picture, strengths: Strengths, rng: np.random.Generator) -> Picture:
@@ -158,14 +158,14 @@ def _last_step(picture: Picture, width: int, height: int, rng: np.random.Generat
 def _sinc(picture: Picture, kernel: Picture | None) -> Picture:
     if kernel is None:
         return picture
-    return np.clip(cv2.filter2D(picture, -1, kernel), 0, 1).astype(np.float32)
+    return np.clip(cv2.filter2D(picture, -1, kernel), 0, 1).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def _shrink(picture: Picture, width: int, height: int, rng: np.random.Generator) -> Picture:
     if rng.random() < 0.7:
-        return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+        return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)  # type: ignore[no-any-return]
     # Cubic without a low-pass first, as careless programs do.
-    return np.clip(
+    return np.clip(  # type: ignore[no-any-return]
         cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1
     ).astype(np.float32)
 
@@ -178,8 +178,8 @@ def _resize_by(picture: Picture, factor: float, rng: np.random.Generator) -> Pic
 def _resize_to(picture: Picture, width: int, height: int, rng: np.random.Generator) -> Picture:
     interpolation = _INTERPOLATIONS[int(rng.integers(len(_INTERPOLATIONS)))]
     resized = cv2.resize(picture, (width, height), interpolation=interpolation)
-    return np.clip(resized, 0, 1).astype(np.float32)
+    return np.clip(resized, 0, 1).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def _levels(picture: Picture) -> Picture:
-    return (np.rint(np.clip(picture, 0, 1) * 255) / np.float32(255)).astype(np.float32)
+    return (np.rint(np.clip(picture, 0, 1) * 255) / np.float32(255)).astype(np.float32)  # type: ignore[no-any-return]

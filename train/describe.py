@@ -86,7 +86,7 @@ def damage(luma: Plane, word: str, rng: np.random.Generator) -> Plane:
         levels = np.rint(np.clip(luma, 0, 1) * 255).astype(np.uint8)
         quality = int(rng.integers(8, 30))
         data = cv2.imencode(".jpg", levels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-        damaged = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
+        damaged = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255  # type: ignore[union-attr]
     elif word == "oversharpened":
         damaged = luma + rng.uniform(0.8, 2.0) * (luma - cv2.GaussianBlur(luma, (0, 0), 1.3))
     elif word == "smooth":
@@ -94,7 +94,7 @@ def damage(luma: Plane, word: str, rng: np.random.Generator) -> Plane:
     else:
         grain = cv2.GaussianBlur(rng.standard_normal(luma.shape, np.float32), (0, 0), 0.7)
         damaged = luma + grain * rng.uniform(0.04, 0.1)
-    return np.clip(damaged, 0, 1).astype(np.float32)
+    return np.clip(damaged, 0, 1).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def draw_words(described: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -79,7 +79,7 @@ def diffusion_step(
         with torch.autocast(device.type, torch.bfloat16):
             predicted = state.network(noisy[rows], level, control[rows], batch.words[rows])
         loss = losses.rows((predicted.float() - target[rows]).square()).mean()
-        (loss / len(parts)).backward()
+        (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
         return {"loss": loss}
 
     logged = mean_logs(map_parts(backward, parts))

@@ -20,8 +20,9 @@ from bench.quality.scores import MethodScores, Truth, measure_truth
 from bench.quality.totals import PositionMoments
 from tegula.models.bundle import ControlImage
 from tegula.models.mini.latents import CHANNELS, BlockAutoencoder
-from tegula.models.mini.network import MiniNetwork, control_channels
+from tegula.models.mini.network import MiniNetwork, control_channels, resemblance_gain
 from tegula.models.mini.words import VOCABULARY_SIZE
+from tegula.options import PresetValues
 from train import photos
 from train.noise import TIMESTEPS, signal_shares
 from train.pairs import Prescale, enlarge_by_lanczos, run_prescaler
@@ -39,7 +40,7 @@ def make_held_out(paths: Sequence[Path], prescale: Prescale, side: int, path: Pa
     for number, photograph in enumerate(paths):
         picture = photos.read(photograph)
         for turn in range(_PER_PHOTOGRAPH):
-            truth = photos.random_crop(picture, side, rng)
+            truth = photos.plain_crop(picture, side, rng)
             recipe = names[(_PER_PHOTOGRAPH * number + turn) % len(names)]
             levels = degrade(truth, _FACTOR, recipe, f"{number} {turn}")
             small = levels.astype(np.float32) / np.float32(255)
@@ -89,9 +90,13 @@ class HeldOut:
         self._natural = np.vstack([truth.natural for truth in self._truths])
         self._prescaled = self._summary([row[..., 3:6] for row in pairs])
 
-    def judge(self, name: str, network: MiniNetwork, creativity: float) -> Verdict:
+    def judge(self, name: str, network: MiniNetwork, preset: PresetValues) -> Verdict:
         """Return how one step of a network compares with the prescaled pictures."""
-        return self.compare(name, self.refine(network, creativity))
+        refined = self.refine(network, preset.creativity)
+        gain = np.float32(resemblance_gain(preset.resemblance))
+        prescaled = self.pairs[..., 3:6]
+        mixed = [b + gain * (r - b) for r, b in zip(refined, prescaled, strict=True)]
+        return self.compare(name, mixed)
 
     def compare(self, name: str, pictures: Sequence[Picture]) -> Verdict:
         """Return how pictures compare with the prescaled ones."""

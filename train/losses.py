@@ -11,6 +11,7 @@ from tegula.models.mini.latents import DEVIATIONS, dct_filters, to_blocks
 _TEXTURE_CELL = 8
 _ENERGY_CELL = 4
 _ENERGY_FLOOR = 4e-6
+_FLAT_ENERGY = 16 * (1.5 / 255) ** 2
 
 
 def rows(loss: Tensor) -> Tensor:
@@ -82,6 +83,19 @@ def band_energy(predicted: Tensor, truth: Tensor) -> Tensor:
     """
     a, b = (_log_energies(plane) for plane in (predicted, truth))
     return rows((a - b).abs())
+
+
+def flat_excess(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Return the energy that windows with a flat truth have too much.
+
+    In units of ``_FLAT_ENERGY``, and in proportion: a speck in a sky is seen at once.
+    """
+    a, b = (
+        functional.avg_pool2d(to_blocks(plane)[:, 1:].square().sum(1, keepdim=True), _ENERGY_CELL)
+        for plane in (predicted, truth)
+    )
+    excess = functional.relu(a - b) / _FLAT_ENERGY
+    return rows(torch.where(b < _FLAT_ENERGY, excess, 0.0))
 
 
 def _log_energies(plane: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def _make_rows(
 def _draw_job(
     pictures: list[NDArray[np.uint8]], settings: PairSettings, rng: np.random.Generator
 ) -> _Job:
-    worth = np.array([photos.crops_of(p) for p in pictures], float)
+    worth = np.array([float(photos.crops_of(p)) for p in pictures])
     picture = pictures[int(rng.choice(len(pictures), p=worth / worth.sum()))]
     truth = photos.random_crop(picture.astype(np.float32) / np.float32(255), settings.side, rng)
     recipe = RECIPES[int(rng.choice(3, p=settings.recipe_shares))]
@@ -134,7 +134,7 @@ def enlarge_by_lanczos(small: Picture, side: int) -> Picture:
     """Return an 8-bit picture enlarged to ``side`` squared."""
     image = Image.fromarray(np.rint(small * 255).astype(np.uint8))
     large = image.resize((side, side), Image.Resampling.LANCZOS)
-    return np.asarray(large, np.float32) / np.float32(255)
+    return np.asarray(large, np.float32) / np.float32(255)  # type: ignore[no-any-return]
 
 
 def run_prescaler(prescale: Prescale, smalls: list[Picture], side: int) -> list[Picture]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from train.degradation import Picture
 
@@ -59,12 +60,12 @@ def read(path: Path) -> Picture:
     if path.suffix.lower() != ".png":
         factor = 0.5 if max(bgr.shape) < 4000 else 0.3
         bgr = cv2.resize(bgr, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.float32) / np.float32(255)
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.float32) / np.float32(255)  # type: ignore[no-any-return]
 
 
-def crops_of(picture: Picture) -> int:
+def crops_of(picture: NDArray[np.generic]) -> int:
     """Return how many crops a picture is worth: more for larger ones, not in proportion."""
-    return max(1, round((picture.shape[0] * picture.shape[1] / 512**2) ** 0.7))
+    return max(1, round((picture.shape[0] * picture.shape[1] / 512**2) ** 0.7))  # type: ignore[no-any-return]
 
 
 def random_crop(picture: Picture, side: int, rng: np.random.Generator) -> Picture:
@@ -85,6 +86,11 @@ def random_crop(picture: Picture, side: int, rng: np.random.Generator) -> Pictur
     best = max((_cut(picture, side, rng) for _ in range(3)), key=lambda c: _liveliness(c, rng))
     turned = np.rot90(best, int(rng.integers(4)))
     return np.ascontiguousarray(turned[:, ::-1] if rng.random() < 0.5 else turned)
+
+
+def plain_crop(picture: Picture, side: int, rng: np.random.Generator) -> Picture:
+    """Return a crop as it comes: calm places are as likely as they are common."""
+    return _cut(picture, side, rng)
 
 
 def _cut(picture: Picture, side: int, rng: np.random.Generator) -> Picture:

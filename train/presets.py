@@ -6,21 +6,23 @@ from tegula.options import PresetValues
 
 _PRESCALER = "realesrgan-x4plus"
 
+_LEVEL = 0.55
+
 PRESETS = {
     "faithful": PresetValues(
-        creativity=0.4, resemblance=1.0, guidance_scale=1.0, steps=1,
+        creativity=0.45, resemblance=1.85, guidance_scale=1.0, steps=1,
         scheduler="lcm", prescaler=_PRESCALER,
     ),
     "balanced": PresetValues(
-        creativity=0.6, resemblance=1.0, guidance_scale=1.0, steps=1,
+        creativity=_LEVEL, resemblance=1.5, guidance_scale=1.0, steps=1,
         scheduler="lcm", prescaler=_PRESCALER,
     ),
     "creative": PresetValues(
-        creativity=0.9, resemblance=1.0, guidance_scale=1.0, steps=1,
+        creativity=0.7, resemblance=1.0, guidance_scale=1.0, steps=1,
         scheduler="lcm", prescaler=_PRESCALER,
     ),
     "fast": PresetValues(
-        creativity=0.6, resemblance=1.0, guidance_scale=1.0, steps=1,
+        creativity=_LEVEL, resemblance=1.0, guidance_scale=1.0, steps=1,
         scheduler="lcm", prescaler="realesrgan-animevideov3",
     ),
 }  # fmt: skip

@@ -116,11 +116,10 @@ class Program:
     def evaluate(self) -> Verdict:
         """Judge every average of stage two on the held-out pairs; returns the choice."""
         held_out = self._held_out()
-        level = PRESETS["balanced"].creativity
         verdicts = []
         for path in sorted(self.run.glob("adversarial-*.average.pt")):
             network = self._network(torch.load(path, weights_only=True))
-            verdicts.append(held_out.judge(path.name, network, level))
+            verdicts.append(held_out.judge(path.name, network, PRESETS["balanced"]))
         best = choose(verdicts)
         self.say(f"{table(verdicts)}\nchosen: {best.name}")
         (self.run / "evaluation.json").write_text(

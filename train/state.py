@@ -37,7 +37,8 @@ class TrainingState:
         """Move the running average; the first steps count more."""
         decay = min(decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            averages, currents = list(self.average.parameters()), list(self.network.parameters())
+            averages: list[Tensor] = list(self.average.parameters())
+            currents: list[Tensor] = list(self.network.parameters())
             torch._foreach_lerp_(averages, currents, 1 - decay)
 
     def save(self, path: Path) -> None:
