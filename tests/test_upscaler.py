@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support import photograph
 
 from tegula import UpscaleOptions, Upscaler
 from tegula.errors import CancelledError, ImageError, OptionError, TooLargeError
 from tegula.images.resize import enlarge_lanczos
+from tegula.models.prescalers import Prescaler, list_prescalers
 from tegula.models.sd15.tiny import tiny_bundle
 from tegula.progress import STAGES
 
@@ -19,8 +21,13 @@ QUICK = {"prescaler": "lanczos", "steps": 4, "creativity": 0.5, "seed": 3}
 
 
 @pytest.fixture(scope="module")
-def upscaler():
-    return Upscaler(tiny_bundle())
+def bundle():
+    return tiny_bundle()
+
+
+@pytest.fixture(scope="module")
+def upscaler(bundle):
+    return Upscaler(bundle)
 
 
 def picture(width=40, height=30):
@@ -123,6 +130,31 @@ def test_cancel_stops_wherever_the_work_is(upscaler, calls):
     answers = iter([False] * calls)
     with pytest.raises(CancelledError):
         upscaler.upscale(picture(), asked(), cancelled=lambda: next(answers, True))
+
+
+class Reddening(torch.nn.Module):
+    """A prescaler's net that doubles the size and lifts red by a tenth of the range."""
+
+    def forward(self, picture):
+        larger = torch.nn.functional.interpolate(picture, scale_factor=2, mode="bilinear")
+        return larger + torch.tensor([0.1, 0.0, 0.0])[None, :, None, None]
+
+
+@pytest.mark.parametrize(("lock", "drift"), [("wavelet", 0.0), ("adain", 0.0), ("none", 0.1)])
+def test_a_prescaler_that_drifts_in_tone_is_held_to_the_source(bundle, lock, drift):
+    facts = dataclasses.replace(list_prescalers()[0], factor=2, overlap=4)
+    drifting = Prescaler(
+        facts=facts,
+        network=Reddening(),
+        full_precision=None,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    upscaler = Upscaler(bundle, {"lanczos": drifting})
+    source = Image.fromarray((photograph(64, 48) * 200).astype(np.uint8))
+    result = upscaler.upscale(source, asked(creativity=0.0, colour_lock=lock))
+    red = np.asarray(result.image)[..., 0].mean() - np.asarray(source)[..., 0].mean()
+    assert red / 255 == pytest.approx(drift, abs=0.01)
 
 
 def test_alpha_is_kept_and_scaled(upscaler):

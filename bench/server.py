@@ -1,0 +1,212 @@
+"""How the server bears load: durable creates a second, the time of a get, what a wait adds.
+
+    python -m bench.server [--clients 50] [--seconds 5]
+
+Serves over SQLite on the loopback with an engine that does nothing, and drives it from a
+second process over kept connections. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import multiprocessing
+import random
+import resource
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5E"
+    "rkJggg=="
+)
+BODY = json.dumps({"version": "tegula/upscale", "input": {"image": PICTURE}})
+LINK = json.dumps(
+    {"version": "tegula/upscale", "input": {"image": "https://pictures.example/a.png"}}
+)
+
+
+class NoOp:
+    """Ends every prediction at once."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        store.changes.subscribe(lambda _: self._wake.set())
+        self._thread = threading.Thread(target=self._run)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            claimed = self._store.queue.claim("bench")
+            if claimed is None:
+                self._wake.wait(0.2)
+                continue
+            self._store.queue.start(claimed.id, claimed.attempt)
+            self._store.queue.succeed(claimed.id, claimed.attempt)
+
+
+def serve(folder: str, port: int, token: Any) -> None:
+    """Serve until killed; puts a token into the queue when ready."""
+    import uvicorn
+
+    from tegula.api.app import create_app
+    from tegula.predictions.settings import ServerSettings
+    from tegula.predictions.store import Store
+
+    settings = ServerSettings(
+        folder=Path(folder),
+        public_url=f"http://127.0.0.1:{port}",
+        creates_per_minute=0,
+        requests_per_minute=0,
+        max_waiting=1_000_000,
+        max_waiting_seconds=1e12,
+    )
+    store = Store.open(settings)
+    token.put(store.accounts.create_token(store.accounts.ensure("bench").id, "bench")[1])
+    app = create_app(store, background=[NoOp(store)])
+    uvicorn.run(app, port=port, log_level="warning", timeout_keep_alive=600)
+
+
+@dataclass
+class Client:
+    """One kept connection."""
+
+    port: int
+    token: str
+
+    def __post_init__(self) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", self.port)
+
+    def ask(self, method: str, path: str, body: str | None = None, **headers: str) -> Any:
+        """Send a request and return the JSON of its answer."""
+        given = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
+        self._connection.request(method, path, body, {**given, **headers})
+        answer = self._connection.getresponse()
+        content = json.loads(answer.read())
+        if answer.status >= 300:
+            raise RuntimeError(content)
+        return content
+
+
+def poll(client: Client, prediction_id: str) -> float:
+    """Ask as clients do, every half second; return the seconds that the answer took."""
+    time.sleep(random.uniform(0.4, 0.6))
+    start = time.perf_counter()
+    client.ask("GET", f"/v1/predictions/{prediction_id}")
+    return time.perf_counter() - start
+
+
+def ask_only(client: Client, method: str, path: str, body: str | None = None, **h: str) -> None:
+    """Ask, and leave the time to whoever calls."""
+    client.ask(method, path, body, **h)
+
+
+def load(
+    clients: list[Client], seconds: float, one: Callable[[Client], float | None]
+) -> tuple[float, list[float]]:
+    """Return requests a second and the seconds of each, over all clients at once.
+
+    ``one`` may return the seconds itself.
+    """
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+
+    def run(client: Client) -> None:
+        while (start := time.perf_counter()) < end:
+            own = one(client)
+            times.append(time.perf_counter() - start if own is None else own)
+
+    threads = [threading.Thread(target=run, args=(client,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(times) / seconds, sorted(times)
+
+
+def milliseconds(times: list[float], share: float) -> float:
+    """Return a percentile of sorted times."""
+    return round(1000 * times[min(len(times) - 1, int(len(times) * share))], 1)
+
+
+def measure(port: int, token: str, count: int, seconds: float) -> dict[str, Any]:
+    """Return everything that is measured."""
+    clients = [Client(port, token) for _ in range(count)]
+    files, file_times = load(
+        clients, seconds, lambda c: ask_only(c, "POST", "/v1/predictions", BODY)
+    )
+    links, link_times = load(
+        clients, seconds, lambda c: ask_only(c, "POST", "/v1/predictions", LINK)
+    )
+    known = clients[0].ask("POST", "/v1/predictions", LINK)["id"]
+    while clients[0].ask("GET", "/readyz")["waiting"]:
+        time.sleep(0.2)
+    gets, get_times = load(
+        clients, seconds, lambda c: ask_only(c, "GET", f"/v1/predictions/{known}")
+    )
+    polls = load(clients, seconds, lambda c: poll(c, known))[1]
+    waits = load(
+        clients[:1],
+        seconds / 2,
+        lambda c: ask_only(c, "POST", "/v1/predictions", LINK, prefer="wait=10"),
+    )[1]
+    return {
+        "clients": count,
+        "creates_with_a_file_per_second": round(files, 1),
+        "creates_per_second": round(links, 1),
+        "create_p99_ms": milliseconds(link_times, 0.99),
+        "create_with_a_file_p99_ms": milliseconds(file_times, 0.99),
+        "gets_per_second": round(gets, 1),
+        "get_p99_ms_at_full_load": milliseconds(get_times, 0.99),
+        "get_p50_ms_polling": milliseconds(polls, 0.5),
+        "get_p99_ms_polling": milliseconds(polls, 0.99),
+        "wait_added_median_ms": round(1000 * statistics.median(waits), 1),
+        "client_cpu_seconds": round(resource.getrusage(resource.RUSAGE_SELF).ru_utime, 1),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    given = parser.parse_args()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        tokens = context.Queue()
+        server = context.Process(target=serve, args=(folder, port, tokens), daemon=True)
+        server.start()
+        token = tokens.get(timeout=60)
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            time.sleep(0.05)
+        try:
+            print(json.dumps(measure(port, token, given.clients, given.seconds), indent=2))
+        finally:
+            server.kill()
+            server.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""`tegula serve`: the HTTP API and the engine behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import signal
+import sys
+import tempfile
+import threading
+import webbrowser
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tegula.cli.server_options import read_settings, server_options
+from tegula.errors import OptionError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from tegula.api.service import Background
+    from tegula.engines.supervisor import Supervisor
+    from tegula.predictions.settings import ServerSettings
+    from tegula.predictions.store import Store
+
+_HELP = """Serve Replicate's HTTP API on this machine.
+
+\b
+  tegula serve --demo                    try it: a token is printed, nothing is kept
+  tegula tokens create laptop            make a token
+  tegula serve                           serve at http://127.0.0.1:8000
+
+Point a Replicate client at the address; docs/server.md has an example for each.
+"""
+_CLOSE_CONNECTIONS_S = 5
+_KEEP_CONNECTIONS_S = 75
+"""Longer than proxies keep an idle connection, which would else send into a closed one."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen.
+
+    cert, key: PEM files for TLS.
+    """
+
+    host: str
+    port: int
+    cert: Path | None
+    key: Path | None
+
+    @property
+    def url(self) -> str:
+        """How this machine itself reaches it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.cert else 'http'}://{host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def wildcard(self) -> bool:
+        """Whether it stands for every address of this machine, and so for none to give out."""
+        return self.host in ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
+
+
+@dataclass(frozen=True)
+class _Graceful:
+    """Stops a supervisor with time to finish what runs."""
+
+    supervisor: Supervisor
+    seconds: float
+
+    def start(self) -> None:
+        self.supervisor.start()
+
+    def stop(self) -> None:
+        self.supervisor.stop(self.seconds)
+
+
+@click.command(name="serve", help=_HELP)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--public-url", help="How clients reach the server, without /v1.")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM file of the certificate.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file of its key.")
+@click.option("--bundle", help="Weights to run; see `tegula models`.")
+@click.option("--device", multiple=True, help="Where to run, such as cpu or cuda:1; repeatable.")
+@click.option("--no-auth", is_flag=True, help="Ask for no token; only on this machine.")
+@click.option("--force", is_flag=True, help="Allow --no-auth on an address others reach.")
+@click.option("--demo", is_flag=True, help="Try it out of a temporary folder, token included.")
+@click.option(
+    "--grace", default=30.0, show_default=True, type=click.FloatRange(0),
+    help="Seconds for what runs to finish when the server stops; the rest is run again later.",
+)  # fmt: skip
+@click.option(
+    "--log-level", default="info", show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+)  # fmt: skip
+@server_options
+def SERVE(  # noqa: N802 - named as the other commands are
+    host: str,
+    port: int,
+    public_url: str | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    bundle: str | None,
+    device: tuple[str, ...],
+    config: Path | None,
+    folder: Path | None,
+    grace: float,
+    log_level: str,
+    *,
+    no_auth: bool,
+    force: bool,
+    demo: bool,
+) -> None:
+    """Serve until a signal comes."""
+    address = Address(host, port, tls_cert, tls_key)
+    given = {"public_url": public_url, "bundle": bundle, "devices": device, "no_auth": no_auth}
+    with ExitStack() as stack:
+        if demo:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tegula-demo-")))
+        settings = read_settings(config, folder, **given)
+        settings = check_address(settings, address, force=force)
+        serve(settings, address, grace=grace, log_level=log_level, demo=demo)
+
+
+def check_address(settings: ServerSettings, address: Address, *, force: bool) -> ServerSettings:
+    """Return the settings with the public URL that fits the address.
+
+    Raises:
+        OptionError: strangers could come in, or clients would be given useless links.
+    """
+    if settings.no_auth and not address.loopback and not force:
+        raise OptionError(
+            f"Without tokens everybody who reaches {address.host} could use the server; "
+            "leave --no-auth out, or add --force."
+        )
+    if (address.cert is None) != (address.key is None):
+        raise OptionError("--tls-cert and --tls-key go together.")
+    if settings.public_url != _default_public_url():
+        return settings
+    if address.wildcard:
+        raise OptionError("Say with --public-url how clients reach the server.")
+    return dataclasses.replace(settings, public_url=address.url)
+
+
+def _default_public_url() -> str:
+    from tegula.predictions.settings import ServerSettings
+
+    return str(ServerSettings.__dataclass_fields__["public_url"].default)
+
+
+def serve(
+    settings: ServerSettings, address: Address, *, grace: float, log_level: str, demo: bool
+) -> None:
+    """Open the store, start the engine and answer requests until a signal comes."""
+    from tegula.api.app import create_app
+    from tegula.api.logs import log_as_json
+    from tegula.catalog import Catalog
+    from tegula.engines.devices import device_of, discover_devices
+    from tegula.predictions.store import Store
+
+    log_as_json(log_level)
+    only_cpu = set(settings.devices) == {"cpu"}
+    devices = (device_of("cpu", "CPU"),) if only_cpu else discover_devices()
+    store, catalog = Store.open(settings), Catalog(_weights(settings.bundle))
+    used = settings.devices or tuple(device.name for device in devices)
+    app = create_app(
+        store,
+        catalog=catalog,
+        hardware=_hardware(used, devices),
+        background=_background(store, catalog, used, grace),
+    )
+    _greet(settings, _demo_token(store) if demo else None)
+    try:
+        _listen(app, address)
+    finally:
+        store.close()
+
+
+def _listen(app: FastAPI, address: Address) -> None:
+    import uvicorn
+
+    tls: dict[str, Any] = {}
+    if address.cert:
+        tls = {"ssl_certfile": str(address.cert), "ssl_keyfile": str(address.key)}
+    # After its own orderly stop uvicorn raises the signal again, which would kill us here.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    uvicorn.run(
+        app,
+        host=address.host,
+        port=address.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_CONNECTIONS_S,
+        timeout_graceful_shutdown=_CLOSE_CONNECTIONS_S,
+        **tls,
+    )
+
+
+def _background(
+    store: Store, catalog: Any, devices: tuple[str, ...], grace: float
+) -> list[Background]:
+    from tegula.engines.service import local_engines, open_supervisor
+    from tegula.predictions.delivery import Deliverer
+    from tegula.predictions.fetch import Fetcher, Policy
+    from tegula.predictions.retention import Sweeper
+
+    fetcher = Fetcher(Policy.of(store.settings))
+    engines = local_engines(store.settings, catalog, devices)
+    supervisor = open_supervisor(store, catalog, engines, fetcher)
+    return [Deliverer(store, fetcher), Sweeper(store), _Graceful(supervisor, grace)]
+
+
+def _hardware(used: tuple[str, ...], devices: Any) -> list[Any]:
+    from tegula.api.service import Hardware
+
+    known = {device.name: device for device in devices}
+    told = {
+        known[name].sku if name in known else name: known[name].title if name in known else name
+        for name in used
+    }
+    return [Hardware(sku, title) for sku, title in told.items()]
+
+
+def _weights(bundle: str) -> str:
+    """Return what of the weights goes into the ids of versions."""
+    from tegula.catalog.model import packaged_fingerprint
+
+    return packaged_fingerprint() if bundle == "mini" else bundle
+
+
+def _demo_token(store: Store) -> str:
+    account = store.accounts.ensure("demo", "Demo")
+    return store.accounts.create_token(account.id, "demo")[1]
+
+
+def _greet(settings: ServerSettings, token: str | None) -> None:
+    say = click.echo
+    say(f"tegula serves {settings.public_url}/v1; its documentation is at /docs.", err=True)
+    if token is None:
+        return
+    say(f"Token: {token}", err=True)
+    say(f"Everything lies in {settings.folder} and goes with it at the end.", err=True)
+    if sys.stderr.isatty():
+        threading.Timer(1.5, webbrowser.open, [settings.public_url]).start()

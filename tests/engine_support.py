@@ -1,0 +1,82 @@
+"""A runner that does what its job says, for processes that tests kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tegula.engines.child import Emit
+from tegula.engines.engine import FileMade, Job, Log, Progressed, Started
+from tegula.errors import CancelledError, ImageError, MissingWeightsError, OutOfMemoryError
+
+Cancelled = Callable[[], bool]
+
+
+def open_runner(device: str, options: Mapping[str, Any]) -> Callable[..., None]:
+    if options.get("open") == "fail":
+        raise MissingWeightsError("The weights are not here.")
+    if options.get("open") == "hang":
+        time.sleep(60)
+    return run
+
+
+def run(job: Job, emit: Emit, cancelled: Cancelled) -> None:
+    emit(Started())
+    emit(Log(f"pid {os.getpid()}"))
+    emit(Progressed(0.5, 1.0))
+    ACTS[job.input.get("do", "finish")](job, cancelled)
+    path = job.folder / "out-0.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + job.id.encode())
+    emit(FileMade(path, "out-0.png", "image/png"))
+    emit(Progressed(1.0))
+
+
+def finish(job: Job, cancelled: Cancelled) -> None: ...
+
+
+def nap(job: Job, cancelled: Cancelled) -> None:
+    time.sleep(0.2)
+
+
+def die(job: Job, cancelled: Cancelled) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_once(job: Job, cancelled: Cancelled) -> None:
+    if job.attempt == 1:
+        die(job, cancelled)
+
+
+def stop(job: Job, cancelled: Cancelled) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def hang(job: Job, cancelled: Cancelled) -> None:
+    time.sleep(60)
+
+
+def run_out_of_memory(job: Job, cancelled: Cancelled) -> None:
+    raise OutOfMemoryError("Even one window does not fit.")
+
+
+def refuse(job: Job, cancelled: Cancelled) -> None:
+    raise ImageError("The input is no image.")
+
+
+def stumble(job: Job, cancelled: Cancelled) -> None:
+    raise ZeroDivisionError("a secret path")
+
+
+def wait(job: Job, cancelled: Cancelled) -> None:
+    while not cancelled():
+        time.sleep(0.01)
+    raise CancelledError("Cancelled between two steps.")
+
+
+ACTS = {
+    act.__name__: act
+    for act in (finish, nap, die, die_once, stop, hang, run_out_of_memory, refuse, stumble, wait)
+}

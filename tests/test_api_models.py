@@ -1,0 +1,248 @@
+"""Models, versions, deployments and the account over HTTP."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from api_support import BATOU, DATA_URI, Server, open_server
+
+
+@pytest.fixture
+def server(tmp_path):
+    opened = open_server(tmp_path)
+    with opened.client:
+        yield opened
+    opened.store.close()
+
+
+OWN = {"owner": "ana", "name": "portraits", "visibility": "private", "hardware": "cpu"}
+
+
+def own_version(server: Server, **defaults):
+    body = {"base": "tegula/upscale", "defaults": defaults}
+    return server.post("/v1/models/ana/portraits/versions", body)
+
+
+def test_every_model_has_what_clients_insist_on(server: Server):
+    models = server.get("/v1/models").json()["results"]
+    assert BATOU in {f"{model['owner']}/{model['name']}" for model in models}
+    for model in models:
+        assert isinstance(model["run_count"], int)
+        assert model["url"].startswith("https://tile.example/")
+        version = model["latest_version"]
+        assert re.fullmatch(r"[0-9a-f]{64}", version["id"])
+        assert re.fullmatch(r"\d+\.\d+\.\d+", version["cog_version"])
+        assert {"Input", "Output"} <= set(version["openapi_schema"]["components"]["schemas"])
+
+
+@pytest.mark.parametrize("text", ["controlnet", '"controlnet"', "  CONTROLNET tile "])
+def test_the_query_method_searches_with_and_without_quotes(server: Server, text: str):
+    answer = server.client.request("QUERY", "/v1/models", content=text)
+    assert answer.status_code == 200
+    names = [model["name"] for model in answer.json()["results"]]
+    assert names[0] == "high-resolution-controlnet-tile"
+    assert "gfpgan" not in names
+
+
+def test_search_by_get_stands_in_where_query_is_blocked(server: Server):
+    by_get = server.get("/v1/models?query=controlnet").json()["results"]
+    by_query = server.client.request("QUERY", "/v1/models", content="controlnet").json()["results"]
+    assert by_get == by_query
+
+
+def test_search_needs_words_and_no_token(server: Server):
+    nobody = {"authorization": ""}
+    found = server.get("/v1/search?query=clarity", headers=nobody).json()
+    assert found["models"][0]["model"]["name"] == "clarity-upscaler"
+    missing = server.get("/v1/search", headers=nobody)
+    assert missing.status_code == 400
+    assert missing.json()["detail"] == 'Query parameter "query" is required'
+
+
+def test_versions_are_found_by_id_prefix_and_latest(server: Server):
+    versions = server.get(f"/v1/models/{BATOU}/versions").json()["results"]
+    assert len(versions) == 2
+    latest = server.get(f"/v1/models/{BATOU}/versions/latest").json()
+    assert latest == versions[0]
+    older = versions[1]["id"]
+    for wanted in (older, older[:8]):
+        assert server.get(f"/v1/models/{BATOU}/versions/{wanted}").json()["id"] == older
+    assert server.get(f"/v1/models/{BATOU}/versions/{older[:7]}").status_code == 404
+
+
+def test_a_readme_tells_the_inputs(server: Server):
+    readme = server.get(f"/v1/models/{BATOU}/readme")
+    assert readme.headers["content-type"].startswith("text/plain")
+    assert "| `creativity` | 0.5 |" in readme.text
+
+
+def test_what_is_not_there_is_404_in_replicates_words(server: Server):
+    paths = ("/v1/models/a/b", f"/v1/models/{BATOU}/versions/{'f' * 64}", "/v1/predictions/x")
+    for path in (*paths, "/v1/deployments/a/b", "/v1/collections/x", "/v1/trainings/x", "/v1/nope"):
+        answer = server.get(path)
+        assert answer.status_code == 404
+        assert answer.json()["status"] == 404
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_model_of_ones_own_is_a_preset_over_ours(server: Server):
+    assert server.post("/v1/models", OWN).status_code == 201
+    version = own_version(server, preset="creative", scale=4)
+    assert version.status_code == 201
+    inputs = version.json()["openapi_schema"]["components"]["schemas"]["Input"]
+    assert inputs["properties"]["scale"]["default"] == 4
+    made = server.create("ana/portraits")
+    assert (made["model"], made["version"]) == ("ana/portraits", version.json()["id"])
+    assert (made["input"]["preset"], made["input"]["scale"]) == ("creative", 4)
+    given = server.create("ana/portraits", scale=3)
+    assert given["input"]["scale"] == 3, "what the request gives goes before"
+
+
+def test_a_private_model_is_hidden_from_others(server: Server):
+    server.post("/v1/models", OWN)
+    other = server.store.accounts.ensure("bo")
+    _, token = server.store.accounts.create_token(other.id, "bo")
+    headers = {"authorization": f"Bearer {token}"}
+    assert server.get("/v1/models/ana/portraits", headers=headers).status_code == 404
+    listed = server.get("/v1/models", headers=headers).json()["results"]
+    assert "portraits" not in {model["name"] for model in listed}
+    changed = server.client.patch(
+        "/v1/models/ana/portraits", json={"description": "x"}, headers=headers
+    )
+    assert changed.status_code == 404
+
+
+def test_a_model_is_changed_and_deleted_by_its_owner_alone(server: Server):
+    server.post("/v1/models", OWN)
+    body = {"description": "Faces", "readme": "# Faces"}
+    changed = server.client.patch("/v1/models/ana/portraits", json=body)
+    assert changed.json()["description"] == "Faces"
+    assert server.get("/v1/models/ana/portraits/readme").text == "# Faces"
+    version = own_version(server, scale=3).json()["id"]
+    assert server.client.delete("/v1/models/ana/portraits").status_code == 409
+    path = f"/v1/models/ana/portraits/versions/{version}"
+    assert server.client.delete(path).status_code == 202
+    assert server.client.delete("/v1/models/ana/portraits").status_code == 204
+    assert server.client.delete("/v1/models/tegula/upscale").status_code == 403
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"owner": "bo"}, {"hardware": "gpu-h100"}, {"visibility": "secret"}, {"name": "Not a slug"}],
+)
+def test_models_that_cannot_be_made_are_refused(server: Server, wrong):
+    assert server.post("/v1/models", {**OWN, **wrong}).status_code == 422
+
+
+def test_defaults_that_no_request_could_have_are_refused(server: Server):
+    server.post("/v1/models", OWN)
+    for defaults in ({"scale": 99}, {"colour": "red"}):
+        answer = own_version(server, **defaults)
+        assert answer.status_code == 422
+        assert answer.json()["invalid_fields"][0]["field"].startswith("defaults")
+
+
+DEPLOYMENT = {
+    "name": "fast",
+    "model": "tegula/upscale",
+    "version": "latest",
+    "hardware": "cpu",
+    "min_instances": 0,
+    "max_instances": 1,
+}
+
+
+def test_a_deployment_pins_a_version_and_inputs(server: Server):
+    made = server.post("/v1/deployments", {**DEPLOYMENT, "defaults": {"preset": "fast"}})
+    assert made.status_code == 200
+    release = made.json()["current_release"]
+    assert release["number"] == 1
+    assert re.fullmatch(r"[0-9a-f]{64}", release["version"])
+    body = {"input": {"image": DATA_URI}}
+    prediction = server.post("/v1/deployments/ana/fast/predictions", body)
+    assert prediction.status_code == 201
+    assert prediction.json()["deployment"] == "ana/fast"
+    assert prediction.json()["input"]["preset"] == "fast"
+
+
+def test_a_change_of_a_deployment_is_a_new_release(server: Server):
+    server.post("/v1/deployments", DEPLOYMENT)
+    changed = server.client.patch("/v1/deployments/ana/fast", json={"max_instances": 3})
+    release = changed.json()["current_release"]
+    assert (release["number"], release["configuration"]["max_instances"]) == (2, 3)
+    assert server.get("/v1/deployments").json()["results"] == [changed.json()]
+    assert server.client.delete("/v1/deployments/ana/fast").status_code == 204
+    assert server.get("/v1/deployments/ana/fast").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min_instances": 6},
+        {"max_instances": "1"},
+        {"min_instances": 3, "max_instances": 2},
+        {"version": "f" * 64},
+        {"hardware": "gpu-t4"},
+    ],
+)
+def test_deployments_that_cannot_be_are_refused(server: Server, wrong):
+    assert server.post("/v1/deployments", {**DEPLOYMENT, **wrong}).status_code == 422
+
+
+def test_hardware_is_a_bare_list(server: Server):
+    assert server.get("/v1/hardware").json() == [{"sku": "cpu", "name": "CPU"}]
+
+
+def test_the_account_is_that_of_the_token(server: Server):
+    assert server.get("/v1/account").json() == {
+        "type": "user",
+        "username": "ana",
+        "name": "Ana",
+        "github_url": None,
+        "avatar_url": None,
+    }
+
+
+def test_collections_and_trainings_have_their_shapes(server: Server):
+    listed = server.get("/v1/collections").json()
+    assert [one["slug"] for one in listed["results"]] == ["super-resolution"]
+    assert server.get("/v1/collections/super-resolution").json()["models"]
+    assert server.get("/v1/trainings").json() == {"next": None, "previous": None, "results": []}
+    refused = server.post(
+        "/v1/models/tegula/upscale/versions/latest/trainings",
+        {"destination": "ana/new", "input": {}},
+    )
+    assert refused.status_code == 422
+    assert "does not support training" in refused.json()["detail"]
+
+
+def test_the_webhook_secret_has_the_form_that_both_clients_split(server: Server):
+    key = server.get("/v1/webhooks/default/secret").json()["key"]
+    assert re.fullmatch(r"whsec_[A-Za-z0-9+/]{32,}={0,2}", key)
+    assert server.get("/v1/webhooks/default/secret").json()["key"] == key
+    assert server.post("/v1/webhooks/default/secret/rotate").json()["key"] != key
+
+
+def test_usage_is_seconds_by_model_and_token(server: Server):
+    server.create()
+    server.work()
+    (line,) = server.get("/v1/usage").json()["results"]
+    assert (line["model"], line["token"], line["predictions"]) == ("tegula/upscale", "tests", 1)
+    assert line["predict_seconds"] >= 0
+
+
+def test_a_disabled_deployment_takes_nothing(server: Server):
+    server.post("/v1/deployments", {**DEPLOYMENT, "max_instances": 0})
+    body = {"input": {"image": DATA_URI}}
+    refused = server.post("/v1/deployments/ana/fast/predictions", body)
+    assert refused.status_code == 422
+    assert server.get("/v1/predictions").json()["results"] == []
+
+
+def test_the_address_of_a_model_shows_its_description(server: Server):
+    url = server.get("/v1/models/tegula/upscale").json()["url"]
+    assert server.get(url, headers={"authorization": ""}).text.startswith("# tegula/upscale")
+    server.post("/v1/models", OWN)
+    hidden = "https://tile.example/ana/portraits"
+    assert server.get(hidden, headers={"authorization": ""}).status_code == 404

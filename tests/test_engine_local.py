@@ -1,0 +1,191 @@
+"""The engine that runs jobs in a process of its own: whatever the process does, we go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tegula.engines.child import RunnerSpec
+from tegula.engines.devices import device_of, discover_devices
+from tegula.engines.engine import Done, Failed, FileMade, Job, Log, Quiet, Started
+from tegula.engines.local import LocalEngine, Patience
+
+PATIENCE = Patience(load=20.0, run=20.0, cancel=20.0)
+
+
+@pytest.fixture
+def make_engine():
+    made = []
+
+    def make(patience=PATIENCE, **options):
+        made.append(LocalEngine(RunnerSpec("engine_support:open_runner", options), "cpu", patience))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run_job(engine, do="finish", cancelled=lambda: False):
+        job = Job("name", 1, "tegula/upscale", "ab", {"do": do}, tmp_path)
+        return [event for event in engine.run(job, cancelled) if not isinstance(event, Quiet)]
+
+    return run_job
+
+
+def pid_of(events):
+    return next(int(event.text.split()[1]) for event in events if isinstance(event, Log))
+
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_one_process_takes_one_job_after_the_other(make_engine, run):
+    engine = make_engine()
+    assert engine.loaded == frozenset()
+    first, second = run(engine), run(engine)
+    assert [type(event) for event in first if isinstance(event, Started | FileMade | Done)] == [
+        Started,
+        FileMade,
+        Done,
+    ]
+    assert pid_of(first) == pid_of(second) == engine.pid
+    assert engine.loaded == {"ab"}
+
+
+def test_a_death_is_told_and_the_next_job_gets_a_new_process(make_engine, run):
+    engine = make_engine()
+    events = run(engine, "die")
+    assert events[-1] == Failed("its process ended with signal 9", lost=True)
+    after = run(engine)
+    assert isinstance(after[-1], Done)
+    assert pid_of(after) != pid_of(events)
+
+
+def test_a_process_that_died_while_idle_is_replaced(make_engine, run):
+    engine = make_engine()
+    run(engine)
+    os.kill(engine.pid, signal.SIGKILL)
+    while engine.pid is not None:
+        time.sleep(0.01)
+    assert isinstance(run(engine)[-1], Done)
+
+
+@pytest.mark.parametrize("do", ["hang", "stop"])
+def test_a_silent_process_is_taken_for_dead(make_engine, run, do):
+    engine = make_engine()
+    run(engine)
+    engine._patience = Patience(load=20, run=0.3, cancel=0.3)
+    events = run(engine, do)
+    assert events[-1].lost
+    assert "silent" in events[-1].error
+    assert gone(pid_of(events))
+
+
+def test_out_of_memory_ends_the_process(make_engine, run):
+    engine = make_engine()
+    events = run(engine, "run_out_of_memory")
+    assert events[-1] == Failed("Even one window does not fit.", lost=True)
+    assert engine.pid is None
+
+
+def test_errors_of_ours_are_told_and_others_are_not(make_engine, run):
+    engine = make_engine()
+    assert run(engine, "refuse")[-1] == Failed("The input is no image.")
+    stumbled = run(engine, "stumble")[-1]
+    assert "ZeroDivisionError" in stumbled.error
+    assert "secret" not in stumbled.error
+    assert engine.pid is not None
+
+
+def test_cancelling_ends_the_job_and_keeps_the_process(make_engine, run):
+    engine = make_engine()
+    run(engine)
+    pid = engine.pid
+    assert run(engine, "wait", cancelled=lambda: True)[-1].cancelled
+    assert engine.pid == pid
+    assert isinstance(run(engine)[-1], Done)
+
+
+def test_a_job_that_will_not_stop_is_stopped(make_engine, run):
+    engine = make_engine(Patience(load=20, run=20, cancel=0.3))
+    events = run(engine, "hang", cancelled=lambda: True)
+    assert events[-1].cancelled
+    assert engine.pid is None
+
+
+def test_a_job_that_nobody_follows_any_more_is_ended(make_engine, tmp_path):
+    engine = make_engine()
+    events = engine.run(Job("name", 1, "m", "ab", {"do": "hang"}, tmp_path), lambda: False)
+    pid = pid_of(events)
+    events.close()
+    assert gone(pid)
+
+
+def test_a_model_that_cannot_be_loaded_says_why(make_engine, run):
+    assert run(make_engine(open="fail"))[-1] == Failed("The weights are not here.")
+
+
+def test_loading_has_its_own_patience(make_engine, run):
+    engine = make_engine(Patience(load=0.5, run=60, cancel=1), open="hang")
+    assert "loading" in run(engine)[-1].error
+
+
+def test_a_process_is_kept_ready_but_not_started_again_and_again(make_engine):
+    engine = make_engine(open="fail")
+    engine.load()
+    first = engine._child.process
+    first.join(20)
+    engine.load()
+    assert engine._child.process is first
+
+
+def test_unloading_ends_the_process(make_engine, run):
+    engine = make_engine()
+    pid = pid_of(run(engine))
+    engine.unload()
+    assert gone(pid)
+    assert engine.loaded == frozenset()
+
+
+def test_the_process_ends_with_the_server(make_engine, run):
+    engine = make_engine()
+    pid = pid_of(run(engine))
+    engine._child.pipe.close()
+    engine._child.process.join(10)
+    assert gone(pid)
+
+
+def test_the_server_itself_has_no_torch_and_the_store_no_web_framework():
+    look = "import {}, sys; sys.exit(bool({{'torch', 'starlette'}} & set(sys.modules)))"
+    for module in ("tegula.engines.service", "tegula.predictions.store"):
+        subprocess.run([sys.executable, "-c", look.format(module)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "sku"),
+    [
+        ("cpu", "CPU (x86_64)", "cpu"),
+        ("cuda:0", "NVIDIA H100 80GB HBM3", "gpu-h100-80gb-hbm3"),
+        ("mps", "Apple GPU", "gpu-apple-gpu"),
+    ],
+)
+def test_devices_have_short_names(name, title, sku):
+    assert device_of(name, title).sku == sku
+
+
+@pytest.mark.slow
+def test_there_is_a_device():
+    assert discover_devices()

@@ -1,0 +1,340 @@
+"""Talking to addresses of strangers: what is refused, and what is given up."""
+
+from __future__ import annotations
+
+import ipaddress
+import shutil
+import ssl
+import subprocess
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from receiver_support import receiving
+
+from tegula.errors import FetchError
+from tegula.predictions.addresses import may_reach
+from tegula.predictions.fetch import Fetcher, Policy
+
+PUBLIC, LOOPBACK = Policy(), Policy(private=True, ports=())
+TLS = ssl.create_default_context()
+
+INTERNAL = [
+    "0.0.0.0",
+    "0.1.2.3",
+    "10.0.0.0",
+    "10.255.255.255",
+    "100.64.0.0",
+    "100.127.255.255",
+    "127.0.0.1",
+    "127.255.255.254",
+    "169.254.0.1",
+    "169.254.169.254",
+    "172.16.0.0",
+    "172.31.255.255",
+    "192.0.0.1",
+    "192.0.0.171",
+    "192.0.2.1",
+    "192.88.99.1",
+    "192.168.0.0",
+    "192.168.255.255",
+    "198.18.0.1",
+    "198.19.255.255",
+    "198.51.100.1",
+    "203.0.113.1",
+    "224.0.0.1",
+    "239.255.255.255",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::127.0.0.1",
+    "::8.8.8.8",
+    "::ffff:127.0.0.1",
+    "::ffff:8.8.8.8",
+    "::ffff:7f00:1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::808:808",
+    "64:ff9b:1::1",
+    "100::1",
+    "2001::1",
+    "2001:0:7f00:1::",
+    "2001:db8::1",
+    "2002:7f00:1::",
+    "2002:808:808::",
+    "fc00::1",
+    "fd00:ec2::254",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fec0::1",
+    "ff02::1",
+]
+OPEN = [
+    "1.1.1.1",
+    "8.8.8.8",
+    "9.255.255.255",
+    "11.0.0.0",
+    "100.63.255.255",
+    "100.128.0.0",
+    "126.255.255.255",
+    "128.0.0.1",
+    "172.15.255.255",
+    "172.32.0.0",
+    "192.167.255.255",
+    "192.169.0.0",
+    "198.17.255.255",
+    "198.20.0.0",
+    "223.255.255.254",
+    "2606:4700:4700::1111",
+    "2a00:1450:4001:81b::200e",
+]
+NEVER = [
+    "0.0.0.0",
+    "169.254.169.254",
+    "224.0.0.1",
+    "255.255.255.255",
+    "::",
+    "fe80::1",
+    "::ffff:127.0.0.1",
+]
+
+
+@pytest.mark.parametrize("address", INTERNAL)
+def test_internal_addresses_are_out_of_reach(address):
+    assert not may_reach(address, private=False)
+
+
+@pytest.mark.parametrize("address", OPEN)
+def test_public_addresses_are_in_reach(address):
+    assert may_reach(address, private=False)
+
+
+@pytest.mark.parametrize("address", NEVER)
+def test_some_addresses_are_out_of_reach_even_where_private_ones_are_allowed(address):
+    assert not may_reach(address, private=True)
+
+
+@given(st.ip_addresses(v=6, network="64:ff9b::/96") | st.ip_addresses(v=6, network="2002::/16"))
+def test_no_address_reaches_another_one_inside_it(address):
+    assert not may_reach(str(address), private=True)
+
+
+@given(st.ip_addresses(v=4))
+def test_what_python_calls_internal_is_never_in_reach(address):
+    if not ipaddress.ip_address(address).is_global:
+        assert not may_reach(str(address), private=False)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://example.com/a",
+        "gopher://example.com/",
+        "//example.com/a",
+        "example.com/a",
+        "",
+        "http://",
+        "http:///a",
+        "https://user@example.com/",
+        "https://user:word@example.com/",
+        "https://@example.com/",
+        "https://example.com:22/",
+        "https://example.com:99999/",
+        "https://example.com:x/",
+        "https://127.0.0.1/",
+        "https://[::1]/",
+        "https://[::ffff:7f00:1]/",
+        "https://169.254.169.254/latest/meta-data/",
+        "https://[fe80::1%25eth0]/",
+        "https://[broken/",
+        "https://example.com/ with a space",
+        "https://example.com/\nHost: other",
+        "https://example.com/" + "a" * 5000,
+    ],
+)
+def test_such_urls_are_refused_before_anything_is_sent(url):
+    with pytest.raises(FetchError):
+        PUBLIC.check(url)
+
+
+def test_plain_http_is_refused_where_the_operator_says_so():
+    with pytest.raises(FetchError, match="https"):
+        Policy(http=False).check("http://example.com/")
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [["127.0.0.1"], ["93.184.216.34", "10.0.0.1"], ["::1"], ["169.254.169.254"], []],
+    ids=["loopback", "public and private", "loopback 6", "metadata", "none"],
+)
+def test_a_name_with_any_internal_address_is_refused(answers):
+    fetcher = Fetcher(PUBLIC, lambda host, port: answers, TLS)
+    with pytest.raises(FetchError, match="public internet"), open_url(fetcher, "http://evil.test/"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "host", ["2130706433", "0x7f.1", "017700000001", "127.1", "localhost", "0", "[::]"]
+)
+def test_odd_ways_to_write_the_loopback_are_refused(host):
+    with pytest.raises(FetchError), open_url(Fetcher(PUBLIC, tls=TLS), f"http://{host}/"):
+        pass
+
+
+def test_a_name_is_looked_up_once_and_connected_to_where_it_was_checked():
+    asked = []
+
+    def rebinding(host, port):
+        asked.append(host)
+        return ["127.0.0.1"] if len(asked) == 1 else ["169.254.169.254"]
+
+    with receiving() as receiver:
+        fetcher = Fetcher(LOOPBACK, rebinding, TLS)
+        with open_url(fetcher, f"http://cat.test:{receiver.port}/cat.png") as fetched:
+            assert b"".join(fetched.chunks) == b"hello"
+        assert fetched.name == "cat.png"
+        assert receiver.requests[0][2]["host"] == f"cat.test:{receiver.port}"
+    assert asked == ["cat.test"]
+
+
+def open_url(fetcher, url, *, limit=1000, seconds=5.0):
+    return fetcher.get(url, limit=limit, seconds=seconds)
+
+
+@pytest.fixture
+def receiver():
+    with receiving() as server:
+        yield server
+
+
+@pytest.fixture
+def fetcher():
+    return Fetcher(LOOPBACK, tls=TLS)
+
+
+def test_redirects_are_followed_and_checked_one_by_one(receiver, fetcher):
+    receiver.handle = redirect(lambda path: "/b" if path == "/a" else None)
+    with open_url(fetcher, f"{receiver.url}/a") as fetched:
+        assert b"".join(fetched.chunks) == b"ok"
+    receiver.handle = redirect(lambda path: "http://169.254.169.254/latest")
+    with pytest.raises(FetchError), open_url(fetcher, receiver.url):
+        pass
+
+
+def test_a_circle_of_redirects_is_left(receiver, fetcher):
+    receiver.handle = redirect(lambda path: path + "x")
+    with pytest.raises(FetchError, match="redirects"), open_url(fetcher, receiver.url):
+        pass
+    assert len(receiver.requests) == 4
+
+
+def redirect(to):
+    def answer(request):
+        place = to(request.path)
+        request.send_response(302 if place else 200)
+        if place:
+            request.send_header("location", place)
+        request.send_header("content-length", "0" if place else "2")
+        request.end_headers()
+        if not place:
+            request.wfile.write(b"ok")
+
+    return answer
+
+
+def test_reading_stops_at_the_limit_whatever_the_header_claims(receiver, fetcher):
+    def endless(request):
+        request.send_response(200)
+        request.end_headers()
+        try:
+            while True:
+                request.wfile.write(b"x" * 10_000)
+        except OSError:
+            pass
+
+    receiver.handle = endless
+    with pytest.raises(FetchError, match="more than 1,000"), open_url(fetcher, receiver.url) as got:
+        list(got.chunks)
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_server_that_drips_is_given_up_in_time(receiver, fetcher, part):
+    def drip(request):
+        if part == "body":
+            request.send_response(200)
+            request.end_headers()
+        try:
+            for _ in range(200):
+                request.wfile.write(b"H")
+                request.wfile.flush()
+                time.sleep(0.02)
+        except OSError:
+            pass
+
+    receiver.handle = drip
+    with pytest.raises(FetchError), open_url(fetcher, receiver.url, seconds=0.3) as got:
+        list(got.chunks)
+
+
+@pytest.mark.parametrize("status", [204, 206, 304, 401, 404, 500])
+def test_anything_but_200_is_no_input_and_its_body_is_not_told(receiver, fetcher, status):
+    receiver.status, receiver.body = status, b"secret"
+    with pytest.raises(FetchError, match=str(status)) as told, open_url(fetcher, receiver.url):
+        pass
+    assert "secret" not in str(told.value)
+
+
+def test_compressed_answers_are_refused(receiver, fetcher):
+    receiver.headers = {"content-encoding": "gzip"}
+    with pytest.raises(FetchError, match="compressed"), open_url(fetcher, receiver.url):
+        pass
+
+
+def test_a_closed_port_is_told_without_its_address(fetcher):
+    with pytest.raises(FetchError) as told, open_url(fetcher, "http://localhost:9/"):
+        pass
+    assert "127.0.0.1" not in str(told.value)
+
+
+def test_proxies_of_the_environment_are_not_used(receiver, fetcher, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    with open_url(fetcher, receiver.url) as got:
+        assert b"".join(got.chunks) == b"hello"
+
+
+def test_a_post_follows_no_redirect_and_reads_when_to_come_back(receiver, fetcher):
+    receiver.status, receiver.headers = 307, {"location": "/elsewhere", "retry-after": "7"}
+    answer = fetcher.post(receiver.url, b"{}", {"webhook-id": "msg_1"}, seconds=5)
+    assert (answer.status, answer.retry_after) == (307, 7)
+    (request,) = receiver.requests
+    assert (request[0], request[3], request[2]["webhook-id"]) == ("POST", b"{}", "msg_1")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate for cat.test, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=cat"
+    names = ["-addext", "subjectAltName=DNS:cat.test", "-keyout", "key.pem", "-out", "cert.pem"]
+    openssl = shutil.which("openssl") or pytest.skip("needs openssl")
+    subprocess.run([openssl, *words.split(), *names], cwd=folder, check=True, capture_output=True)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.mark.parametrize(("host", "fits"), [("cat.test", True), ("dog.test", False)])
+def test_a_certificate_is_checked_against_the_name_and_not_the_address(certificate, host, fits):
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(*certificate)
+    trusting = ssl.create_default_context(cafile=certificate[0])
+    with receiving(serving) as receiver:
+        fetcher = Fetcher(LOOPBACK, lambda host, port: ["127.0.0.1"], trusting)
+        url = f"https://{host}:{receiver.port}/cat.png"
+        if fits:
+            with open_url(fetcher, url) as got:
+                assert b"".join(got.chunks) == b"hello"
+        else:
+            with pytest.raises(FetchError), open_url(fetcher, url):
+                pass

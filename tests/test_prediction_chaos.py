@@ -1,0 +1,117 @@
+"""A server that is killed again and again keeps every promise it made."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from chaos_support import open_chaos_store, serve, supervisor_of
+from receiver_support import receiving
+from store_support import ask
+
+from tegula.engines.child import RunnerSpec
+from tegula.engines.local import LocalEngine, Patience
+from tegula.predictions.queue import MOST_LOSSES
+from tegula.predictions.records import FILE_KEY
+from tegula.predictions.states import State
+
+
+def started(folder, hook, *, accepting):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["chaos_support"])
+    ours, theirs = context.Pipe(duplex=False)
+    options = {"accepting": accepting}
+    process = context.Process(target=serve, args=(folder, hook, theirs), kwargs=options)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def said(pipe):
+    names = []
+    try:
+        while pipe.poll(0):
+            names.append(pipe.recv())
+    except (EOFError, OSError):
+        pass
+    return [name for name in names if name != "opened"]
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
+def test_nothing_accepted_is_lost_or_done_twice(tmp_path, kills, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the preloading
+    moments, accepted = random.Random(5), []
+    with receiving() as receiver:
+        for _ in range(kills):
+            process, pipe = started(tmp_path, receiver.url, accepting=True)
+            assert pipe.recv() == "imported"
+            if moments.random() < 0.8:
+                assert pipe.recv() == "opened"
+            time.sleep(moments.uniform(0.0, 0.4))
+            process.kill()
+            process.join()
+            accepted += said(pipe)
+        process, _ = started(tmp_path, receiver.url, accepting=False)
+        store = open_chaos_store(tmp_path)
+        settle(store, 90)
+        process.kill()
+        process.join()
+        assert len(accepted) >= kills // 2
+        account_for(store, accepted, receiver)
+        store.close()
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_worker_that_is_killed_again_and_again_loses_nothing(tmp_path, kills):
+    moments = random.Random(6)
+    store = open_chaos_store(tmp_path)
+    engine = LocalEngine(RunnerSpec("engine_support:open_runner", {}), "cpu", Patience(20, 20, 1))
+    supervisor = supervisor_of(store, engine)
+    supervisor.start()
+    names = []
+    for _ in range(kills):
+        names += [ask(store, input={"do": "nap"}).id for _ in range(3)]
+        time.sleep(moments.uniform(0.2, 0.7))
+        if pid := engine.pid:
+            os.kill(pid, signal.SIGKILL)
+    settle(store, 60)
+    supervisor.stop()
+    done = [store.predictions.get(name) for name in names]
+    assert all(len(each.output) == 1 for each in done if each.status is State.SUCCEEDED)
+    assert all(each.losses == MOST_LOSSES for each in done if each.status is State.FAILED)
+    assert any(each.losses for each in done)
+    store.close()
+
+
+def settle(store, seconds):
+    end = time.monotonic() + seconds
+    while store.predictions.waiting().count or store.webhooks.next_due() is not None:
+        assert time.monotonic() < end, "it never came to rest"
+        time.sleep(0.1)
+
+
+def account_for(store, accepted, receiver):
+    assert len(set(accepted)) == len(accepted)
+    told = Counter()
+    ids = {}
+    for *_, headers, body in receiver.requests:
+        name = json.loads(body)["id"]
+        told[name] += 1
+        ids.setdefault(name, set()).add(headers["webhook-id"])
+    for name in accepted:
+        done = store.predictions.get(name)
+        assert done.status.terminal
+        if done.status is State.FAILED:
+            assert done.losses == MOST_LOSSES
+        else:
+            (file,) = done.output
+            assert store.files.path(store.files.get(file[FILE_KEY])).read_bytes() == name.encode()
+        assert told[name] >= 1
+        assert len(ids[name]) == 1

