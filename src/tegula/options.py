@@ -160,8 +160,8 @@ class UpscaleOptions:
         preset=True,
     )
     colour_lock: str = knob(
-        "Holds the colours of the result to the prescaled picture: local tones, "
-        "overall statistics, or not at all.",
+        "Holds the colours of the result to the source: local tones, overall statistics, or "
+        "not at all.",
         "wavelet", choices=COLOUR_LOCKS,
     )  # fmt: skip
     mode: str = knob(

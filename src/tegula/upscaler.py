@@ -16,7 +16,6 @@ from tegula.errors import CancelledError
 from tegula.images.hdr import fuse_exposures
 from tegula.images.metadata import Metadata
 from tegula.images.opening import Source
-from tegula.images.pixels import Float
 from tegula.images.resize import enlarge_lanczos
 from tegula.models.bundle import Bundle
 from tegula.models.devices import pick_device, pick_dtype
@@ -26,7 +25,7 @@ from tegula.options import ResolvedOptions, UpscaleOptions, resolve
 from tegula.plan import PixelCost, Plan, make_plan, pixel_cost
 from tegula.progress import Cancelled, OnProgress, Reporter, never_cancelled
 from tegula.stages.control_by_place import read_control
-from tegula.stages.finish import finish, source_image
+from tegula.stages.finish import finish, lock_colour, source_image
 from tegula.stages.prepare import Prepared, prepare
 from tegula.stages.prescale import prescale
 from tegula.stages.refine_canvas import refine_canvas
@@ -156,17 +155,21 @@ class Upscaler:
             prescaler = self._prescaler(resolved.prescaler)
             reporter = Reporter(on_progress, plan.shares)
         with clock("prescale"):
-            prescaled = prescale(
-                prepared.rgb,
-                (resolved.width, resolved.height),
-                prescaler,
-                on_unit=reporter.units("prescale"),
-                cancelled=cancelled,
-            )
+            size = resolved.width, resolved.height
+            report = reporter.units("prescale")
+            prescaled = prescale(prepared.rgb, size, prescaler, on_unit=report, cancelled=cancelled)
+            enlarged = enlarge_lanczos(prepared.rgb, size)
+            prescaled = lock_colour(prescaled, enlarged, resolved)
             prescaled = fuse_exposures(prescaled, resolved.hdr)
         with clock("refine"):
             strength = where.strength(prescaled, resolved.flat_skip)
-            refined = self._refine(prepared, prescaled, resolved, reporter, cancelled, strength)
+            refined = prescaled
+            if resolved.refines:
+                refine = refine_redraw if resolved.mode == "redraw" else refine_canvas
+                report = reporter.units("refine")
+                refined = refine(
+                    self.bundle, prescaled, enlarged, resolved, report, cancelled, strength
+                )
         with clock("finish"):
             reporter.begin("finish")
             finished = finish(refined, prescaled, prepared, resolved, where.mask)
@@ -196,22 +199,6 @@ class Upscaler:
         prescaler = self._prescaler(resolved.prescaler)
         plan = make_plan(self.bundle, self._cost, prescaler, prepared.size, resolved)
         return prepared, resolved, plan
-
-    def _refine(
-        self,
-        prepared: Prepared,
-        prescaled: Float,
-        options: ResolvedOptions,
-        reporter: Reporter,
-        cancelled: Cancelled,
-        strength: Float | None,
-    ) -> Float:
-        if not options.refines:
-            return prescaled
-        source = enlarge_lanczos(prepared.rgb, (options.width, options.height))
-        report = reporter.units("refine")
-        refine = refine_redraw if options.mode == "redraw" else refine_canvas
-        return refine(self.bundle, prescaled, source, options, report, cancelled, strength)
 
     @cached_property
     def _cost(self) -> PixelCost:
