@@ -13,7 +13,7 @@ from PIL import Image
 from tegula.images.resize import enlarge_lanczos
 from tegula.models.prescalers import Prescaler, load_prescaler
 from tegula.options import PRESETS, ResolvedOptions, UpscaleOptions
-from tegula.stages.finish import finish
+from tegula.stages.finish import finish, lock_colour
 from tegula.stages.prepare import Prepared
 from tegula.stages.prescale import prescale
 from tegula.stages.refine_canvas import canvas_for, latent_grid, refine_canvas
@@ -33,8 +33,15 @@ class Method:
 
 
 def alone(prescaler: str) -> Method:
-    """Return a prescaler without refine."""
-    return Method(prescaler, UpscaleOptions(prescaler=prescaler, creativity=0, seed=SEED))
+    """Return a prescaler's net and nothing else."""
+    options = UpscaleOptions(prescaler=prescaler, creativity=0, colour_lock="none", seed=SEED)
+    return Method(prescaler, options)
+
+
+def held(prescaler: str) -> Method:
+    """Return a prescaler whose colours are held to the source, without refine."""
+    options = UpscaleOptions(prescaler=prescaler, creativity=0, seed=SEED)
+    return Method(f"{prescaler}, colours held", options)
 
 
 def preset(name: str) -> Method:
@@ -42,7 +49,12 @@ def preset(name: str) -> Method:
     return Method(f"mini {name}", UpscaleOptions(preset=name, seed=SEED))
 
 
-METHODS = (alone("lanczos"), *map(alone, PRESCALERS), *map(preset, PRESETS))
+METHODS = (
+    alone("lanczos"),
+    *map(alone, PRESCALERS),
+    held(PRESCALERS[0]),
+    *map(preset, PRESETS),
+)
 
 
 @dataclass(frozen=True)
@@ -68,10 +80,10 @@ class Runner:
         """Enlarge one picture with one method, as ``Upscaler.upscale`` does."""
         image = Image.fromarray(small)
         prepared, resolved, _ = self._upscaler.prepare(image, replace(options, scale=scale))
-        prescaled = self._prescaled(prepared, resolved, small)
+        source = enlarge_lanczos(prepared.rgb, (resolved.width, resolved.height))
+        prescaled = lock_colour(self._prescaled(prepared, resolved, small), source, resolved)
         if resolved.creativity == 0:
             return Result(prescaled, 0.0, (), ())
-        source = enlarge_lanczos(prepared.rgb, (resolved.width, resolved.height))
         began = time.perf_counter()
         refined = refine_canvas(self._upscaler.bundle, prescaled, source, resolved)
         seconds = time.perf_counter() - began
