@@ -33,13 +33,20 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def packaged():
-    return Upscaler.load("mini", device="cpu", precision="fp32")
+    return Upscaler.load("mini", device="cpu")
 
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
     path = tmp_path_factory.mktemp("pictures") / "small.png"
     Image.fromarray(np.uint8(photograph(48, 32) * 255)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def square(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "square.png"
+    Image.fromarray(np.uint8(photograph(64, 64) * 255)).save(path)
     return path
 
 
@@ -73,15 +80,15 @@ def test_a_model_runs_with_its_own_defaults(tiny, picture, reference):
 def test_a_model_runs_with_its_own_defaults_on_the_packaged_bundle(packaged, picture, reference):
     image, _, _ = ran(packaged, reference, picture, seed=3)
     plain, _, _ = ran(packaged, "nightmareai/real-esrgan", picture, scale=QUICK[reference][0])
-    both = [np.asarray(each.convert("RGB"), float) for each in (image, plain)]
-    assert np.abs(both[0] - both[1]).mean() < 12
+    both = [np.asarray(each.convert("RGB"), float).ravel() for each in (image, plain)]
+    assert np.corrcoef(*both)[0, 1] > 0.97
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("label", "form"), [("1", "PNG"), ("2", "JPEG")])
-def test_the_tile_model_runs_at_its_smallest_size(packaged, picture, label, form):
-    image, _, log = ran(packaged, f"{TILE}:{label}", picture, steps=2, resolution=2048)
-    assert image.size == (3072, 2048)
+def test_the_tile_model_runs_at_its_smallest_size(packaged, square, label, form):
+    image, _, log = ran(packaged, f"{TILE}:{label}", square, steps=2, resolution=2048)
+    assert image.size == (2048, 2048)
     assert image.format == form
     assert any("LoRA" in sentence for sentence in log) == (label == "2")
 

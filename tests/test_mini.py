@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from support import photograph
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
@@ -16,7 +20,8 @@ from tegula.models.mini import words
 from tegula.models.mini.bundle import SCHEDULER, WEIGHTS, load_mini
 from tegula.models.mini.latents import BlockAutoencoder, dct_filters, luma
 from tegula.models.mini.network import MiniDenoiser, MiniNetwork, NetworkShape, prepare
-from tegula.options import PRESETS
+from tegula.options import PRESETS, UpscaleOptions
+from tegula.upscaler import Upscaler
 
 CPU = torch.device("cpu")
 SHAPE = NetworkShape(widths=(32, 48), down=(1,), middle=1, up=(1,), words=words.VOCABULARY_SIZE)
@@ -220,3 +225,16 @@ def test_weights_with_other_words_are_refused(folder):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(BrokenWeightsError, match="other words"):
         load_mini(CPU, torch.float32, folder)
+
+
+def test_a_guidance_scale_that_would_tear_the_picture_is_held_and_told():
+    upscaler = Upscaler.load("mini", device="cpu", precision="fp32")
+    picture = Image.fromarray((photograph(64, 64) * 255).astype(np.uint8))
+    asked = UpscaleOptions(prescaler="lanczos", seed=1, guidance_scale=8.0)
+    held, told = (
+        upscaler.upscale(picture, dataclasses.replace(asked, guidance_scale=scale))
+        for scale in (8.0, 2.0)
+    )
+    assert np.array_equal(held.image, told.image)
+    assert held.warnings == ("mini takes a guidance scale of up to 2; 8 was held to it.",)
+    assert told.warnings == ()

@@ -182,7 +182,11 @@ class Upscaler:
             metadata=finished.metadata,
             timings=clock.seconds,
             plan=plan,
-            warnings=(*self.bundle.warnings, *self._about_words(resolved), *finished.warnings),
+            warnings=(
+                *self.bundle.warnings,
+                *self._held_back(asked, resolved),
+                *finished.warnings,
+            ),
         )
 
     def prepare(
@@ -196,6 +200,8 @@ class Upscaler:
         prepared = prepare(source, options)
         facts = self.bundle.facts
         resolved = resolve(options, facts.presets, facts.window, prepared.facts.size)
+        guidance_scale = min(resolved.guidance_scale, facts.strongest_guidance)
+        resolved = dataclasses.replace(resolved, guidance_scale=guidance_scale)
         prescaler = self._prescaler(resolved.prescaler)
         plan = make_plan(self.bundle, self._cost, prescaler, prepared.size, resolved)
         return prepared, resolved, plan
@@ -219,13 +225,18 @@ class Upscaler:
             "asked": asked.changed(),
         }
 
-    def _about_words(self, options: ResolvedOptions) -> tuple[str, ...]:
+    def _held_back(self, asked: UpscaleOptions, options: ResolvedOptions) -> Iterator[str]:
         if not options.refines:
-            return ()
+            return
+        facts = self.bundle.facts
+        if asked.guidance_scale is not None and asked.guidance_scale > options.guidance_scale:
+            yield (
+                f"{facts.name} takes a guidance scale of up to {facts.strongest_guidance:g}; "
+                f"{asked.guidance_scale:g} was held to it."
+            )
         ignored = self.bundle.text.ignored_words(f"{options.prompt} {options.negative_prompt}")
-        if not ignored:
-            return ()
-        return (f"{self.bundle.facts.name} does not know and ignores: {', '.join(ignored)}.",)
+        if ignored:
+            yield f"{facts.name} does not know and ignores: {', '.join(ignored)}."
 
 
 class _Clock:

@@ -145,6 +145,7 @@ class BundleFacts:
         ``minimum_window`` work, in multiples of ``window_multiple``.
     presets: the numbers behind each preset name for this bundle.
     fingerprint: a hash over the weights, part of a result's metadata.
+    strongest_guidance: guidance scales above it break pictures and are held to it.
     """
 
     name: str
@@ -157,6 +158,7 @@ class BundleFacts:
     presets: Mapping[str, PresetValues]
     fingerprint: str
     licence: str
+    strongest_guidance: float = 30.0
 
 
 @dataclass(frozen=True)
