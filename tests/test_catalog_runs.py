@@ -44,6 +44,13 @@ def picture(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def cat(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "cat.png"
+    Image.fromarray(np.uint8(photograph(96, 64, "chelsea") * 255)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
 def square(tmp_path_factory):
     path = tmp_path_factory.mktemp("pictures") / "square.png"
     Image.fromarray(np.uint8(photograph(64, 64) * 255)).save(path)
@@ -77,11 +84,11 @@ def test_a_model_runs_with_its_own_defaults(tiny, picture, reference):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", QUICK)
-def test_a_model_runs_with_its_own_defaults_on_the_packaged_bundle(packaged, picture, reference):
-    image, _, _ = ran(packaged, reference, picture, seed=3)
-    plain, _, _ = ran(packaged, "nightmareai/real-esrgan", picture, scale=QUICK[reference][0])
+def test_a_model_runs_with_its_own_defaults_on_the_packaged_bundle(packaged, cat, reference):
+    image, _, _ = ran(packaged, reference, cat, seed=3)
+    plain, _, _ = ran(packaged, "nightmareai/real-esrgan", cat, scale=QUICK[reference][0])
     both = [np.asarray(each.convert("RGB"), float).ravel() for each in (image, plain)]
-    assert np.corrcoef(*both)[0, 1] > 0.97
+    assert np.corrcoef(*both)[0, 1] > 0.98
 
 
 @pytest.mark.slow
