@@ -36,18 +36,25 @@ def upscaled(upscaler, photograph, **options):
     return np.asarray(upscaler.upscale(image, UpscaleOptions(**(ASKED | options))).image) / 255
 
 
+def against_no_tiles(upscaler, **options):
+    """Border gradients over those of canvas mode, the geometric mean over photographs.
+
+    One photograph has six borders, and what lies on them by chance moves its ratio by 5%.
+    """
+    photographs = [getattr(data, name)() for name in ("rocket", "camera", "astronaut")]
+    ratios = [
+        border_gradient(upscaled(upscaler, photograph, **TILES, **options))
+        / border_gradient(upscaled(upscaler, photograph))
+        for photograph in photographs
+    ]
+    return np.exp(np.log(ratios).mean())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rocket", "camera", "astronaut"])
-def test_tile_borders_are_no_steeper_than_without_tiles(upscaler, name):
-    photograph = getattr(data, name)()
-    without = border_gradient(upscaled(upscaler, photograph))
-    fixed = upscaled(upscaler, photograph, **SEAM_FIX, **TILES)
-    assert border_gradient(fixed) / without == pytest.approx(1, abs=0.03)
+def test_tile_borders_are_as_steep_as_without_tiles(upscaler):
+    assert against_no_tiles(upscaler, **SEAM_FIX) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.slow
 def test_the_measure_sees_tiles_that_are_cut_hard(upscaler):
-    photograph = data.rocket()
-    without = border_gradient(upscaled(upscaler, photograph))
-    hard = upscaled(upscaler, photograph, tile_blur=0, tile_padding=0, **TILES)
-    assert border_gradient(hard) / without > 1.04
+    assert against_no_tiles(upscaler, tile_blur=0, tile_padding=0) > 1.04
