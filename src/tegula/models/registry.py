@@ -70,7 +70,7 @@ _ENTRIES = (
         "mini",
         "Packaged with the program; runs on a CPU in seconds.",
         "Apache-2.0",
-        20_000_000,
+        9_200_000,
     ),
     _fine_tune(
         "realistic-vision-5.1",
