@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 environment = {
@@ -60,6 +61,9 @@ def main():
         made = call("get_predictions", prediction_id=made["id"])
     written = base64.b64decode(made["output"].partition(",")[2])
     Path(os.environ["OUTPUT"]).write_bytes(written)
+    link = call("list_predictions")["results"][0]["output"]
+    with urllib.request.urlopen(link) as answer:
+        fetched = answer.read()
     seen = {
         "tools": len(tools),
         "found": "high-resolution-controlnet-tile" in json.dumps(found),
@@ -67,6 +71,7 @@ def main():
         "output": made["output"][:14],
         "account": call("get_account")["username"],
         "searched": searched,
+        "fetched": fetched == written,
     }
     print(json.dumps(seen))
 

@@ -25,7 +25,15 @@ async function guide() {
     },
   });
   await writeFile(process.env.OUTPUT, output[0]);
-  return (await readFile(process.env.OUTPUT)).subarray(1, 4).toString();
+  const given = (await replicate.predictions.list()).results[0].input;
+  return { kind: (await readFile(process.env.OUTPUT)).subarray(1, 4).toString(), uploaded: new URL(given.image).pathname.startsWith("/v1/files/") };
+}
+
+async function uploaded() {
+  const made = await replicate.files.create(image); // a Buffer
+  const output = await replicate.run("tegula/upscale", { input: { image: made.urls.get } });
+  const again = await (await fetch(made.urls.get, { headers: { authorization: `Bearer ${process.env.TOKEN}`, accept: "image/png" } })).arrayBuffer();
+  return { same: image.equals(Buffer.from(again)), bytes: (await output.blob()).size };
 }
 
 async function enlarged() {
@@ -128,7 +136,7 @@ async function deployments() {
 }
 
 const wanted = process.env.STEPS?.split(" ");
-const steps = [guide, enlarged, polled, streamed, aborted, failed, refused, files, webhook, lists, deployments];
+const steps = [guide, uploaded, enlarged, polled, streamed, aborted, failed, refused, files, webhook, lists, deployments];
 for (const step of steps.filter((step) => !wanted || wanted.includes(step.name))) {
   try {
     seen[step.name] = await step();

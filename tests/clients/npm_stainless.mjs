@@ -6,6 +6,7 @@ const require = createRequire(process.env.CLIENTS + "/npm/");
 const Replicate = require("replicate-stainless").default;
 const client = new Replicate({ bearerToken: process.env.TOKEN, baseURL: process.env.URL + "/v1" });
 const image = await readFile(process.env.IMAGE);
+const dataUri = `data:image/png;base64,${image.toString("base64")}`;
 const seen = {};
 
 async function guide() {
@@ -25,12 +26,24 @@ async function polled() {
   return String(output).slice(0, 14);
 }
 
+async function files() {
+  const made = await client.files.create({ content: new File([image], "photo.png", { type: "image/png" }) });
+  const got = await client.files.get({ file_id: made.id });
+  await client.files.delete({ file_id: made.id });
+  return [got.content_type, got.size === image.length];
+}
+
+async function cancelled() {
+  const made = await client.predictions.create({ version: "tegula/upscale", input: { image: dataUri, prompt: "slow" } });
+  return (await client.predictions.cancel({ prediction_id: made.id })).status;
+}
+
 async function lists() {
   const predictions = [];
   for await (const one of client.predictions.list()) predictions.push(one.id);
   const found = await client.models.search({ body: "controlnet tile" });
   return {
-    predictions: predictions.length > 0,
+    predictions: new Set(predictions).size,
     models: (found.results ?? found.models ?? []).map((one) => one.name),
     account: (await client.account.get()).username,
     hardware: (await client.hardware.list()).map((one) => one.sku),
@@ -39,7 +52,7 @@ async function lists() {
 }
 
 const wanted = process.env.STEPS?.split(" ");
-for (const step of [guide, enlarged, polled, lists].filter((step) => !wanted || wanted.includes(step.name))) {
+for (const step of [guide, enlarged, polled, files, cancelled, lists].filter((step) => !wanted || wanted.includes(step.name))) {
   try {
     seen[step.name] = await step();
   } catch (error) {

@@ -57,6 +57,24 @@ def streamed():
     return [event.event.value for event in made.stream()]
 
 
+def by_module():
+    """The functions of the module, which take address and token from the environment."""
+
+    async def run():
+        with IMAGE.open("rb") as image:
+            output = await replicate.async_run("tegula/upscale", input={"image": image})
+        with IMAGE.open("rb") as image:
+            given = {"image": image}
+            events = await replicate.async_stream("tegula/upscale", input=given)
+            return len(await output.aread()), [event.event.value async for event in events]
+
+    with IMAGE.open("rb") as image:
+        output = replicate.run("tegula/upscale", input={"image": image})
+    with IMAGE.open("rb") as image:
+        events = list(replicate.stream("tegula/upscale", input={"image": image}))
+    return [len(output.read()), [event.event.value for event in events], *asyncio.run(run())]
+
+
 def progressed():
     with IMAGE.open("rb") as image:
         made = client.predictions.create(model="tegula/upscale", input={"image": image})
@@ -126,8 +144,8 @@ def deployment():
 
 def main():
     wanted = os.environ.get("STEPS", "").split()
-    steps = (guide, single, enlarged, base64, in_async, streamed, progressed, cancelled, failed)
-    steps = (*steps, refused, files, lists, deployment)
+    steps = (guide, single, enlarged, base64, in_async, streamed, by_module)
+    steps = (*steps, progressed, cancelled, failed, refused, files, lists, deployment)
     seen = {}
     for step in (step for step in steps if not wanted or step.__name__ in wanted):
         try:

@@ -37,6 +37,15 @@ def used():
     return [made.suffix, made.read_bytes()[1:4].decode()]
 
 
+def used_in_async():
+    async def run():
+        model = replicate.use("tegula/upscale", use_async=True)
+        made = Path(await model(image=IMAGE.open("rb")))
+        return [made.suffix, made.read_bytes()[1:4].decode()]
+
+    return asyncio.run(run())
+
+
 def in_async():
     async def run():
         async with AsyncReplicate(bearer_token=TOKEN, base_url=URL) as own:
@@ -75,7 +84,7 @@ def files():
 
 def lists():
     return {
-        "predictions": len(list(client.predictions.list())) > 0,
+        "predictions": len({one.id for one in client.predictions.list()}),
         "search": [found.name for found in client.models.search(body="controlnet tile")],
         "versions": len(list(client.models.versions.list(**MODEL_NAME))),
         "hardware": [one.sku for one in client.hardware.list()],
@@ -87,7 +96,8 @@ def lists():
 
 def main():
     seen = {}
-    steps = (guide, single, enlarged, used, in_async, streamed, cancelled, failed, files, lists)
+    steps = (guide, single, enlarged, used, used_in_async, in_async)
+    steps = (*steps, streamed, cancelled, failed, files, lists)
     wanted = os.environ.get("STEPS", "").split()
     for step in (step for step in steps if not wanted or step.__name__ in wanted):
         try:
