@@ -1,9 +1,10 @@
 """How the server bears load: durable creates a second, the time of a get, what a wait adds.
 
     python -m bench.server [--clients 50] [--seconds 5]
+    python -m bench.server --soak 600 [--clients 4] [--bundle mini]
 
 Serves over SQLite on the loopback with an engine that does nothing, and drives it from a
-second process over kept connections. Prints one JSON object.
+second process over kept connections. Prints one JSON object. ``soak`` measures memory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from bench.soak import KEPT_S, background, soak
 
 PICTURE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5E"
@@ -64,14 +67,23 @@ class NoOp:
             self._store.queue.succeed(claimed.id, claimed.attempt)
 
 
-def serve(folder: str, port: int, token: Any) -> None:
+@dataclass(frozen=True)
+class Soaked:
+    """That the server is to be soaked, with the weights of a bundle or with none."""
+
+    bundle: str | None
+
+
+def serve(folder: str, port: int, token: Any, soaked: Soaked | None) -> None:
     """Serve until killed; puts a token into the queue when ready."""
     import uvicorn
 
     from tegula.api.app import create_app
+    from tegula.cli.serve import share_heaps
     from tegula.predictions.settings import ServerSettings
     from tegula.predictions.store import Store
 
+    share_heaps()
     settings = ServerSettings(
         folder=Path(folder),
         public_url=f"http://127.0.0.1:{port}",
@@ -79,10 +91,14 @@ def serve(folder: str, port: int, token: Any) -> None:
         requests_per_minute=0,
         max_waiting=1_000_000,
         max_waiting_seconds=1e12,
+        retention_seconds=KEPT_S,
+        fetch_private=True,
+        fetch_ports=(),
     )
     store = Store.open(settings)
     token.put(store.accounts.create_token(store.accounts.ensure("bench").id, "bench")[1])
-    app = create_app(store, background=[NoOp(store)])
+    work = background(store, soaked.bundle) if soaked else [NoOp(store)]
+    app = create_app(store, background=work)
     uvicorn.run(app, port=port, log_level="warning", timeout_keep_alive=600)
 
 
@@ -184,11 +200,19 @@ def measure(port: int, token: str, count: int, seconds: float) -> dict[str, Any]
     }
 
 
+def soaked_body(webhook: str) -> str:
+    """Return a create with a picture of its own and a webhook."""
+    given = {"image": PICTURE, "prompt": str(random.random())}
+    return json.dumps({"version": "tegula/upscale", "input": given, "webhook": webhook})
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--clients", type=int)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="measure memory instead")
+    parser.add_argument("--bundle", help="weights that the soaked worker runs; none by default")
     given = parser.parse_args()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -196,13 +220,19 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         tokens = context.Queue()
-        server = context.Process(target=serve, args=(folder, port, tokens), daemon=True)
+        soaked = Soaked(given.bundle) if given.soak else None
+        server = context.Process(target=serve, args=(folder, port, tokens, soaked))
         server.start()
         token = tokens.get(timeout=60)
         while socket.socket().connect_ex(("127.0.0.1", port)):
             time.sleep(0.05)
         try:
-            print(json.dumps(measure(port, token, given.clients, given.seconds), indent=2))
+            if given.soak:
+                clients = [Client(port, token) for _ in range(given.clients or 4)]
+                told = soak(clients, soaked_body, server.pid or 0, given.soak)
+            else:
+                told = measure(port, token, given.clients or 50, given.seconds)
+            print(json.dumps(told, indent=2))
         finally:
             server.kill()
             server.join()

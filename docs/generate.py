@@ -1,4 +1,4 @@
-"""Writes the pages of docs/ that are made from the code: `python -m docs.generate`."""
+"""Writes what of docs/ is made from the code, pages and a diagram: `python -m docs.generate`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tegula.knobs import Knob, plain
 from tegula.models.mini.bundle import CONFIG_FILE, WEIGHTS, read_config
 from tegula.models.sd15.facts import PRESETS as SD15
 from tegula.options import KNOBS, PRESETS, PresetValues, UpscaleOptions
+from tegula.predictions.states import TRANSITIONS, State, Trigger
 
 FOLDER = Path(__file__).parent
 
@@ -92,6 +93,38 @@ def _limits(known: Field) -> list[float]:
 PAGES: Mapping[str, Callable[[], str]] = {"models.md": models_page, "options.md": options_page}
 
 
+_HAPPENS: Mapping[Trigger, str] = {
+    Trigger.START: "a worker begins",
+    Trigger.SUCCEED: "done",
+    Trigger.FAIL: "error",
+    Trigger.CANCEL: "cancel",
+    Trigger.EXPIRE: "deadline",
+    Trigger.REQUEUE: "its worker was lost, or the server stops",
+}
+
+
+def state_diagram() -> str:
+    """Return the states of a prediction and the ways between them, as Mermaid."""
+    ways: dict[tuple[State, State], list[str]] = {}
+    for (state, trigger), then in TRANSITIONS.items():
+        ways.setdefault((state, then), []).append(_HAPPENS[trigger])
+    lines = [
+        f"    {state.value} --> {then.value}: {' or '.join(triggers)}"
+        for (state, then), triggers in ways.items()
+    ]
+    ends = [f"    {state.value} --> [*]" for state in State if state.terminal]
+    begin = "    [*] --> starting: accepted, on the disk"
+    told = "    note right of aborted: told as canceled"
+    return "\n".join(["```mermaid", "stateDiagram-v2", begin, *lines, *ends, told, "```"])
+
+
+def with_diagram(page: str) -> str:
+    """Return a page with its state diagram as the code has it now."""
+    before, fence, rest = page.partition("```mermaid\nstateDiagram-v2")
+    _, _, after = rest.partition("\n```")
+    return f"{before}{state_diagram()}{after}" if fence else page
+
+
 def _row(name: str, knob: Knob, default: object) -> str:
     return f"| `{name}` | {_range(knob, default)} | {_default(knob, default)} | {knob.effect} |"
 
@@ -137,6 +170,8 @@ def main() -> None:
     """Write every generated page."""
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page())
+    server = FOLDER / "server.md"
+    server.write_text(with_diagram(server.read_text()))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,13 @@ def hang(job: Job, cancelled: Cancelled) -> None:
     time.sleep(60)
 
 
+def toil(job: Job, cancelled: Cancelled) -> None:
+    """Work on for three seconds without a word, asking only whether to go on."""
+    end = time.monotonic() + 3
+    while time.monotonic() < end and not cancelled():
+        time.sleep(0.02)
+
+
 def run_out_of_memory(job: Job, cancelled: Cancelled) -> None:
     raise OutOfMemoryError("Even one window does not fit.")
 
@@ -78,5 +85,17 @@ def wait(job: Job, cancelled: Cancelled) -> None:
 
 ACTS = {
     act.__name__: act
-    for act in (finish, nap, die, die_once, stop, hang, run_out_of_memory, refuse, stumble, wait)
+    for act in (
+        finish,
+        nap,
+        toil,
+        die,
+        die_once,
+        stop,
+        hang,
+        run_out_of_memory,
+        refuse,
+        stumble,
+        wait,
+    )
 }

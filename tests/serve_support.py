@@ -33,7 +33,7 @@ def served(folder: Path) -> Iterator[Served]:
     where = ["--folder", str(folder)]
     made = _tegula("tokens", "create", "tests", *where, stdout=subprocess.PIPE, text=True)
     token = made.communicate()[0].strip()
-    port = _free_port()
+    port = free_port()
     server = _tegula("serve", "--port", str(port), "--device", "cpu", *where)
     try:
         url = f"http://127.0.0.1:{port}"
@@ -55,7 +55,7 @@ def photo() -> bytes:
     return stream.getvalue()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

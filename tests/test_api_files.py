@@ -282,6 +282,20 @@ def test_the_output_of_a_run_that_was_lost_is_not_streamed(server: Server):
     assert happened[0][2].endswith("out-0.png")
 
 
+def test_lost_output_is_not_streamed_while_the_next_run_waits_either(server: Server):
+    made = server.create()
+    first = server.store.queue.claim("tests")
+    assert first is not None
+    server.store.queue.start(first.id, first.attempt)
+    server.store.queue.report(first.id, first.attempt, Report(outputs=["lost"] * 1500))
+    server.store.queue.lose(first.id, first.attempt, "it was killed")
+    timer = server.work_soon(0.3)
+    happened = events_of(server.get(made["urls"]["stream"]).text)
+    timer.join()
+    assert [kind for kind, _, _ in happened] == ["output", "done"]
+    assert happened[0][2].endswith("out-0.png")
+
+
 def test_a_stream_of_very_many_events_misses_none(server: Server):
     made = server.create()
     claimed = server.store.queue.claim("tests")

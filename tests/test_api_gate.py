@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 
 from tegula.api.gate import _Body
 from tegula.api.headers import parse_cancel_after, parse_prefer
-from tegula.api.logs import JsonLines
 from tegula.api.paths import normalise
+from tegula.predictions.logs import JsonLines, about
 
 NOBODY = {"authorization": ""}
 
@@ -212,29 +212,32 @@ def test_the_own_document_names_every_operation_once(server: Server):
     assert "post" in document["paths"]["/v1/predictions"]
 
 
-def test_the_documentation_is_a_page_that_needs_nothing_from_elsewhere(server: Server):
-    answer = server.get("/docs", headers=NOBODY)
-    assert "POST /v1/predictions" in answer.text
-    assert "http://" not in answer.text
-    assert "https://" not in answer.text
-
-
-def test_the_page_of_a_prediction_holds_no_data(server: Server):
-    made = server.create(prompt="secret words")
-    page = server.get(made["urls"]["web"], headers=NOBODY)
-    assert page.status_code == 200
-    assert "secret words" not in page.text
-    assert "script-src 'self'" in page.headers["content-security-policy"]
-    script = server.get("/pages/prediction.js", headers=NOBODY)
-    assert script.headers["content-type"].startswith("text/javascript")
-    assert "innerHTML" not in script.text
-
-
 def test_a_log_line_is_json_with_the_prediction():
     record = logging.LogRecord("x", logging.INFO, "f", 1, "took %d", (3,), None)
     record.prediction = "abc"
     line = json.loads(JsonLines().format(record))
     assert (line["message"], line["prediction"], line["level"]) == ("took 3", "abc", "info")
+
+
+def test_every_line_within_a_block_names_what_the_block_is_about():
+    record = logging.LogRecord("x", logging.INFO, "f", 1, "deep inside", (), None)
+    with about(prediction="abc", account="ana"), about(prediction="def"):
+        line = json.loads(JsonLines().format(record))
+    assert (line["prediction"], line["account"]) == ("def", "ana")
+    assert "prediction" not in json.loads(JsonLines().format(record))
+
+
+def test_the_lines_of_a_request_name_its_prediction(server: Server, caplog):
+    caplog.handler.setFormatter(JsonLines())
+    with caplog.at_level(logging.INFO, "tegula"):
+        made = server.create()
+        server.get(f"/v1/predictions/{made['id']}")
+        server.work()
+        server.get(made["urls"]["stream"])
+    lines = [json.loads(line) for line in caplog.text.splitlines() if line.startswith("{")]
+    asked = [line for line in lines if line["logger"] == "tegula.api"]
+    assert len(asked) == 4
+    assert {line["prediction"] for line in asked} == {made["id"]}
 
 
 def tegula(folder, *words: str) -> subprocess.CompletedProcess[str]:

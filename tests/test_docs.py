@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from docs.generate import FOLDER, PAGES
+from docs.generate import FOLDER, PAGES, with_diagram
+from tegula.predictions.settings import ServerSettings
+from tegula.predictions.states import TRANSITIONS
 
 ROOT = FOLDER.parent
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(FOLDER.rglob("*.md"))]
@@ -14,6 +16,20 @@ PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(FOLDER.rglob("*.m
 @pytest.mark.parametrize("name", PAGES)
 def test_a_generated_page_is_what_the_code_makes_now(name):
     assert (FOLDER / name).read_text() == PAGES[name](), "run `make docs`"
+
+
+def test_the_state_diagram_is_the_table_of_transitions():
+    page = (FOLDER / "server.md").read_text()
+    assert with_diagram(page) == page, "run `make docs`"
+    drawn = set(re.findall(r"^ {4}(\w+) --> (\w+):", page, re.MULTILINE))
+    assert drawn == {(state.value, then.value) for (state, _), then in TRANSITIONS.items()}
+
+
+def test_every_setting_of_the_server_is_explained():
+    page = (FOLDER / "server.md").read_text()
+    table = page.partition("## Settings")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE))))
+    assert named == set(ServerSettings.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("page", PROSE, ids=lambda path: path.name)

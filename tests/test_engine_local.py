@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -94,6 +95,13 @@ def test_a_silent_process_is_taken_for_dead(make_engine, run, do):
     assert gone(pid_of(events))
 
 
+def test_a_process_that_asks_whether_to_go_on_is_alive(make_engine, run):
+    engine = make_engine()
+    run(engine)
+    engine._patience = Patience(load=20, run=2, cancel=20)
+    assert isinstance(run(engine, "toil")[-1], Done)
+
+
 def test_out_of_memory_ends_the_process(make_engine, run):
     engine = make_engine()
     events = run(engine, "run_out_of_memory")
@@ -108,6 +116,13 @@ def test_errors_of_ours_are_told_and_others_are_not(make_engine, run):
     assert "ZeroDivisionError" in stumbled.error
     assert "secret" not in stumbled.error
     assert engine.pid is not None
+
+
+def test_what_a_process_logs_is_json_and_names_the_prediction(make_engine, run, capfd):
+    run(make_engine(), "stumble")
+    (line,) = (json.loads(line) for line in capfd.readouterr().err.splitlines())
+    assert (line["level"], line["prediction"]) == ("error", "name")
+    assert "ZeroDivisionError" in line["trace"]
 
 
 def test_cancelling_ends_the_job_and_keeps_the_process(make_engine, run):

@@ -116,6 +116,20 @@ def test_a_prediction_is_run_and_everything_recorded(store, supervise):
     assert list((store.settings.folder / "spool").iterdir()) == []
 
 
+def test_the_last_output_is_recorded_together_with_the_success(store, supervise):
+    seen = set()
+
+    def look(name):
+        now = store.predictions.get(name)
+        seen.add((now.status, now.output is not None))
+
+    store.changes.subscribe(look)
+    supervise(HereEngine())
+    ended(store, ask(store).id)
+    assert (State.PROCESSING, False) in seen
+    assert (State.PROCESSING, True) not in seen
+
+
 def test_a_model_of_one_picture_has_no_list(store, supervise):
     supervise(HereEngine(), resolver=lambda _: Resolved("ab", (), False))
     assert ended(store, ask(store).id).output["name"] == "out-0.png"

@@ -228,6 +228,10 @@ def test_inputs_are_fetched_and_kept_with_their_prediction(store, read):
         receiver.body = PNG
         assert read(f"{receiver.url}/cat.png").read_bytes() == PNG
     (made,) = store.predictions.page(None).items
+    kept = store.files.fetched(made.id, f"{receiver.url}/cat.png")
+    assert (kept.name, store.files.path(kept).read_bytes()) == ("cat.png", PNG)
+    with pytest.raises(NotFoundError):
+        store.files.fetched(made.id, receiver.url)
     store.predictions.remove(made.id)
     assert Sweeper(store, unused_for=timedelta()).sweep().blobs == 1
 

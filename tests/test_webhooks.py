@@ -258,6 +258,15 @@ def test_the_thread_sends_by_itself(store, receiver):
     deliverer.stop()
 
 
+def test_a_message_that_the_thread_did_not_see_is_sent_at_the_stop(store, receiver, monkeypatch):
+    monkeypatch.setattr(Deliverer, "_run", lambda self: self._stopped.wait())
+    deliverer = Deliverer(store, Fetcher(LOOPBACK, tls=TLS))
+    deliverer.start()
+    name = finish(store, receiver.url)
+    deliverer.stop()
+    assert waiting(store, name) == [("completed", "delivered")]
+
+
 def test_replaying_what_is_not_there_is_refused(store):
     with pytest.raises(NotFoundError):
         store.webhooks.replay("msg_none")

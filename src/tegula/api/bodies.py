@@ -59,18 +59,26 @@ def _can_be_kept(value: Any, levels: int) -> bool:
 class PredictionBody(Body):
     """What every way of creating a prediction takes; older clients send the last two."""
 
-    input: dict[str, Any]
-    webhook: OptionalUrl = None
-    webhook_events_filter: list[WebhookEvent] | None = None
-    stream: bool | None = None
-    webhook_completed: OptionalUrl = None
-    webhook_event_filter: list[WebhookEvent] | None = None
+    input: dict[str, Any] = Field(
+        description="What the model takes; files as addresses, of uploads too, or as data URIs."
+    )
+    webhook: OptionalUrl = Field(None, description="Told of what happens, by signed messages.")
+    webhook_events_filter: list[WebhookEvent] | None = Field(
+        None, description="What it is told of; `output` and `completed` when left out."
+    )
+    stream: bool | None = Field(None, description="Not needed: `urls.stream` is always there.")
+    webhook_completed: OptionalUrl = Field(None, description="What older clients send.")
+    webhook_event_filter: list[WebhookEvent] | None = Field(
+        None, description="What older clients send."
+    )
 
 
 class VersionedPredictionBody(PredictionBody):
     """The same with the version to run: an id, ``owner/name``, both, or ``latest``."""
 
-    version: str = Field(max_length=256)
+    version: str = Field(
+        max_length=256, description="An id, `owner/name`, `owner/name:id` or `latest`."
+    )
 
 
 class ModelBody(Body):

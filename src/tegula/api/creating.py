@@ -18,6 +18,7 @@ from tegula.api.bodies import PredictionBody
 from tegula.api.gate import Caller, caller_of
 from tegula.api.headers import Wait, parse_cancel_after, parse_prefer
 from tegula.api.library import Edition
+from tegula.api.origins import from_own_page
 from tegula.api.problems import InvalidField, ProblemError, invalid, invalid_header
 from tegula.api.service import Service
 from tegula.api.waiting import until_finished
@@ -70,16 +71,45 @@ async def create(request: Request, service: Service, order: Order) -> Response:
     """
     terms = _terms(request)
     caller = caller_of(request.state)
-    created = await run_in_threadpool(_accept, request, service, caller, order, terms)
+    asked = await run_in_threadpool(_hash, request, order.body)
+    repeat = f"{caller.token_id or caller.account.id} {asked}"
+    created = await _repeated(service, terms, repeat)
+    if created is None:
+        created = await run_in_threadpool(_accept, request, service, caller, order, terms, asked)
     prediction = created.prediction
+    request.state.prediction = prediction.id
     if not created.replayed:
-        about = {"prediction": prediction.id, "account": caller.account.username}
-        LOG.info("accepted %s", prediction.model, extra=about)
+        extra = {"prediction": prediction.id, "account": caller.account.username}
+        LOG.info("accepted %s", prediction.model, extra=extra)
     if terms.wait is not None:
-        prediction = await until_finished(
-            service.watch, prediction, service.read, terms.wait.hold_s
-        )
+        prediction = await _hold(request, service, prediction, terms.wait, repeat)
     return await run_in_threadpool(_answer, service, prediction, terms, created.replayed)
+
+
+async def _repeated(service: Service, terms: _Terms, repeat: str) -> Created | None:
+    """Return what an equal request made whose client gave up waiting for the answer."""
+    earlier = None if terms.key else await service.repeats.earlier(repeat)
+    if earlier is None:
+        return None
+    prediction = await service.read(earlier)
+    of_use = not prediction.status.terminal or prediction.status is State.SUCCEEDED
+    return Created(prediction, replayed=True) if of_use and not prediction.data_removed else None
+
+
+async def _hold(
+    request: Request, service: Service, prediction: Prediction, wait: Wait, repeat: str
+) -> Prediction:
+    held = service.repeats.hold(repeat, prediction.id, request.is_disconnected)
+    try:
+        return await until_finished(service.watch, prediction, service.read, wait.hold_s)
+    finally:
+        await service.repeats.release(repeat, held)
+
+
+def _hash(request: Request, body: PredictionBody) -> str:
+    """Return what is the same for two requests that ask for the same."""
+    asked = json.dumps([request.url.path, body.model_dump(mode="json")], sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def _terms(request: Request) -> _Terms:
@@ -94,7 +124,7 @@ def _terms(request: Request) -> _Terms:
 
 
 def _accept(
-    request: Request, service: Service, caller: Caller, order: Order, terms: _Terms
+    request: Request, service: Service, caller: Caller, order: Order, terms: _Terms, asked: str
 ) -> Created:
     _check(order)
     _check_webhook(service, order.body)
@@ -108,6 +138,7 @@ def _accept(
         model=order.edition.model,
         version=order.edition.id,
         input=inputs,
+        source="web" if from_own_page(request.headers, service.settings) else "api",
         token_id=caller.token_id,
         deployment=order.deployment,
         deadline=deadline or None,
@@ -115,12 +146,7 @@ def _accept(
         webhook_events=tuple(events or legacy or DEFAULT_WEBHOOK_EVENTS),
         estimated_seconds=service.estimate(order.edition.model),
     )
-    asked = json.dumps([request.url.path, body.model_dump(mode="json")], sort_keys=True)
-    return store.predictions.create(
-        new,
-        idempotency_key=terms.key,
-        request_hash=hashlib.sha256(asked.encode()).hexdigest(),
-    )
+    return store.predictions.create(new, idempotency_key=terms.key, request_hash=asked)
 
 
 def _check(order: Order) -> None:

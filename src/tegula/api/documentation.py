@@ -8,73 +8,116 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
-       padding: 0 1rem; color: #222; background: #fff; }
-h3 { margin-bottom: 0; } code, pre { font-family: ui-monospace, monospace; }
-pre { background: #f4f4f4; padding: .75rem; overflow: auto; }
-table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left;
-       vertical-align: top; }
-@media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd; }
-       pre { background: #252525; } a { color: #9cf; } }
+Operation = Mapping[str, Any]
+
+_HEAD = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>The API of tegula</title>
+<link rel="icon" href="/pages/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="/pages/page.css">
+<header class="bar">
+  <a class="brand" href="/">tegula</a>
+  <a href="/">Make a picture larger</a>
+</header>
+<main class="docs">
 """
+_EXAMPLE = """curl -s $URL/v1/predictions \\
+  -H "Authorization: Bearer $TOKEN" -H "Prefer: wait" -H "Content-Type: application/json" \\
+  -d '{"version": "tegula/upscale", "input": {"image": "data:image/png;base64,..."}}'"""
 
 
 def documentation_page(document: Mapping[str, Any]) -> str:
     """Return the page as HTML."""
-    info = document["info"]
-    body = "".join(_sections(document))
+    info, sections = document["info"], _sections(document)
+    contents = "".join(f'<li><a href="#{tag}">{_title(tag)}</a></li>' for tag in sections)
+    parts = "".join(
+        f'<section id="{tag}"><h2>{_title(tag)}</h2>{"".join(operations)}</section>'
+        for tag, operations in sections.items()
+    )
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>The API of {escape(info['title'])}</title><style>{_STYLE}</style>"
-        f"<h1>The API of {escape(info['title'])} {escape(info['version'])}</h1>"
-        f"<p>{_inline(info['description'])}</p>"
-        '<p>For programs: <a href="/openapi.json">openapi.json</a>.</p>'
-        f"{body}</html>"
+        f"{_HEAD}<h1>The API of {escape(info['title'])} {escape(info['version'])}</h1>"
+        f"<p>{_inline(info['description'])} For programs: "
+        '<a href="/openapi.json">openapi.json</a>.</p>'
+        f"<pre>{escape(_EXAMPLE)}</pre>"
+        f'<nav aria-label="Contents"><ul>{contents}</ul></nav>{parts}</main></html>'
     )
 
 
-def _sections(document: Mapping[str, Any]) -> Iterator[str]:
+def _sections(document: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the operations by their last tag, in the order of the document."""
     by_tag: dict[str, list[str]] = {}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            tag = operation.get("tags", ["other"])[-1]
-            by_tag.setdefault(tag, []).append(_operation(document, method, path, operation))
-    for tag, parts in by_tag.items():
-        yield f"<h2>{escape(tag.capitalize())}</h2>{''.join(parts)}"
+            tag = escape(operation.get("tags", ["other"])[-1])
+            by_tag.setdefault(tag, []).append("".join(_lines(document, method, path, operation)))
+    return by_tag
 
 
-def _operation(
-    document: Mapping[str, Any], method: str, path: str, operation: Mapping[str, Any]
-) -> str:
-    rows = "".join(_parameter(parameter) for parameter in operation.get("parameters", ()))
-    table = f"<table>{rows}</table>" if rows else ""
-    text = _inline(operation.get("description", ""))
-    title = f"<h3><code>{method.upper()} {escape(path)}</code></h3>"
-    return f"{title}<p>{text}</p>{table}{_body(document, operation)}"
+def _lines(
+    document: Mapping[str, Any], method: str, path: str, operation: Operation
+) -> Iterator[str]:
+    verb = f'<span class="verb">{method.upper()}</span>'
+    yield f"<h3><code>{verb} {escape(path)}</code></h3>"
+    yield f"<p>{_inline(operation.get('description', ''))}</p>"
+    if rows := "".join(_parameter(one) for one in operation.get("parameters", ())):
+        yield f'<div class="scroll"><table>{rows}</table></div>'
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        yield _body(document, kind, content["schema"])
+    yield f'<p class="soft">{_answers(operation)}</p>'
 
 
 def _parameter(parameter: Mapping[str, Any]) -> str:
-    needed = "required" if parameter.get("required") else ""
+    needed = ", required" if parameter.get("required") else ""
     about = _inline(parameter.get("description", ""))
     name = escape(parameter["name"])
-    return f"<tr><td><code>{name}</code></td><td>{parameter['in']} {needed}</td><td>{about}</td>"
+    return (
+        f'<tr><td><code>{name}</code></td><td class="soft">{parameter["in"]}{needed}</td>'
+        f"<td>{about}</td></tr>"
+    )
 
 
-def _body(document: Mapping[str, Any], operation: Mapping[str, Any]) -> str:
-    contents = operation.get("requestBody", {}).get("content", {})
-    parts = []
-    for kind, content in contents.items():
-        schema = json.dumps(_resolved(document, content["schema"]), indent=2)
-        about = f"<details><summary>Body, <code>{escape(kind)}</code></summary>"
-        parts.append(f"{about}<pre>{escape(schema)}</pre></details>")
-    return "".join(parts)
+def _answers(operation: Operation) -> str:
+    """Return what the statuses of an operation mean, where that does not go without saying."""
+    told = (
+        f"{status}: {_inline(answer['description']).rstrip('.')}"
+        for status, answer in operation["responses"].items()
+        if status != "422" and answer["description"] != "Successful Response"
+    )
+    return "; ".join(told)
 
 
-def _resolved(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
+def _body(document: Mapping[str, Any], kind: str, schema: Mapping[str, Any]) -> str:
+    """Return the fields of a body as a table, with the schema behind it."""
+    resolved = _resolved(document, schema)
+    required = resolved.get("required", ())
+    rows = "".join(
+        f"<tr><td><code>{escape(name)}</code></td>"
+        f'<td class="soft">{_type(field)}{", required" if name in required else ""}</td>'
+        f"<td>{_inline(field.get('description', ''))}</td></tr>"
+        for name, field in resolved.get("properties", {}).items()
+    )
+    text = escape(json.dumps(resolved, indent=2))
+    return (
+        f'<p>Body, <code>{escape(kind)}</code>:</p><div class="scroll"><table>{rows}</table></div>'
+        f"<details><summary>Schema</summary><pre>{text}</pre></details>"
+    )
+
+
+def _type(field: Mapping[str, Any]) -> str:
+    kinds = [one.get("type", "") for one in field.get("anyOf", [field])]
+    return escape(" or ".join(kind for kind in kinds if kind and kind != "null"))
+
+
+def _resolved(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
     name = schema.get("$ref", "").rpartition("/")[2]
-    return document["components"]["schemas"][name] if name else schema
+    found: Mapping[str, Any] = document["components"]["schemas"][name] if name else schema
+    return found
+
+
+def _title(tag: str) -> str:
+    return tag.capitalize()
 
 
 def _inline(text: str) -> str:

@@ -16,8 +16,10 @@ _FRESH_S = 60.0
 class UsualSeconds:
     """The mean running time of each model, read from the ledger once a minute."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, unknown: float = UNKNOWN_S) -> None:
+        """Take what to expect of a model that has not run yet."""
         self._ledger = ledger
+        self._unknown = unknown
         self._means: dict[str, float] = {}
         self._stale_at = 0.0
         self._lock = threading.Lock()
@@ -28,7 +30,7 @@ class UsualSeconds:
             if time.monotonic() >= self._stale_at:
                 self._means = self._read()
                 self._stale_at = time.monotonic() + _FRESH_S
-            return self._means.get(model, UNKNOWN_S)
+            return self._means.get(model, self._unknown)
 
     def _read(self) -> dict[str, float]:
         counts: dict[str, int] = {}

@@ -16,8 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tegula.api.metrics import Metrics
-from tegula.api.problems import ProblemError, throttled, too_large, unauthenticated
+from tegula.api.origins import from_stranger
+from tegula.api.problems import ProblemError, stranger, throttled, too_large, unauthenticated
 from tegula.predictions.limits import RateLimiter
+from tegula.predictions.logs import about
 from tegula.predictions.records import Account, Token
 from tegula.predictions.settings import MIB, ServerSettings
 
@@ -66,19 +68,25 @@ class Gate:
         answer = _Answer(scope, send)
         started = time.monotonic()
         try:
+            with about(prediction=_named(scope)):
+                await self._pass(scope, receive, answer)
+        finally:
+            seconds = time.monotonic() - started
+            self.metrics.request(scope["method"], answer.status, seconds)
+            extra = {"prediction": _named(scope), "account": answer.account}
+            LOG.info(
+                "%s %s %d", scope["method"], scope["path"], answer.status,
+                extra={"seconds": round(seconds, 4), **extra},
+            )  # fmt: skip
+
+    async def _pass(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        try:
             await self._admit(scope, answer)
             limit = self._body_limit(scope)
             _refuse_announced(Headers(scope=scope), limit)
             await self.app(scope, _Body(receive, limit), answer)
         except ProblemError as problem:
             await problem.response()(scope, receive, answer)
-        finally:
-            seconds = time.monotonic() - started
-            self.metrics.request(scope["method"], answer.status, seconds)
-            LOG.info(
-                "%s %s %d", scope["method"], scope["path"], answer.status,
-                extra={"seconds": round(seconds, 4), "account": answer.account, **_about(scope)},
-            )  # fmt: skip
 
     async def _admit(self, scope: Scope, answer: _Answer) -> None:
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
@@ -98,6 +106,8 @@ class Gate:
     async def _caller(self, headers: Headers) -> Caller:
         kind, _, plain = headers.get("authorization", "").partition(" ")
         if self.anonymous is not None:
+            if from_stranger(headers, self.settings):
+                raise stranger()
             return Caller(self.anonymous, None)
         if kind.lower() not in ("bearer", "token") or not plain.strip():
             raise unauthenticated()
@@ -112,10 +122,13 @@ class Gate:
         return self.settings.max_body_bytes
 
 
-def _about(scope: Scope) -> dict[str, str]:
-    """Return the prediction that a request is about, for the log."""
+def _named(scope: Scope) -> str | None:
+    """Return the prediction that a request is about, for the log, as far as it is known yet."""
     parts: list[str] = scope["path"].split("/")
-    return {"prediction": parts[3]} if parts[1:3] == ["v1", "predictions"] and parts[3:] else {}
+    if parts[1:3] == ["v1", "predictions"] and parts[3:]:
+        return parts[3]
+    found: str | None = scope.get("state", {}).get("prediction")
+    return found
 
 
 def _guarded(scope: Scope) -> bool:

@@ -90,6 +90,16 @@ def unauthenticated() -> ProblemError:
     )
 
 
+def stranger() -> ProblemError:
+    """Return the 403 for pages of others, where no token is asked for."""
+    return ProblemError(
+        403,
+        "This server asks for no token, so it answers only its own pages and programs; "
+        "cors_origins may name others.",
+        "Forbidden",
+    )
+
+
 def not_found(what: str = "The requested resource could not be found.") -> ProblemError:
     """Return the 404 for something that does not exist or is not the caller's."""
     return ProblemError(404, what, "Not found")

@@ -11,11 +11,13 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from tegula.api.estimates import UsualSeconds
+from tegula.api.estimates import UNKNOWN_S, UsualSeconds
 from tegula.api.library import Library
 from tegula.api.metrics import Metrics
 from tegula.api.problems import not_found
+from tegula.api.repeats import Repeats
 from tegula.api.waiting import Watch
+from tegula.calibration import usual_seconds
 from tegula.errors import NotFoundError
 from tegula.predictions.data_uris import encode_data_uri
 from tegula.predictions.fetch import Policy
@@ -55,6 +57,7 @@ class Service:
     hardware: Sequence[Hardware]
     background: Sequence[Background] = ()
     metrics: Metrics = field(default_factory=Metrics)
+    repeats: Repeats = field(default_factory=Repeats)
     ready: bool = True
 
     @property
@@ -69,7 +72,8 @@ class Service:
 
     @cached_property
     def _seconds(self) -> UsualSeconds:
-        return UsualSeconds(self.store.usage)
+        measured = usual_seconds(self.settings.bundle)
+        return UsualSeconds(self.store.usage, UNKNOWN_S if measured is None else measured)
 
     @cached_property
     def policy(self) -> Policy:

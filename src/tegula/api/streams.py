@@ -55,11 +55,11 @@ async def stream(
     with watch.on(prediction_id) as event:
         while True:
             prediction = await source.prediction(prediction_id)
-            while batch := await source.events(prediction_id, after):
-                after = batch[-1].seq
-                for text in _told(batch, prediction.attempt, source, logs=logs):
-                    last_sent = time.monotonic()
-                    yield text
+            news = await _news(source, prediction_id, after)
+            after = news[-1].seq if news else after
+            for text in _told(news, source, logs=logs):
+                last_sent = time.monotonic()
+                yield text
             if prediction.status.terminal:
                 for text in _end(prediction, after):
                     yield text
@@ -70,10 +70,19 @@ async def stream(
             await changed(event, ASK_AGAIN_S)
 
 
-def _told(events: Sequence[Event], attempt: int, source: Source, *, logs: bool) -> Iterator[str]:
-    """Yield what clients are told; the output of a run that was lost counts no more."""
+async def _news(source: Source, prediction_id: str, after: int) -> list[Event]:
+    """Return every event after one, however many there are."""
+    news: list[Event] = []
+    while batch := await source.events(prediction_id, news[-1].seq if news else after):
+        news += batch
+    return news
+
+
+def _told(events: Sequence[Event], source: Source, *, logs: bool) -> Iterator[str]:
+    """Yield what clients are told; output before a restart counts no more."""
+    restart = max((event.seq for event in events if event.kind == "restart"), default=0)
     for event in events:
-        if event.kind == "output" and event.attempt >= attempt:
+        if event.kind == "output" and event.seq > restart:
             yield message("output", event.seq, source.told(event.data))
         elif event.kind == "logs" and logs:
             yield message("logs", event.seq, str(event.data))

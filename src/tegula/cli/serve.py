@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import ipaddress
 import signal
@@ -37,6 +39,7 @@ _HELP = """Serve Replicate's HTTP API on this machine.
 Point a Replicate client at the address; docs/server.md has an example for each.
 """
 _CLOSE_CONNECTIONS_S = 5
+_M_ARENA_MAX = -8
 _KEEP_CONNECTIONS_S = 75
 """Longer than proxies keep an idle connection, which would else send into a closed one."""
 
@@ -166,12 +169,13 @@ def serve(
 ) -> None:
     """Open the store, start the engine and answer requests until a signal comes."""
     from tegula.api.app import create_app
-    from tegula.api.logs import log_as_json
     from tegula.catalog import Catalog
     from tegula.engines.devices import device_of, discover_devices
+    from tegula.predictions.logs import log_as_json
     from tegula.predictions.store import Store
 
-    log_as_json(log_level)
+    log_as_json(log_level.upper())
+    share_heaps()
     only_cpu = set(settings.devices) == {"cpu"}
     devices = (device_of("cpu", "CPU"),) if only_cpu else discover_devices()
     store, catalog = Store.open(settings), Catalog(_weights(settings.bundle))
@@ -187,6 +191,12 @@ def serve(
         _listen(app, address)
     finally:
         store.close()
+
+
+def share_heaps() -> None:
+    """Keep memory flat: glibc gives every thread a heap, and each becomes full of holes."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _listen(app: FastAPI, address: Address) -> None:
@@ -253,7 +263,10 @@ def _greet(settings: ServerSettings, token: str | None) -> None:
     say(f"tegula serves {settings.public_url}/v1; its documentation is at /docs.", err=True)
     if token is None:
         return
+    # Browsers send nowhere what stands behind the #; the page takes it out of the address.
+    page = f"{settings.public_url}/#token={token}"
     say(f"Token: {token}", err=True)
+    say(f"A page to try it, with the token in it: {page}", err=True)
     say(f"Everything lies in {settings.folder} and goes with it at the end.", err=True)
     if sys.stderr.isatty():
-        threading.Timer(1.5, webbrowser.open, [settings.public_url]).start()
+        threading.Timer(1.5, webbrowser.open, [page]).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Collection, Generator, Iterator
@@ -159,7 +160,7 @@ class LocalEngine:
         ours, theirs = context.Pipe()
         process = context.Process(
             target=main,
-            args=(theirs, self._spec, self.device),
+            args=(theirs, self._spec, self.device, logging.getLogger().level),
             name=f"tegula {self.device}",
             daemon=True,
         )

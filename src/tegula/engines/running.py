@@ -108,6 +108,8 @@ class _Record:
             self._progress(event)
         elif isinstance(event, FileMade):
             self._outputs.append(self._keep(event))
+            # The last output goes on the disk with the success, and can then not be lost alone.
+            self._recorded = time.monotonic()
         if isinstance(event, Done):
             queue.succeed(name, attempt, self._report())
         elif isinstance(event, Failed):
@@ -149,7 +151,7 @@ class _Record:
     def _fail(self, event: Failed) -> None:
         name, attempt, queue = self.prediction.id, self.prediction.attempt, self.store.queue
         if event.lost:
-            log.warning("Its worker was lost: %s", event.error, extra={"prediction": name})
+            log.warning("Its worker was lost: %s", event.error)
             queue.lose(name, attempt, event.error)
         elif not event.cancelled:
             queue.fail(name, attempt, event.error)

@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tegula.engines.engine import Engine
 from tegula.engines.resolving import Resolver
 from tegula.engines.running import Running
 from tegula.engines.safety import Checker, allow_all
 from tegula.predictions.inputs import InputReader
+from tegula.predictions.logs import about
 from tegula.predictions.records import Prediction
 from tegula.predictions.store import Store
 
@@ -107,7 +107,7 @@ class Supervisor:
                     continue
                 self._rest(engine, time.monotonic() - used)
             except Exception:
-                log.exception("An engine met an error that nobody expected; it goes on.")
+                log.exception("Nothing could be claimed; trying again.")
             wake.wait(_LOOK_EVERY_S)
 
     def _run_next(self, engine: Engine) -> bool:
@@ -119,18 +119,24 @@ class Supervisor:
         with self._lock:
             self._holds[claimed.id] = hold
         try:
-            about: dict[str, Any] = {"prediction": claimed.id, "account": claimed.account_id}
-            log.info("Attempt %d on %s", claimed.attempt, engine.device, extra=about)
-            self._running.run(claimed, engine, lambda: self._unwanted(hold))
-            if self._giving_up.is_set():
-                self._store.queue.release(claimed.id, claimed.attempt)
-            ended = self._store.predictions.get(claimed.id)
-            about["seconds"] = ended.predict_seconds
-            log.info("Now %s", ended.status.value, extra=about)
+            with about(prediction=claimed.id, account=claimed.account_id):
+                self._run(hold, engine)
         finally:
             with self._lock:
                 del self._holds[claimed.id]
         return True
+
+    def _run(self, hold: _Hold, engine: Engine) -> None:
+        claimed, store = hold.prediction, self._store
+        log.info("Attempt %d on %s", claimed.attempt, engine.device)
+        try:
+            self._running.run(claimed, engine, lambda: self._unwanted(hold))
+        except Exception:
+            log.exception("An engine met an error that nobody expected; it goes on.")
+        if self._giving_up.is_set():
+            store.queue.release(claimed.id, claimed.attempt)
+        ended = store.predictions.get(claimed.id)
+        log.info("Now %s", ended.status.value, extra={"seconds": ended.predict_seconds})
 
     def _unwanted(self, hold: _Hold) -> bool:
         return hold.lost.is_set() or self._giving_up.is_set()

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import bindparam, or_, select, update
 
 from tegula.errors import ConflictError, NotFoundError
 from tegula.predictions import tables
@@ -19,6 +19,11 @@ from tegula.predictions.records import Account, Token
 TOKEN_PREFIX = "tgl_"  # noqa: S105 - the public beginning of every token
 
 _REMEMBER_USE_EVERY = timedelta(minutes=1)
+
+_BY_ID = select(tables.accounts).where(tables.accounts.c.id == bindparam("id"))
+_BY_HASH = select(tables.tokens).where(
+    tables.tokens.c.hash == bindparam("hash"), tables.tokens.c.revoked_at.is_(None)
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,7 @@ class Accounts:
             NotFoundError: there is none with this id.
         """
         with self.database.read() as connection:
-            query = select(tables.accounts).where(tables.accounts.c.id == account_id)
-            found = connection.execute(query).one_or_none()
+            found = connection.execute(_BY_ID, {"id": account_id}).one_or_none()
         if found is None:
             raise NotFoundError("There is no such account.")
         return record(Account, found)
@@ -79,16 +83,14 @@ class Accounts:
 
     def authenticate(self, plain: str) -> tuple[Account, Token] | None:
         """Return whose token this is, or None if it is unknown or revoked."""
-        query = select(tables.tokens).where(
-            tables.tokens.c.hash == _hash(plain), tables.tokens.c.revoked_at.is_(None)
-        )
         with self.database.read() as connection:
-            found = connection.execute(query).one_or_none()
-        if found is None:
-            return None
-        token = record(Token, found)
+            found = connection.execute(_BY_HASH, {"hash": _hash(plain)}).one_or_none()
+            if found is None:
+                return None
+            token = record(Token, found)
+            owner = connection.execute(_BY_ID, {"id": token.account_id}).one()
         self._remember_use(token)
-        return self.get(token.account_id), token
+        return record(Account, owner), token
 
     def tokens(self, account_id: str | None = None) -> tuple[Token, ...]:
         """Return the tokens of one account or of all, oldest first, revoked ones too."""

@@ -14,6 +14,7 @@ from http import HTTPStatus
 
 from tegula.errors import FetchError
 from tegula.predictions.fetch import Answer, Fetcher
+from tegula.predictions.logs import about
 from tegula.predictions.records import WebhookDelivery
 from tegula.predictions.signatures import signed_headers
 from tegula.predictions.store import Store
@@ -85,12 +86,13 @@ class Deliverer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop after what is being sent now."""
+        """Stop after what is being sent and what is due now; the rest is the next start's."""
         self._stopped.set()
         self._wake.set()
         if self._thread.is_alive():
             self._forget()
             self._thread.join()
+            self._look()
         self._executor.shutdown()
 
     def step(self) -> list[Future[None]]:
@@ -119,15 +121,15 @@ class Deliverer:
         return reserved
 
     def _send(self, delivery: WebhookDelivery) -> None:
-        try:
-            self._attempt(delivery)
-        except Exception:
-            log.exception("A webhook could not be noted as sent; it will be sent again.")
-        finally:
-            with self._lock:
-                self._sending[delivery.receiver] -= 1
-                self._sending += Counter()  # drops receivers with nothing under way
-            self._wake.set()
+        with about(prediction=delivery.prediction_id, account=delivery.account_id):
+            try:
+                self._attempt(delivery)
+            except Exception:
+                log.exception("A webhook could not be noted as sent; it will be sent again.")
+        with self._lock:
+            self._sending[delivery.receiver] -= 1
+            self._sending += Counter()  # drops receivers with nothing under way
+        self._wake.set()
 
     def _attempt(self, delivery: WebhookDelivery) -> None:
         store, body = self._store, delivery.body or ""
@@ -143,8 +145,7 @@ class Deliverer:
         jitter = random.uniform(-JITTER, JITTER)  # noqa: S311 - spreads load, hides nothing
         result = outcome(delivery, answer, now, jitter)
         if result.state == "failed":
-            about = {"prediction": delivery.prediction_id, "account": delivery.account_id}
-            log.warning("A webhook about %s was given up", delivery.event, extra=about)
+            log.warning("A webhook about %s was given up", delivery.event)
         store.webhooks.settle(
             delivery.id,
             state=result.state,
@@ -157,13 +158,16 @@ class Deliverer:
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._wake.clear()
-            try:
-                sent = self.step()
-            except Exception:
-                log.exception("The outbox cannot be read; trying again.")
-                sent = []
-            if not sent:
+            if not self._look():
                 self._wake.wait(self._pause())
+
+    def _look(self) -> bool:
+        """Begin to send what is due, if anything is."""
+        try:
+            return bool(self.step())
+        except Exception:
+            log.exception("The outbox cannot be read; what is in it stays for later.")
+            return False
 
     def _pause(self) -> float:
         """Return seconds to sleep: until the next message, a second at most."""

@@ -101,6 +101,20 @@ class Files:
             raise NotFoundError("There is no such file.")
         return record(FileRecord, row)
 
+    def fetched(self, prediction_id: str, url: str) -> FileRecord:
+        """Return what was fetched from an address for the run of a prediction.
+
+        Raises:
+            NotFoundError: nothing was, or it has been removed.
+        """
+        query = select(tables.files).where(tables.files.c.prediction_id == prediction_id)
+        with self.database.read() as connection:
+            kept = [record(FileRecord, row) for row in connection.execute(query)]
+        for file in kept:
+            if file.metadata.get("url") == url:
+                return file
+        raise NotFoundError("There is no such file.")
+
     def path(self, file: FileRecord) -> Path:
         """Return where the bytes of a file lie, for reading."""
         return self.blobs.path(file.sha256)

@@ -73,6 +73,7 @@ class InputReader:
                 fetched.name,
                 fetched.chunks,
                 content_type=fetched.content_type,
+                metadata={"url": url},
                 prediction_id=prediction.id,
                 limit=self.limit,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from sqlalchemy import Row
@@ -16,17 +17,25 @@ R = TypeVar("R")
 
 def record(kind: type[R], row: Row[Any]) -> R:
     """Return a row as a record; columns that the record does not have are left out."""
-    mapping = row._mapping
-    names = (field.name for field in dataclasses.fields(kind))  # type: ignore[arg-type]
-    return kind(**{name: mapping[name] for name in names})
+    return kind(**_values(kind, row))
 
 
 def prediction_of(row: Row[Any]) -> Prediction:
     """Return a row of the predictions as a record."""
-    found = record(Prediction, row)
-    return dataclasses.replace(
-        found, status=State(found.status), webhook_events=tuple(found.webhook_events)
-    )
+    values = _values(Prediction, row)
+    values["status"] = State(values["status"])
+    values["webhook_events"] = tuple(values["webhook_events"])
+    return Prediction(**values)
+
+
+def _values(kind: Any, row: Row[Any]) -> dict[str, Any]:
+    mapping = row._mapping
+    return {name: mapping[name] for name in _names(kind)}
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def columns_of(value: Any) -> dict[str, Any]:

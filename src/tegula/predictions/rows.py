@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tegula.errors import NotFoundError
@@ -29,6 +29,8 @@ from tegula.predictions.records import (
     Prediction,
 )
 from tegula.predictions.states import State, Trigger
+
+_BY_ID = select(tables.predictions).where(tables.predictions.c.id == bindparam("id"))
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,8 @@ class Predictions:
         Raises:
             NotFoundError: there is none with this id in the account.
         """
-        query = select(tables.predictions).where(tables.predictions.c.id == prediction_id)
         with self.database.read() as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(_BY_ID, {"id": prediction_id}).one_or_none()
         if row is None or account_id not in (None, row.account_id):
             raise NotFoundError("There is no such prediction.")
         return prediction_of(row)

@@ -45,7 +45,7 @@ class ServerSettings:
         wait before new ones are refused.
     run_seconds: a prediction that runs for longer is given up.
     lease_seconds: how long a silent worker keeps what it claimed.
-    hang_seconds: a child process that reports nothing for so long is replaced.
+    hang_seconds: a child process that gives no sign of life for so long is replaced.
     load_seconds: the same while it loads a model.
     idle_unload_seconds: unload a model that long after its last use; 0 keeps it.
     cancel_seconds: a process that does not end a cancelled prediction in time is replaced.

@@ -6,7 +6,6 @@ import hmac
 import json
 from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -79,7 +78,7 @@ def get_file(request: Request, service: Serving, caller: Asking, file_id: str) -
     """Get what is known of an upload, or its bytes where only a picture is accepted."""
     file = service.store.files.get(file_id, caller.account.id)
     if request.headers.get("accept", "").startswith("image/"):
-        return _bytes(service.store.files.path(file), file)
+        return bytes_of(service, file)
     return JSONResponse(file_object(file, service.store.links))
 
 
@@ -104,7 +103,7 @@ def download_file(
     if not good or expiry < service.store.clock().timestamp():
         raise ProblemError(404, _GONE)
     file = service.store.files.get(file_id)
-    return _bytes(service.store.files.path(file), file)
+    return bytes_of(service, file)
 
 
 @router.api_route("/o/{token}/{name}", methods=["GET", "HEAD"], include_in_schema=False)
@@ -114,7 +113,7 @@ def get_output(service: Serving, token: str, name: str) -> Response:  # noqa: AR
     if file_id is None:
         raise ProblemError(404, _GONE)
     file = service.store.files.get(file_id)
-    return _bytes(service.store.files.path(file), file)
+    return bytes_of(service, file)
 
 
 def _keep(
@@ -154,7 +153,13 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON.")
 
 
-def _bytes(path: Path, file: FileRecord) -> Response:
+def bytes_of(service: Service, file: FileRecord) -> Response:
+    """Return the answer that gives the bytes of a file.
+
+    Raises:
+        ProblemError: they are not there any more.
+    """
+    path = service.store.files.path(file)
     if not path.is_file():
         raise ProblemError(404, _GONE)
     shown = file.content_type.startswith("image/") and "svg" not in file.content_type

@@ -6,12 +6,16 @@ from datetime import datetime, timedelta, timezone
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 
 from tegula.api.bodies import PredictionBody, VersionedPredictionBody
 from tegula.api.creating import Order, create
 from tegula.api.dependencies import Asking, Cursor, Serving
 from tegula.api.problems import ProblemError
+from tegula.api.routes.files import bytes_of
+from tegula.api.service import Service
+from tegula.api.sources import source_of
+from tegula.predictions.records import Prediction
 
 router = APIRouter(prefix="/v1", tags=["predictions"])
 
@@ -107,6 +111,13 @@ def get_prediction(service: Serving, caller: Asking, prediction_id: str) -> JSON
     )
 
 
+@router.get("/predictions/{prediction_id}/source", response_class=FileResponse)
+def get_source(service: Serving, caller: Asking, prediction_id: str) -> Response:
+    """Get the picture that a prediction started from, as long as it is kept here."""
+    prediction = service.store.predictions.get(prediction_id, caller.account.id)
+    return bytes_of(service, source_of(service, prediction))
+
+
 @router.post("/predictions/{prediction_id}/cancel")
 def cancel_prediction(service: Serving, caller: Asking, prediction_id: str) -> JSONResponse:
     """Cancel a prediction; one that is over is returned as it is."""
@@ -125,8 +136,14 @@ def remove_prediction(service: Serving, caller: Asking, prediction_id: str) -> R
 def share_prediction(service: Serving, caller: Asking, prediction_id: str) -> JSONResponse:
     """Open the page of a prediction to whoever has the address that this returns."""
     shared = service.store.predictions.share(prediction_id, caller.account.id)
-    page = service.store.links.web(prediction_id)
-    return JSONResponse({"url": f"{page}?share={shared.share_token}"})
+    return JSONResponse({"url": _shared_url(service, shared)})
+
+
+@router.get("/predictions/{prediction_id}/share", tags=["sharing"])
+def get_share(service: Serving, caller: Asking, prediction_id: str) -> JSONResponse:
+    """Get the address of the page if it is shared; `url` is null if it is not."""
+    shared = service.store.predictions.get(prediction_id, caller.account.id)
+    return JSONResponse({"url": _shared_url(service, shared)})
 
 
 @router.delete("/predictions/{prediction_id}/share", status_code=204, tags=["sharing"])
@@ -140,6 +157,19 @@ def unshare_prediction(service: Serving, caller: Asking, prediction_id: str) -> 
 def get_shared(service: Serving, share_token: str) -> JSONResponse:
     """Get a shared prediction; needs no token of an account."""
     return JSONResponse(service.told_to_all(service.store.predictions.shared(share_token)))
+
+
+@router.get("/shared/{share_token}/source", tags=["sharing"], response_class=FileResponse)
+def get_shared_source(service: Serving, share_token: str) -> Response:
+    """Get the picture that a shared prediction started from."""
+    shared = service.store.predictions.shared(share_token)
+    return bytes_of(service, source_of(service, shared))
+
+
+def _shared_url(service: Service, prediction: Prediction) -> str | None:
+    if prediction.share_token is None:
+        return None
+    return f"{service.store.links.web(prediction.id)}?share={prediction.share_token}"
 
 
 def _aware(moment: datetime | None) -> datetime | None:

@@ -28,6 +28,7 @@ async def stream_prediction(
     prediction_id = service.store.links.streamed(token)
     if prediction_id is None:
         raise not_found()
+    request.state.prediction = prediction_id
     await service.read(prediction_id)
 
     async def events(prediction_id: str, after: int) -> tuple[Event, ...]:

@@ -1,0 +1,215 @@
+"""The pages in a real browser, over a live server with an engine of a few lines."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from api_support import BATOU, DATA_URI, PNG, png
+from browser_support import Browser, find_browser, opened_browser
+from live_server import Live, live_server
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_browser() is None,
+        reason="no Chromium is installed; install one, or name it in TEGULA_BROWSER",
+    ),
+]
+DONE = "document.getElementById('state').textContent === 'Done'"
+DRAWN = "document.images.length === 2 && [...document.images].every(one => one.naturalWidth > 0)"
+PERCENT = "/\\d %/.test(document.getElementById('told').textContent)"
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    with live_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    program = find_browser()
+    assert program is not None
+    with opened_browser(program, tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(tab: Browser, live: Live):
+    """The tab, signed out; a page that complains fails the test."""
+    tab.resize(1100)
+    tab.open(f"{live.url}/docs")
+    tab.until("location.pathname === '/docs' && document.readyState === 'complete'")
+    tab.run("sessionStorage.clear()")
+    tab.said.clear()
+    tab.asked.clear()
+    yield tab
+    assert [text for text in tab.said if "status of 40" not in text] == []
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(png(30, 20))
+    return path
+
+
+def predict(live: Live, model: str = "tegula/upscale", **inputs) -> str:
+    """Ask for a prediction as a program would; return its id."""
+    body = {"version": model, "input": {"image": DATA_URI, **inputs}}
+    headers = {"authorization": f"Bearer {live.token}"}
+    return httpx.post(f"{live.url}/v1/predictions", json=body, headers=headers).json()["id"]
+
+
+def sign_in(browser: Browser, live: Live) -> None:
+    browser.until("!document.getElementById('ask').hidden")
+    browser.run(f"document.getElementById('token').value = {live.token!r}")
+    browser.run("document.getElementById('ask').requestSubmit()")
+
+
+def shown(browser: Browser, live: Live, prediction_id: str) -> None:
+    browser.open(f"{live.url}/p/{prediction_id}")
+    sign_in(browser, live)
+    browser.until("!document.getElementById('shown').hidden")
+
+
+def arrived(path: Path) -> Path:
+    """The path, once a download is complete there."""
+    while not path.exists():
+        time.sleep(0.05)
+    return path
+
+
+def test_a_photograph_is_chosen_watched_compared_and_saved(
+    browser: Browser, live: Live, photo, tmp_path
+):
+    browser.open(f"{live.url}/")
+    sign_in(browser, live)
+    browser.until("!document.getElementById('order').hidden")
+    assert browser.run("document.getElementById('go').disabled")
+    browser.choose_file("#file", photo)
+    browser.until("/60 . 40/.test(document.getElementById('scales').textContent)")
+    browser.run("document.querySelector('[name=scale][value=\"4\"]').click()")
+    browser.run("document.querySelector('[name=preset][value=creative]').click()")
+    browser.run("document.getElementById('prompt').value = 'slow'")
+    browser.run("document.getElementById('go').click()")
+    browser.until(PERCENT)
+    browser.until(DONE)
+    browser.until(DRAWN)
+    made = browser.run("location.pathname.split('/').pop()")
+    kept = live.store.predictions.get(made)
+    assert (kept.input["scale"], kept.input["preset"]) == (4, "creative")
+    assert kept.source == "web"
+    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    browser.run("document.querySelector('a[download]').click()")
+    assert arrived(tmp_path / f"{made}.png").read_bytes() == PNG
+
+
+def test_a_dropped_file_is_taken_and_one_that_is_no_picture_is_not(browser: Browser, live: Live):
+    browser.open(f"{live.url}/")
+    sign_in(browser, live)
+    browser.until("!document.getElementById('order').hidden")
+    drop = """(() => {{
+      const all = new DataTransfer();
+      all.items.add(new File(["x"], "{name}", {{ type: "{kind}" }}));
+      document.dispatchEvent(new DragEvent("drop", {{ dataTransfer: all, cancelable: true }}));
+    }})()"""
+    browser.run(drop.format(name="letter.txt", kind="text/plain"))
+    assert browser.run("document.getElementById('trouble').textContent") == (
+        "letter.txt is no picture."
+    )
+    assert browser.run("document.getElementById('go').disabled")
+    browser.run(drop.format(name="cat.tif", kind="image/tiff"))
+    assert not browser.run("document.getElementById('go').disabled")
+
+
+def test_the_edge_between_source_and_result_moves_by_keys(browser: Browser, live: Live):
+    shown(browser, live, predict(live))
+    browser.until(DRAWN)
+    browser.run("document.querySelector('input[type=range]').focus()")
+    cut = "parseFloat(document.querySelector('.stack').style.getPropertyValue('--cut'))"
+    wide = browser.run("document.querySelector('.view').clientWidth")
+    assert browser.run(cut) == pytest.approx(wide / 2)
+    browser.press("ArrowRight")
+    assert browser.run(cut) > wide / 2
+    browser.press("Home")
+    browser.until(f"{cut} === 0")
+
+
+def test_a_failure_is_one_sentence(browser: Browser, live: Live):
+    shown(browser, live, predict(live, prompt="fail"))
+    browser.until("document.getElementById('state').textContent === 'Failed'")
+    assert browser.run("document.getElementById('error').innerText") == "The model broke."
+    assert browser.run("document.images.length") == 0
+
+
+def test_a_press_of_cancel_ends_a_prediction(browser: Browser, live: Live):
+    made = predict(live, prompt="slow")
+    shown(browser, live, made)
+    browser.until("!document.getElementById('cancel').hidden")
+    browser.run("document.getElementById('cancel').click()")
+    browser.until("document.getElementById('state').textContent === 'Cancelled'")
+    assert live.store.predictions.get(made).status == "canceled"
+
+
+def test_a_shared_page_opens_to_others_until_it_is_taken_back(browser: Browser, live: Live):
+    made = predict(live, BATOU)
+    shown(browser, live, made)
+    browser.until(DRAWN)
+    browser.run("document.getElementById('share').click()")
+    link = browser.until("document.getElementById('link').value")
+    browser.run("sessionStorage.clear()")
+    browser.open(link)
+    browser.until(DRAWN)
+    assert browser.run("document.getElementById('ask').hidden")
+    assert browser.run("document.getElementById('sharing').hidden")
+    shown(browser, live, made)
+    browser.until("document.getElementById('share').checked")
+    browser.run("document.getElementById('share').click()")
+    browser.until("!document.getElementById('share').checked")
+    browser.open(link)
+    browser.until("document.getElementById('trouble').textContent.length > 0")
+    assert browser.run("document.getElementById('shown').hidden")
+
+
+def test_a_token_is_in_no_address_and_nothing_leaves_the_server(browser: Browser, live: Live):
+    browser.open(f"{live.url}/#token={live.token}")
+    browser.until("!document.getElementById('order').hidden")
+    assert browser.run("location.href") == f"{live.url}/"
+    browser.open(f"{live.url}/p/{predict(live)}")
+    browser.until(DRAWN)
+    assert len(browser.asked) > 8
+    for url in browser.asked:
+        assert url.startswith((live.url, "data:", "blob:")), url
+        assert live.token not in url
+    assert live.token not in browser.run("document.documentElement.outerHTML")
+
+
+def test_an_unknown_token_is_asked_for_again(browser: Browser, live: Live):
+    browser.open(f"{live.url}/")
+    browser.until("!document.getElementById('ask').hidden")
+    browser.run("document.getElementById('token').value = 'nonsense'")
+    browser.run("document.getElementById('ask').requestSubmit()")
+    browser.until("document.getElementById('ask-trouble').textContent.includes('not know')")
+    assert not browser.run("sessionStorage.length")
+
+
+@pytest.mark.parametrize("page", ["/", "/docs", "/p/"])
+def test_a_narrow_page_does_not_scroll_sideways_and_names_everything(
+    browser: Browser, live: Live, page: str
+):
+    address = page + (predict(live, prompt="p" * 200) if page == "/p/" else "")
+    browser.open(live.url + address)
+    if page != "/docs":
+        sign_in(browser, live)
+    if page == "/p/":
+        browser.until(DRAWN)
+    browser.until("document.querySelector('main').innerText.length > 100")
+    browser.resize(360)
+    assert browser.run("document.documentElement.scrollWidth") <= 360
+    named = browser.names()
+    assert named["link"]
+    assert [kind for kind, names in named.items() if not all(names)] == []

@@ -1,0 +1,78 @@
+"""Creates that are sent again because the client gave up waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from api_support import DATA_URI
+from live_server import Live, live_server
+
+from tegula.api.repeats import REMEMBERED_S, Repeats
+
+WAIT = {"prefer": "wait=10"}
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    with live_server(tmp_path_factory.mktemp("server"), inline_output_bytes=0) as server:
+        yield server
+
+
+def ask(live: Live, timeout: float = 20, headers=WAIT, **inputs) -> httpx.Response:
+    body = {"version": "tegula/upscale", "input": {"image": DATA_URI, **inputs}}
+    headers = {"authorization": f"Bearer {live.token}", **headers}
+    return httpx.post(f"{live.url}/v1/predictions", json=body, headers=headers, timeout=timeout)
+
+
+def give_up(live: Live, **inputs) -> str:
+    """Ask, and leave before the answer; return the prediction that was made."""
+    with pytest.raises(httpx.ReadTimeout):
+        ask(live, timeout=0.4, prompt="slow", **inputs)
+    account = live.store.accounts.ensure("ana").id
+    return live.store.predictions.page(account).items[0].id
+
+
+def test_a_client_that_gave_up_and_asks_again_gets_the_same_prediction(live: Live):
+    made = give_up(live, seed=1)
+    again = ask(live, prompt="slow", seed=1)
+    assert again.json()["id"] == made
+    assert again.json()["status"] == "succeeded"
+    assert again.headers["idempotent-replayed"] == "true"
+
+
+def test_that_counts_once_and_for_the_same_request_only(live: Live):
+    made = give_up(live, seed=2)
+    others = [ask(live, prompt="slow", seed=3), ask(live, prompt="slow", seed=2)]
+    others.append(ask(live, prompt="slow", seed=2))
+    assert [one.json()["id"] == made for one in others] == [False, True, False]
+
+
+def test_what_was_cancelled_is_made_anew(live: Live):
+    made = give_up(live, seed=4)
+    live.store.predictions.cancel(made)
+    assert ask(live, prompt="slow", seed=4).json()["id"] != made
+
+
+def test_equal_requests_of_clients_that_wait_make_two_predictions(live: Live):
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda _: ask(live, prompt="slow", seed=5), range(2)))
+    assert len({answer.json()["id"] for answer in answers}) == 2
+
+
+def test_a_request_that_nobody_waited_for_is_forgotten_in_time():
+    now = 0.0
+    repeats = Repeats(lambda: now)
+
+    async def left() -> bool:
+        return True
+
+    async def held_and_left() -> str | None:
+        await repeats.release("key", repeats.hold("key", "id", left))
+        nonlocal now
+        now = REMEMBERED_S + 1
+        return await repeats.earlier("key")
+
+    assert asyncio.run(held_and_left()) is None
