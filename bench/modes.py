@@ -1,8 +1,10 @@
-"""Canvas and redraw mode beside each other: `python -m bench.modes [PHOTOGRAPH]`.
+"""Canvas and redraw mode beside each other: `python -m bench.modes [PHOTOGRAPH...]`.
 
-The same picture, steps, strength and tile size in both; redraw without and with each seam
-fix. Seams are measured as gradient energy on the borders of redraw's tiles over that on
-lines near by, divided by what the same lines of the canvas picture have.
+The same pictures, steps and strength in both; redraw without and with each seam fix. Seams
+are gradient energy on the borders of redraw's tiles over that on lines of the same latent
+phase near by, divided by what the same lines of the canvas picture have: 1 is seamless. What
+lies on a border by chance moves this number too: "chance" is the standard deviation of the
+same number on lines where there is no border.
 """
 
 from __future__ import annotations
@@ -10,19 +12,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from bench.seams import seam_score
+from bench.seams import border_gradient
 from tegula.options import UpscaleOptions
 from tegula.upscaler import Upscaler, UpscaleResult
 
-TILE = 256
+WINDOW = 256
 PRESCALER = "realesrgan-animevideov3"
 CASES: Mapping[str, Mapping[str, Any]] = {
     "canvas": {},
@@ -36,53 +39,90 @@ CASES: Mapping[str, Mapping[str, Any]] = {
         "seam_fix": "half-tile+intersections",
     },
 }
+Picture = NDArray[np.float32]
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("photograph", nargs="?", type=Path, default=Path("examples/cat.jpg"))
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--scheduler", default="ddim")
-    asked = parser.parse_args()
+    asked = _arguments()
     torch.set_num_threads(min(2, torch.get_num_threads()))
     upscaler = Upscaler.load(asked.model, device=asked.device)
     base = UpscaleOptions(
         scale=2,
-        seed=1,
+        seed=asked.seed,
         creativity=0.5,
         steps=asked.steps,
         scheduler=asked.scheduler,
         prescaler=PRESCALER,
-        window=TILE,
-        tile_width=TILE,
-        tile_height=TILE,
+        window=WINDOW,
+        tile_width=asked.tile,
+        tile_height=asked.tile,
         seam_fix_denoise=0.5,
     )
-    source = Image.open(asked.photograph).convert("RGB")
-    upscaler.upscale(source.resize((64, 64)), base)
-    print("| mode | windows | evaluations | TFLOP | seconds | seams |")
-    print("|---|---:|---:|---:|---:|---:|")
-    canvas: float | None = None
+    sources = [Image.open(path).convert("RGB") for path in asked.photographs]
+    upscaler.upscale(sources[0].resize((64, 64)), base)
+    print(f"Photographs: {', '.join(path.name for path in asked.photographs)}\n")
+    print("| mode | windows | evaluations | TFLOP | seconds | seams | chance |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    canvas: list[Picture] = []
     for name, changes in CASES.items():
         start = time.perf_counter()
-        result = upscaler.upscale(source, dataclasses.replace(base, **changes))
-        spent = result.timings.get("refine", time.perf_counter() - start)
-        score = _seams(result)
-        canvas = score if canvas is None else canvas
-        plan = result.plan
-        print(
-            f"| {name} | {plan.windows} | {plan.evaluations} | {plan.refine_flops / 1e12:.2f} "
-            f"| {spent:.1f} | {score / canvas:.3f} |"
-        )
+        results = [upscaler.upscale(each, dataclasses.replace(base, **changes)) for each in sources]
+        spent = sum(each.timings["refine"] for each in results) or time.perf_counter() - start
+        pictures = [_pixels(each) for each in results]
+        canvas = canvas or pictures
+        print(_row(name, results, spent, _seams(pictures, canvas, asked.tile)), flush=True)
 
 
-def _seams(result: UpscaleResult) -> float:
-    picture = np.asarray(result.image.convert("RGB"), np.float32) / 255
-    height, width = picture.shape[:2]
-    return seam_score(picture, range(TILE, width, TILE), range(TILE, height, TILE))
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photographs", nargs="*", type=Path, default=[Path("examples/cat.jpg")])
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--scheduler", default="ddim")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tile", type=int, default=128, help="side; smaller has more borders")
+    return parser.parse_args()
+
+
+def _row(
+    name: str, results: Sequence[UpscaleResult], spent: float, seams: Sequence[tuple[float, float]]
+) -> str:
+    plans = [each.plan for each in results]
+    flops = sum(plan.refine_flops for plan in plans) / 1e12
+    numbers = (
+        f"{sum(plan.windows for plan in plans)} | {sum(plan.evaluations for plan in plans)} "
+        f"| {flops:.2f} | {spent:.1f}"
+    )
+    measured = ", ".join(f"{seam:.3f}" for seam, _ in seams)
+    chance = ", ".join(f"{chance:.3f}" for _, chance in seams)
+    return f"| {name} | {numbers} | {measured} | {chance} |"
+
+
+def _seams(
+    pictures: Sequence[Picture], canvas: Sequence[Picture], tile: int
+) -> list[tuple[float, float]]:
+    """Return the seams of each picture, and how far chance moves them."""
+    return [
+        (_ratio(picture, plain, tile, 0), float(np.std(_elsewhere(picture, plain, tile))))
+        for picture, plain in zip(pictures, canvas, strict=True)
+    ]
+
+
+def _elsewhere(picture: Picture, plain: Picture, tile: int) -> list[float]:
+    """Measure lines away from the borders of tiles and of those that lie half a tile off."""
+    shifts = range(20, tile - 16, 4)
+    away = [shift for shift in shifts if abs(shift - tile // 2) > 8]
+    return [_ratio(picture, plain, tile, shift) for shift in away]
+
+
+def _ratio(picture: Picture, plain: Picture, tile: int, shift: int) -> float:
+    return border_gradient(picture, tile, shift=shift) / border_gradient(plain, tile, shift=shift)
+
+
+def _pixels(result: UpscaleResult) -> Picture:
+    return np.asarray(result.image.convert("RGB"), np.float32) / 255
 
 
 if __name__ == "__main__":

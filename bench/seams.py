@@ -34,3 +34,28 @@ def _axis_ratios(picture: NDArray[np.float32], borders: Iterable[int]) -> list[t
         if 0 <= at < len(steps) and len(near):
             found.append((float(steps[at]), float(near.mean())))
     return found
+
+
+def border_gradient(
+    picture: NDArray[np.float32], step: int, *, shift: int = 0, phase: int = 4
+) -> float:
+    """Return gradient energy on the borders of tiles over that on lines near by.
+
+    A decoder repeats its own faint pattern in every latent pixel, so a border is compared
+    with lines of its own phase only: five on each side, a latent pixel apart.
+
+    Args:
+        picture: [height, width, 3] in 0..1.
+        step: pixels from border to border, in both directions.
+        shift: moves all lines; a multiple of ``phase`` measures what chance makes of lines
+            where there is no border.
+        phase: pixels of the picture in a latent pixel.
+    """
+    on = near = 0.0
+    around = phase * np.array([-5, -4, -3, -2, -1, 1, 2, 3, 4, 5])
+    for turned in (picture, picture.swapaxes(0, 1)):
+        energy = np.square(np.diff(turned.astype(np.float64), axis=1)).mean((0, 2))
+        for border in range(step + shift, len(energy) - 8 * phase, step):
+            on += energy[border - 1]
+            near += energy[border - 1 + around].mean()
+    return float(on / near)

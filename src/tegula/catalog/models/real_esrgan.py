@@ -1,11 +1,13 @@
-"""nightmareai/real-esrgan: the prescaler alone."""
+"""nightmareai/real-esrgan: the prescaler, and faces restored if asked for."""
 
 from __future__ import annotations
 
-from tegula.catalog.adapters import needed_face_weights
+from tegula.catalog.adapters import check_faces
 from tegula.catalog.model import Model, Recipe, Situation, Values, Version, one_pass
-from tegula.catalog.schema import BOOLEAN, NUMBER, REFUSED, Field, image_field
+from tegula.catalog.schema import APPROXIMATED, BOOLEAN, NUMBER, Field, image_field
 from tegula.options import UpscaleOptions
+
+_FACES = "GFPGANv1.4"
 
 FIELDS = (
     image_field(),
@@ -16,17 +18,28 @@ FIELDS = (
     Field(
         name="face_enhance", kind=BOOLEAN, default=False,
         description="Restore faces with GFPGAN too.",
-        fidelity=REFUSED, remark="tegula has no face weights; true says so",
+        fidelity=APPROXIMATED,
+        remark="needs the extra `faces`, and GFPGANv1.4.pth in the `faces` folder of the models "
+        "folder. The default is that of the project's own schema; a copy in circulation says "
+        "true",
     ),
 )  # fmt: skip
 
 
 def plan(values: Values, situation: Situation) -> Recipe:  # noqa: ARG001 - the same for all
-    """Return one upscale without diffusion."""
-    if values["face_enhance"]:
-        needed_face_weights("GFPGANv1.4", "GFPGAN, which face_enhance needs,")
+    """Return one upscale without diffusion.
+
+    Raises:
+        MissingWeightsError: faces are asked for, and their file is not in the models folder.
+        MissingExtraError: faces are asked for, and their detector is not installed.
+    """
+    faces = _FACES if values["face_enhance"] else ""
+    if faces:
+        check_faces(faces)
     return one_pass(
-        UpscaleOptions(scale=values["scale"], creativity=0.0, prescaler="realesrgan-x4plus")
+        UpscaleOptions(
+            scale=values["scale"], creativity=0.0, prescaler="realesrgan-x4plus", faces=faces
+        )
     )
 
 

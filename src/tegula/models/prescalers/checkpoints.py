@@ -22,11 +22,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from tegula.errors import BrokenWeightsError, MissingExtraError, MissingWeightsError
+from tegula.errors import BrokenWeightsError, MissingWeightsError
+from tegula.models.foreign import load_foreign
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
 
 SUFFIXES = (".safetensors", ".pth")
-EXTRA_COMMAND = 'pip install "tegula[formats]"'
 WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict")
 PREFIXES = ("module.", "netG.")
 
@@ -47,11 +47,17 @@ _NUMBERED_SPELLING = (
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network in float32 and what is to be known of it."""
+    """A network in float32 and what is to be known of it.
+
+    grid: its result depends on where a tile begins, unless on multiples of this.
+    half: whether it computes in float16.
+    """
 
     network: nn.Module
     net: str
     factor: int
+    grid: int = 1
+    half: bool = True
 
 
 def load_checkpoint(path: Path) -> LoadedNetwork:
@@ -191,36 +197,47 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
 
 
 class ForeignNetwork(nn.Module):
-    """A network that spandrel loaded, behind the calling convention of ours."""
+    """A network that spandrel loaded, behind the calling convention of ours.
 
-    def __init__(self, descriptor: Any) -> None:
+    Its weights stay float32, and torch chooses what to compute in ``dtype``: transformers
+    such as SwinIR make masks in float32 on the way and break when all else is narrower.
+    """
+
+    def __init__(self, descriptor: Any, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model = descriptor.model
         self.descriptor = descriptor
+        self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge [n, 3, h, w] to [n, 3, h * factor, w * factor], float32."""
-        picture: Tensor = self.descriptor(x.to(next(self.model.parameters()).dtype))
+        narrow = self.dtype != torch.float32
+        with torch.autocast(x.device.type, dtype=self.dtype, enabled=narrow):
+            picture: Tensor = self.descriptor(x)
         return picture.float()
 
 
 def _load_foreign(state: State, path: Path) -> LoadedNetwork:
-    try:
-        import spandrel
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{path} is not of the ESRGAN family, and other networks need spandrel; "
-            f"run: {EXTRA_COMMAND}"
-        ) from error
-    try:
-        descriptor = spandrel.ModelLoader().load_from_state_dict(state)
-    except Exception as error:  # whatever a foreign loader raises, the file is at fault
-        raise _broken(path, "spandrel does not know its network") from error
+    descriptor = load_foreign(state, f"{path} is not of the ESRGAN family, and its network")
+    if descriptor is None:
+        raise _broken(path, "spandrel does not know its network")
     channels = (descriptor.input_channels, descriptor.output_channels)
-    if not isinstance(descriptor, spandrel.ImageModelDescriptor) or channels != (3, 3):
+    if channels != (3, 3):
         raise _broken(path, "its network does not turn one colour picture into another")
     name = str(descriptor.architecture.name)
-    return LoadedNetwork(ForeignNetwork(descriptor), name, int(descriptor.scale))
+    return LoadedNetwork(
+        ForeignNetwork(descriptor),
+        name,
+        int(descriptor.scale),
+        grid=_window(descriptor.model),
+        half=bool(getattr(descriptor, "supports_half", True)),
+    )
+
+
+def _window(network: nn.Module) -> int:
+    """Return the side of the windows that a transformer of the Swin family attends in."""
+    side = getattr(network, "window_size", 1)
+    return side if isinstance(side, int) else 1
 
 
 def _broken(path: Path, why: str) -> BrokenWeightsError:

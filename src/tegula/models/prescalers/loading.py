@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -15,10 +16,12 @@ from tegula.models.prescalers.catalogue import (
     list_prescalers,
     packaged_files,
 )
-from tegula.models.prescalers.checkpoints import SUFFIXES, fill, load_checkpoint
+from tegula.models.prescalers.checkpoints import SUFFIXES, ForeignNetwork, fill, load_checkpoint
 from tegula.models.prescalers.ncnn import read_ncnn
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
 from tegula.models.prescalers.prescaler import Prescaler, PrescalerFacts
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def load(name_or_path: str, device: torch.device, dtype: torch.dtype) -> Prescaler:
@@ -41,7 +44,14 @@ def _from_file(path: Path, device: torch.device, dtype: torch.dtype) -> Prescale
         factor=loaded.factor,
         overlap=FILE_OVERLAP,
         licence="as its author says",
+        grid=loaded.grid,
     )
+    if dtype == torch.float16 and not loaded.half:
+        dtype = torch.float32
+    if isinstance(loaded.network, ForeignNetwork):
+        full = _on(loaded.network, device)
+        fast = full if dtype == torch.float32 else ForeignNetwork(full.descriptor, dtype)
+        return Prescaler(facts, fast.eval(), full, device, dtype)
     return _ready(facts, loaded.network, device, dtype)
 
 
@@ -59,7 +69,11 @@ def _packaged_network(entry: PackagedPrescaler) -> nn.Module:
 def _ready(
     facts: PrescalerFacts, network: nn.Module, device: torch.device, dtype: torch.dtype
 ) -> Prescaler:
-    full = network.eval().requires_grad_(requires_grad=False).to(device=device)
-    full = full.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    full = _on(network, device)
     fast = full if dtype == torch.float32 else copy.deepcopy(full).to(dtype)
     return Prescaler(facts, fast, full, device, dtype)
+
+
+def _on(network: Network, device: torch.device) -> Network:
+    network = network.eval().requires_grad_(requires_grad=False).to(device=device)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -19,6 +19,8 @@ class PrescalerFacts:
     factor: how many times larger one pass makes a side; None: any, by resampling.
     overlap: source pixels around a tile that its result depends on by more than
         1/255; less context makes tiles visible.
+    grid: tiles begin at multiples of so many source pixels, where the net's attention
+        windows begin in the whole picture too.
     """
 
     name: str
@@ -27,6 +29,7 @@ class PrescalerFacts:
     factor: int | None
     overlap: int
     licence: str
+    grid: int = 1
 
 
 @dataclass(frozen=True)
