@@ -41,18 +41,18 @@ class AdversarialSettings:
     learning_rate: float = 4e-4
     discriminator_rate: float = 2e-4
     warm_up: int = 200
-    adversarial: float = 0.12
-    perceptual: float = 0.8
+    adversarial: float = 0.2
+    perceptual: float = 1.2
     texture: float = 3.0
-    energy: float = 1.0
-    flat: float = 2.0
-    statistics: float = 15.0
-    pixel: float = 0.3
-    low_bands: float = 0.3
+    energy: float = 0.7
+    flat: float = 5.0
+    statistics: float = 30.0
+    pixel: float = 0.03
+    low_bands: float = 0.05
     regularisation: float = 1.0
     regularise_every: int = 8
     from_nothing: float = 0.8
-    ema: float = 0.995
+    ema: float = 0.998
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=16, damaged=0.12))
 
 
@@ -76,7 +76,7 @@ CPU = RunSettings(
     shape=NetworkShape(words=VOCABULARY_SIZE),
     pairs=PairSettings(count=2400, shard=100),
     diffusion=DiffusionSettings(steps=600),
-    adversarial=AdversarialSettings(steps=4800),
+    adversarial=AdversarialSettings(steps=9600),
 )
 
 GPU = RunSettings(

@@ -20,7 +20,12 @@ from bench.quality.scores import MethodScores, Truth, measure_truth
 from bench.quality.totals import PositionMoments
 from tegula.models.bundle import ControlImage
 from tegula.models.mini.latents import CHANNELS, BlockAutoencoder
-from tegula.models.mini.network import MiniNetwork, control_channels, resemblance_gain
+from tegula.models.mini.network import (
+    MiniNetwork,
+    control_channels,
+    resemblance_gain,
+    room_for_detail,
+)
 from tegula.models.mini.words import VOCABULARY_SIZE
 from tegula.options import PresetValues
 from train import photos
@@ -140,6 +145,7 @@ def _refine(
         level = torch.tensor([timestep / TIMESTEPS])
         words = torch.zeros(1, VOCABULARY_SIZE)
         latents = network(noise, level, control_channels(control), words)
+        latents = latents * room_for_detail(control)
     picture: Picture = BlockAutoencoder().decode(latents, control)[0].permute(1, 2, 0).numpy()
     return np.clip(picture, 0, 1)
 

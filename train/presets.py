@@ -10,11 +10,11 @@ _LEVEL = 0.55
 
 PRESETS = {
     "faithful": PresetValues(
-        creativity=0.45, resemblance=1.85, guidance_scale=1.0, steps=1,
+        creativity=_LEVEL, resemblance=3.0, guidance_scale=1.0, steps=1,
         scheduler="lcm", prescaler=_PRESCALER,
     ),
     "balanced": PresetValues(
-        creativity=_LEVEL, resemblance=1.5, guidance_scale=1.0, steps=1,
+        creativity=_LEVEL, resemblance=1.7, guidance_scale=1.0, steps=1,
         scheduler="lcm", prescaler=_PRESCALER,
     ),
     "creative": PresetValues(

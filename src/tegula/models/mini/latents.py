@@ -30,8 +30,10 @@ DEVIATIONS = (
 
 def luma(image: Tensor) -> Tensor:
     """Return [n, 1, h, w] from [n, 3, h, w]."""
-    weights = torch.tensor(LUMA, dtype=image.dtype, device=image.device)
-    return (image * weights.view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    weighted = image[:, :1] * LUMA[0]
+    for channel, weight in enumerate(LUMA[1:], 1):
+        weighted.add_(image[:, channel : channel + 1], alpha=weight)
+    return weighted
 
 
 def dct_filters(*, device: torch.device | None = None) -> Tensor:
@@ -79,4 +81,4 @@ class BlockAutoencoder:
     def decode(self, latents: Tensor, control: ControlImage) -> Tensor:
         """Return [n, 3, h, w]: the prescaled picture with its luma changed, not clamped."""
         difference = from_blocks(latents.float() * self._deviations.to(latents.device))
-        return control.prescaled.float() + difference
+        return control.prescaled.float() + difference.to(control.prescaled.device)
