@@ -49,7 +49,7 @@ def background(store: Any, bundle: str | None) -> list[Any]:
     from tegula.engines.child import RunnerSpec
     from tegula.engines.local import LocalEngine
     from tegula.engines.service import open_supervisor
-    from tegula.engines.upscaling import upscaling_spec
+    from tegula.engines.upscaling import RunnerOptions, upscaling_spec
     from tegula.predictions.delivery import Deliverer
     from tegula.predictions.fetch import Fetcher, Policy
     from tegula.predictions.retention import Sweeper
@@ -57,7 +57,7 @@ def background(store: Any, bundle: str | None) -> list[Any]:
     catalog = Catalog(packaged_fingerprint())
     spec = RunnerSpec("bench.soak:open_runner", {})
     if bundle is not None:
-        spec = upscaling_spec(bundle, catalog.weights, store.settings.max_pixels)
+        spec = upscaling_spec(RunnerOptions(bundle, catalog.weights, store.settings.max_pixels))
     fetcher = Fetcher(Policy.of(store.settings))
     supervisor = open_supervisor(store, catalog, [LocalEngine(spec, "cpu")], fetcher)
     return [Deliverer(store, fetcher), Sweeper(store, every=10.0), supervisor]

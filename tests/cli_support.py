@@ -26,7 +26,7 @@ class Upscaler:
         {load}
         return cls()
 
-    def upscale(self, source, options, *, mask, strength_map, on_progress, cancelled):
+    def upscale(self, source, options, *, mask, strength_map, on_progress, on_preview, cancelled):
         {upscale}
 
 fake.Upscaler = Upscaler

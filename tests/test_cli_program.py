@@ -15,9 +15,9 @@ from cli_support import names_in, put, run, start_fake
 import tegula.errors
 from tegula import __version__, errors
 from tegula import upscaler as upscaler_module
-from tegula.cli.upscale import PRECISIONS
+from tegula.cli.upscale import BACKENDS, PRECISIONS
 from tegula.errors import TegulaError
-from tegula.models import devices
+from tegula.models import devices, running
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "cv2", "rich")
 OF_THE_SERVER = {"fetch", "service", "not_found", "conflict", "busy", "worker"}
@@ -109,6 +109,10 @@ def test_the_precisions_are_those_of_the_devices():
     assert PRECISIONS == devices.PRECISIONS
 
 
+def test_the_backends_are_those_that_models_run_on():
+    assert BACKENDS == running.BACKENDS
+
+
 BUSY = """
 print("busy", file=sys.stderr, flush=True)
 while not cancelled():
@@ -177,3 +181,13 @@ def test_a_reader_that_goes_away_is_no_traceback():
     os.close(write)
     assert done.returncode == 1
     assert done.stderr == ""
+
+
+def test_an_upscale_with_mini_does_without_the_compiler(tmp_path):
+    code = (
+        "import sys; from tegula import Upscaler, UpscaleOptions; from PIL import Image;"
+        "options = UpscaleOptions(scale=2, prescaler='lanczos', seed=1);"
+        "Upscaler.load(device='cpu').upscale(Image.new('RGB', (8, 8)), options);"
+        "sys.exit(any(name in sys.modules for name in ('torch._dynamo', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -123,3 +123,13 @@ def test_hdr_takes_the_smallest_pictures(size):
     fused = fuse_exposures(rgb, 1.0)
     assert fused.shape == rgb.shape
     assert np.isfinite(fused).all()
+
+
+@pytest.mark.parametrize("lock", [wavelet_lock, adain_lock])
+@pytest.mark.parametrize("height", [9, 512, 1100])
+def test_a_lock_may_write_over_the_picture(lock, height):
+    rng = np.random.default_rng(height)
+    refined, prescaled = rng.random((2, height, 24, 3), np.float32)
+    wanted = lock(refined, prescaled)
+    assert lock(refined, prescaled, out=refined) is refined
+    np.testing.assert_array_equal(refined, wanted)

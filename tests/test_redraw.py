@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from support import options, photograph
 
+from tegula.costs import bundle_cost, prescaler_cost
 from tegula.errors import CancelledError
 from tegula.models.prescalers import load_prescaler
 from tegula.models.sd15.tiny import tiny_bundle
 from tegula.options import RedrawOptions
-from tegula.plan import PixelCost, make_plan
+from tegula.plan import Costs, make_plan
 from tegula.stages.refine_canvas import refine_canvas
 from tegula.stages.refine_redraw import refine_redraw
 
@@ -134,7 +135,13 @@ def test_progress_and_plan_count_the_same_windows(bundle):
     assert seen[-1] == (total, total)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     lanczos = load_prescaler("lanczos", bundle.device, bundle.dtype)
-    plan = make_plan(bundle, PixelCost(1, 1), lanczos, (90, 70), settings)
+    plan = make_plan(
+        bundle,
+        lanczos.facts,
+        Costs(bundle_cost(bundle), prescaler_cost(lanczos)),
+        (90, 70),
+        settings,
+    )
     assert plan.evaluations == 2 * total
     assert plan.windows * plan.levels == total
     assert plan.denoise_flops > 0

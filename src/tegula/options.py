@@ -21,6 +21,7 @@ from tegula.regions import PlacedRegion, parse_region, place_region
 PRESETS = ("faithful", "balanced", "creative", "fast")
 SCHEDULERS = (
     "ddim",
+    "ddim-trailing",
     "dpm++2m",
     "dpm++2m-karras",
     "dpm++2m-sde",
@@ -220,12 +221,31 @@ class UpscaleOptions:
         "stays as it is.",
         0.0, low=0, high=1,
     )  # fmt: skip
+    feature_reuse: int = knob(
+        "Runs the encoder and the ControlNet at every n-th noise level only and the decoder at "
+        "all; 1 runs everything everywhere. mini, which has no such halves, ignores it.",
+        1, unit="levels", low=1, high=100,
+    )  # fmt: skip
     detail: float = knob(
         "Scales what diffusion changed: -1 takes it away, 0 leaves it, 1 doubles it.",
         0.0, low=-1, high=2,
     )  # fmt: skip
     sharpen: float = knob(
         "Sharpens the result by a kernel of three by three pixels.", 0.0, low=0, high=10
+    )
+    faces: str = knob(
+        "Restores faces with GFPGANv1.4, RestoreFormer, codeformer or another file of the "
+        "faces folder that you filled, or with the file at this path; needs the extra faces.",
+        "",
+    )
+    face_fidelity: float = knob(
+        "How far a restored face keeps to the source: codeformer alone listens to it.",
+        0.5, low=0, high=1,
+    )  # fmt: skip
+    face_upsample: bool = knob(
+        "Enlarges restored faces with the prescaler where the result shows them larger than "
+        "the 512 pixels that they are restored at.",
+        default=False,
     )
     max_pixels: int = knob(
         "Refuses results, and inputs, with more pixels than this.",
@@ -316,8 +336,12 @@ class ResolvedOptions:
     sigmas: str = "own"
     exact_steps: bool = False
     flat_skip: float = 0.0
+    feature_reuse: int = 1
     detail: float = 0.0
     sharpen: float = 0.0
+    faces: str = ""
+    face_fidelity: float = 0.5
+    face_upsample: bool = False
     regions: tuple[PlacedRegion, ...] = ()
     mode: str = "canvas"
     redraw: RedrawOptions = RedrawOptions()

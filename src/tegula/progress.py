@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 STAGES = ("prepare", "prescale", "refine", "finish")
 
@@ -31,6 +35,9 @@ OnProgress = Callable[[Progress], None]
 OnUnit = Callable[[int, int], None]
 """Called with (done, total) units of one stage."""
 
+OnPreview = Callable[["Image"], object]
+"""Shown small pictures of what a running upscale has by now."""
+
 Cancelled = Callable[[], bool]
 """Asked between units of work; True stops the upscale with CancelledError."""
 
@@ -47,13 +54,24 @@ def never_cancelled() -> bool:
 class Reporter:
     """Turns units of single stages into progress of the whole upscale.
 
-    ``shares`` gives the share of the whole work by stage; time is estimated from how
-    long the work behind has taken.
+    The time left is estimated from how long the work behind has taken and, the earlier the
+    more, from how long the whole was expected to take.
+
+    Args:
+        on_progress: told; None tells nobody.
+        shares: of the whole work by stage.
+        expected: seconds for the whole; None where that is not known.
     """
 
-    def __init__(self, on_progress: OnProgress | None, shares: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        on_progress: OnProgress | None,
+        shares: Mapping[str, float],
+        expected: float | None = None,
+    ) -> None:
         self._on_progress = on_progress
         self._shares = shares
+        self._expected = expected
         self._behind = 0.0
         self._start = time.perf_counter()
 
@@ -80,6 +98,10 @@ class Reporter:
         if self._on_progress is None:
             return
         self._behind = max(self._behind, fraction)
-        spent = time.perf_counter() - self._start
-        left = spent * (1 - self._behind) / self._behind if self._behind > 0 else None
-        self._on_progress(Progress(stage, done, total, self._behind, left))
+        self._on_progress(Progress(stage, done, total, self._behind, self._left()))
+
+    def _left(self) -> float | None:
+        spent, ahead = time.perf_counter() - self._start, 1 - self._behind
+        if self._expected is not None:
+            return ahead * (ahead * self._expected + spent)
+        return spent * ahead / self._behind if self._behind > 0 else None

@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from PIL import Image
 
-from tegula import __version__
+from tegula import __version__, calibration
+from tegula.calibration import Calibration
+from tegula.costs import BundleCost, NetCost, bundle_cost, prescaler_cost
+from tegula.diffusion.shared import SharedDenoiser, in_order
 from tegula.errors import CancelledError
 from tegula.images.hdr import fuse_exposures
 from tegula.images.metadata import Metadata
 from tegula.images.opening import Source
+from tegula.images.pixels import to_image
 from tegula.images.resize import enlarge_lanczos
-from tegula.models.bundle import Bundle
+from tegula.memory import Memory, expected_memory
+from tegula.models.bundle import Bundle, SplitDenoiser
 from tegula.models.devices import pick_device, pick_dtype
+from tegula.models.faces import load_detector, load_restorer
+from tegula.models.faces.restorer import FaceRestorer
 from tegula.models.prescalers import Prescaler, load_prescaler
 from tegula.models.registry import load_bundle
+from tegula.models.running import made_ready, usual_batch
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
-from tegula.plan import PixelCost, Plan, make_plan, pixel_cost
-from tegula.progress import Cancelled, OnProgress, Reporter, never_cancelled
+from tegula.plan import Costs, Plan, make_plan
+from tegula.progress import Cancelled, OnPreview, OnProgress, Reporter, never_cancelled
 from tegula.stages.control_by_place import read_control
+from tegula.stages.faces import NONE_FOUND, FaceWork
 from tegula.stages.finish import finish, lock_colour, source_image
 from tegula.stages.prepare import Prepared, prepare
 from tegula.stages.prescale import prescale
+from tegula.stages.preview import OnPicture
 from tegula.stages.refine_canvas import refine_canvas
 from tegula.stages.refine_redraw import refine_redraw
 
 DEFAULT_BUNDLE = "mini"
+_FACE_PRESCALER = "realesrgan-x4plus"
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,8 @@ class Upscaler:
 
     bundle: Bundle
     _prescalers: dict[str, Prescaler] = field(default_factory=dict, repr=False)
+    _restorers: dict[str, FaceRestorer] = field(default_factory=dict, repr=False)
+    _prescaler_costs: dict[str, NetCost] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
@@ -85,9 +100,12 @@ class Upscaler:
         controlnet: str | None = None,
         vae: str | None = None,
         loras: Sequence[tuple[str, float]] = (),
+        few_step: str | None = None,
         embeddings: Sequence[str] = (),
         device: str = "auto",
         precision: str = "auto",
+        backend: str = "torch",
+        compile: bool = False,  # noqa: A002 - torch's own word for it
     ) -> Upscaler:
         """Load a bundle onto a device.
 
@@ -98,47 +116,58 @@ class Upscaler:
                 is not wanted.
             vae: hub id, folder or file of another autoencoder.
             loras: (hub id or file, weight) of LoRAs, fused in this order.
+            few_step: a LoRA for few steps, by file or by name (hyper-4, tcd, lcm, ...), or
+                ``auto`` for the best that is on this machine. With one, also among
+                ``loras``, all presets take its scheduler, steps and guidance; ``none``
+                leaves the presets as they are.
             embeddings: files of textual inversions.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
             precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+            backend: ``torch``, or ``openvino`` for processors.
+            compile: compile the networks by torch for a few static batch sizes and run
+                each once; takes minutes the first time and is kept in the cache folder.
 
         Raises:
             ModelError: the weights are unknown, missing or broken; see its subclasses.
-            OptionError: no such device or precision.
+            OptionError: no such device, precision or backend, or no compiler.
         """
         on = pick_device(device)
-        return cls(
-            load_bundle(
-                bundle,
-                controlnet=controlnet,
-                vae=vae,
-                loras=loras,
-                embeddings=embeddings,
-                device=on,
-                dtype=pick_dtype(on, precision),
-            )
+        loaded = load_bundle(
+            bundle,
+            controlnet=controlnet,
+            vae=vae,
+            loras=loras,
+            few_step=few_step,
+            embeddings=embeddings,
+            device=on,
+            dtype=pick_dtype(on, precision),
         )
+        return cls(made_ready(loaded, backend, compiled=compile))
 
     def upscale(
         self,
-        source: Source,
+        source: Source | Prepared,
         options: UpscaleOptions | None = None,
         *,
         mask: Source | None = None,
         strength_map: Source | None = None,
         on_progress: OnProgress | None = None,
+        on_preview: OnPreview | None = None,
         cancelled: Cancelled = never_cancelled,
     ) -> UpscaleResult:
         """Enlarge one picture.
 
         Args:
-            source: path, bytes, binary file or PIL image.
+            source: path, bytes, binary file or PIL image; or what ``prepare`` of
+                ``tegula.stages.prepare`` made of one with the same options.
             options: what to do; the balanced preset at 2x by default.
             mask: a picture of any size, laid over the source: white is refined, black
                 stays as prescaled.
             strength_map: a grey picture of any size, laid over the source: what share of
                 the creativity each place gets.
             on_progress: told how far the work is.
+            on_preview: shown small pictures of what there is by now; they change nothing
+                of the result.
             cancelled: asked between small pieces of work; True stops the upscale.
 
         Raises:
@@ -153,13 +182,14 @@ class Upscaler:
             prepared, resolved, plan = self.prepare(source, asked)
             where = read_control(mask, strength_map, asked, resolved, prepared)
             prescaler = self._prescaler(resolved.prescaler)
-            reporter = Reporter(on_progress, plan.shares)
+            restore_faces = self._face_work(resolved)
+            reporter = self._reporter(on_progress, plan)
         with clock("prescale"):
             size = resolved.width, resolved.height
             report = reporter.units("prescale")
             prescaled = prescale(prepared.rgb, size, prescaler, on_unit=report, cancelled=cancelled)
             enlarged = enlarge_lanczos(prepared.rgb, size)
-            prescaled = lock_colour(prescaled, enlarged, resolved)
+            prescaled = lock_colour(prescaled, enlarged, resolved, out=prescaled)
             prescaled = fuse_exposures(prescaled, resolved.hdr)
         with clock("refine"):
             strength = where.strength(prescaled, resolved.flat_skip)
@@ -168,11 +198,20 @@ class Upscaler:
                 refine = refine_redraw if resolved.mode == "redraw" else refine_canvas
                 report = reporter.units("refine")
                 refined = refine(
-                    self.bundle, prescaled, enlarged, resolved, report, cancelled, strength
+                    self.bundle,
+                    prescaled,
+                    enlarged,
+                    resolved,
+                    report,
+                    cancelled,
+                    strength,
+                    show=_shown(on_preview),
                 )
+            del enlarged, strength
         with clock("finish"):
             reporter.begin("finish")
-            finished = finish(refined, prescaled, prepared, resolved, where.mask)
+            faces = restore_faces(prepared.rgb, cancelled) if restore_faces else ()
+            finished = finish(refined, prescaled, prepared, resolved, where.mask, faces)
         reporter.finished()
         return UpscaleResult(
             image=finished.image,
@@ -186,34 +225,124 @@ class Upscaler:
                 *self.bundle.warnings,
                 *self._held_back(asked, resolved),
                 *finished.warnings,
+                *([NONE_FOUND] if restore_faces and not faces else []),
             ),
         )
 
+    def upscale_many(
+        self,
+        sources: Sequence[Source],
+        options: UpscaleOptions | None = None,
+        *,
+        at_once: int = 2,
+        cancelled: Cancelled = never_cancelled,
+    ) -> Iterator[UpscaleResult]:
+        """Enlarge several pictures at once, with their windows in common batches.
+
+        The results are what ``upscale`` gives, up to rounding, in the order of the
+        sources. It is faster where one picture does not keep the device busy: on GPUs,
+        and for pictures of few windows.
+
+        Args:
+            sources: pictures, as ``upscale`` takes them.
+            options: the same for all.
+            at_once: pictures in work, and in memory, at a time; at least 1.
+            cancelled: asked between small pieces of work; True stops all.
+
+        Raises:
+            TegulaError: as ``upscale`` does for the first source that fails; those that
+                are in work beside it are given up.
+        """
+        rows = 2 * at_once * usual_batch(self.bundle)
+        shared = SharedDenoiser(self.bundle.denoiser, rows)
+        together = dataclasses.replace(
+            self, bundle=dataclasses.replace(self.bundle, denoiser=shared)
+        )
+        given_up = threading.Event()
+
+        def one(source: Source) -> UpscaleResult:
+            with shared.member():
+                return together.upscale(
+                    source, options, cancelled=lambda: given_up.is_set() or cancelled()
+                )
+
+        with ThreadPoolExecutor(at_once) as pool:
+            try:
+                yield from in_order(pool, one, sources, at_once)
+            finally:
+                given_up.set()
+
     def prepare(
-        self, source: Source, options: UpscaleOptions
+        self, source: Source | Prepared, options: UpscaleOptions
     ) -> tuple[Prepared, ResolvedOptions, Plan]:
         """Decode the source, settle every option for it, and count the work.
 
         Raises:
             InputError, PathError: as ``upscale`` does.
         """
-        prepared = prepare(source, options)
+        prepared = source if isinstance(source, Prepared) else prepare(source, options)
         facts = self.bundle.facts
         resolved = resolve(options, facts.presets, facts.window, prepared.facts.size)
         guidance_scale = min(resolved.guidance_scale, facts.strongest_guidance)
         resolved = dataclasses.replace(resolved, guidance_scale=guidance_scale)
         prescaler = self._prescaler(resolved.prescaler)
-        plan = make_plan(self.bundle, self._cost, prescaler, prepared.size, resolved)
+        costs = self._costs(prescaler)
+        plan = make_plan(self.bundle, prescaler.facts, costs, prepared.size, resolved)
         return prepared, resolved, plan
 
+    def forecast(self, source: Source, options: UpscaleOptions) -> tuple[Plan, Memory]:
+        """Count the work and the memory of an upscale.
+
+        Raises:
+            InputError, PathError: as ``upscale`` does.
+        """
+        _, resolved, plan = self.prepare(source, options)
+        prescaler = self._prescaler(resolved.prescaler)
+        costs = self._costs(prescaler)
+        return plan, expected_memory(self.bundle, prescaler.facts, costs, plan, resolved)
+
     @cached_property
-    def _cost(self) -> PixelCost:
-        return pixel_cost(self.bundle)
+    def calibration(self) -> Calibration | None:
+        """How fast this machine runs the bundle; None where it was not measured."""
+        return calibration.find(calibration.setting_of(self.bundle))
+
+    def _costs(self, prescaler: Prescaler) -> Costs:
+        name = prescaler.facts.name
+        if name not in self._prescaler_costs:
+            self._prescaler_costs[name] = prescaler_cost(prescaler)
+        return Costs(self._bundle_cost, self._prescaler_costs[name])
+
+    @cached_property
+    def _bundle_cost(self) -> BundleCost:
+        return bundle_cost(self.bundle)
+
+    def _reporter(self, on_progress: OnProgress | None, plan: Plan) -> Reporter:
+        if self.calibration is None:
+            return Reporter(on_progress, plan.shares)
+        seconds = self.calibration.seconds(plan)
+        total = sum(seconds.values())
+        return Reporter(on_progress, {s: n / total for s, n in seconds.items()}, total)
 
     def _prescaler(self, name: str) -> Prescaler:
         if name not in self._prescalers:
             self._prescalers[name] = load_prescaler(name, self.bundle.device, self.bundle.dtype)
         return self._prescalers[name]
+
+    def _face_work(self, options: ResolvedOptions) -> FaceWork | None:
+        """Load what restores faces, before any work is done; None where none is asked for."""
+        if not options.faces:
+            return None
+        if options.faces not in self._restorers:
+            self._restorers[options.faces] = load_restorer(options.faces, self.bundle.device)
+        prescaler = self._prescaler(options.prescaler)
+        if options.face_upsample and prescaler.network is None:
+            prescaler = self._prescaler(_FACE_PRESCALER)
+        return FaceWork(
+            load_detector(),
+            self._restorers[options.faces],
+            prescaler if options.face_upsample else None,
+            options,
+        )
 
     def _settings(self, asked: UpscaleOptions, options: ResolvedOptions) -> Mapping[str, object]:
         facts = self.bundle.facts
@@ -234,9 +363,17 @@ class Upscaler:
                 f"{facts.name} takes a guidance scale of up to {facts.strongest_guidance:g}; "
                 f"{asked.guidance_scale:g} was held to it."
             )
+        if options.feature_reuse > 1 and not isinstance(self.bundle.denoiser, SplitDenoiser):
+            yield f"{facts.name} runs as a whole, so feature_reuse has no effect."
         ignored = self.bundle.text.ignored_words(f"{options.prompt} {options.negative_prompt}")
         if ignored:
             yield f"{facts.name} does not know and ignores: {', '.join(ignored)}."
+
+
+def _shown(on_preview: OnPreview | None) -> OnPicture | None:
+    if on_preview is None:
+        return None
+    return lambda picture: on_preview(to_image(picture))
 
 
 class _Clock:

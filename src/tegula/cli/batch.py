@@ -1,4 +1,4 @@
-"""Running the pictures of one command, one after the other, with one loaded model."""
+"""Running the pictures of one command with one loaded model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from tegula.cli.like import Models
 from tegula.cli.progress import showing, waiting
 from tegula.cli.report import Console
 from tegula.cli.signals import Interruption
+from tegula.cli.staggered import staggered
 from tegula.cli.targets import Job, Work
 from tegula.errors import CancelledError, InputError, ModelError, PathError
 from tegula.options import UpscaleOptions
 
 if TYPE_CHECKING:
+    from tegula.progress import OnPreview
+    from tegula.stages.prepare import Prepared
     from tegula.upscaler import Upscaler, UpscaleResult
 
 
@@ -30,6 +33,7 @@ class Request:
 
     fingerprint: of the model that made the result which ``--like`` names.
     mask, strength_map: pictures that lie over every source.
+    preview: a file that shows what the picture in work looks like by now.
     """
 
     options: UpscaleOptions
@@ -43,11 +47,29 @@ class Request:
     fingerprint: str | None = None
     mask: Path | None = None
     strength_map: Path | None = None
+    preview: Path | None = None
+    backend: str = "torch"
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A result on its way to its file, warnings about the model, and when it was begun."""
+
+    result: UpscaleResult
+    warnings: tuple[str, ...]
+    start: float
+
+
+_STOPPING = (CancelledError, ModelError, BrokenPipeError)
 
 
 @dataclass
 class Batch:
-    """The pictures of one command on their way."""
+    """The pictures of one command on their way.
+
+    Of several, the next is decoded and the one before is encoded while one is upscaled.
+    """
 
     request: Request
     work: Work
@@ -67,38 +89,40 @@ class Batch:
         Raises:
             TegulaError: what stops the whole: a cancel, a model, or the only picture.
         """
+        jobs = self.work.jobs
         try:
-            for job in self.work.jobs:
-                self._attempt(job)
+            if len(jobs) == 1 or self.request.debug:
+                for job in jobs:
+                    self._finish(job, self._upscale(job, self._read(job)))
+            else:
+                steps = (self._decode, self._upscale, self._finish, self._fail)
+                staggered(jobs, *steps, _STOPPING)
         except (CancelledError, KeyboardInterrupt, ModelError):
             self._sum_up()
             raise
         self._sum_up()
         return self._failures[0][1].exit_status if self._failures else 0
 
-    def _attempt(self, job: Job) -> None:
-        try:
-            self._upscale(job)
-        except (CancelledError, ModelError, BrokenPipeError):
-            raise
-        except Exception as error:
-            if self.request.debug or len(self.work.jobs) == 1:
-                raise
-            failure = failure_of(error)
-            self._failures.append((job, failure))
-            self.console.tell(_named(job, failure))
-            self.console.data({**_places(job), "error": failure.told()})
-
-    def _upscale(self, job: Job) -> None:
+    def _read(self, job: Job) -> Path | bytes | None:
+        """Return a source that can be upscaled, None where that is done already."""
         if self._is_done(job):
-            self._skipped += 1
-            self.console.tell(f"{job.target} is there already; --overwrite makes it again.")
-            self.console.data({**_places(job), "skipped": True})
-            return
-        start = time.perf_counter()
+            return None
         source = read_source(job, self.request.options.max_pixels)
         check_job(job, source, self.request.options, makes_folder=self.work.resumes)
-        upscaler = self._loaded()
+        return source
+
+    def _decode(self, job: Job) -> Prepared | None:
+        """Read and decode ahead of time, for the upscale to start at once."""
+        from tegula.stages.prepare import prepare
+
+        source = self._read(job)
+        return None if source is None else prepare(source, self.request.options)
+
+    def _upscale(self, job: Job, source: Path | bytes | Prepared | None) -> _Made | None:
+        if source is None:
+            return None
+        start = time.perf_counter()
+        upscaler = self.loaded()
         with showing(self.console, job.name) as on_progress, self.interruption.polled():
             result = upscaler.upscale(
                 source,
@@ -106,12 +130,30 @@ class Batch:
                 mask=self.request.mask,
                 strength_map=self.request.strength_map,
                 on_progress=on_progress,
+                on_preview=self._on_preview(),
                 cancelled=self.interruption.cancelled,
             )
-        warnings = (*self._about_model(upscaler), *result.warnings, *self._write(job, result))
+        return _Made(result, self._about_model(upscaler), start)
+
+    def _finish(self, job: Job, made: _Made | None) -> None:
+        """Write the result and tell of it."""
+        if made is None:
+            self._skipped += 1
+            self.console.tell(f"{job.target} is there already; --overwrite makes it again.")
+            self.console.data({**_places(job), "skipped": True})
+            return
+        result = made.result
+        warnings = (*made.warnings, *result.warnings, *self._write(job, result))
         compared = self._compare(job, result)
         self._done += 1
-        self._tell(job, result, warnings, compared, time.perf_counter() - start)
+        self._tell(job, result, warnings, compared, time.perf_counter() - made.start)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """Tell of a picture that went wrong; the others go on."""
+        failure = failure_of(error)
+        self._failures.append((job, failure))
+        self.console.tell(_named(job, failure))
+        self.console.data({**_places(job), "error": failure.told()})
 
     def _is_done(self, job: Job) -> bool:
         target = job.target
@@ -128,7 +170,8 @@ class Batch:
             )
         return False
 
-    def _loaded(self) -> Upscaler:
+    def loaded(self) -> Upscaler:
+        """Return the upscaler that every picture goes through, loaded by the first call."""
         if self._upscaler is None:
             models = self.request.models
             named = {} if models.bundle is None else {"bundle": models.bundle}
@@ -140,11 +183,17 @@ class Batch:
                     controlnet=models.controlnet,
                     vae=models.vae,
                     loras=models.loras,
+                    few_step=models.few_step or self._usual_few_step(),
                     embeddings=models.embeddings,
                     device=self.request.device,
                     precision=self.request.precision,
+                    backend=self.request.backend,
+                    compile=self.request.compile,
                 )
         return self._upscaler
+
+    def _usual_few_step(self) -> str | None:
+        return "auto" if self.request.options.preset == "fast" else None
 
     def _about_model(self, upscaler: Upscaler) -> tuple[str, ...]:
         wanted = self.request.fingerprint
@@ -175,6 +224,14 @@ class Batch:
 
     def _settings(self, result: UpscaleResult) -> dict[str, Any]:
         return {**result.settings, "models": self.request.models.asked()}
+
+    def _on_preview(self) -> OnPreview | None:
+        path = self.request.preview
+        if path is None:
+            return None
+        from tegula.images.encode import save
+
+        return lambda picture: save(picture, path)
 
     def _compare(self, job: Job, result: UpscaleResult) -> Path | None:
         if not self.request.compare or job.target is None:

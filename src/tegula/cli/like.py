@@ -27,6 +27,7 @@ class Models:
     vae: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
     embeddings: tuple[str, ...] = ()
+    few_step: str | None = None
 
     def asked(self) -> dict[str, Any]:
         """Return what is not left to the defaults, for the metadata of a result."""
@@ -88,6 +89,7 @@ def models_like(settings: Mapping[str, Any], given: Models) -> Models:
             found.get("vae"),
             tuple((str(file), float(weight)) for file, weight in found.get("loras", ())),
             tuple(str(file) for file in found.get("embeddings", ())),
+            found.get("few_step"),
         )
     except (TypeError, ValueError) as error:
         raise InputError("The settings of the result are damaged: models.") from error

@@ -41,6 +41,16 @@ def prescaler_rows() -> list[dict[str, Any]]:
     ]
 
 
+def face_rows() -> list[dict[str, Any]]:
+    """Return every face model that has a name, as ``--json`` tells it."""
+    from tegula.models.faces import is_here, list_face_models
+
+    return [
+        {**dataclasses.asdict(model), "installed": is_here(model.name)}
+        for model in list_face_models()
+    ]
+
+
 def in_words(size: float) -> str:
     """Return a number of bytes as people say it."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
@@ -53,14 +63,16 @@ def _list(ctx: click.Context, *, json: bool) -> None:
     wants_json(ctx, json=json)
     if ctx.invoked_subcommand is not None:
         return
-    bundles, prescalers = bundle_rows(), prescaler_rows()
+    bundles, prescalers, faces = bundle_rows(), prescaler_rows(), face_rows()
     if json:
-        Console(json=True).data({"bundles": bundles, "prescalers": prescalers})
+        Console(json=True).data({"bundles": bundles, "prescalers": prescalers, "faces": faces})
         return
     click.echo("Bundles, for --model:")
     _print_rows(bundles, lambda row: in_words(row["size"]))
     click.echo("\nPrescalers, for --prescaler:")
     _print_rows(prescalers, lambda row: f"{row['factor']}x" if row["factor"] else "any")
+    click.echo("\nFace models, for --faces; you put their files into faces/ of the models folder:")
+    _print_rows(faces, lambda row: ", ".join(row["also"]))
     click.echo("\n`tegula models pull NAME` fetches a bundle that is not here.")
 
 
@@ -93,7 +105,7 @@ MODELS = click.Group(
     "models",
     callback=click.pass_context(_list),
     invoke_without_command=True,
-    help="List bundles and prescalers; `pull` fetches a bundle.",
+    help="List bundles, prescalers and face models; `pull` fetches a bundle.",
     params=[click.Option(["--json"], is_flag=True, help="Print one JSON object.")],
     commands=[
         click.Command(

@@ -10,6 +10,7 @@ from tegula import __version__
 from tegula.cli.doctor import DOCTOR
 from tegula.cli.failures import failure_of, quieten_libraries, tell_failure
 from tegula.cli.models import MODELS
+from tegula.cli.plan import PLAN
 from tegula.cli.report import asks_for_json
 from tegula.cli.run import RUN
 from tegula.cli.serve import SERVE
@@ -40,7 +41,7 @@ class _Program(click.Group):
 PROGRAM = _Program(
     name="tegula",
     help="Makes pictures larger and better, on your own machine.",
-    commands=[UPSCALE, RUN, MODELS, DOCTOR, SERVE, TOKENS],
+    commands=[UPSCALE, PLAN, RUN, MODELS, DOCTOR, SERVE, TOKENS],
     params=[
         click.Option(["--debug"], is_flag=True, help="Show where an error came from."),
     ],

@@ -25,6 +25,7 @@ from tegula.images.formats import FORMATS, format_for
 from tegula.options import UpscaleOptions
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+BACKENDS = ("torch", "openvino")
 _HELP = """Make pictures larger and better.
 
 \b
@@ -67,14 +68,15 @@ def _run(**parameters: Any) -> None:
     wants_json(ctx, json=console.json)
     interruption = Interruption()
     with interruption.installed():
-        request = _request(parameters, debug=bool(ctx.find_root().params["debug"]))
-        work = _work(parameters, request.options)
+        request = request_of(parameters, debug=bool(ctx.find_root().params["debug"]))
+        work = work_of(parameters, request.options)
         _check_streams(work, parameters)
         status = Batch(request, work, console, interruption).run()
     ctx.exit(status)
 
 
-def _request(parameters: Mapping[str, Any], *, debug: bool) -> Request:
+def request_of(parameters: Mapping[str, Any], *, debug: bool) -> Request:
+    """Return what the options ask for."""
     given = given_knobs(parameters)
     models = Models(**{name: parameters[name] for name in Models.__dataclass_fields__})
     settings = {} if parameters["like"] is None else read_like(parameters["like"])
@@ -90,15 +92,19 @@ def _request(parameters: Mapping[str, Any], *, debug: bool) -> Request:
 _PASSED_ON = (
     "device",
     "precision",
+    "backend",
+    "compile",
     "quality",
     "overwrite",
     "compare",
     "mask",
     "strength_map",
+    "preview",
 )
 
 
-def _work(parameters: Mapping[str, Any], options: UpscaleOptions) -> Work:
+def work_of(parameters: Mapping[str, Any], options: UpscaleOptions) -> Work:
+    """Return the pictures that the words name, and where their results go."""
     naming = Naming(
         format=parameters["format"],
         size=_size_in_name(options),
@@ -127,6 +133,16 @@ def _check_streams(work: Work, parameters: Mapping[str, Any]) -> None:
 
 def _format(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:  # noqa: ARG001
     return None if value is None else format_for(None, value)
+
+
+def _preview(
+    ctx: click.Context,  # noqa: ARG001
+    parameter: click.Parameter,  # noqa: ARG001
+    value: Path | None,
+) -> Path | None:
+    if value is not None:
+        format_for(value, None)
+    return value
 
 
 def _file_options() -> list[click.Parameter]:
@@ -167,6 +183,14 @@ def _result_options() -> list[click.Parameter]:
             section,
             is_flag=True,
             help="Write a before/after picture beside the result, as NAME.compare.png.",
+        ),
+        SectionedOption(
+            ["--preview"],
+            section,
+            callback=_preview,
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Keep a small picture of the work so far in this file, replaced now and then.",
         ),
         SectionedOption(
             ["--mask"],
@@ -213,6 +237,13 @@ def _model_options() -> list[click.Parameter]:
             help="A LoRA and its weight, 1 if left out; may be repeated.",
         ),
         SectionedOption(
+            ["--few-step"],
+            section,
+            metavar="NAME|FILE",
+            help="A LoRA for few steps, run as it wants: hyper-4, tcd, lcm, a file, auto or none. "
+            "[default: auto with --preset fast]",
+        ),
+        SectionedOption(
             ["--embedding", "embeddings"],
             section,
             metavar="FILE",
@@ -237,6 +268,19 @@ def _machine_options() -> list[click.Parameter]:
             type=click.Choice(PRECISIONS),
             default="auto",
             help="What to compute in; `tegula doctor` tells what auto is. [default: auto]",
+        ),
+        SectionedOption(
+            ["--backend"],
+            section,
+            type=click.Choice(BACKENDS),
+            default="torch",
+            help="What runs the denoiser; openvino is for processors. [default: torch]",
+        ),
+        SectionedOption(
+            ["--compile"],
+            section,
+            is_flag=True,
+            help="Compile the model first: minutes once, then kept; pays off for many pictures.",
         ),
     ]
 

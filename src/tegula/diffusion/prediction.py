@@ -6,15 +6,19 @@ memory is halved, so that neither ever shows in the picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from tegula.errors import NumericalError, OutOfMemoryError
-from tegula.models.bundle import Denoiser, WindowBatch
+from tegula.models.bundle import Denoiser, SplitDenoiser, WindowBatch
 from tegula.models.devices import is_out_of_memory
 from tegula.tiling.windows import balanced_batch
+
+Level = tuple[Tensor, slice]
+"""The timestep of a noise level and rows of a batch."""
 
 
 class SafeDenoiser:
@@ -29,20 +33,51 @@ class SafeDenoiser:
         self._dtype = dtype
         self.reruns = 0
 
+    @property
+    def splits(self) -> bool:
+        """Tell whether ``ahead`` can be called."""
+        return isinstance(self._denoiser, SplitDenoiser)
+
     def __call__(self, batch: WindowBatch) -> Tensor:
         """Return the prediction for a batch, fp32, shaped like its latents."""
-        prediction = self._denoiser(batch).float()
-        if torch.isfinite(prediction).all():
-            return prediction
+        return self._finite(lambda denoiser: [denoiser(batch)])[0]
+
+    def ahead(self, batch: WindowBatch, levels: Sequence[Level]) -> Sequence[Tensor]:
+        """Return the predictions at several noise levels from one run of the encoder.
+
+        Args:
+            batch: at the first of the levels.
+            levels: timestep and the rows of the batch that are wanted there.
+        """
+
+        def run(denoiser: Denoiser) -> list[Tensor]:
+            split = cast("SplitDenoiser", denoiser)
+            features = split.encode(batch)
+            return [
+                split.decode(tuple(part[rows] for part in features), timestep, batch.text[rows])
+                for timestep, rows in levels
+            ]
+
+        return self._finite(run)
+
+    def _finite(self, run: Callable[[Denoiser], list[Tensor]]) -> list[Tensor]:
+        predictions = [prediction.float() for prediction in run(self._denoiser)]
+        if _are_finite(predictions):
+            return predictions
         if self._dtype != torch.float32:
             self.reruns += 1
-            prediction = self._denoiser.to_dtype(torch.float32)(batch).float()
-            if torch.isfinite(prediction).all():
-                return prediction
+            whole = self._denoiser.to_dtype(torch.float32)
+            predictions = [prediction.float() for prediction in run(whole)]
+            if _are_finite(predictions):
+                return predictions
         raise NumericalError(
             "The model returned NaN or infinity even in fp32; its weights are damaged, or a "
             "LoRA or the guidance scale is far too strong."
         )
+
+
+def _are_finite(predictions: Sequence[Tensor]) -> bool:
+    return all(bool(torch.isfinite(prediction).all()) for prediction in predictions)
 
 
 class HalvingBatch:

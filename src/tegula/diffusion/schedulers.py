@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor
+
+from tegula.models.quick_diffusers import diffusers
 
 Generators = torch.Generator | list[torch.Generator]
 """One source of noise for a whole stack of canvases, or one for each of them."""
@@ -35,6 +36,7 @@ _SDE: dict[str, object] = {"algorithm_type": "sde-dpmsolver++"}
 
 RECIPES: Mapping[str, SchedulerRecipe] = {
     "ddim": SchedulerRecipe("DDIMScheduler"),
+    "ddim-trailing": SchedulerRecipe("DDIMScheduler", {"timestep_spacing": "trailing"}),
     "dpm++2m": SchedulerRecipe("DPMSolverMultistepScheduler"),
     "dpm++2m-karras": SchedulerRecipe("DPMSolverMultistepScheduler", _KARRAS),
     "dpm++2m-sde": SchedulerRecipe("DPMSolverMultistepScheduler", _SDE),
@@ -88,7 +90,7 @@ the clean latents."""
 _COSINE = "squaredcos_cap_v2"
 """Noise levels that end in noise alone: Karras' spacing would spend its steps there."""
 
-_SPACED_BY_EULER = ("ddim",)
+_SPACED_BY_EULER = ("ddim", "ddim-trailing")
 """Schedulers without Karras or exponential spacing that Euler's method equals in result."""
 
 
@@ -144,6 +146,16 @@ class NoiseSchedule:
             return noise
         share: Tensor = self.scheduler.alphas_cumprod[int(timestep)]
         return noise * share.sqrt() - clean * (1 - share).sqrt()
+
+    def clean(self, prediction: Tensor, scaled: Tensor, timestep: Tensor) -> Tensor:
+        """Return the clean latents that a model's answer to scaled latents implies."""
+        kind = self.prediction_type
+        if kind == "sample":
+            return prediction
+        share: Tensor = self.scheduler.alphas_cumprod[int(timestep)]
+        if kind == "epsilon":
+            return (scaled - prediction * (1 - share).sqrt()) / share.sqrt()
+        return scaled * share.sqrt() - prediction * (1 - share).sqrt()
 
     def _as_noise(self, clean: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
         """Return the noise in latents whose clean part the model answered."""
@@ -233,14 +245,15 @@ def _scheduler(
 def _few_step_arguments(scheduler: Any, steps: int, strength: float) -> dict[str, object]:
     # The run is picked from a coarser list of levels, of which the strength must leave
     # at least `steps`; a finer list is used where it leaves fewer.
-    levels, finest = scheduler.config.original_inference_steps, scheduler.config.num_train_timesteps
+    levels, finer = scheduler.config.original_inference_steps, {}
     if int(levels * strength) < steps:
-        levels = finest
+        levels = scheduler.config.num_train_timesteps
+        finer = {"original_inference_steps": levels}
     within = max(1, int(levels * strength))
     return {
         "num_inference_steps": min(steps, within),
-        "original_inference_steps": levels,
         "strength": max(strength, 1 / levels),
+        **finer,
     }
 
 

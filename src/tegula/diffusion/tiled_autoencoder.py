@@ -11,16 +11,20 @@ An autoencoder without GroupNorms, like mini's block transform, is local and nev
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tegula.errors import CancelledError, NumericalError
+from tegula.errors import CancelledError, NumericalError, OutOfMemoryError
 from tegula.models.bundle import Autoencoder, Bundle, ControlImage, TileableAutoencoder
+from tegula.models.devices import is_out_of_memory
+from tegula.models.memory import free_memory, side_that_fits
 from tegula.progress import Cancelled, never_cancelled
 from tegula.tiling.windows import Window, WindowGrid, feather, grid_windows
 
@@ -43,6 +47,40 @@ class AutoencoderTiling:
 
 
 DEFAULT_TILING = AutoencoderTiling()
+_PIXEL_BYTES = 2400
+"""What a pixel of the canvas may take in the decoder, for each byte of its numbers."""
+_GPU_SIDES = (1024, 3072)
+SMALLEST_TILE = 256
+
+
+def tiling_of(bundle: Bundle) -> AutoencoderTiling:
+    """Return the largest canvas that goes through whole: on CUDA, what fits into free memory."""
+    free = free_memory(bundle.device)
+    if free is None:
+        return DEFAULT_TILING
+    side = side_that_fits(free, _PIXEL_BYTES * bundle.dtype.itemsize, _GPU_SIDES, TILE_SIDE // 4)
+    return AutoencoderTiling(whole_side=side)
+
+
+def _fitted(run: Callable[[AutoencoderTiling], Tensor], tiling: AutoencoderTiling) -> Tensor:
+    """Run with smaller tiles as long as memory runs out.
+
+    Raises:
+        OutOfMemoryError: not even the smallest tile fits.
+    """
+    while True:
+        try:
+            return run(tiling)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if tiling.whole_side == 0 and tiling.tile_side <= SMALLEST_TILE:
+            raise OutOfMemoryError(
+                "A single tile of the autoencoder does not fit into memory; free some, or "
+                "compute on a machine with more."
+            )
+        side = tiling.tile_side if tiling.whole_side else tiling.tile_side // 2
+        tiling = AutoencoderTiling(0, side, tiling.overlap)
 
 
 def encode(
@@ -50,7 +88,7 @@ def encode(
     image: Tensor,
     control: ControlImage,
     generator: torch.Generator,
-    tiling: AutoencoderTiling = DEFAULT_TILING,
+    tiling: AutoencoderTiling | None = None,
     cancelled: Cancelled = never_cancelled,
 ) -> Tensor:
     """Return the latents [1, channels, h, w] of a canvas [1, 3, height, width], fp32.
@@ -60,49 +98,57 @@ def encode(
         NumericalError: the autoencoder is not finite in fp32 either.
     """
     factor = bundle.facts.latent_factor
+    room = tiling or tiling_of(bundle)
 
-    def run(autoencoder: Autoencoder) -> Tensor:
-        if not isinstance(autoencoder, TileableAutoencoder) or _fits(image, tiling):
+    def run(autoencoder: Autoencoder, tiling: AutoencoderTiling) -> Tensor:
+        if not isinstance(autoencoder, TileableAutoencoder):
             return autoencoder.encode(image, control, generator)
+        if _fits(image, tiling):
+            return autoencoder.encode(image.to(bundle.device).contiguous(), control, generator)
         moments = _over_tiles(
             autoencoder.encoder,
             _grid(image, tiling, 1),
-            lambda window: autoencoder.encode_moments(image[window.index]),
+            lambda window: autoencoder.encode_moments(
+                image[window.index].to(bundle.device).contiguous()
+            ),
             _Scale(1, factor),
             cancelled,
         )
         return autoencoder.draw(moments, generator)
 
-    return _finite(bundle, run)
+    return _finite(bundle, lambda autoencoder: _fitted(partial(run, autoencoder), room))
 
 
 def decode(
     bundle: Bundle,
     latents: Tensor,
     control: ControlImage,
-    tiling: AutoencoderTiling = DEFAULT_TILING,
+    tiling: AutoencoderTiling | None = None,
     cancelled: Cancelled = never_cancelled,
 ) -> Tensor:
     """Return the canvas [1, 3, height, width] of its latents, fp32, not clamped.
+
+    It lies where the control image does, which may be the host.
 
     Raises:
         CancelledError: ``cancelled`` said so between two tiles.
         NumericalError: the autoencoder is not finite in fp32 either.
     """
-    factor = bundle.facts.latent_factor
+    factor, home = bundle.facts.latent_factor, control.prescaled.device
+    room = tiling or tiling_of(bundle)
 
-    def run(autoencoder: Autoencoder) -> Tensor:
+    def run(autoencoder: Autoencoder, tiling: AutoencoderTiling) -> Tensor:
         if not isinstance(autoencoder, TileableAutoencoder) or _fits(control.prescaled, tiling):
-            return autoencoder.decode(latents, control)
+            return autoencoder.decode(latents, control).to(home)
         return _over_tiles(
             autoencoder.decoder,
             _grid(latents, tiling, factor),
-            lambda window: autoencoder.decode(latents[window.index], control),
+            lambda window: autoencoder.decode(latents[window.index], control).to(home),
             _Scale(factor, 1),
             cancelled,
         )
 
-    return _finite(bundle, run)
+    return _finite(bundle, lambda autoencoder: _fitted(partial(run, autoencoder), room))
 
 
 @dataclass(frozen=True)
@@ -204,9 +250,12 @@ _Measured = Mapping[nn.GroupNorm, _GroupStatistics]
 @contextmanager
 def _measured_group_norms(network: nn.Module) -> Iterator[_Measured]:
     statistics = {m: _GroupStatistics() for m in network.modules() if isinstance(m, nn.GroupNorm)}
+    caller = threading.get_ident()
 
     def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(norm, nn.GroupNorm)  # noqa: S101 - hooked on GroupNorms only
+        if threading.get_ident() != caller:
+            return  # another upscale runs the same network
         statistics[norm].add(inputs[0], norm.num_groups)
 
     hooks = [norm.register_forward_pre_hook(measure) for norm in statistics]
@@ -219,8 +268,12 @@ def _measured_group_norms(network: nn.Module) -> Iterator[_Measured]:
 
 @contextmanager
 def _fixed_group_norms(measured: _Measured) -> Iterator[None]:
-    def fixed(norm: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
+    caller = threading.get_ident()
+
+    def fixed(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         assert isinstance(norm, nn.GroupNorm)  # noqa: S101 - hooked on GroupNorms only
+        if threading.get_ident() != caller:
+            return output
         return measured[norm].normalise(inputs[0], norm)
 
     hooks = [norm.register_forward_hook(fixed) for norm in measured]
@@ -233,10 +286,16 @@ def _fixed_group_norms(measured: _Measured) -> Iterator[None]:
 
 def _finite(bundle: Bundle, run: Callable[[Autoencoder], Tensor]) -> Tensor:
     result = run(bundle.autoencoder).float()
-    if not torch.isfinite(result).all() and bundle.dtype != torch.float32:
+    if not _all_finite(result) and bundle.dtype != torch.float32:
         result = run(bundle.autoencoder.to_dtype(torch.float32)).float()
-    if not torch.isfinite(result).all():
+    if not _all_finite(result):
         raise NumericalError(
             "The autoencoder returned NaN or infinity even in fp32; its weights are damaged."
         )
     return result
+
+
+def _all_finite(values: Tensor) -> bool:
+    """Tell whether there is no NaN and no infinity, without a copy of the values."""
+    least, largest = torch.aminmax(values)
+    return bool(torch.isfinite(least) & torch.isfinite(largest))

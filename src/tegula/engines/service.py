@@ -10,7 +10,7 @@ from tegula.engines.local import LocalEngine, Patience
 from tegula.engines.resolving import CatalogResolver
 from tegula.engines.safety import open_checker
 from tegula.engines.supervisor import Supervisor
-from tegula.engines.upscaling import upscaling_spec
+from tegula.engines.upscaling import RunnerOptions, upscaling_spec
 from tegula.predictions.fetch import Fetcher
 from tegula.predictions.inputs import InputReader
 from tegula.predictions.settings import ServerSettings
@@ -21,7 +21,10 @@ def local_engines(
     settings: ServerSettings, catalog: Catalog, devices: Sequence[str]
 ) -> list[Engine]:
     """Return one engine for each device; none of them has started anything yet."""
-    spec = upscaling_spec(settings.bundle, catalog.weights, settings.max_pixels)
+    options = RunnerOptions(
+        settings.bundle, catalog.weights, settings.max_pixels, settings.backend, settings.compile
+    )
+    spec = upscaling_spec(options)
     patience = Patience(settings.load_seconds, settings.hang_seconds, settings.cancel_seconds)
     return [LocalEngine(spec, device, patience) for device in devices]
 

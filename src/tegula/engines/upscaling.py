@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tegula.catalog import Catalog, Output, run, validate
@@ -17,16 +19,26 @@ if TYPE_CHECKING:
 Loras = tuple[tuple[str, float], ...]
 
 
-def upscaling_spec(bundle: str, weights: str, max_pixels: int) -> RunnerSpec:
-    """Return how a process gets its runner.
+@dataclass(frozen=True)
+class RunnerOptions:
+    """What a process loads and takes.
 
-    Args:
-        bundle: name, folder or file of the weights.
-        weights: their fingerprint, which is part of the ids of versions.
-        max_pixels: the largest picture that is taken or made.
+    bundle: name, folder or file of the weights.
+    weights: their fingerprint, which is part of the ids of versions.
+    max_pixels: the largest picture that is taken or made.
+    backend, compile: as ``Upscaler.load`` takes them.
     """
-    options = {"bundle": bundle, "weights": weights, "max_pixels": max_pixels}
-    return RunnerSpec(f"{__name__}:open_runner", options)
+
+    bundle: str
+    weights: str
+    max_pixels: int
+    backend: str = "torch"
+    compile: bool = False
+
+
+def upscaling_spec(options: RunnerOptions) -> RunnerSpec:
+    """Return how a process gets its runner."""
+    return RunnerSpec(f"{__name__}:open_runner", dataclasses.asdict(options))
 
 
 def open_runner(device: str, options: Mapping[str, Any]) -> UpscaleRunner:
@@ -35,9 +47,7 @@ def open_runner(device: str, options: Mapping[str, Any]) -> UpscaleRunner:
     Raises:
         ModelError: its weights are missing or broken.
     """
-    return UpscaleRunner(
-        device, options["bundle"], Catalog(options["weights"]), options["max_pixels"]
-    )
+    return UpscaleRunner(device, RunnerOptions(**options))
 
 
 class UpscaleRunner:
@@ -46,11 +56,11 @@ class UpscaleRunner:
     One more upscaler, that with the LoRAs last asked for, is kept beside the plain one.
     """
 
-    def __init__(self, device: str, bundle: str, catalog: Catalog, max_pixels: int) -> None:
+    def __init__(self, device: str, options: RunnerOptions) -> None:
         self._device = device
-        self._bundle = bundle
-        self._catalog = catalog
-        self._limits = UpscaleOptions(max_pixels=max_pixels)
+        self._options = options
+        self._catalog = Catalog(options.weights)
+        self._limits = UpscaleOptions(max_pixels=options.max_pixels)
         self._plain = self._load(())
         self._other: tuple[Loras, Upscaler] | None = None
 
@@ -82,7 +92,14 @@ class UpscaleRunner:
     def _load(self, loras: Loras) -> Upscaler:
         from tegula.upscaler import Upscaler
 
-        return Upscaler.load(self._bundle, loras=loras, device=self._device)
+        options = self._options
+        return Upscaler.load(
+            options.bundle,
+            loras=loras,
+            device=self._device,
+            backend=options.backend,
+            compile=options.compile,
+        )
 
 
 def _progressed(progress: Progress) -> Progressed:

@@ -20,7 +20,9 @@ _LOCAL_NOISE = (2 / 255) ** 2
 _STEEPEST, _FLATTEST = 2.0, 0.5
 
 
-def wavelet_lock(refined: Float, prescaled: Float, *, levels: int = 5) -> Float:
+def wavelet_lock(
+    refined: Float, prescaled: Float, *, levels: int = 5, out: Float | None = None
+) -> Float:
     """Take what is coarse from the prescaled picture and what is fine from the refined.
 
     The à-trous decomposition with the kernel [1 2 1]/4, dilated by 1, 2, .., 2^(levels-1),
@@ -36,24 +38,30 @@ def wavelet_lock(refined: Float, prescaled: Float, *, levels: int = 5) -> Float:
         refined: float32 [height, width, 3], 0..1.
         prescaled: float32 of the same shape.
         levels: bands of detail, 1..10; five keep detail up to about 32 px.
+        out: where to write; it may be ``refined`` itself.
 
     Returns:
-        float32 [height, width, 3]; may leave 0..1 a little. Beside it, memory is needed
-        for a band of 512 rows only.
+        ``out`` or a new array of the same shape; may leave 0..1 a little. Beside it,
+        memory is needed for a band of 512 rows only.
     """
     side = 2**levels
+    band = max(_BAND, side)
     height = refined.shape[0]
-    locked = np.empty_like(refined)
-    for top in range(0, height, _BAND):
-        bottom = min(height, top + _BAND)
-        first, last = max(0, top - side), min(height, bottom + side)
-        drift = prescaled[first:last] - refined[first:last]
-        coarse = _tent(drift, side)[top - first : bottom - first]
+    locked = np.empty_like(refined) if out is None else out
+    above = refined[:0]
+    for top in range(0, height, band):
+        bottom, last = min(height, top + band), min(height, top + band + side)
+        drift = np.concatenate([above, refined[top:last]])
+        np.subtract(prescaled[top - len(above) : last], drift, out=drift)
+        coarse = _tent(drift, side)[len(above) :][: bottom - top]
+        above = refined[max(0, bottom - side) : bottom].copy()
         np.add(refined[top:bottom], coarse, out=locked[top:bottom])
     return locked
 
 
-def adain_lock(refined: Float, prescaled: Float, *, window: int | None = None) -> Float:
+def adain_lock(
+    refined: Float, prescaled: Float, *, window: int | None = None, out: Float | None = None
+) -> Float:
     """Give each channel the mean and standard deviation of the prescaled picture.
 
     With a window the two are taken around every pixel, over a tent that is two windows
@@ -64,11 +72,12 @@ def adain_lock(refined: Float, prescaled: Float, *, window: int | None = None) -
         refined: float32 [height, width, 3], 0..1.
         prescaled: float32 of the same shape.
         window: side in px for local statistics; None for those of the whole picture.
+        out: where to write; it may be ``refined`` itself.
 
     Returns:
-        float32 [height, width, 3]; may leave 0..1 a little.
+        ``out`` or a new array of the same shape; may leave 0..1 a little.
     """
-    locked = np.empty_like(refined)
+    locked = np.empty_like(refined) if out is None else out
     statistics = _whole if window is None else _local
     for channel in range(refined.shape[2]):
         ours, theirs = refined[..., channel], prescaled[..., channel]
@@ -78,7 +87,8 @@ def adain_lock(refined: Float, prescaled: Float, *, window: int | None = None) -
         if window is not None:
             gain = np.clip(gain, _FLATTEST, _STEEPEST)
         offset = wanted_mean - mean * gain
-        locked[..., channel] = ours * _spread_out(gain, ours) + _spread_out(offset, ours)
+        np.multiply(ours, _spread_out(gain, ours), out=locked[..., channel])
+        locked[..., channel] += _spread_out(offset, ours)
     return locked
 
 

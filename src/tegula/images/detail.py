@@ -21,7 +21,10 @@ def scale_detail(refined: Float, prescaled: Float, amount: float) -> Float:
     """
     if amount == 0:
         return refined
-    return np.asarray(refined + np.float32(amount) * (refined - prescaled))
+    changed = refined - prescaled
+    changed *= np.float32(amount)
+    changed += refined
+    return np.asarray(changed)
 
 
 def sharpen(rgb: Float, amount: float) -> Float:

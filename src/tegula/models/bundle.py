@@ -47,10 +47,10 @@ class ControlScale:
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """Equal windows for one forward pass at one noise level.
+    """Equal windows for one forward pass.
 
     latents: [n, channels, h, w], already scaled for the model.
-    timestep: scalar tensor.
+    timestep: scalar tensor, or [n] where the rows are at noise levels of their own.
     text: [n, tokens, width].
     control: what ``Denoiser.embed_control`` returned for these windows, n rows.
     control_scale: None switches the control path off for this step.
@@ -90,6 +90,26 @@ class Denoiser(Protocol):
 
     def to_dtype(self, dtype: torch.dtype) -> Denoiser:
         """Return the same denoiser computing in another precision."""
+        ...
+
+
+Features = tuple[Tensor, ...]
+"""What the first half of a denoiser hands to the second: tensors of n rows each."""
+
+
+@runtime_checkable
+class SplitDenoiser(Denoiser, Protocol):
+    """A denoiser in two halves, of which the first may serve several noise levels.
+
+    ``decode(encode(batch), batch.timestep, batch.text)`` is ``denoiser(batch)``.
+    """
+
+    def encode(self, batch: WindowBatch) -> Features:
+        """Run the first half, with the control path."""
+        ...
+
+    def decode(self, features: Features, timestep: Tensor, text: Tensor) -> Tensor:
+        """Run the second half at a noise level; return the prediction, n rows."""
         ...
 
 
@@ -163,7 +183,11 @@ class BundleFacts:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Everything refine needs, on one device in one precision."""
+    """Everything refine needs, on one device in one precision.
+
+    light_autoencoder: decodes the same latents quickly and roughly, for previews.
+    window_bytes: memory that a default window takes in a guided forward pass, if measured.
+    """
 
     facts: BundleFacts
     text: TextEncoder
@@ -173,3 +197,5 @@ class Bundle:
     device: torch.device
     dtype: torch.dtype
     warnings: tuple[str, ...] = field(default=())
+    light_autoencoder: Autoencoder | None = None
+    window_bytes: int | None = None

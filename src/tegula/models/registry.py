@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tegula.models.bundle import Bundle
 
 DEFAULT_BUNDLE = "mini"
+_NO_FEW_STEP = (None, "auto", "none")
 _PACKAGED_WEIGHTS = Path(__file__).parent / "mini" / "weights"
 _MINI_FILE = "mini.safetensors"
 _GIGABYTE = 10**9
@@ -145,6 +146,7 @@ def load_bundle(
     controlnet: str | None = None,
     vae: str | None = None,
     loras: Sequence[tuple[str, float]] = (),
+    few_step: str | None = None,
     embeddings: Sequence[str] = (),
 ) -> Bundle:
     """Load a bundle by name, path or hub id; ``load_sd15`` tells what the parts may be.
@@ -157,6 +159,8 @@ def load_bundle(
         controlnet: for Stable Diffusion 1.5, another ControlNet.
         vae: for Stable Diffusion 1.5, another autoencoder.
         loras: for Stable Diffusion 1.5, LoRA files with their weights.
+        few_step: for Stable Diffusion 1.5, a LoRA for few steps: its name or file, "none",
+            or "auto" for one that is on this machine.
         embeddings: for Stable Diffusion 1.5, textual inversion files.
 
     Raises:
@@ -169,7 +173,7 @@ def load_bundle(
 
     precision = torch.float32 if dtype is None else dtype
     if _is_mini(reference):
-        _refuse_parts(controlnet, vae, loras, embeddings)
+        _refuse_parts(controlnet, vae, loras, embeddings, few_step not in _NO_FEW_STEP)
         from tegula.models.mini.bundle import load_mini
 
         folder = None if reference == "mini" else Path(reference).expanduser()
@@ -186,6 +190,7 @@ def load_bundle(
         controlnet=controlnet,
         vae=vae or own_vae,
         loras=loras,
+        few_step=few_step,
         embeddings=embeddings,
         device=device,
         dtype=precision,

@@ -51,6 +51,8 @@ class ServerSettings:
     cancel_seconds: a process that does not end a cancelled prediction in time is replaced.
     devices: where children run, such as ``cpu`` or ``cuda:0``; empty takes what is there.
     bundle: the weights that every model runs with.
+    backend: what runs them: ``torch``, or ``openvino`` on processors.
+    compile: compile the networks by torch while loading.
     max_pixels: pictures with more pixels are neither taken nor made.
     max_output_bytes: cap on one output file.
     inline_output_bytes: outputs up to this size are given as data URIs while the public
@@ -91,6 +93,8 @@ class ServerSettings:
     cancel_seconds: float = 15.0
     devices: tuple[str, ...] = ()
     bundle: str = "mini"
+    backend: str = "torch"
+    compile: bool = False
     max_pixels: int = 134_217_728
     max_output_bytes: int = 1024 * MIB
     inline_output_bytes: int = 16 * MIB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -11,6 +12,7 @@ from tegula.images.alpha import enlarge_alpha
 from tegula.images.colour import adain_lock, wavelet_lock
 from tegula.images.detail import scale_detail, sharpen
 from tegula.images.metadata import Metadata
+from tegula.images.patches import Patch, paste
 from tegula.images.pixels import Float, to_bytes, to_image
 from tegula.images.profile import from_srgb
 from tegula.options import ResolvedOptions
@@ -34,6 +36,7 @@ def finish(
     prepared: Prepared,
     options: ResolvedOptions,
     mask: Float | None = None,
+    patches: Sequence[Patch] = (),
 ) -> Finished:
     """Scale detail, lock colour, sharpen; restore greyscale, alpha and profile.
 
@@ -45,14 +48,17 @@ def finish(
         options: ``detail``, ``colour_lock``, ``window`` and ``sharpen`` count here.
         mask: float32 [height, width] in 0..1, how far the result may differ from
             ``prescaled``; None lets it everywhere.
+        patches: restored faces, laid over the sharpened picture.
     """
     done = refined
     if refined is not prescaled:
         done = scale_detail(refined, prescaled, options.detail)
         done = lock_colour(done, prescaled, options)
-    done = sharpen(done, options.sharpen)
+    done = paste(sharpen(done, options.sharpen), patches)
     if mask is not None:
-        done = prescaled + (done - prescaled) * mask[..., None]
+        done = done - prescaled
+        done *= mask[..., None]
+        done += prescaled
     image = Image.fromarray(to_bytes(done))
     facts = prepared.facts
     if facts.greyscale:
@@ -64,7 +70,9 @@ def finish(
     return Finished(image, metadata, (*facts.warnings, *warnings))
 
 
-def lock_colour(picture: Float, origin: Float, options: ResolvedOptions) -> Float:
+def lock_colour(
+    picture: Float, origin: Float, options: ResolvedOptions, out: Float | None = None
+) -> Float:
     """Hold the colours of a picture to those of what it was made from, as the options say.
 
     The prescaled picture is held to the enlarged source, and the refined one to the
@@ -74,14 +82,20 @@ def lock_colour(picture: Float, origin: Float, options: ResolvedOptions) -> Floa
     Both locks act on each window's surroundings, and so on the whole; AdaIN takes the
     statistics of the whole picture when that is no larger than a window.
 
+    Args:
+        picture: float32 [height, width, 3].
+        origin: of the same shape.
+        options: ``colour_lock`` and ``window`` count here.
+        out: where to write, if anything changes; it may be ``picture`` itself.
+
     Returns:
         float32 [height, width, 3]; may leave 0..1 a little.
     """
     if options.colour_lock == "wavelet":
-        return wavelet_lock(picture, origin)
+        return wavelet_lock(picture, origin, out=out)
     if options.colour_lock == "adain":
         larger = max(picture.shape[:2]) > options.window
-        return adain_lock(picture, origin, window=options.window if larger else None)
+        return adain_lock(picture, origin, window=options.window if larger else None, out=out)
     return picture
 
 

@@ -46,7 +46,7 @@ from torch import nn
 from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemoryError
 from tegula.images.resize import LANCZOS_LOBES, enlarge_lanczos, resample_box
 from tegula.models.devices import is_out_of_memory
-from tegula.models.prescalers import Prescaler
+from tegula.models.prescalers import Prescaler, PrescalerFacts
 from tegula.progress import Cancelled, OnUnit, ignore_units, never_cancelled
 
 Array = NDArray[np.float32]
@@ -139,10 +139,11 @@ class Span:
     last: int
 
 
-def plan_spans(source: int, target: int, tile: int, context: int) -> list[Span]:
+def plan_spans(source: int, target: int, tile: int, context: int, grid: int = 1) -> list[Span]:
     """Cut an axis into the fewest equal tiles of at most ``tile`` source pixels.
 
-    A tile that context would fill is made larger.
+    A tile that context would fill is made larger; so is one, by less than ``grid``, whose
+    start is moved back to a multiple of it.
     Every target pixel is written by one tile, and has at least ``context`` source
     pixels around it inside that tile, or the edge of the picture.
     """
@@ -153,9 +154,21 @@ def plan_spans(source: int, target: int, tile: int, context: int) -> list[Span]:
     middles = [(a + length + b) / 2 for a, b in itertools.pairwise(starts)]
     cuts = [0, *(round(middle * target / source) for middle in middles), target]
     return [
-        Span(start, start + length, first, last)
+        Span(start - start % grid, start + length, first, last)
         for start, first, last in zip(starts, cuts, cuts[1:], strict=False)
     ]
+
+
+def plan_tiles(
+    source: Size, size: Size, facts: PrescalerFacts, tile: int = DEFAULT_TILE
+) -> list[tuple[Span, Span]]:
+    """Return the vertical and horizontal span of every tile of one pass."""
+    factor = facts.factor or 1
+    vertical, horizontal = (
+        plan_spans(a, b, tile, facts.overlap + _reach(a, b, factor), facts.grid)
+        for a, b in zip(source[::-1], size[::-1], strict=True)
+    )
+    return list(itertools.product(vertical, horizontal))
 
 
 @dataclass
@@ -198,12 +211,7 @@ class _Run:
 
     def grid(self, source: Size, size: Size) -> list[tuple[Span, Span]]:
         """Return the vertical and horizontal span of every tile of a pass."""
-        factor = self.prescaler.facts.factor or 1
-        vertical, horizontal = (
-            plan_spans(a, b, self.tile, self.prescaler.facts.overlap + _reach(a, b, factor))
-            for a, b in zip(source[::-1], size[::-1], strict=True)
-        )
-        return list(itertools.product(vertical, horizontal))
+        return plan_tiles(source, size, self.prescaler.facts, self.tile)
 
     def fill(
         self, rgb: Array, size: Size, grid: list[tuple[Span, Span]], finished: int, total: int

@@ -17,14 +17,17 @@ from tegula.diffusion.prediction import HalvingBatch, SafeDenoiser
 from tegula.diffusion.schedulers import NoiseSchedule, ScheduleChoice, make_schedule
 from tegula.errors import OptionError
 from tegula.models.bundle import Bundle, BundleFacts, ControlImage, ControlScale
+from tegula.models.memory import home_of
+from tegula.models.running import usual_batch
 from tegula.options import ResolvedOptions
 from tegula.progress import Cancelled, OnUnit, ignore_units, never_cancelled
+from tegula.stages.preview import OnPicture, latents_watcher, small_picture
 from tegula.tiling.canvas import CanvasSize, fit_canvas, pad_to_canvas
 from tegula.tiling.regions import prompt_shares
 from tegula.tiling.windows import Window, WindowGrid, grid_windows
 
-CPU_WINDOW_BATCH = 4
-GPU_WINDOW_BATCH = 16
+PICTURES = 3
+"""Pictures of the canvas' size that refine keeps: prescaled, source, and result."""
 
 
 @torch.inference_mode()
@@ -36,6 +39,8 @@ def refine_canvas(
     on_unit: OnUnit = ignore_units,
     cancelled: Cancelled = never_cancelled,
     strength: NDArray[np.float32] | None = None,
+    *,
+    show: OnPicture | None = None,
 ) -> NDArray[np.float32]:
     """Add detail to a prescaled picture by tiled diffusion.
 
@@ -48,6 +53,7 @@ def refine_canvas(
         cancelled: asked between batches and autoencoder tiles.
         strength: [height, width] in 0..1, the share of the denoise strength that each
             pixel gets; None gives all of it everywhere.
+        show: given small pictures of what there is by now, the prescaled one first.
 
     Returns:
         A picture shaped like ``prescaled``, in 0..1.
@@ -58,23 +64,31 @@ def refine_canvas(
     """
     height, width = prescaled.shape[:2]
     canvas = canvas_for(bundle.facts, width, height, options.window)
+    home = home_of(PICTURES * 4 * 3 * canvas.width * canvas.height, bundle.device)
     control = ControlImage(
-        to_tensor(pad_to_canvas(prescaled, canvas), bundle),
-        to_tensor(pad_to_canvas(source, canvas), bundle),
+        to_tensor(pad_to_canvas(prescaled, canvas), home),
+        to_tensor(pad_to_canvas(source, canvas), home),
     )
     generator = torch.Generator("cpu").manual_seed(options.seed)
     initial = tiled_autoencoder.encode(
         bundle, control.prescaled, control, generator, cancelled=cancelled
-    )
+    ).to(bundle.device)
     noise = torch.randn(initial.shape, generator=generator).to(bundle.device)
     schedule = schedule_of(bundle, options, options.creativity)
     steps, hold, share = len(schedule), None, None
     if strength is not None:
-        share = to_strength(pad_to_canvas(strength[..., None], canvas), bundle)
-        hold = Hold(initial, noise, first_steps(share, steps, bundle.facts.latent_factor))
+        share = to_tensor(pad_to_canvas(strength[..., None], canvas), home)
+        first = first_steps(share, steps, bundle.facts.latent_factor).to(bundle.device)
+        hold = Hold(initial, noise, first)
     sampler = _sampler(bundle, control, latent_grid(bundle.facts, canvas, options.overlap), options)
-    start = schedule.add_noise(initial, noise)
-    latents = sampler.sample(start, schedule, generator, on_unit, cancelled, hold)
+    watch = None
+    if show is not None:
+        show(small_picture(control.prescaled[..., :height, :width]))
+        watch = latents_watcher(bundle, control, (height, width), steps, show)
+    start = [schedule.add_noise(initial, noise)]
+    del initial, noise
+    latents = sampler.sample(start.pop(), schedule, generator, on_unit, cancelled, hold, watch)
+    del sampler, hold
     refined = tiled_autoencoder.decode(bundle, latents, control, cancelled=cancelled)
     if share is not None:
         refined = torch.lerp(control.prescaled, refined, blend_weights(share, steps))
@@ -93,6 +107,7 @@ def _sampler(
         conditioning_of(bundle, options, embed_windows(bundle, control, windows, batch)),
         guidance_of(options),
         batch,
+        options.feature_reuse,
     )
 
 
@@ -156,19 +171,27 @@ def conditioning_of(bundle: Bundle, options: ResolvedOptions, control: Tensor) -
 def embed_windows(
     bundle: Bundle, control: ControlImage, windows: Sequence[Window], batch: HalvingBatch
 ) -> Tensor:
-    """Encode the control image of every window, given in pixels, one row each."""
-    embedded: list[Tensor] = []
+    """Encode the control image of every window, given in pixels, one row each.
+
+    They are kept on the host where they would take too much of the device.
+    """
+    embedded = torch.empty(0)
 
     def embed(start: int, end: int) -> None:
+        nonlocal embedded
         crops = [crop_control(control, window) for window in windows[start:end]]
         together = ControlImage(
-            torch.cat([crop.prescaled for crop in crops]),
-            torch.cat([crop.source for crop in crops]),
+            torch.cat([crop.prescaled for crop in crops]).to(bundle.device).contiguous(),
+            torch.cat([crop.source for crop in crops]).to(bundle.device).contiguous(),
         )
-        embedded.append(bundle.denoiser.embed_control(together))
+        part = bundle.denoiser.embed_control(together)
+        if start == 0:
+            home = home_of(part[0].nbytes * len(windows), bundle.device)
+            embedded = torch.empty(len(windows), *part.shape[1:], dtype=part.dtype, device=home)
+        embedded[start:end] = part
 
     batch.run(embed, len(windows))
-    return torch.cat(embedded)
+    return embedded
 
 
 def crop_control(control: ControlImage, window: Window) -> ControlImage:
@@ -178,22 +201,16 @@ def crop_control(control: ControlImage, window: Window) -> ControlImage:
 
 def window_batch(bundle: Bundle, options: ResolvedOptions) -> HalvingBatch:
     """Return the windows of one forward pass: as asked for, or what suits the device."""
-    usual = GPU_WINDOW_BATCH if bundle.device.type == "cuda" else CPU_WINDOW_BATCH
-    return HalvingBatch(options.window_batch or usual)
+    return HalvingBatch(options.window_batch or usual_batch(bundle, options.window))
 
 
-def to_tensor(picture: NDArray[np.float32], bundle: Bundle) -> Tensor:
-    """Return [1, 3, height, width] on the device of a bundle."""
-    tensor = torch.tensor(picture.transpose(2, 0, 1)[None])
-    return tensor.to(bundle.device)
-
-
-def to_strength(strength: NDArray[np.float32], bundle: Bundle) -> Tensor:
-    """Return [1, 1, height, width] on the device of a bundle."""
-    return torch.tensor(strength[..., 0][None, None]).to(bundle.device)
+def to_tensor(picture: NDArray[np.float32], home: torch.device) -> Tensor:
+    """Return [1, channels, height, width], not to be written to: the host shares the memory."""
+    writable = picture if picture.flags.writeable else picture.copy()
+    return torch.from_numpy(writable).permute(2, 0, 1)[None].to(home)
 
 
 def to_array(image: Tensor) -> NDArray[np.float32]:
-    """Return [height, width, 3], cut to 0..1."""
-    array: NDArray[np.float32] = image[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    """Return [height, width, 3], cut to 0..1; the image itself is cut too."""
+    array: NDArray[np.float32] = image[0].clamp_(0, 1).permute(1, 2, 0).cpu().numpy()
     return array

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from tegula.diffusion.schedulers import NoiseSchedule
 from tegula.models.bundle import Bundle, BundleFacts, ControlImage
 from tegula.options import ResolvedOptions
 from tegula.progress import Cancelled, OnUnit, ignore_units, never_cancelled
+from tegula.stages.preview import OnPicture, canvas_watcher
 from tegula.stages.refine_canvas import (
     conditioning_of,
     crop_control,
@@ -26,7 +27,6 @@ from tegula.stages.refine_canvas import (
     guidance_of,
     schedule_of,
     to_array,
-    to_strength,
     to_tensor,
     window_batch,
 )
@@ -47,6 +47,7 @@ def refine_redraw(
     strength: NDArray[np.float32] | None = None,
     *,
     one_by_one: bool = False,
+    show: OnPicture | None = None,
 ) -> NDArray[np.float32]:
     """Add detail to a prescaled picture tile by tile.
 
@@ -63,6 +64,7 @@ def refine_redraw(
         strength: [height, width] in 0..1, the share of the denoise strength that each
             pixel gets; None gives all of it everywhere. Tiles without any are skipped.
         one_by_one: compute every tile alone; slower, with the same result.
+        show: given small pictures of the canvas as it is painted.
 
     Returns:
         A picture shaped like ``prescaled``, in 0..1.
@@ -74,19 +76,29 @@ def refine_redraw(
     plan = redraw_plan(bundle.facts, options)
     canvas = CanvasSize(plan.width, plan.height, plan.width, plan.height)
     control = ControlImage(
-        to_tensor(pad_to_canvas(prescaled, canvas), bundle),
-        to_tensor(pad_to_canvas(source, canvas), bundle),
+        to_tensor(pad_to_canvas(prescaled, canvas), bundle.device),
+        to_tensor(pad_to_canvas(source, canvas), bundle.device),
     )
     share = None
     if strength is not None:
-        share = to_strength(pad_to_canvas(strength[..., None], canvas), bundle)
+        share = to_tensor(pad_to_canvas(strength[..., None], canvas), bundle.device)
         plan = dataclasses.replace(plan, passes=tuple(_moving(p, share) for p in plan.passes))
     redrawer = _Redrawer(bundle, control, share, options, plan, on_unit, cancelled)
-    for tiles in plan.passes:
-        alone = tuple((index,) for index in range(len(tiles.tiles)))
-        for front in alone if one_by_one else tiles.fronts():
-            redrawer.paint(tiles, [tiles.tiles[index] for index in front])
+    fronts = [
+        (tiles, [tiles.tiles[index] for index in front])
+        for tiles in plan.passes
+        for front in _fronts(tiles, one_by_one=one_by_one)
+    ]
+    watch = canvas_watcher((height, width), len(fronts), show)
+    watch(redrawer.canvas)
+    for tiles, front in fronts:
+        redrawer.paint(tiles, front)
+        watch(redrawer.canvas)
     return to_array(redrawer.canvas[..., :height, :width])
+
+
+def _fronts(tiles: RedrawPass, *, one_by_one: bool) -> Iterable[Sequence[int]]:
+    return [(index,) for index in range(len(tiles.tiles))] if one_by_one else tiles.fronts()
 
 
 def redraw_plan(facts: BundleFacts, options: ResolvedOptions) -> RedrawPlan:
@@ -152,7 +164,7 @@ class _Redrawer:
         on_unit: OnUnit,
         cancelled: Cancelled,
     ) -> None:
-        self.canvas = control.prescaled.clone()
+        self.canvas = control.prescaled.clone(memory_format=torch.contiguous_format)
         self._bundle = bundle
         self._control = control
         self._strength = strength
@@ -218,6 +230,7 @@ class _Redrawer:
             dataclasses.replace(self._told, control=embedded),
             guidance_of(options),
             self._batch,
+            options.feature_reuse,
         )
 
     def _places(self, tiles: RedrawPass, crop: Window, row: int) -> list[Place]:

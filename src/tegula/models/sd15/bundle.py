@@ -12,7 +12,8 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
+from tegula.models.bundle import ControlImage, Features, WindowBatch
+from tegula.models.sd15 import halves
 
 _SAMPLES = 64
 
@@ -30,6 +31,11 @@ class SdDenoiser:
     hint_encoder: nn.Module | None = None
     hint_is_bgr: bool = False
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Return the networks that every step runs."""
+        return (self.unet,) if self.controlnet is None else (self.unet, self.controlnet)
+
     @torch.no_grad()
     def embed_control(self, control: ControlImage) -> Tensor:
         """Return [n, channels, h, w] of the prescaled picture; [n, 0] without ControlNet."""
@@ -42,14 +48,28 @@ class SdDenoiser:
     @torch.no_grad()
     def __call__(self, batch: WindowBatch) -> Tensor:
         """Return the prediction in the precision of this denoiser."""
-        latents, text = batch.latents.to(self.unet.dtype), batch.text.to(self.unet.dtype)
-        residuals: dict[str, Any] = {}
-        if self.controlnet is not None and batch.control_scale is not None:
-            residuals = self._residuals(latents, text, batch, batch.control_scale)
+        latents, text = self._cast(batch.latents), self._cast(batch.text)
+        residuals = self._residuals(latents, text, batch)
+        added: dict[str, Any] = {}
+        if residuals is not None:
+            added["down_block_additional_residuals"] = residuals[0]
+            added["mid_block_additional_residual"] = residuals[1]
         prediction: Tensor = self.unet(
-            latents, batch.timestep, encoder_hidden_states=text, return_dict=False, **residuals
+            latents, batch.timestep, encoder_hidden_states=text, return_dict=False, **added
         )[0]
         return prediction
+
+    @torch.no_grad()
+    def encode(self, batch: WindowBatch) -> Features:
+        """Run ControlNet and the encoder of the UNet."""
+        latents, text = self._cast(batch.latents), self._cast(batch.text)
+        residuals = self._residuals(latents, text, batch)
+        return halves.encode(self.unet, latents, batch.timestep, text, residuals)
+
+    @torch.no_grad()
+    def decode(self, features: Features, timestep: Tensor, text: Tensor) -> Tensor:
+        """Run the decoder of the UNet on what ``encode`` answered, at this or a later level."""
+        return halves.decode(self.unet, features, timestep, self._cast(text))
 
     def to_dtype(self, dtype: torch.dtype) -> SdDenoiser:
         """Return a copy in another precision, or this one if it has it already."""
@@ -61,23 +81,26 @@ class SdDenoiser:
         )
         return SdDenoiser(unet, controlnet, hint_encoder, self.hint_is_bgr)
 
+    def _cast(self, values: Tensor) -> Tensor:
+        return values.to(self.unet.dtype)
+
     def _residuals(
-        self, latents: Tensor, text: Tensor, batch: WindowBatch, scale: ControlScale
-    ) -> dict[str, Any]:
+        self, latents: Tensor, text: Tensor, batch: WindowBatch
+    ) -> halves.Residuals | None:
+        if self.controlnet is None or batch.control_scale is None:
+            return None
         rows, count = batch.controlled, len(latents)
-        down, mid = self.controlnet(  # type: ignore[misc]
+        down, middle = self.controlnet(
             latents[rows],
-            batch.timestep,
+            batch.timestep[rows] if batch.timestep.ndim else batch.timestep,
             encoder_hidden_states=text[rows],
             controlnet_cond=batch.control[rows].to(latents.dtype),
-            conditioning_scale=scale.scale,
-            guess_mode=scale.guess_mode,
+            # A number would be part of a compiled network, which is compiled anew for another.
+            conditioning_scale=torch.as_tensor(batch.control_scale.scale, device=latents.device),
+            guess_mode=batch.control_scale.guess_mode,
             return_dict=False,
         )
-        return {
-            "down_block_additional_residuals": [_spread(part, rows, count) for part in down],
-            "mid_block_additional_residual": _spread(mid, rows, count),
-        }
+        return [_spread(part, rows, count) for part in down], _spread(middle, rows, count)
 
 
 def make_denoiser(unet: Any, controlnet: Any | None) -> SdDenoiser:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tegula.errors import BrokenWeightsError
-from tegula.models.hub import formats
+from tegula.models.hub import HubRepository, find, formats
+from tegula.models.sd15.bundle import SdAutoencoder, move
+from tegula.models.sd15.facts import LIGHT_VAE, PART_FILES
 from tegula.models.sd15.files import LOADING_FAILURES, read_weights
 
 _NAMES = {
@@ -22,6 +24,7 @@ _NAMES = {
     ControlNetModel: "ControlNet",
     AutoencoderKL: "autoencoder",
     CLIPTextModel: "text encoder",
+    AutoencoderTiny: "light autoencoder",
 }
 STANDARD_CONFIG = Path(__file__).parent / "config"
 
@@ -34,6 +37,14 @@ def unet_from_folder(folder: Path) -> Any:
 def autoencoder_from_folder(folder: Path) -> Any:
     """Load an autoencoder from the folder that holds its config.json."""
     return _from_folder(AutoencoderKL, folder)
+
+
+def light_autoencoder(device: torch.device | str, dtype: torch.dtype) -> SdAutoencoder | None:
+    """Load TAESD, which decodes roughly in a twentieth of the time, where it is here."""
+    folder = find(HubRepository(LIGHT_VAE, PART_FILES))
+    if folder is None:
+        return None
+    return SdAutoencoder(move(_from_folder(AutoencoderTiny, folder), device=device, dtype=dtype))
 
 
 def controlnet_from_folder(folder: Path) -> Any:

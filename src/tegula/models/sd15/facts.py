@@ -12,6 +12,7 @@ LICENCE = "creativeml-openrail-m"
 DEFAULT_MODEL = "SG161222/Realistic_Vision_V5.1_noVAE"
 DEFAULT_CONTROLNET = "lllyasviel/control_v11f1e_sd15_tile"
 DEFAULT_VAE = "stabilityai/sd-vae-ft-mse"
+LIGHT_VAE = "madebyollin/taesd"
 
 WEIGHTS_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 

@@ -118,6 +118,21 @@ def safetensors_shapes(path: Path) -> Shapes:
     return shapes
 
 
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """Return the remarks in the header of a safetensors file; none of other files.
+
+    Raises:
+        BrokenWeightsError: the file is no safetensors file.
+    """
+    if path.suffix.lower() != ".safetensors":
+        return {}
+    try:
+        remarks = _header(path)[0].get("__metadata__", {})
+    except LOADING_FAILURES as error:
+        raise BrokenWeightsError(f"{path} is no safetensors file; get it again.") from error
+    return {str(name): str(text) for name, text in remarks.items()}
+
+
 def _header(path: Path) -> tuple[dict[str, Any], int]:
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")

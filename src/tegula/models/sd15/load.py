@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from tegula.models.sd15 import components, facts
 from tegula.models.sd15.adapters import add_inversions, fuse_loras
 from tegula.models.sd15.assembly import Identity, Networks, assemble
 from tegula.models.sd15.components import STANDARD_CONFIG
+from tegula.models.sd15.few_step import choose
 from tegula.models.sd15.files import (
     checkpoint_shapes,
     existing_file,
@@ -58,6 +60,7 @@ def load_sd15(
     controlnet: str | None = None,
     vae: str | None = None,
     loras: Sequence[tuple[str, float]] = (),
+    few_step: str | None = None,
     embeddings: Sequence[str] = (),
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -75,6 +78,8 @@ def load_sd15(
         vae: folder, file or hub id of the autoencoder. None takes the model's own, or
             where a checkpoint has none, a ``vae`` folder beside it or sd-vae-ft-mse.
         loras: LoRA files or hub ids with their weights, added in this order.
+        few_step: which LoRA for few steps is added to them, as ``few_step.choose`` says;
+            with one among them all presets follow its recipe.
         embeddings: textual inversion files.
         device: where the bundle runs.
         dtype: the precision it runs in; loading and LoRAs use float32.
@@ -85,15 +90,25 @@ def load_sd15(
     Raises:
         MissingWeightsError: a part is not on this machine and cannot be had.
         BrokenWeightsError: a part is damaged or of another family.
+        OptionError: ``few_step`` is no LoRA that is known.
     """
     request = _Request(controlnet, vae, Path(config) if config else STANDARD_CONFIG)
+    chosen = choose(loras, few_step)
     with _quiet():
         networks, scheduler = _load(model, request)
         _refuse_mixed(networks)
         add_inversions(networks, embeddings)
-        fuse_loras(networks, loras)
+        fuse_loras(networks, chosen.loras)
+        light = components.light_autoencoder(device, dtype)
     identity = Identity(name or _name(model), facts.LICENCE)
-    return assemble(networks, identity, scheduler, device=device, dtype=dtype)
+    bundle = assemble(networks, identity, scheduler, device=device, dtype=dtype)
+    presets = chosen.presets(bundle.facts.presets)
+    return dataclasses.replace(
+        bundle,
+        facts=dataclasses.replace(bundle.facts, presets=presets),
+        warnings=(*bundle.warnings, *chosen.warnings),
+        light_autoencoder=light,
+    )
 
 
 def _name(model: str) -> str:

@@ -1,0 +1,164 @@
+"""Denoisers converted to OpenVINO, for processors.
+
+UNet and ControlNet become one model with fixed shapes, for each of a few batch sizes. What
+was converted is kept in the cache folder. Everything but the denoiser stays with torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tegula.errors import MissingExtraError, OptionError
+from tegula.models.bundle import Bundle, ControlImage, ControlScale, Denoiser, WindowBatch
+from tegula.models.compiling import CompilableDenoiser
+from tegula.models.places import cache_folder
+from tegula.models.static import StaticDenoiser
+
+BATCH_SIZES = (2, 1)
+"""Larger batches gain nothing on a processor, and each size takes memory of its own."""
+
+
+def convert_bundle(bundle: Bundle) -> Bundle:
+    """Return a bundle whose denoiser runs on OpenVINO; shapes are converted as they come.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+        OptionError: the bundle does not say which networks it runs.
+    """
+    try:
+        import openvino  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "The backend openvino is not installed: pip install 'tegula[openvino]'"
+        ) from error
+    if not isinstance(bundle.denoiser, CompilableDenoiser):
+        raise OptionError(f"The networks of {bundle.facts.name} cannot be converted.")
+    denoiser = OpenVinoDenoiser(bundle.denoiser, bundle.facts.fingerprint, bundle.dtype)
+    return replace(bundle, denoiser=StaticDenoiser(denoiser, BATCH_SIZES, denoiser.bypassed))
+
+
+class OpenVinoDenoiser:
+    """Runs a denoiser as OpenVINO models, one for each shape of batch.
+
+    Args:
+        denoiser: what is converted; it encodes the control windows itself.
+        fingerprint: of its weights, part of the names of cached files.
+        dtype: what the models compute in: float32, or bfloat16 for anything shorter.
+    """
+
+    def __init__(self, denoiser: Denoiser, fingerprint: str, dtype: torch.dtype) -> None:
+        self._denoiser = denoiser
+        self._fingerprint = fingerprint
+        self._dtype = dtype
+        self._models: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._mode = threading.local()
+
+    def embed_control(self, control: ControlImage) -> Tensor:
+        """Encode the control windows with torch."""
+        return self._denoiser.embed_control(control)
+
+    def __call__(self, batch: WindowBatch) -> Tensor:
+        """Return the prediction, float32; in guess mode torch makes it."""
+        scale = batch.control_scale
+        # OpenVINO has no logspace, with which diffusers fades the blocks in guess mode.
+        if getattr(self._mode, "bypassed", False) or (scale is not None and scale.guess_mode):
+            return self._denoiser(batch)
+        inputs = _inputs(batch)
+        with self._lock:
+            model = self._model(batch, inputs)
+            result = model([each.numpy() for each in inputs.values()])[0]
+            return torch.from_numpy(result.copy())
+
+    @contextlib.contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """Let this thread's batches run on torch."""
+        self._mode.bypassed = True
+        try:
+            yield
+        finally:
+            self._mode.bypassed = False
+
+    def to_dtype(self, dtype: torch.dtype) -> Denoiser:
+        """Return the denoiser that was converted, in another precision."""
+        return self._denoiser.to_dtype(dtype)
+
+    def _model(self, batch: WindowBatch, inputs: dict[str, Tensor]) -> Any:
+        name = self._name(batch, inputs)
+        if name not in self._models:
+            import openvino
+
+            path = cache_folder() / "openvino" / f"{name}.xml"
+            if not path.is_file():
+                self._convert(batch, inputs, path)
+            settings = {
+                "INFERENCE_PRECISION_HINT": "f32" if self._dtype == torch.float32 else "bf16",
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "PERFORMANCE_HINT": "LATENCY",
+            }
+            self._models[name] = openvino.Core().compile_model(str(path), "CPU", settings)
+        return self._models[name]
+
+    def _name(self, batch: WindowBatch, inputs: dict[str, Tensor]) -> str:
+        scale, shapes = batch.control_scale, [tuple(each.shape) for each in inputs.values()]
+        parts = (metadata.version("openvino"), metadata.version("tegula"), self._dtype)
+        whole = repr((self._fingerprint, *parts, shapes, scale is not None))
+        return hashlib.sha256(whole.encode()).hexdigest()[:24]
+
+    def _convert(self, batch: WindowBatch, inputs: dict[str, Tensor], path: Path) -> None:
+        import openvino
+
+        whole = self._denoiser.to_dtype(torch.float32)
+        with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad():
+            warnings.simplefilter("ignore")
+            model = openvino.convert_model(
+                _Traced(whole, batch),
+                example_input=tuple(each.clone() for each in inputs.values()),
+                input=[tuple(each.shape) for each in inputs.values()],
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        openvino.save_model(model, str(path), compress_to_fp16=self._dtype != torch.float32)
+
+
+class _Traced(nn.Module):
+    """A denoiser as a function of tensors, with the control of one batch."""
+
+    def __init__(self, denoiser: Denoiser, like: WindowBatch) -> None:
+        super().__init__()
+        assert isinstance(denoiser, CompilableDenoiser)  # noqa: S101 - asked before
+        self.networks = nn.ModuleList(denoiser.networks)
+        self._denoiser = denoiser
+        self._like = like
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, control: Tensor, scale: Tensor
+    ) -> Tensor:
+        """Return the prediction."""
+        asked = self._like.control_scale
+        given: Any = scale  # a tensor, for the model to take any number
+        control_scale = None if asked is None else ControlScale(given, asked.guess_mode)
+        batch = WindowBatch(latents, timestep, text, control, control_scale, self._like.controlled)
+        return self._denoiser(batch)
+
+
+def _inputs(batch: WindowBatch) -> dict[str, Tensor]:
+    scale = 1.0 if batch.control_scale is None else batch.control_scale.scale
+    inputs = {
+        "latents": batch.latents,
+        "timestep": batch.timestep,
+        "text": batch.text,
+        "control": batch.control,
+        "scale": torch.tensor(scale),
+    }
+    return {name: each.float().contiguous() for name, each in inputs.items()}

@@ -1,0 +1,83 @@
+"""Threads and memory layout by measurement."""
+
+import pytest
+import torch
+from support import options, photograph
+
+from tegula.errors import OptionError
+from tegula.models import processor
+from tegula.models.processor import ProcessorChoice, choose, lay_out, processor_choice
+from tegula.models.sd15.tiny import tiny_bundle
+from tegula.stages.refine_canvas import refine_canvas
+
+
+@pytest.fixture(autouse=True)
+def free_choice(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEGULA_CACHE", str(tmp_path))
+    for name in ("TEGULA_THREADS", "TEGULA_LAYOUT", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+
+
+class Probe:
+    """Takes a second, but as long as told for some choices."""
+
+    def __init__(self, **seconds):
+        self.seconds, self.calls = seconds, 0
+
+    def __call__(self, choice):
+        self.calls += 1
+        name = f"{'last' if choice.channels_last else 'first'}{choice.threads}"
+        return self.seconds.get(name, 1.0)
+
+
+def test_the_clearly_fastest_wins():
+    assert choose((4, 2), (False, True), Probe(last2=0.5)) == ProcessorChoice(2, True)
+
+
+def test_a_small_gain_is_noise_and_the_usual_is_kept():
+    assert choose((4, 2), (False, True), Probe(last2=0.95)) == ProcessorChoice(4, False)
+
+
+def test_what_was_measured_is_remembered_on_disk():
+    probe = Probe(last4=0.5)
+    assert processor_choice(torch.float32, probe) == ProcessorChoice(4, True)
+    measured = probe.calls
+    assert processor_choice(torch.float32, probe) == ProcessorChoice(4, True)
+    assert probe.calls == measured > 0
+    processor_choice(torch.bfloat16, probe)
+    assert probe.calls == 2 * measured
+
+
+def test_a_damaged_memory_is_measured_anew(tmp_path):
+    (tmp_path / "processor.json").write_text("{")
+    assert processor_choice(torch.float32, Probe(first2=0.5)) == ProcessorChoice(2, False)
+
+
+def test_what_is_fixed_is_not_measured(monkeypatch):
+    monkeypatch.setenv("TEGULA_THREADS", "3")
+    monkeypatch.setenv("TEGULA_LAYOUT", "channels-last")
+    probe = Probe()
+    assert processor_choice(torch.float32, probe) == ProcessorChoice(3, True)
+    assert probe.calls == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("TEGULA_THREADS", "0"), ("TEGULA_LAYOUT", "nchw")])
+def test_nonsense_is_refused(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(OptionError, match=name):
+        processor_choice(torch.float32, Probe())
+
+
+def test_the_real_probe_takes_a_positive_time():
+    assert processor._probe_of(torch.float32)(ProcessorChoice(1, True)) > 0
+
+
+def test_the_layout_changes_no_picture():
+    picture, knobs = photograph(100, 64), options(width=100, height=64)
+    bundle = tiny_bundle()
+    expected = refine_canvas(bundle, picture, picture, knobs)
+    for network in (*bundle.denoiser.networks, bundle.autoencoder.decoder):
+        lay_out(network, channels_last=True)
+    assert abs(refine_canvas(bundle, picture, picture, knobs) - expected).max() < 1e-4
