@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import tracemalloc
 from contextlib import contextmanager
 
@@ -13,9 +14,9 @@ from PIL import Image
 from support import options, photograph
 
 from tegula import UpscaleOptions, Upscaler, calibration
-from tegula.calibrating import calibrate
+from tegula.calibrating import calibrate, started
 from tegula.calibration import Calibration, Setting
-from tegula.costs import Counter, bundle_cost, prescaler_cost
+from tegula.costs import Counter, bundle_cost, prescaler_flops
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
 from tegula.models.prescalers import load_prescaler
 from tegula.models.sd15.tiny import tiny_bundle
@@ -103,7 +104,7 @@ def test_attention_counts_on_the_cpu_too():
 def test_real_esrgan_takes_what_its_convolutions_add_up_to():
     prescaler = load_prescaler("realesrgan-animevideov3", torch.device("cpu"), torch.float32)
     weights = sum(p.numel() for p in prescaler.network.parameters() if p.ndim == 4)
-    assert prescaler_cost(prescaler).flops.of(100) == pytest.approx(100 * 2 * weights)
+    assert prescaler_flops(prescaler).of(100) == pytest.approx(100 * 2 * weights)
 
 
 def test_a_plan_counts_the_context_of_tiles_and_nothing_without_a_net(bundle):
@@ -152,10 +153,13 @@ def test_a_calibration_holds_for_its_setting_alone(tmp_path):
 
 
 def test_calibrating_measures_every_part(bundle):
-    measured = calibrate(Upscaler(bundle_without_nets_before(bundle)), start=1.5)
+    upscaler = Upscaler(bundle_without_nets_before(bundle))
+    measured = calibrate(upscaler)
     assert measured.denoiser > 0
     assert measured.autoencoder > 0
-    assert measured.start == 1.5
+    pause = [sys.executable, "-c", "import time; time.sleep(1)"]
+    quick = dataclasses.replace(measured, denoiser=1e18, autoencoder=1e18, refine=0, level=0)
+    assert started(upscaler, quick, lambda source, target: pause).start > 0.5
     for stage in ("prepare", "prescale", "finish", "write", "usual"):
         assert getattr(measured, stage) > 0
 

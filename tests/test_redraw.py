@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support import options, photograph
 
-from tegula.costs import bundle_cost, prescaler_cost
+from tegula.costs import bundle_cost, prescaler_flops
 from tegula.errors import CancelledError
 from tegula.models.prescalers import load_prescaler
 from tegula.models.sd15.tiny import tiny_bundle
@@ -138,7 +138,7 @@ def test_progress_and_plan_count_the_same_windows(bundle):
     plan = make_plan(
         bundle,
         lanczos.facts,
-        Costs(bundle_cost(bundle), prescaler_cost(lanczos)),
+        Costs(bundle_cost(bundle), prescaler_flops(lanczos)),
         (90, 70),
         settings,
     )

@@ -19,7 +19,7 @@ def test_the_options_name_every_recipe_and_spacing():
     assert set(SIGMAS) == set(SIGMA_SETTINGS)
 
 
-@pytest.mark.parametrize(("name", "sigmas"), itertools.product(SCHEDULERS, SIGMAS))
+@pytest.mark.parametrize(("name", "sigmas"), list(itertools.product(SCHEDULERS, SIGMAS)))
 def test_every_scheduler_walks_every_spacing_to_the_picture(name, sigmas):
     walk = schedule(name, sigmas, strength=0.6)
     clean = torch.full((1, 4, 8, 8), 0.7)

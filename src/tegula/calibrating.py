@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tegula.calibration import Calibration
-from tegula.costs import BundleCost, bundle_cost, prescaler_cost
+from tegula.costs import BundleCost, bundle_cost, prescaler_flops
 from tegula.images.encode import encode
 from tegula.models.bundle import Bundle, ControlImage, ControlScale, Denoiser, WindowBatch
 from tegula.models.prescalers import (
@@ -45,13 +48,8 @@ _IDLE = "idle"
 _MEGAPIXEL = 1e6
 
 
-def calibrate(upscaler: Upscaler, start: float) -> Calibration:
-    """Measure a loaded upscaler, in about a minute.
-
-    Args:
-        upscaler: what to measure.
-        start: seconds that it took to get it.
-    """
+def calibrate(upscaler: Upscaler) -> Calibration:
+    """Measure a loaded upscaler, in about a minute; ``start`` is left at 0."""
     bundle = upscaler.bundle
     cost = bundle_cost(bundle)
     few, many = (_outside(bundle, steps) for steps in (_FEW, _MANY))
@@ -66,12 +64,35 @@ def calibrate(upscaler: Upscaler, start: float) -> Calibration:
         level=level,
         finish=few.finish,
         write=few.write,
-        start=start,
+        start=0.0,
         usual=0.0,
     )
     usual = Image.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))
     _, _, plan = upscaler.prepare(usual, UpscaleOptions())
     return dataclasses.replace(measured, usual=sum(measured.seconds(plan).values()))
+
+
+def started(
+    upscaler: Upscaler, measured: Calibration, command: Callable[[Path, Path], Sequence[str]]
+) -> Calibration:
+    """Add how long a program takes beside its work, by running one.
+
+    Args:
+        upscaler: what was measured.
+        measured: the calibration so far.
+        command: the words of a program that upscales one file into another, as
+            ``Upscaler.upscale`` does by itself.
+    """
+    with tempfile.TemporaryDirectory(prefix="tegula-") as folder:
+        source, target = Path(folder, "source.png"), Path(folder, "target.png")
+        _picture(upscaler.bundle.facts.window).save(source)
+        _, _, plan = upscaler.prepare(source, UpscaleOptions(preset="fast"))
+        began = time.perf_counter()
+        subprocess.run(command(source, target), check=True, capture_output=True)  # noqa: S603
+        spent = time.perf_counter() - began
+    work = sum(measured.seconds(plan).values())
+    write = measured.write * plan.width * plan.height / _MEGAPIXEL
+    return dataclasses.replace(measured, start=max(0.0, spent - work - write))
 
 
 def _denoiser_rate(bundle: Bundle, cost: BundleCost) -> float:
@@ -120,7 +141,7 @@ def _prescaler_rate(prescaler: Prescaler) -> float:
     """Measure on the largest tile, up to the usual one, that does not take too long."""
     network, side = prescaler.network, _FIRST_TILE
     assert network is not None  # noqa: S101 - only nets are measured
-    flops = prescaler_cost(prescaler).flops
+    flops = prescaler_flops(prescaler)
     while True:
         picture = torch.zeros(1, side, side, 3, device=prescaler.device).permute(0, 3, 1, 2)
         with torch.inference_mode():

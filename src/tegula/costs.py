@@ -29,6 +29,7 @@ from tegula.stages.prescale import DEFAULT_TILE
 
 T = TypeVar("T")
 _AREAS = ((1, 1), (1, 2), (2, 2))
+_SMALL_TILE = 16
 
 
 @dataclass(frozen=True)
@@ -91,23 +92,32 @@ def bundle_cost(bundle: Bundle) -> BundleCost:
     )
 
 
-def prescaler_cost(prescaler: Prescaler) -> NetCost:
-    """Count a prescaler by source pixels, without computing anything."""
+def prescaler_flops(prescaler: Prescaler) -> Cost:
+    """Count the FLOPs of a prescaler by source pixels."""
     network = prescaler.network
     if network is None:
-        return NetCost()
+        return Cost()
     if not isinstance(network, RRDBNet | SRVGGNetCompact):
         # Nets of others convolve at the size of the source nearly throughout.
-        uses = 2 * sum(parameter.numel() for parameter in network.parameters())
-        return NetCost(Cost(linear=uses))
+        return Cost(linear=2 * sum(parameter.numel() for parameter in network.parameters()))
+    picture = torch.zeros(1, 3, _SMALL_TILE, _SMALL_TILE, device=prescaler.device)
+    flops, _ = _counted(lambda: network(picture))[1]
+    return Cost(linear=flops / _SMALL_TILE**2)
+
+
+def prescaler_memory(prescaler: Prescaler) -> Cost:
+    """Count the bytes of a prescaler by source pixels, without computing anything."""
+    network = prescaler.network
+    if not isinstance(network, RRDBNet | SRVGGNetCompact):
+        return Cost()
+    # torch takes a second to get ready for weights that are not there.
     weights = {
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in network.state_dict().items()
     }
     picture = torch.empty(1, 3, DEFAULT_TILE, DEFAULT_TILE, device="meta")
-    flops, memory = _counted(lambda: functional_call(network, weights, (picture,)))[1]
-    pixels = DEFAULT_TILE**2
-    return NetCost(Cost(linear=flops / pixels), Cost(linear=memory / pixels))
+    _, memory = _counted(lambda: functional_call(network, weights, (picture,)))[1]
+    return Cost(linear=memory / DEFAULT_TILE**2)
 
 
 def _counts(bundle: Bundle, height: int, width: int) -> Mapping[str, tuple[int, int]]:

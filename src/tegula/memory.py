@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tegula.costs import BundleCost, prescaler_memory
 from tegula.models.bundle import Bundle
 from tegula.models.memory import home_of
-from tegula.models.prescalers import PrescalerFacts
+from tegula.models.prescalers import Prescaler
 from tegula.options import ResolvedOptions
-from tegula.plan import Costs, Plan, autoencoder_areas, prescale_tiles, runs_of
+from tegula.plan import Plan, autoencoder_areas, prescale_tiles, runs_of
 from tegula.stages.refine_canvas import PICTURES, window_batch
 
 _FLOAT = 4
@@ -40,13 +41,13 @@ class Memory:
 
 
 def expected_memory(
-    bundle: Bundle, prescaler: PrescalerFacts, costs: Costs, plan: Plan, options: ResolvedOptions
+    bundle: Bundle, cost: BundleCost, prescaler: Prescaler, plan: Plan, options: ResolvedOptions
 ) -> Memory:
-    """Return what an upscale takes; ``costs`` are those that the plan was made with."""
+    """Return what an upscale takes; ``cost`` is that which the plan was made with."""
     apart = bundle.device.type != "cpu"
     source = plan.source[0] * plan.source[1] * _PIXEL
     picture = plan.width * plan.height * _PIXEL
-    tile = _tile_bytes(prescaler, costs, plan)
+    tile = _tile_bytes(prescaler, plan)
     bands = min(plan.height, _BANDS) * plan.width * _PIXEL
     host = {
         "prescale": source + picture + max(0 if apart else tile, picture + bands),
@@ -54,7 +55,7 @@ def expected_memory(
     }
     if not plan.windows:
         return Memory(host, {"prescale": tile} if apart else {})
-    refine = _refine_bytes(bundle, costs, options)
+    refine = _refine_bytes(bundle, cost, options)
     if not apart:
         sampled = 2 * picture + refine.kept + refine.sampling
         host["refine"] = source + max(sampled, 2 * picture + refine.result + refine.coding)
@@ -79,16 +80,16 @@ class _Refine:
     result: int
 
 
-def _tile_bytes(prescaler: PrescalerFacts, costs: Costs, plan: Plan) -> int:
-    tiles = prescale_tiles(prescaler, plan.source, (plan.width, plan.height))
+def _tile_bytes(prescaler: Prescaler, plan: Plan) -> int:
+    tiles = prescale_tiles(prescaler.facts, plan.source, (plan.width, plan.height))
     if not tiles:
         return 0
-    largest, factor = max(tiles), prescaler.factor or 1
-    return round(costs.prescaler.memory.of(largest) + 2 * largest * factor**2 * _PIXEL)
+    largest, factor = max(tiles), prescaler.facts.factor or 1
+    return round(prescaler_memory(prescaler).of(largest) + 2 * largest * factor**2 * _PIXEL)
 
 
-def _refine_bytes(bundle: Bundle, costs: Costs, options: ResolvedOptions) -> _Refine:
-    run, cost, facts = runs_of(bundle, options)[0], costs.bundle, bundle.facts
+def _refine_bytes(bundle: Bundle, cost: BundleCost, options: ResolvedOptions) -> _Refine:
+    run, facts = runs_of(bundle, options)[0], bundle.facts
     rows = min(run.windows, window_batch(bundle, options).size)
     rows *= _ROWS if options.guidance_scale > 1 else 1
     pixels = run.canvas[0] * run.canvas[1]

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tegula.costs import BundleCost, NetCost
+from tegula.costs import BundleCost, Cost
 from tegula.diffusion.reuse import Rows, rows_of
 from tegula.diffusion.tiled_autoencoder import MEASURED_TILES, tiling_of
 from tegula.models.bundle import Bundle, SplitDenoiser, TileableAutoencoder
@@ -72,10 +72,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of the two models that an upscale runs."""
+    """Of the two models that an upscale runs; ``prescaler`` is its FLOPs."""
 
     bundle: BundleCost
-    prescaler: NetCost
+    prescaler: Cost
 
 
 def make_plan(
@@ -104,7 +104,7 @@ def make_plan(
         windows=sum(run.windows for run in runs),
         levels=max((run.levels for run in runs), default=0),
         evaluations=sum(run.windows * run.rows.decoder for run in runs),
-        prescale_flops=round(sum(costs.prescaler.flops.of(pixels) for pixels in tiles)),
+        prescale_flops=round(sum(costs.prescaler.of(pixels) for pixels in tiles)),
         denoise_flops=round(sum(_denoise_flops(run, costs.bundle) for run in runs)),
         autoencoder_flops=round(sum(_autoencoder_flops(run, bundle, costs.bundle) for run in runs)),
     )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tegula import __version__, calibration
 from tegula.calibration import Calibration
-from tegula.costs import BundleCost, NetCost, bundle_cost, prescaler_cost
+from tegula.costs import BundleCost, Cost, bundle_cost, prescaler_flops
 from tegula.diffusion.shared import SharedDenoiser, in_order
 from tegula.errors import CancelledError
 from tegula.images.hdr import fuse_exposures
@@ -90,7 +90,7 @@ class Upscaler:
     bundle: Bundle
     _prescalers: dict[str, Prescaler] = field(default_factory=dict, repr=False)
     _restorers: dict[str, FaceRestorer] = field(default_factory=dict, repr=False)
-    _prescaler_costs: dict[str, NetCost] = field(default_factory=dict, repr=False)
+    _prescaler_costs: dict[str, Cost] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
@@ -298,8 +298,7 @@ class Upscaler:
         """
         _, resolved, plan = self.prepare(source, options)
         prescaler = self._prescaler(resolved.prescaler)
-        costs = self._costs(prescaler)
-        return plan, expected_memory(self.bundle, prescaler.facts, costs, plan, resolved)
+        return plan, expected_memory(self.bundle, self._bundle_cost, prescaler, plan, resolved)
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -309,7 +308,7 @@ class Upscaler:
     def _costs(self, prescaler: Prescaler) -> Costs:
         name = prescaler.facts.name
         if name not in self._prescaler_costs:
-            self._prescaler_costs[name] = prescaler_cost(prescaler)
+            self._prescaler_costs[name] = prescaler_flops(prescaler)
         return Costs(self._bundle_cost, self._prescaler_costs[name])
 
     @cached_property
