@@ -31,7 +31,10 @@ class Receiver:
 def receiving(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            length = int(self.headers.get("content-length", 0))
+            body = self.rfile.read(length)
+            if len(body) < length:
+                return  # the sender died in the middle; nothing has arrived
             headers = {name.lower(): value for name, value in self.headers.items()}
             receiver.requests.append((self.command, self.path, headers, body))
             if receiver.handle is not None:

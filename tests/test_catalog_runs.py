@@ -88,7 +88,7 @@ def test_a_model_runs_with_its_own_defaults_on_the_packaged_bundle(packaged, cat
     image, _, _ = ran(packaged, reference, cat, seed=3)
     plain, _, _ = ran(packaged, "nightmareai/real-esrgan", cat, scale=QUICK[reference][0])
     both = [np.asarray(each.convert("RGB"), float).ravel() for each in (image, plain)]
-    assert np.corrcoef(*both)[0, 1] > 0.98
+    assert np.corrcoef(*both)[0, 1] > 0.95
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from support import options, photograph
 
 from tegula.costs import bundle_cost, prescaler_flops
@@ -45,8 +46,10 @@ LARGE = pytest.param(9, 7, marks=pytest.mark.slow)
 def test_fronts_give_the_picture_of_one_tile_after_the_other(bundle, columns, rows, padding):
     width, height = columns * 64 - 5, rows * 64 - 3
     changes = {"tile_padding": padding}
-    fronts = redraw(bundle, width, height, changes, steps=2)
-    alone = redraw(bundle, width, height, changes, steps=2, one_by_one=True)
+    # oneDNN rounds otherwise for another batch size, and 63 tiles that read each other add it up.
+    with torch.backends.mkldnn.flags(enabled=False):
+        fronts = redraw(bundle, width, height, changes, steps=2)
+        alone = redraw(bundle, width, height, changes, steps=2, one_by_one=True)
     np.testing.assert_allclose(fronts, alone, atol=1e-5)
     assert np.abs(fronts - photograph(width, height)).max() > 0.05
 
