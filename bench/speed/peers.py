@@ -14,7 +14,7 @@ from tegula.images.pixels import to_image
 
 NOT_INSTALLED = (
     "refiners' MultiUpscaler is not installed: the newest release on PyPI, 0.4.0, is older than "
-    "it; pip install git+https://github.com/finegrain-ai/refiners"
+    "it; install it from its repository, finegrain-ai/refiners"
 )
 NOT_THIS_SIZE = "refiners builds Stable Diffusion 1.5 in its full size alone"
 _MODULE = "refiners.foundationals.latent_diffusion.stable_diffusion_1.multi_upscaler"
