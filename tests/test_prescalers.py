@@ -78,6 +78,17 @@ def test_half_precision_stays_close_to_full(dtype):
     assert 0 < np.abs(half - run_network(reference_input(), load(VIDEO))).max() < 4 / 255
 
 
+@pytest.mark.parametrize("height", [11, 33, 80])
+def test_dense_blocks_in_strips_give_what_they_give_whole(monkeypatch, height):
+    block = tiny_rrdb().body[0].rdb1
+    picture = torch.rand(2, 8, height, 40)
+    with torch.inference_mode():
+        whole = block(picture)
+        monkeypatch.setattr("tegula.models.prescalers.networks.CACHED_PIXELS", 40 * 16)
+        strips = block(picture)
+    torch.testing.assert_close(strips, whole, rtol=0, atol=1e-6)
+
+
 def test_every_named_prescaler_is_listed_with_what_a_user_must_know():
     facts = {f.name: f for f in list_prescalers()}
     assert set(facts) == {
