@@ -50,8 +50,9 @@ def test_what_was_measured_is_remembered_on_disk():
     assert probe.calls == 2 * measured
 
 
-def test_a_damaged_memory_is_measured_anew(tmp_path):
-    (tmp_path / "processor.json").write_text("{")
+@pytest.mark.parametrize("form", ["{", "[1]", '{"a": 1}', '{"a": {"threads": 2}}'])
+def test_a_damaged_memory_is_measured_anew(tmp_path, form):
+    (tmp_path / "processor.json").write_text(form)
     assert processor_choice(torch.float32, Probe(first2=0.5)) == ProcessorChoice(2, False)
 
 

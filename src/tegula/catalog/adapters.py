@@ -8,7 +8,7 @@ from pathlib import Path
 from tegula.catalog.model import Situation
 from tegula.errors import MissingWeightsError
 from tegula.models.faces import detector_folder, named_face_file
-from tegula.models.hub import models_folder
+from tegula.models.places import models_folder
 
 LORAS, PRESCALERS = "lora", "prescalers"
 SUFFIXES = (".safetensors", ".pth")

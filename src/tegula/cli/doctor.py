@@ -92,7 +92,7 @@ def _todo_for_faces(row: Mapping[str, Any]) -> str:
 
 
 def _models_folder() -> dict[str, Any]:
-    from tegula.models.hub import models_folder
+    from tegula.models.places import models_folder
 
     folder = models_folder()
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())

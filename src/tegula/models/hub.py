@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError, ModelError, PathError
+from tegula.models.places import MODELS_VARIABLE, models_folder
 
-MODELS_VARIABLE = "TEGULA_MODELS"
 OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
@@ -55,20 +53,6 @@ def is_hub_id(reference: str) -> bool:
     """Return whether a reference has the form of a hub id, ``owner/name``."""
     owner, slash, name = reference.partition("/")
     return bool(owner and slash and name) and "/" not in name and not owner.startswith((".", "~"))
-
-
-def models_folder() -> Path:
-    """Return ``$TEGULA_MODELS``, or the folder for data of this platform."""
-    named = os.environ.get(MODELS_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
-    return base / "tegula" / "models"
 
 
 def find(repository: HubRepository) -> Path | None:

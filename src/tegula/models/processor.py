@@ -71,11 +71,11 @@ def processor_choice(dtype: torch.dtype, probe: Probe | None = None) -> Processo
     key = repr((platform.processor(), os.cpu_count(), torch.__version__, dtype, threads, layouts))
     known = _remembered()
     if key in known:
-        return ProcessorChoice(known[key]["threads"], bool(known[key]["channels_last"]))
+        return known[key]
     chosen = choose(threads, layouts, probe or _probe_of(dtype))
     torch.set_num_threads(usual)
     if len(threads) * len(layouts) > 1:
-        _remember({**known, key: asdict(chosen)})
+        _remember({**known, key: chosen})
     return chosen
 
 
@@ -119,18 +119,20 @@ def _probe_of(dtype: torch.dtype) -> Probe:
     return probe
 
 
-def _remembered() -> dict[str, dict[str, int]]:
+def _remembered() -> dict[str, ProcessorChoice]:
+    """Return what the cache folder holds; a file of another form is measured anew."""
     try:
         known = json.loads((cache_folder() / "processor.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {key: ProcessorChoice(**choice) for key, choice in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return known if isinstance(known, dict) else {}
 
 
-def _remember(known: dict[str, dict[str, int]]) -> None:
+def _remember(known: dict[str, ProcessorChoice]) -> None:
     path = cache_folder() / "processor.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        choices = {key: asdict(choice) for key, choice in known.items()}
+        path.write_text(json.dumps(choices, indent=1), encoding="utf-8")
     except OSError:
         return  # it is only measured again

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tegula.errors import MissingWeightsError, OptionError
-from tegula.models.hub import HubRepository, find, formats, models_folder
+from tegula.models.hub import HubRepository, find, formats
+from tegula.models.places import models_folder
 from tegula.models.sd15.files import safetensors_metadata
 from tegula.options import PresetValues
 

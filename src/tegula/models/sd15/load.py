@@ -22,8 +22,8 @@ from tegula.models.hub import (
     find_or_fetch,
     is_hub_id,
     missing_files,
-    models_folder,
 )
+from tegula.models.places import models_folder
 from tegula.models.sd15 import components, facts
 from tegula.models.sd15.adapters import add_inversions, fuse_loras
 from tegula.models.sd15.assembly import Identity, Networks, assemble
