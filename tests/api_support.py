@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 
 from tegula.api.app import create_app
@@ -101,3 +102,11 @@ def open_server(folder: Path, **settings: Any) -> Server:
     client = TestClient(create_app(store), base_url="https://tile.example")
     client.headers["authorization"] = f"Bearer {token}"
     return Server(client, store, token)
+
+
+@pytest.fixture
+def server(tmp_path):
+    opened = open_server(tmp_path)
+    with opened.client:
+        yield opened
+    opened.store.close()

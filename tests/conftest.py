@@ -2,7 +2,7 @@ import os
 
 import torch
 
-pytest_plugins = ["sd15_support"]
+pytest_plugins = ["api_support", "sd15_support"]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TEGULA_THREADS", "1")

@@ -15,14 +15,6 @@ from tegula.predictions.queue import Report
 NOBODY = {"authorization": ""}
 
 
-@pytest.fixture
-def server(tmp_path):
-    opened = open_server(tmp_path)
-    with opened.client:
-        yield opened
-    opened.store.close()
-
-
 def upload(server: Server, data: bytes = PNG, name: str = "in.png", **fields):
     parts = {"content": (name, data, "application/octet-stream"), **fields}
     return server.client.post("/v1/files", files=parts)

@@ -20,14 +20,6 @@ from tegula.predictions.logs import JsonLines, about
 NOBODY = {"authorization": ""}
 
 
-@pytest.fixture
-def server(tmp_path):
-    opened = open_server(tmp_path)
-    with opened.client:
-        yield opened
-    opened.store.close()
-
-
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer nonsense", "Basic YTpi"])
 def test_without_a_good_token_the_answer_is_replicates_401(server: Server, header: str):
     answer = server.get("/v1/account", headers={"authorization": header})

@@ -5,16 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from api_support import BATOU, DATA_URI, Server, open_server
-
-
-@pytest.fixture
-def server(tmp_path):
-    opened = open_server(tmp_path)
-    with opened.client:
-        yield opened
-    opened.store.close()
-
+from api_support import BATOU, DATA_URI, Server
 
 OWN = {"owner": "ana", "name": "portraits", "visibility": "private", "hardware": "cpu"}
 

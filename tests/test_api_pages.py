@@ -12,14 +12,6 @@ PAGES = ["/", "/docs", "/p/abc"]
 
 
 @pytest.fixture
-def server(tmp_path):
-    opened = open_server(tmp_path)
-    with opened.client:
-        yield opened
-    opened.store.close()
-
-
-@pytest.fixture
 def open_to_all(tmp_path):
     opened = open_server(tmp_path, no_auth=True, public_url="http://127.0.0.1:8000")
     with opened.client:

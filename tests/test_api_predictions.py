@@ -21,14 +21,6 @@ GUIDE = {
 }
 
 
-@pytest.fixture
-def server(tmp_path):
-    opened = open_server(tmp_path)
-    with opened.client:
-        yield opened
-    opened.store.close()
-
-
 def test_a_bare_latest_finds_the_model_that_the_inputs_fit(server: Server):
     answer = server.post("/v1/predictions", {"version": "latest", "input": GUIDE})
     assert answer.status_code == 201

@@ -41,14 +41,6 @@ TRAPS = {
 DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 
 
-@pytest.fixture
-def server(tmp_path):
-    opened = open_server(tmp_path)
-    with opened.client:
-        yield opened
-    opened.store.close()
-
-
 def test_each_of_the_22_traps_has_its_test():
     assert list(TRAPS) == list(range(1, 23))
     assert len(set(TRAPS.values())) == 22
