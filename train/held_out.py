@@ -25,6 +25,7 @@ from tegula.models.mini.network import (
     control_channels,
     resemblance_gain,
     room_for_detail,
+    take_shares,
 )
 from tegula.models.mini.words import VOCABULARY_SIZE
 from tegula.options import PresetValues
@@ -49,8 +50,8 @@ def make_held_out(paths: Sequence[Path], prescale: Prescale, side: int, path: Pa
             recipe = names[(_PER_PHOTOGRAPH * number + turn) % len(names)]
             levels = degrade(truth, _FACTOR, recipe, f"{number} {turn}")
             small = levels.astype(np.float32) / np.float32(255)
-            prescaled = run_prescaler(prescale, [small], side)[0]
-            row = np.dstack([truth, prescaled, enlarge_by_lanczos(small, side)])
+            source = enlarge_by_lanczos(small, side)
+            row = np.dstack([truth, *run_prescaler(prescale, [small], [source]), source])
             rows.append(np.rint(np.clip(row, 0, 1) * 255).astype(np.uint8))
     np.save(path, np.stack(rows))
 
@@ -97,11 +98,7 @@ class HeldOut:
 
     def judge(self, name: str, network: MiniNetwork, preset: PresetValues) -> Verdict:
         """Return how one step of a network compares with the prescaled pictures."""
-        refined = self.refine(network, preset.creativity)
-        gain = np.float32(resemblance_gain(preset.resemblance))
-        prescaled = self.pairs[..., 3:6]
-        mixed = [b + gain * (r - b) for r, b in zip(refined, prescaled, strict=True)]
-        return self.compare(name, mixed)
+        return self.compare(name, self.refine(network, preset.creativity, preset.resemblance))
 
     def compare(self, name: str, pictures: Sequence[Picture]) -> Verdict:
         """Return how pictures compare with the prescaled ones."""
@@ -116,11 +113,16 @@ class HeldOut:
         )
 
     def refine(
-        self, network: MiniNetwork, creativity: float, rows: int | None = None
+        self,
+        network: MiniNetwork,
+        creativity: float,
+        resemblance: float = 1.0,
+        rows: int | None = None,
     ) -> list[Picture]:
         """Return the pairs' prescaled pictures after one step from noise alone."""
         generator = torch.Generator().manual_seed(0)
-        return [_refine(row, network, creativity, generator) for row in self.pairs[:rows]]
+        gain = resemblance_gain(resemblance)
+        return [_refine(row, network, creativity, gain, generator) for row in self.pairs[:rows]]
 
     def _summary(self, pictures: Sequence[Picture]) -> Mapping[str, float]:
         scores = MethodScores()
@@ -134,7 +136,11 @@ def _shrunk(truth: Truth) -> NDArray[np.uint8]:
 
 
 def _refine(
-    row: Picture, network: MiniNetwork, creativity: float, generator: torch.Generator
+    row: Picture,
+    network: MiniNetwork,
+    creativity: float,
+    gain: float,
+    generator: torch.Generator,
 ) -> Picture:
     images = torch.from_numpy(row).permute(2, 0, 1)[None]
     control = ControlImage(images[:, 3:6], images[:, 6:9])
@@ -144,8 +150,9 @@ def _refine(
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         level = torch.tensor([timestep / TIMESTEPS])
         words = torch.zeros(1, VOCABULARY_SIZE)
-        latents = network(noise, level, control_channels(control), words)
-        latents = latents * room_for_detail(control)
+        channels = control_channels(control)
+        latents = network(noise, level, channels, words)
+    latents = take_shares(latents, channels, room_for_detail(control), gain)
     picture: Picture = BlockAutoencoder().decode(latents, control)[0].permute(1, 2, 0).numpy()
     return np.clip(picture, 0, 1)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from tegula.images.colour import wavelet_lock
 from train import photos
 from train.degradation import RECIPES, Picture, degrade
 
@@ -118,7 +119,7 @@ def _rows(jobs: list[_Job], prescalers: Mapping[str, Prescale]) -> list[NDArray[
     prescaled = sources
     name = {"mixed": "realesrgan-x4plus"}.get(jobs[0].prescaler, jobs[0].prescaler)
     if name != "lanczos":
-        prescaled = run_prescaler(prescalers[name], [j.small for j in jobs], side)
+        prescaled = run_prescaler(prescalers[name], [j.small for j in jobs], sources)
     if jobs[0].prescaler == "mixed":
         prescaled = [
             p * np.float32(j.blend) + s * np.float32(1 - j.blend)
@@ -137,13 +138,19 @@ def enlarge_by_lanczos(small: Picture, side: int) -> Picture:
     return np.asarray(large, np.float32) / np.float32(255)  # type: ignore[no-any-return]
 
 
-def run_prescaler(prescale: Prescale, smalls: list[Picture], side: int) -> list[Picture]:
-    """Enlarge equal pictures 4x by a net, then bring them to ``side`` squared."""
+def run_prescaler(
+    prescale: Prescale, smalls: list[Picture], sources: list[Picture]
+) -> list[Picture]:
+    """Enlarge pictures of one size 4x by a net, to the size and colours of ``sources``."""
     batch = torch.from_numpy(np.stack(smalls)).permute(0, 3, 1, 2)
     with torch.inference_mode():
         large = prescale(batch).float().clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    if large.shape[1] == side:
-        return list(large)
-    return [
-        cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) for p in large
-    ]
+    return [_like(p, source) for p, source in zip(large, sources, strict=True)]
+
+
+def _like(large: Picture, source: Picture) -> Picture:
+    side = source.shape[0]
+    if large.shape[0] != side:
+        large = cv2.resize(large, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
+    # Refine gets pictures whose colours are locked to the source, so training does too.
+    return wavelet_lock(large, source)

@@ -6,7 +6,7 @@ from tegula.options import PresetValues
 
 _PRESCALER = "realesrgan-x4plus"
 
-_LEVEL = 0.55
+_LEVEL = 0.7
 
 PRESETS = {
     "faithful": PresetValues(
@@ -14,15 +14,15 @@ PRESETS = {
         scheduler="lcm", prescaler=_PRESCALER,
     ),
     "balanced": PresetValues(
-        creativity=_LEVEL, resemblance=1.7, guidance_scale=1.0, steps=1,
+        creativity=_LEVEL, resemblance=1.0, guidance_scale=1.0, steps=1,
         scheduler="lcm", prescaler=_PRESCALER,
     ),
     "creative": PresetValues(
-        creativity=0.7, resemblance=1.0, guidance_scale=1.0, steps=1,
+        creativity=_LEVEL, resemblance=0.1, guidance_scale=1.0, steps=1,
         scheduler="lcm", prescaler=_PRESCALER,
     ),
     "fast": PresetValues(
-        creativity=_LEVEL, resemblance=1.0, guidance_scale=1.0, steps=1,
+        creativity=_LEVEL, resemblance=0.1, guidance_scale=1.0, steps=1,
         scheduler="lcm", prescaler="realesrgan-animevideov3",
     ),
 }  # fmt: skip

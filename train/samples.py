@@ -17,6 +17,6 @@ def write_samples(network: MiniNetwork, held_out: HeldOut, path: Path, rows: int
     """Write a sheet of the first held-out pairs."""
     first = held_out.pairs[:rows]
     columns = [first[..., :3], first[..., 6:9], first[..., 3:6]]
-    columns += [np.stack(held_out.refine(network, s, rows)) for s in STRENGTHS]
+    columns += [np.stack(held_out.refine(network, s, rows=rows)) for s in STRENGTHS]
     sheet = np.concatenate([np.concatenate(list(c), axis=0) for c in columns], axis=1)
     Image.fromarray(np.rint(np.clip(sheet, 0, 1) * 255).astype(np.uint8)).save(path)

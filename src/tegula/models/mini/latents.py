@@ -36,6 +36,11 @@ def luma(image: Tensor) -> Tensor:
     return weighted
 
 
+def band_orders() -> list[int]:
+    """Return the sum of both frequencies of each channel, 0..6, ascending."""
+    return sorted(row + column for row in range(BLOCK) for column in range(BLOCK))
+
+
 def dct_filters(*, device: torch.device | None = None) -> Tensor:
     """Return the orthonormal 4x4 DCT basis as [16, 1, 4, 4] filters, low bands first."""
     k = torch.arange(BLOCK, dtype=torch.float64)
