@@ -41,7 +41,7 @@ $(VENV)/.tegula-server: pyproject.toml | $(BIN)/python
 
 $(VENV)/.tegula-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'spandrel>=0.4'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'spandrel>=0.4' 'brisque>=0.2,<1'
 	touch $@ $(VENV)/.tegula
 
 upscale: $(VENV)/.tegula

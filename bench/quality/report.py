@@ -24,6 +24,7 @@ COLUMNS = {
     "colour": ("colour ΔE", "{:.2f}"),
     "consistency": ("consistency", "{:.2f}"),
     "naturalness": ("naturalness", "{:.2f}"),
+    "brisque": ("BRISQUE", "{:.1f}"),
 }
 Table = Mapping[str, Mapping[str, float]]
 
@@ -56,7 +57,8 @@ def markdown(outcome: Outcome) -> str:
         f"| {outcome.spread[n]:.2f} |"
         for n in names
     ]
-    return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
+    truth = f"BRISQUE of the photographs themselves: {outcome.truth_brisque:.1f}."
+    return "\n\n".join([*parts, truth, "\n".join(lines)]) + "\n"
 
 
 def _table(title: str, table: Table) -> str:
@@ -77,6 +79,7 @@ def write(outcome: Outcome, folder: Path, about: Mapping[str, object]) -> None:
     found = {
         "about": dict(about),
         "tables": outcome.tables,
+        "truth_brisque": outcome.truth_brisque,
         "refine_seconds_per_megapixel": outcome.seconds_per_megapixel,
         "seams": outcome.seams,
         "spread_over_seeds": outcome.spread,

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from bench.quality.brisque import read_brisque
 from bench.quality.features import EarlyFeatures
 from bench.quality.measures import luma_of, seam_score
 from bench.quality.methods import Method, Runner
@@ -31,13 +32,17 @@ class Crop:
 
 @dataclass(frozen=True)
 class Outcome:
-    """tables[scale][degradation][method][measure]; seams and spread per method."""
+    """tables[scale][degradation][method][measure]; seams and spread per method.
+
+    truth_brisque: mean BRISQUE of the photographs themselves.
+    """
 
     tables: dict[int, dict[str, dict[str, dict[str, float]]]]
     seconds_per_megapixel: dict[str, float]
     seams: dict[str, float]
     spread: dict[str, float]
     crops: list[Crop]
+    truth_brisque: float
 
 
 def read_photographs(folder: Path, limit: int | None, multiple: int) -> list[tuple[str, Picture]]:
@@ -88,6 +93,7 @@ def run(
         {m.name: bench.seams(m, max(scales)) for m in refined},
         {m.name: bench.spread(m, max(scales)) for m in refined},
         bench.crops,
+        float(np.mean([bench.brisque.score(truth.luma) for truth in truths])),
     )
 
 
@@ -108,12 +114,13 @@ class _Bench:
         for truth in truths:
             self._truth_moments.add(truth.features)
         self._natural = np.vstack([t.natural for t in truths])
+        self.brisque = read_brisque()
         self.seconds: dict[str, list[float]] = {}
         self.crops: list[Crop] = []
 
     def table(self, scale: int, degradation: str) -> dict[str, dict[str, float]]:
         """Return the summary of every method under one degradation."""
-        scores = {m.name: MethodScores() for m in self._methods}
+        scores = {m.name: MethodScores(self.brisque) for m in self._methods}
         for number, truth in enumerate(self._truths):
             self._on_progress(f"{scale}x {degradation} {number + 1}/{len(self._truths)}")
             small = degrade(truth.picture, scale, degradation, truth.name)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.quality import measures
+from bench.quality.brisque import Brisque
 from bench.quality.features import EarlyFeatures
 from bench.quality.totals import (
     PositionMoments,
@@ -43,8 +44,12 @@ def measure_truth(name: str, picture: Picture, features: EarlyFeatures) -> Truth
 
 @dataclass
 class MethodScores:
-    """Everything measured on one method, one degradation and one scale."""
+    """Everything measured on one method, one degradation and one scale.
 
+    brisque: measures BRISQUE as well, where it is given.
+    """
+
+    brisque: Brisque | None = None
     rows: list[dict[str, float]] = field(default_factory=list)
     moments: PositionMoments = field(default_factory=PositionMoments)
     natural: list[NDArray[np.float64]] = field(default_factory=list)
@@ -68,6 +73,8 @@ class MethodScores:
             "consistency": measures.consistency(picture, small),
             **{f"log_{b}": math.log((bands[b] + 1e-9) / (truth.bands[b] + 1e-9)) for b in bands},
         }
+        if self.brisque is not None:
+            row["brisque"] = self.brisque.score(luma)
         self.rows.append(row)
         return row
 

@@ -69,7 +69,7 @@ def natural_statistics(luma: NDArray[np.float32]) -> NDArray[np.float64]:
         if factor > 1:
             size = (plane.shape[1] // 2, plane.shape[0] // 2)
             plane = np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA))
-        scales.append(_patch_features(_normalised(plane), side))
+        scales.append(_patch_features(normalised(plane), side))
     count = min(len(s) for s in scales)
     return np.hstack([s[:count] for s in scales])
 
@@ -82,7 +82,8 @@ def naturalness(pictures: NDArray[np.float64], truths: NDArray[np.float64]) -> f
     return math.sqrt(float(gap @ np.linalg.pinv(spread) @ gap))
 
 
-def _normalised(plane: NDArray[np.float64]) -> NDArray[np.float64]:
+def normalised(plane: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a plane of 0..255 less its local mean, over its local deviation plus 1."""
     mean = cv2.GaussianBlur(plane, (7, 7), 7 / 6)
     deviation = np.sqrt(np.abs(cv2.GaussianBlur(plane * plane, (7, 7), 7 / 6) - mean * mean))
     return np.asarray((plane - mean) / (deviation + 1))
@@ -93,14 +94,27 @@ def _patch_features(plane: NDArray[np.float64], side: int) -> NDArray[np.float64
     for top in range(0, plane.shape[0] - side + 1, side):
         for left in range(0, plane.shape[1] - side + 1, side):
             patch = plane[top : top + side, left : left + side]
-            features = [_asymmetric_fit(patch)[0], float(np.square(patch).mean())]
-            for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
-                features += _asymmetric_fit(patch * np.roll(patch, shift, axis=(0, 1)))
+            features = [asymmetric_fit(patch)[0], float(np.square(patch).mean())]
+            for product in neighbour_products(patch):
+                features += asymmetric_fit(product)
             found.append(features)
     return np.array(found)
 
 
-def _asymmetric_fit(values: NDArray[np.float64]) -> list[float]:
+def neighbour_products(plane: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Return the plane times each of four neighbours: beside, below, and both diagonals.
+
+    Pixels at an edge have no neighbour outside and are left out.
+    """
+    return [
+        plane[:, :-1] * plane[:, 1:],
+        plane[:-1] * plane[1:],
+        plane[:-1, :-1] * plane[1:, 1:],
+        plane[1:, :-1] * plane[:-1, 1:],
+    ]
+
+
+def asymmetric_fit(values: NDArray[np.float64]) -> list[float]:
     """Return shape, mean, and left and right variance of an asymmetric Gaussian."""
     left = math.sqrt(float(np.square(values[values < 0]).mean())) if (values < 0).any() else 1e-6
     right = math.sqrt(float(np.square(values[values > 0]).mean())) if (values > 0).any() else 1e-6
