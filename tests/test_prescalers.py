@@ -25,8 +25,10 @@ from tegula.stages.prescale import run_network
 
 CPU = torch.device("cpu")
 REFERENCE = Path(__file__).parent / "data" / "prescaler_reference.npz"
-NETS = [facts.name for facts in list_prescalers() if facts.factor]
 VIDEO = "realesrgan-animevideov3"
+PHOTO = "tegula-photo"
+NETS = [f.name for f in list_prescalers() if f.factor and f.name != PHOTO]
+"""Those whose results ncnn gave, for comparison."""
 
 
 def load(name, dtype=torch.float32):
@@ -72,6 +74,28 @@ def test_packaged_weights_give_the_stored_result(name):
     assert np.abs(result - expected).max() < 1e-3
 
 
+def test_only_the_last_layers_are_tuned():
+    stock, tuned = (load(name).network.state_dict() for name in ("realesrgan-x4plus", PHOTO))
+    changed = {name for name in stock if not torch.equal(stock[name], tuned[name])}
+    assert changed
+    assert all(not name.startswith("conv_first") for name in changed)
+    assert min(int(n.split(".")[1]) for n in changed if n.startswith("body.")) >= 20
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_tuned_weights_that_are_missing_or_damaged_are_refused(tmp_path, suffix):
+    for file in catalogue.WEIGHTS.glob(f"{PHOTO}.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    victim = tmp_path / f"{PHOTO}{suffix}"
+    data = victim.read_bytes()
+    victim.write_bytes(data[:-9])
+    with pytest.raises(BrokenWeightsError, match=PHOTO):
+        load_prescaler(PHOTO, CPU, torch.float32, tmp_path)
+    victim.unlink()
+    with pytest.raises(MissingWeightsError, match=PHOTO):
+        load_prescaler(PHOTO, CPU, torch.float32, tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_close_to_full(dtype):
     half = run_network(reference_input(), load(VIDEO, dtype))
@@ -92,7 +116,7 @@ def test_dense_blocks_in_strips_give_what_they_give_whole(monkeypatch, height):
 def test_every_named_prescaler_is_listed_with_what_a_user_must_know():
     facts = {f.name: f for f in list_prescalers()}
     assert set(facts) == {
-        "realesrgan-x4plus", "realesrgan-x4plus-anime", VIDEO, "lanczos",
+        PHOTO, "realesrgan-x4plus", "realesrgan-x4plus-anime", VIDEO, "lanczos",
     }  # fmt: skip
     assert all(f.description for f in facts.values())
     assert all(is_installed(name) for name in facts)

@@ -17,13 +17,14 @@ from tegula.models.mini.words import VOCABULARY, VOCABULARY_SIZE
 from train import degradation, describe, losses, photos
 from train.adversarial import add_judges, adversarial_step
 from train.batches import BatchSettings, PairSource
-from train.config import CPU, AdversarialSettings, DiffusionSettings
+from train.config import CPU, AdversarialSettings, DiffusionSettings, TailSettings
 from train.diffusion import clean_latents, diffusion_step, strength_share
 from train.export import export
 from train.noise import add_noise, signal_shares
-from train.pairs import PairSettings, make_shards
+from train.pairs import PHOTO, PairSettings, make_shards
 from train.presets import PRESETS
 from train.runner import Stage, new_state, run_stage
+from train.tail_pairs import TailPairSettings
 
 SHAPE = NetworkShape(widths=(32, 48), down=(1,), middle=1, up=(1,), words=VOCABULARY_SIZE)
 SMALL = dataclasses.replace(CPU, shape=SHAPE, checkpoint_every=3, samples_every=1000)
@@ -254,17 +255,24 @@ def test_the_whole_program_makes_a_bundle_that_loads(photograph, tmp_path):
     folder.mkdir()
     for name in "abc":
         Image.fromarray(np.rint(photograph * 255).astype(np.uint8)).save(folder / f"{name}.png")
-    shares = (("realesrgan-animevideov3", 0.5), ("realesrgan-x4plus", 0.5))
+    shares = (("realesrgan-animevideov3", 0.5), (PHOTO, 0.5))
     tiny = dataclasses.replace(
         SMALL,
         pairs=PairSettings(side=128, count=4, shard=2, prescale_shares=shares, twice=0.0),
+        tail=TailSettings(pairs=TailPairSettings(side=96, count=2), steps=2, batch=CROPS),
         diffusion=DiffusionSettings(steps=2, batch=CROPS),
         adversarial=AdversarialSettings(steps=2, batch=CROPS),
         held_out_every=3,
     )
     said = []
     program = Program(
-        tiny, (folder,), tmp_path / "work", tmp_path / "bundle", torch.device("cpu"), said.append
+        tiny,
+        (folder,),
+        tmp_path / "work",
+        tmp_path / "bundle",
+        tmp_path / "tuned",
+        torch.device("cpu"),
+        said.append,
     )
     program.everything()
     bundle = load_mini(torch.device("cpu"), torch.float32, tmp_path / "bundle")

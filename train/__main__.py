@@ -1,4 +1,4 @@
-"""``python -m train``: makes mini's weights from photographs."""
+"""``python -m train``: makes mini's weights, and its prescaler's, from photographs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from tegula.models.mini.bundle import WEIGHTS
+from tegula.models.prescalers.catalogue import WEIGHTS as TUNED
 from train.config import CONFIGURATIONS
 from train.program import Program
 
-COMMANDS = ("all", "pairs", "diffusion", "adversarial", "evaluate", "export")
+COMMANDS = ("all", "prescaler", "pairs", "diffusion", "adversarial", "evaluate", "export")
 
 
 def main() -> None:
@@ -26,6 +27,7 @@ def main() -> None:
         "--work", type=Path, default=Path("runs/mini"), help="pairs and checkpoints"
     )
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the bundle goes")
+    parser.add_argument("--tuned", type=Path, default=TUNED, help="where the prescaler goes")
     parser.add_argument("--config", choices=CONFIGURATIONS, default=None,
                         help="cpu or gpu; by default what this machine has")  # fmt: skip
     arguments = parser.parse_args()
@@ -33,8 +35,9 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = CONFIGURATIONS[arguments.config or ("gpu" if device.type == "cuda" else "cpu")]
     program = Program(
-        settings, tuple(arguments.photos), arguments.work, arguments.weights, device, print
-    )
+        settings, tuple(arguments.photos), arguments.work, arguments.weights, arguments.tuned,
+        device, print,
+    )  # fmt: skip
     began = time.monotonic()
     _run(program, arguments.command)
     print(f"{arguments.command}: {(time.monotonic() - began) / 60:.1f} min on {device}")
@@ -47,6 +50,7 @@ def _run(program: Program, command: str) -> None:
         return
     steps = {
         "all": program.everything,
+        "prescaler": program.tune_prescaler,
         "pairs": program.make_pairs,
         "diffusion": program.train_diffusion,
         "adversarial": program.train_adversarial,

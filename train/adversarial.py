@@ -9,30 +9,28 @@ targets keep their meaning.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from bench.quality.features import EarlyFeatures
+from tegula.models.bundle import ControlImage
 from tegula.models.mini.latents import luma
-from tegula.models.mini.network import control_channels
+from tegula.models.mini.network import control_channels, room_for_detail, take_shares
 from train import losses
 from train.batches import Batch
 from train.config import AdversarialSettings
 from train.diffusion import clean_latents, faded_target, set_rate
-from train.discriminator import Judges, deceive_loss, judge_loss
+from train.discriminator import FEATURE_CHANNELS, Judges, deceive_loss
+from train.judged import Judged, likeness, ready_judges, weighted_sum
 from train.noise import TIMESTEPS, add_noise, signal_shares
 from train.parallel import map_parts, mean_logs, split
+from train.precision import mixed_precision
 from train.state import TrainingState
 
-FEATURE_CHANNELS = (16, 24, 40)
 _LOWEST_TIMESTEP = 150
 _INVENTIVE = 0.15
-_PIXEL_JITTER = 0.02
-_FEATURE_JITTER = 0.2
 
 
 @dataclass(frozen=True)
@@ -65,10 +63,10 @@ def adversarial_step(
     batch = batch.to(device)
     draw = _draw(batch, settings, state)
     parts = split(len(draw.noisy), settings.batch.parts if device.type == "cpu" else 1)
-    judges = _ready_judges(state)
+    judges = ready_judges(state.extras["judges"])
     zero_gradients(state)
 
-    def generate(part: slice) -> tuple[_Judged | None, dict[str, Tensor]]:
+    def generate(part: slice) -> tuple[_JudgedRows | None, dict[str, Tensor]]:
         return _generate(state, settings, features, batch.rows(part), draw.rows(part), len(parts))
 
     made = map_parts(generate, parts)
@@ -76,10 +74,10 @@ def adversarial_step(
     seeds = torch.randint(2**62, (len(parts),), generator=state.generator).tolist()
     judged = [(j, seed) for (j, _), seed in zip(made, seeds, strict=True) if j is not None]
 
-    def judge(part: tuple[_Judged, int]) -> dict[str, Tensor]:
+    def judge(part: tuple[_JudgedRows, int]) -> dict[str, Tensor]:
         regularise = state.step % settings.regularise_every == 0
         weight = settings.regularisation if regularise else 0.0
-        return part[0].train_judges(judges, weight, part[1], len(parts))
+        return part[0].judged.train_judges(judges, weight, part[1], len(parts))
 
     judged_logs = map_parts(judge, judged) if judged else []
     state.optimisers["judges"].step()
@@ -93,118 +91,78 @@ def _generate(
     batch: Batch,
     draw: _Draw,
     parts: int,
-) -> tuple[_Judged | None, dict[str, Tensor]]:
+) -> tuple[_JudgedRows | None, dict[str, Tensor]]:
     """Run the generator's losses backward for one part of the batch."""
     predicted = _predict(state, batch, draw)
     plain = losses.rows((predicted - draw.target).square())
     loss = (plain * (~draw.judged).float()).mean()
     logged, judged = {"plain": loss}, None
     if draw.judged.any():
-        judged = _Judged(batch, draw, predicted, features)
+        judged = _JudgedRows(batch, draw, predicted, features, settings)
         logged |= judged.losses(state.extras["judges"], settings)
         loss = loss + logged.pop("total")
     (loss / parts).backward()  # type: ignore[no-untyped-call]
     return judged, logged
 
 
-class _Judged:
+class _JudgedRows:
     """The judged rows as pictures and features."""
 
     def __init__(
-        self, batch: Batch, draw: _Draw, predicted: Tensor, features: EarlyFeatures
+        self,
+        batch: Batch,
+        draw: _Draw,
+        predicted: Tensor,
+        features: EarlyFeatures,
+        settings: AdversarialSettings,
     ) -> None:
         rows = draw.judged
         self.timesteps = draw.timesteps[rows]
         self.predicted, self.target = predicted[rows], draw.target[rows]
         prescaled = batch.control.prescaled[rows]
         base = luma(prescaled)
-        self.context = torch.cat([base, luma(batch.control.source[rows])], dim=1)
-        self.fake = losses.pictures_from(self.predicted, base)
-        self.real = losses.pictures_from(self.target, base)
-        device = predicted.device.type
-        with torch.autocast(device, torch.bfloat16):
-            self.fake_features = features(prescaled + (self.fake - base))
+        taken = self.predicted
+        if settings.as_shown:
+            control = ControlImage(prescaled, batch.control.source[rows])
+            taken = take_shares(taken, control_channels(control), room_for_detail(control), 1.0)
+        fake = losses.pictures_from(taken, base)
+        real = losses.pictures_from(self.target, base)
+        with mixed_precision(predicted.device):
+            fake_features = features(prescaled + (fake - base))
             with torch.no_grad():
                 count = len(prescaled)
-                both = features(torch.cat([prescaled + (self.real - base), prescaled]))
-        self.real_features = [f[:count] for f in both]
-        self.prescaled_features = [f[count:] for f in both]
+                both = features(torch.cat([prescaled + (real - base), prescaled]))
+        self.judged = Judged(
+            fake,
+            real,
+            fake_features,
+            [f[:count] for f in both],
+            torch.cat([base, luma(batch.control.source[rows])], dim=1),
+            [f[count:] for f in both],
+        )
 
     def losses(self, judges: torch.nn.Module, settings: AdversarialSettings) -> dict[str, Tensor]:
         """Return the generator's losses, ``total`` among them."""
+        seen = self.judged
         share = judged_share(self.timesteps)
         certain = 2 - share.clamp(max=1)
-        with torch.autocast(self.fake.device.type, torch.bfloat16):
-            verdicts = judges(
-                self.fake, self.context, self.fake_features[1:4], self.prescaled_features[1:4]
-            )
+        perceptual = losses.perceptual(seen.fake_features, seen.real_features)
         parts = {
-            "pixel": losses.rows((self.fake - self.real).abs()).mean() * 10,
             "low_bands": losses.low_bands(self.predicted, self.target).mean(),
-            "perceptual": (certain * self._perceptual()).mean(),
-            "texture": losses.texture(self.fake_features[:3], self.real_features[:3]).mean(),
-            "energy": losses.band_energy(self.fake, self.real).mean(),
-            "flat": losses.flat_excess(self.fake, self.real).mean(),
+            "perceptual": (certain * perceptual).mean(),
             "statistics": self._statistics(),
-            "adversarial": deceive_loss(verdicts, share),
+            "adversarial": deceive_loss(seen.fake_verdicts(judges), share),
+            **likeness(seen),
         }
-        weighted = [getattr(settings, name) * value for name, value in parts.items()]
-        return {**parts, "total": torch.stack(weighted).sum()}
-
-    def _perceptual(self) -> Tensor:
-        return losses.perceptual(self.fake_features, self.real_features)
+        return {**parts, "total": weighted_sum(parts, settings)}
 
     def _statistics(self) -> Tensor:
         """Compare statistics over the rows that may invent; low levels keep to the source."""
-        rows = judged_share(self.timesteps) > _INVENTIVE
+        rows, seen = judged_share(self.timesteps) > _INVENTIVE, self.judged
         if not rows.any():
-            return torch.zeros((), device=self.fake.device)
-        fake, real = ([f[rows] for f in x] for x in (self.fake_features, self.real_features))
+            return torch.zeros((), device=seen.fake.device)
+        fake, real = ([f[rows] for f in x] for x in (seen.fake_features, seen.real_features))
         return losses.statistics(fake, real)
-
-    def verdicts(
-        self, judges: torch.nn.Module, jitter: Callable[[Tensor, float], Tensor] | None = None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return verdicts over real and fake pictures, without gradients to the generator.
-
-        ``jitter`` adds noise of a deviation to what is real.
-        """
-        fake, fakes = self.fake.detach(), [f.detach() for f in self.fake_features[1:4]]
-        real, reals = self.real, self.real_features[1:4]
-        if jitter is not None:
-            real = jitter(real, _PIXEL_JITTER)
-            reals = [jitter(f, _FEATURE_JITTER) for f in reals]
-        pictures = torch.cat([real, fake])
-        maps = [torch.cat([a, b]) for a, b in zip(reals, fakes, strict=True)]
-        prescaled = [torch.cat([f, f]) for f in self.prescaled_features[1:4]]
-        with torch.autocast(fake.device.type, torch.bfloat16):
-            both = judges(pictures, torch.cat([self.context] * 2), maps, prescaled)
-        count = len(real)
-        return [v[:count] for v in both], [v[count:] for v in both]
-
-    def train_judges(
-        self, judges: torch.nn.Module, regularisation: float, seed: int, parts: int
-    ) -> dict[str, Tensor]:
-        """Run the discriminators' loss backward: hinge, and now and then a cheap R1.
-
-        Verdicts on real pictures must hardly change under slight noise: R1 by finite
-        differences, as in Lin et al., "Diffusion Adversarial Post-Training" (2025).
-        """
-        real, fake = self.verdicts(judges)
-        loss = judge_loss(real, fake)
-        logged = {
-            "judge": loss,
-            "real": torch.stack([r.float().mean() for r in real]).mean(),
-            "fake": torch.stack([f.float().mean() for f in fake]).mean(),
-        }
-        if regularisation:
-            generator = torch.Generator().manual_seed(seed)
-            jittered, _ = self.verdicts(judges, partial(_jitter, generator))
-            pairs = zip(real, jittered, strict=True)
-            change = [(a.float() - b.float()).square().mean() for a, b in pairs]
-            loss = loss + regularisation * torch.stack(change).mean()
-        (loss / parts).backward()  # type: ignore[no-untyped-call]
-        return logged
 
 
 def _draw(batch: Batch, settings: AdversarialSettings, state: TrainingState) -> _Draw:
@@ -224,7 +182,7 @@ def _draw(batch: Batch, settings: AdversarialSettings, state: TrainingState) -> 
 
 def _predict(state: TrainingState, batch: Batch, draw: _Draw) -> Tensor:
     control = control_channels(batch.control) * batch.seen
-    with torch.autocast(draw.noisy.device.type, torch.bfloat16):
+    with mixed_precision(draw.noisy.device):
         predicted = state.network(draw.noisy, draw.timesteps / TIMESTEPS, control, batch.words)
     return predicted.float()  # type: ignore[no-any-return]
 
@@ -243,22 +201,6 @@ def _update(state: TrainingState, settings: AdversarialSettings) -> Tensor:
     # The generator's losses went through the discriminators and left gradients there.
     state.optimisers["judges"].zero_grad(set_to_none=True)
     return norm
-
-
-def _ready_judges(state: TrainingState) -> torch.nn.Module:
-    """Renew the spectral norms once a step, so that parts on threads only read them."""
-    judges = state.extras["judges"]
-    judges.train()
-    with torch.no_grad():
-        for module in judges.modules():
-            if isinstance(module, torch.nn.Conv2d):
-                _ = module.weight
-    return judges.eval()
-
-
-def _jitter(generator: torch.Generator, x: Tensor, deviation: float) -> Tensor:
-    noise = torch.randn(x.shape, generator=generator).to(x)
-    return x + noise * deviation
 
 
 def add_judges(state: TrainingState, settings: AdversarialSettings) -> None:

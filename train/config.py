@@ -1,6 +1,6 @@
 """Everything that decides what a training run makes, as frozen settings.
 
-``CPU`` trained the shipped file on two cores; ``GPU`` is the larger run for one card.
+``CPU`` trained the shipped files on two cores; ``GPU`` is the larger run for one card.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from tegula.models.mini.network import NetworkShape
 from tegula.models.mini.words import VOCABULARY_SIZE
 from train.batches import BatchSettings
 from train.pairs import PairSettings
+from train.tail_pairs import TailPairSettings
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class AdversarialSettings:
 
     Weights are those of the losses in ``train.losses``; the weight of the adversarial
     loss grows with the noise level, so that creativity means something in one step.
+
+    as_shown: judge pictures with the share of the prediction that the balanced preset takes,
+        not with the whole of it.
     """
 
     steps: int = 6000
@@ -52,8 +56,38 @@ class AdversarialSettings:
     regularisation: float = 1.0
     regularise_every: int = 8
     from_nothing: float = 0.8
+    as_shown: bool = True
     ema: float = 0.998
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=16, damaged=0.12))
+
+
+@dataclass(frozen=True)
+class TailSettings:
+    """The prescaler's last layers: how many blocks, and how they are tuned.
+
+    judges_grow: steps over which the weight of the adversarial loss grows to its full.
+    The other weights are those of the losses in ``train.losses``.
+    """
+
+    blocks: int = 2
+    pairs: TailPairSettings = field(default_factory=TailPairSettings)
+    steps: int = 800
+    learning_rate: float = 2e-4
+    discriminator_rate: float = 2e-4
+    warm_up: int = 50
+    most_gradient: float = 2.0
+    judges_grow: int = 150
+    adversarial: float = 0.12
+    perceptual: float = 4.5
+    texture: float = 3.0
+    energy: float = 0.9
+    flat: float = 8.0
+    statistics: float = 20.0
+    pixel: float = 0.3
+    regularisation: float = 1.0
+    regularise_every: int = 8
+    ema: float = 0.995
+    batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=14))
 
 
 @dataclass(frozen=True)
@@ -65,6 +99,7 @@ class RunSettings:
     pairs: PairSettings = field(default_factory=PairSettings)
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     adversarial: AdversarialSettings = field(default_factory=AdversarialSettings)
+    tail: TailSettings = field(default_factory=TailSettings)
     held_out_every: int = 14
     checkpoint_every: int = 250
     samples_every: int = 500
@@ -85,6 +120,12 @@ GPU = RunSettings(
         widths=(128, 192, 256), down=(3, 3), middle=4, up=(3, 4), words=VOCABULARY_SIZE
     ),
     pairs=PairSettings(count=12_000),
+    tail=TailSettings(
+        blocks=6,
+        pairs=TailPairSettings(count=2400),
+        steps=3000,
+        batch=BatchSettings(size=32, crop=160, parts=1),
+    ),
     diffusion=DiffusionSettings(
         steps=6000, batch=BatchSettings(size=64, crop=160, parts=1), learning_rate=4e-4
     ),

@@ -12,6 +12,7 @@ from train.batches import Batch, luma_difference
 from train.config import DiffusionSettings
 from train.noise import TIMESTEPS, add_noise, signal_shares
 from train.parallel import map_parts, mean_logs, split
+from train.precision import mixed_precision
 from train.state import TrainingState
 
 
@@ -76,7 +77,7 @@ def diffusion_step(
 
     def backward(rows: slice) -> dict[str, Tensor]:
         level = timesteps[rows] / TIMESTEPS
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             predicted = state.network(noisy[rows], level, control[rows], batch.words[rows])
         loss = losses.rows((predicted.float() - target[rows]).square()).mean()
         (loss / len(parts)).backward()  # type: ignore[no-untyped-call]

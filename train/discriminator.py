@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
+FEATURE_CHANNELS = (16, 24, 40)
+"""Channels of the three feature maps that are judged."""
+
 
 class PixelJudge(nn.Module):
     """Patch discriminator on luma, conditioned on prescaled and source luma."""

@@ -52,6 +52,19 @@ def export(
     return digest
 
 
+def export_tensors(
+    tensors: Mapping[str, Tensor], training: Mapping[str, Any], folder: Path, name: str
+) -> str:
+    """Write tensors and a configuration with their hash; returns the SHA-256 of the file."""
+    data = save({key: t.to(torch.float16).contiguous() for key, t in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    config = {"sha256": digest, "training": dict(training)}
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(folder / f"{name}.safetensors", data)
+    replace(folder / f"{name}.json", (json.dumps(config, indent=2) + "\n").encode())
+    return digest
+
+
 def replace(path: Path, data: bytes) -> None:
     """Write a file beside its place and move it there."""
     part = path.with_name(path.name + ".part")

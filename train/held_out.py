@@ -32,6 +32,7 @@ from tegula.options import PresetValues
 from train import photos
 from train.noise import TIMESTEPS, signal_shares
 from train.pairs import Prescale, enlarge_by_lanczos, run_prescaler
+from train.precision import mixed_precision
 
 Picture = NDArray[np.float32]
 _PER_PHOTOGRAPH = 3
@@ -54,6 +55,11 @@ def make_held_out(paths: Sequence[Path], prescale: Prescale, side: int, path: Pa
             row = np.dstack([truth, *run_prescaler(prescale, [small], [source]), source])
             rows.append(np.rint(np.clip(row, 0, 1) * 255).astype(np.uint8))
     np.save(path, np.stack(rows))
+
+
+def read_held_out(path: Path) -> NDArray[np.float32]:
+    """Return the pairs that ``make_held_out`` wrote, in 0..1."""
+    return np.load(path).astype(np.float32) / np.float32(255)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,8 @@ class Verdict:
 class HeldOut:
     """Held-out pairs with their truth measured once."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the pairs that ``make_held_out`` wrote."""
-        pairs = np.load(path).astype(np.float32) / np.float32(255)
+    def __init__(self, pairs: NDArray[np.float32]) -> None:
+        """Take truth, prescaled and source of each pair, [n, side, side, 9] in 0..1."""
         self.pairs = pairs
         self._features = EarlyFeatures("lite0", stages=3)
         self._truths = [
@@ -147,7 +152,7 @@ def _refine(
     shape = (1, CHANNELS, images.shape[2] // 4, images.shape[3] // 4)
     timestep = min(TIMESTEPS - 1, round(creativity * TIMESTEPS))
     noise = torch.randn(shape, generator=generator) * (1 - signal_shares()[timestep]).sqrt()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), mixed_precision(images.device):
         level = torch.tensor([timestep / TIMESTEPS])
         words = torch.zeros(1, VOCABULARY_SIZE)
         channels = control_channels(control)

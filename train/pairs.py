@@ -22,6 +22,7 @@ from tegula.images.colour import wavelet_lock
 from train import photos
 from train.degradation import RECIPES, Picture, degrade
 
+PHOTO = "tegula-photo"
 Prescale = Callable[[Tensor], Tensor]
 """[n, 3, h, w] in 0..1 to [n, 3, 4h, 4w]."""
 
@@ -31,7 +32,7 @@ class PairSettings:
     """How many pairs, of what.
 
     recipe_shares: shares of ``RECIPES``.
-    prescale_shares: shares by prescaler; ``mixed`` blends x4plus with Lanczos.
+    prescale_shares: shares by prescaler; ``mixed`` blends ``PHOTO`` with Lanczos.
     twice: share of pairs enlarged 2x instead of 4x.
     """
 
@@ -40,7 +41,8 @@ class PairSettings:
     shard: int = 500
     recipe_shares: tuple[float, float, float] = (0.3, 0.4, 0.3)
     prescale_shares: tuple[tuple[str, float], ...] = (
-        ("realesrgan-x4plus", 0.62),
+        (PHOTO, 0.50),
+        ("realesrgan-x4plus", 0.12),
         ("realesrgan-x4plus-anime", 0.08),
         ("realesrgan-animevideov3", 0.12),
         ("lanczos", 0.08),
@@ -117,7 +119,7 @@ def _rows(jobs: list[_Job], prescalers: Mapping[str, Prescale]) -> list[NDArray[
     side = jobs[0].truth.shape[0]
     sources = [enlarge_by_lanczos(j.small, side) for j in jobs]
     prescaled = sources
-    name = {"mixed": "realesrgan-x4plus"}.get(jobs[0].prescaler, jobs[0].prescaler)
+    name = PHOTO if jobs[0].prescaler == "mixed" else jobs[0].prescaler
     if name != "lanczos":
         prescaled = run_prescaler(prescalers[name], [j.small for j in jobs], sources)
     if jobs[0].prescaler == "mixed":

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from tegula.options import PresetValues
-
-_PRESCALER = "realesrgan-x4plus"
+from train.pairs import PHOTO
 
 _LEVEL = 0.7
 
 PRESETS = {
     "faithful": PresetValues(
         creativity=_LEVEL, resemblance=3.0, guidance_scale=1.0, steps=1,
-        scheduler="lcm", prescaler=_PRESCALER,
+        scheduler="lcm", prescaler=PHOTO,
     ),
     "balanced": PresetValues(
         creativity=_LEVEL, resemblance=1.0, guidance_scale=1.0, steps=1,
-        scheduler="lcm", prescaler=_PRESCALER,
+        scheduler="lcm", prescaler=PHOTO,
     ),
     "creative": PresetValues(
         creativity=_LEVEL, resemblance=0.1, guidance_scale=1.0, steps=1,
-        scheduler="lcm", prescaler=_PRESCALER,
+        scheduler="lcm", prescaler=PHOTO,
     ),
     "fast": PresetValues(
         creativity=_LEVEL, resemblance=0.1, guidance_scale=1.0, steps=1,

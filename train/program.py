@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from bench.quality.features import EarlyFeatures
+from tegula.models.devices import pick_dtype
 from tegula.models.mini.network import MiniNetwork
 from tegula.models.prescalers import load_prescaler
 from train import export as exporting
@@ -19,8 +20,9 @@ from train.batches import PairSource
 from train.card import card
 from train.config import RunSettings
 from train.diffusion import diffusion_step
-from train.held_out import HeldOut, Verdict, choose, make_held_out, table
+from train.held_out import HeldOut, Verdict, choose, make_held_out, read_held_out, table
 from train.pairs import Prescale, make_shards
+from train.prescaler import PrescalerProgram
 from train.presets import PRESETS
 from train.runner import Stage, new_state, run_stage
 from train.samples import write_samples
@@ -32,12 +34,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Program:
-    """Where a run reads and writes, and with what settings."""
+    """Where a run reads and writes, and with what settings.
+
+    weights: folder of mini's bundle. tuned: folder of the prescaler below it.
+    """
 
     settings: RunSettings
     photographs: tuple[Path, ...]
     work: Path
     weights: Path
+    tuned: Path
     device: torch.device
     say: Say
 
@@ -51,17 +57,26 @@ class Program:
         """Folder of checkpoints, logs and samples."""
         return self.work / self.settings.name
 
-    def make_pairs(self) -> None:
-        """Make the training pairs and the held-out ones."""
+    def tune_prescaler(self) -> None:
+        """Tune the prescaler that mini builds on, where that is not done yet."""
+        PrescalerProgram(
+            self.settings, self._found(), self.work, self.tuned, self.device, self.say
+        ).everything()
+
+    def _found(self) -> list[Path]:
         found = photos.find_photographs(self.photographs)
         if not found:
             raise SystemExit(
                 "No photographs found; name folders with --photos or TEGULA_TRAIN_PHOTOS."
             )
-        training, held_out = photos.split(found, self.settings.held_out_every)
+        return found
+
+    def make_pairs(self) -> None:
+        """Make the training pairs and the held-out ones."""
+        training, held_out = photos.split(self._found(), self.settings.held_out_every)
         self.say(f"{len(training)} photographs to train on, {len(held_out)} held out")
         prescalers = {
-            name: _prescale(name, self.device)
+            name: self._prescale(name)
             for name, _ in self.settings.pairs.prescale_shares
             if name not in ("lanczos", "mixed")
         }
@@ -148,7 +163,8 @@ class Program:
         return digest
 
     def everything(self) -> None:
-        """Go from photographs to the bundle's folder."""
+        """Go from photographs to the bundle's folder, the prescaler first."""
+        self.tune_prescaler()
         self.make_pairs()
         state = self.train_adversarial()
         digest = self.export(state.seconds, state.samples)
@@ -158,20 +174,19 @@ class Program:
         )
 
     def _held_out(self) -> HeldOut:
-        return HeldOut(self.work / "held-out.npy")
+        return HeldOut(read_held_out(self.work / "held-out.npy"))
 
     def _network(self, tensors: dict[str, torch.Tensor]) -> MiniNetwork:
         network = MiniNetwork(self.settings.shape)
         network.load_state_dict(tensors)
         return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
+    def _prescale(self, name: str) -> Prescale:
+        network = load_prescaler(name, self.device, pick_dtype(self.device), self.tuned).network
+        assert network is not None
 
-def _prescale(name: str, device: torch.device) -> Prescale:
-    network = load_prescaler(name, device, torch.bfloat16).network
-    assert network is not None
+        def prescale(batch: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = network(batch.to(self.device)).float().cpu()
+            return result
 
-    def prescale(batch: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = network(batch.to(device)).float().cpu()
-        return result
-
-    return prescale
+        return prescale

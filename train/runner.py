@@ -7,17 +7,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tegula.models.mini.network import MiniNetwork
-from train.batches import Batch, BatchSettings, PairSource
+from train.batches import BatchSettings
 from train.config import RunSettings
 from train.state import Log, TrainingState
 
-Step = Callable[[TrainingState, Batch], dict[str, Tensor]]
+Step = Callable[[TrainingState, Any], dict[str, Tensor]]
+"""One step on a batch of its source."""
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    def draw(self, settings: BatchSettings, rng: np.random.Generator) -> object:
+        """Return a batch; the same state of ``rng`` gives the same one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ def new_state(settings: RunSettings, device: torch.device, rate: float) -> Train
 def run_stage(
     stage: Stage,
     state: TrainingState,
-    source: PairSource,
+    source: Source,
     folder: Path,
     settings: RunSettings,
     on_samples: Callable[[TrainingState, Path], None] = lambda _state, _path: None,

@@ -6,7 +6,6 @@ presets and the SHA-256 of the weights) and the model card.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from tegula.errors import BrokenWeightsError, MissingWeightsError
+from tegula.errors import BrokenWeightsError
 from tegula.models.bundle import Bundle, BundleFacts
 from tegula.models.mini.latents import BLOCK, CHANNELS, BlockAutoencoder
 from tegula.models.mini.network import MiniDenoiser, MiniNetwork, NetworkShape, prepare
 from tegula.models.mini.words import VOCABULARY, WordEncoder
+from tegula.models.verified import read_packaged, read_tensors
 from tegula.options import PresetValues
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -102,7 +101,7 @@ def read_config(path: Path) -> MiniConfig:
         BrokenWeightsError: it does not hold what it should.
     """
     try:
-        config = _parse_config(json.loads(_read(path)))
+        config = _parse_config(json.loads(read_packaged(path)))
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenWeightsError(
             f"{path} is not a configuration of mini; install tegula again or name another folder."
@@ -134,32 +133,13 @@ def _parse_shape(content: Mapping[str, Any]) -> NetworkShape:
 
 
 def _read_network(path: Path, config: MiniConfig) -> MiniNetwork:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    data = _read(path)
-    if hashlib.sha256(data).hexdigest() != config.sha256:
-        raise BrokenWeightsError(
-            f"{path} is damaged or not the file its configuration describes; install tegula again."
-        )
+    tensors = read_tensors(path, config.sha256)
     try:
-        tensors: dict[str, Tensor] = load(data)
         with torch.device("meta"):
             network = MiniNetwork(config.shape)
         network.load_state_dict(tensors, assign=True)
-    except (SafetensorError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         raise BrokenWeightsError(
             f"{path} does not fit the network its configuration describes."
         ) from error
     return network
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise MissingWeightsError(
-            f"mini's weights are not complete: {path} is missing; install tegula again."
-        ) from error
-    except OSError as error:
-        raise BrokenWeightsError(f"{path} cannot be read: {error.strerror}.") from error

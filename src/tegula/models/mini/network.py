@@ -198,7 +198,8 @@ def take_shares(predicted: Tensor, control: Tensor, room: Tensor, gain: float) -
     mean_energy = torch.lerp(
         _nearby(before.square()), _nearby((before + change).square()), share.clamp(max=1)
     )
-    lost = (mean_energy / (_nearby(mixed.square()) + _SILENCE)).sqrt().clamp(1, 2) - 1
+    kept = (mean_energy + _SILENCE) / (_nearby(mixed.square()) + _SILENCE)
+    lost = kept.sqrt().clamp(1, 2) - 1
     lost[:, 0] = 0
     return (mixed * (1 + _KEPT_ENERGY * lost) - before) / scale
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tegula.models.prescalers.catalogue import is_installed, list_prescalers
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Prescaler", "PrescalerFacts", "is_installed", "list_prescalers", "load_prescaler"]
 
 
-def load_prescaler(name_or_path: str, device: torch.device, dtype: torch.dtype) -> Prescaler:
+def load_prescaler(
+    name_or_path: str, device: torch.device, dtype: torch.dtype, tuned: Path | None = None
+) -> Prescaler:
     """Load a prescaler by its name or from a file.
 
     Args:
@@ -25,6 +28,7 @@ def load_prescaler(name_or_path: str, device: torch.device, dtype: torch.dtype) 
         device: where to compute.
         dtype: what to compute in; float32 weights are kept beside it for tiles that
             overflow.
+        tuned: folder of what tegula tuned; None means that of the package.
 
     Raises:
         UnknownModelError: no prescaler has that name.
@@ -34,4 +38,4 @@ def load_prescaler(name_or_path: str, device: torch.device, dtype: torch.dtype) 
     """
     from tegula.models.prescalers.loading import load
 
-    return load(name_or_path, device, dtype)
+    return load(name_or_path, device, dtype, tuned)

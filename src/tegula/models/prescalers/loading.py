@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tegula.errors import BrokenWeightsError
 from tegula.models.prescalers.catalogue import (
     FILE_OVERLAP,
+    WEIGHTS,
     PackagedPrescaler,
     find_packaged,
     list_prescalers,
@@ -20,11 +23,14 @@ from tegula.models.prescalers.checkpoints import SUFFIXES, ForeignNetwork, fill,
 from tegula.models.prescalers.ncnn import read_ncnn
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
 from tegula.models.prescalers.prescaler import Prescaler, PrescalerFacts
+from tegula.models.verified import read_packaged, read_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def load(name_or_path: str, device: torch.device, dtype: torch.dtype) -> Prescaler:
+def load(
+    name_or_path: str, device: torch.device, dtype: torch.dtype, tuned: Path | None = None
+) -> Prescaler:
     """Do the work of ``tegula.models.prescalers.load_prescaler``."""
     if Path(name_or_path).suffix.lower() in SUFFIXES:
         return _from_file(Path(name_or_path), device, dtype)
@@ -32,7 +38,7 @@ def load(name_or_path: str, device: torch.device, dtype: torch.dtype) -> Prescal
     if entry is None:
         plain = next(facts for facts in list_prescalers() if facts.factor is None)
         return Prescaler(plain, None, None, device, dtype)
-    return _ready(entry.facts, _packaged_network(entry), device, dtype)
+    return _ready(entry.facts, _packaged_network(entry, tuned or WEIGHTS), device, dtype)
 
 
 def _from_file(path: Path, device: torch.device, dtype: torch.dtype) -> Prescaler:
@@ -55,7 +61,7 @@ def _from_file(path: Path, device: torch.device, dtype: torch.dtype) -> Prescale
     return _ready(facts, loaded.network, device, dtype)
 
 
-def _packaged_network(entry: PackagedPrescaler) -> nn.Module:
+def _packaged_network(entry: PackagedPrescaler, tuned: Path) -> nn.Module:
     network = SRVGGNetCompact() if entry.blocks is None else RRDBNet(entry.blocks)
     tensors = read_ncnn(*packaged_files(entry))
     # Both sides list their tensors in the order in which the layers run; a surplus on
@@ -63,7 +69,24 @@ def _packaged_network(entry: PackagedPrescaler) -> nn.Module:
     names = [*network.state_dict(), *(f"surplus.{n}" for n in range(len(tensors)))]
     state = {name: torch.from_numpy(t) for name, t in zip(names, tensors, strict=False)}
     fill(network, state, f"{entry.file}.bin")
+    if entry.tuned is not None:
+        fill(network, {**network.state_dict(), **read_tuned(entry.tuned, tuned)}, entry.tuned)
     return network
+
+
+def read_tuned(name: str, folder: Path) -> dict[str, Tensor]:
+    """Return tensors that tegula tuned, by the names of the network they belong to.
+
+    Raises:
+        MissingWeightsError: the file or its configuration is not there.
+        BrokenWeightsError: one of them is damaged.
+    """
+    config = folder / f"{name}.json"
+    try:
+        sha256 = str(json.loads(read_packaged(config))["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenWeightsError(f"{config} is damaged; install tegula again.") from error
+    return read_tensors(folder / f"{name}.safetensors", sha256)
 
 
 def _ready(

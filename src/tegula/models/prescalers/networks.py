@@ -120,10 +120,14 @@ class RRDBNet(nn.Module):
         """Enlarge [n, 3, h, w] to [n, 3, h * factor, w * factor], float32."""
         height, width = x.shape[-2:]
         shallow = self.conv_first(self._fold(x).to(self.conv_first.weight.dtype))
-        deep = shallow + self.conv_body(self.body(shallow))
-        strips = [self._enlarge_rows(deep, top) for top in range(0, deep.shape[-2], STRIP)]
-        picture = torch.cat(strips, dim=-2)
+        picture = self.finish(shallow, self.body(shallow))
         return picture[..., : height * self.factor, : width * self.factor]
+
+    def finish(self, shallow: Tensor, seen: Tensor) -> Tensor:
+        """Make the picture of the features before and after the residual blocks."""
+        deep = shallow + self.conv_body(seen)
+        strips = [self._enlarge_rows(deep, top) for top in range(0, deep.shape[-2], STRIP)]
+        return torch.cat(strips, dim=-2)
 
     def _enlarge_rows(self, deep: Tensor, top: int) -> Tensor:
         """Enlarge one strip of rows from ``top`` on.

@@ -1,0 +1,132 @@
+"""From photographs to the prescaler ``tegula-photo``: pairs, tuning, choice, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from bench.quality.features import EarlyFeatures
+from tegula.models.prescalers import load_prescaler
+from tegula.models.prescalers.networks import RRDBNet
+from train import export, photos
+from train.config import RunSettings
+from train.held_out import choose, table
+from train.pairs import PHOTO
+from train.runner import Stage, run_stage
+from train.samples import write_sheet
+from train.state import TrainingState
+from train.tail import cut_tail, new_tail_state, tail_step, tuned_tensors, with_tail
+from train.tail_held_out import TailHeldOut, make_tail_held_out
+from train.tail_pairs import TailSource, features_before, make_tail_shards
+
+BASE = "realesrgan-x4plus"
+FEATURE_STAGES = 3
+_SHOWN = 6
+_TEMPLATE = Path(__file__).with_name("prescaler.md")
+
+
+@dataclass(frozen=True)
+class PrescalerProgram:
+    """Where the tuning reads and writes, and with what settings; ``weights`` is a folder."""
+
+    settings: RunSettings
+    photographs: list[Path]
+    work: Path
+    weights: Path
+    device: torch.device
+    say: Callable[[str], None]
+
+    @property
+    def run(self) -> Path:
+        """Folder of checkpoints, logs and samples."""
+        return self.work / self.settings.name
+
+    def everything(self) -> RRDBNet:
+        """Go from photographs to the exported file; returns the whole tuned network."""
+        base = base_network(self.device)
+        self._make_pairs(base)
+        state = self._tune(base)
+        return self._export(base, state)
+
+    def _make_pairs(self, base: RRDBNet) -> None:
+        chosen = self.settings.tail
+        training, held_out = photos.split(self.photographs, self.settings.held_out_every)
+
+        def see(small: torch.Tensor) -> torch.Tensor:
+            return features_before(base, small.to(self.device), chosen.blocks)
+
+        make_tail_shards(
+            training, self.work / "tail-pairs", chosen.pairs, see,
+            lambda done, total: self.say(f"prescaler's pairs: shard {done} of {total}"),
+        )  # fmt: skip
+        if not self._held_out_path.exists():
+            make_tail_held_out(held_out, see, chosen.pairs.side, self._held_out_path)
+
+    def _tune(self, base: RRDBNet) -> TrainingState:
+        chosen = self.settings.tail
+        tail = cut_tail(base, chosen.blocks)
+        held_out = self._held_out(base)
+        features = EarlyFeatures("lite1", stages=FEATURE_STAGES).to(self.device)
+        stage = Stage(
+            "tail", chosen.steps, chosen.ema, chosen.batch,
+            lambda state, batch: tail_step(state, chosen, features, batch),
+        )  # fmt: skip
+
+        def sample(state: TrainingState, path: Path) -> None:
+            average = self._tail(base, state.average.state_dict())
+            write_sheet(held_out.columns(average, _SHOWN), path)
+            self.say(f"prescaler: step {state.step} of {stage.steps}, {state.seconds:.0f} s")
+
+        state = new_tail_state(tail, chosen, self.settings.seed, self.device)
+        source = TailSource(self.work / "tail-pairs")
+        run_stage(stage, state, source, self.run, self.settings, sample)
+        return state
+
+    def _export(self, base: RRDBNet, state: TrainingState) -> RRDBNet:
+        held_out, verdicts = self._held_out(base), []
+        for path in sorted(self.run.glob("tail-*.average.pt")):
+            tail = self._tail(base, torch.load(path, weights_only=True))
+            verdicts.append(held_out.judge(path.name, tail))
+        best = choose(verdicts)
+        self.say(f"{table(verdicts)}\nchosen: {best.name}")
+        tensors = torch.load(self.run / best.name, weights_only=True)
+        chosen = self.settings.tail
+        training = {
+            "configuration": self.settings.name,
+            "device": str(self.device),
+            "minutes": round(state.seconds / 60, 1),
+            "samples": state.samples,
+            "pairs": chosen.pairs.count,
+            "checkpoint": best.name,
+            "held_out": {k: round(v, 4) for k, v in asdict(best).items() if k != "name"},
+        }
+        digest = export.export_tensors(
+            tuned_tensors(tensors, len(base.body) - chosen.blocks), training, self.weights, PHOTO
+        )
+        text = _TEMPLATE.read_text(encoding="utf-8")
+        card = text.format(digest=digest, crop=chosen.batch.crop, blocks=chosen.blocks, **training)
+        export.replace(self.weights / "README.md", card.encode())
+        self.say(f"{self.weights}: {PHOTO}, {digest}")
+        return with_tail(base, tensors, chosen.blocks)
+
+    def _tail(self, base: RRDBNet, tensors: dict[str, torch.Tensor]) -> RRDBNet:
+        tail = cut_tail(base, self.settings.tail.blocks)
+        tail.load_state_dict(tensors)
+        return tail.eval()
+
+    @property
+    def _held_out_path(self) -> Path:
+        return self.work / "tail-held-out.npz"
+
+    def _held_out(self, base: RRDBNet) -> TailHeldOut:
+        return TailHeldOut(self._held_out_path, cut_tail(base, self.settings.tail.blocks).eval())
+
+
+def base_network(device: torch.device) -> RRDBNet:
+    """Return the network whose tail is tuned, in float32."""
+    network = load_prescaler(BASE, device, torch.float32).network
+    assert isinstance(network, RRDBNet)
+    return network
