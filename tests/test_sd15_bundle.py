@@ -4,7 +4,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from tegula.models.bundle import ControlImage, ControlScale, TileableAutoencoder, WindowBatch
 from tegula.models.sd15.assembly import Networks
-from tegula.models.sd15.bundle import make_denoiser
+from tegula.models.sd15.bundle import align, make_denoiser
 from tegula.models.sd15.tiny import tiny_bundle, tiny_networks
 
 LONG = "a red cat, a sharp photo of the dog, " * 20
@@ -212,3 +212,13 @@ def test_the_autoencoder_in_another_precision_is_a_copy(bundle):
     half = bundle.autoencoder.to_dtype(torch.bfloat16)
     assert half.network.dtype == torch.bfloat16
     assert bundle.autoencoder.network.dtype == torch.float32
+
+
+def test_weights_that_lie_askew_in_memory_are_laid_straight():
+    askew = torch.frombuffer(bytearray(4 * 65), dtype=torch.float32)[1:].view(8, 8)
+    layer = torch.nn.Linear(8, 8, bias=False).requires_grad_(requires_grad=False)
+    layer.weight.data = askew
+    before = layer.weight.clone()
+    align(layer)
+    assert layer.weight.data_ptr() % 64 == 0
+    assert torch.equal(layer.weight, before)

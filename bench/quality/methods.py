@@ -53,6 +53,7 @@ METHODS = (
     alone("lanczos"),
     *map(alone, PRESCALERS),
     held(PRESCALERS[0]),
+    held("tegula-photo"),
     *map(preset, PRESETS),
 )
 

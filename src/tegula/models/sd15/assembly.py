@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tegula.models.bundle import Bundle, BundleFacts
-from tegula.models.sd15.bundle import SdAutoencoder, fingerprint, make_denoiser, move
+from tegula.models.sd15.bundle import SdAutoencoder, align, fingerprint, make_denoiser, move
 from tegula.models.sd15.facts import PRESETS
 from tegula.models.sd15.text import SdTextEncoder
 
@@ -52,6 +52,7 @@ def assemble(
     facts = _facts(identity, networks)
     for module in networks.modules:
         move(module, device=device, dtype=dtype)
+        align(module)
     return Bundle(
         facts=facts,
         text=SdTextEncoder(networks.tokenizer, networks.text_model),

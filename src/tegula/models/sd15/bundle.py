@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from tegula.models.bundle import ControlImage, Features, WindowBatch
 from tegula.models.sd15 import halves
 
+_ALIGNMENT = 64
+"""Bytes of a cache line, and of the widest registers."""
 _SAMPLES = 64
 
 
@@ -184,6 +186,17 @@ def move(
 ) -> Any:
     """Move a network; diffusers' own ``to`` warns on every change of precision."""
     return nn.Module.to(module, device=device, dtype=dtype)
+
+
+def align(module: nn.Module) -> None:
+    """Copy weights that lie askew in the memory of a processor, as in a file mapped into it.
+
+    Matrix kernels take other paths for them, which round differently on some processors: the
+    same weights from another file would give another picture in its last bits.
+    """
+    for parameter in module.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
+            parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
 
 
 def fingerprint(modules: Sequence[nn.Module]) -> str:
