@@ -17,7 +17,7 @@ PRESETS = {
         scheduler="lcm", prescaler=PHOTO,
     ),
     "creative": PresetValues(
-        creativity=_LEVEL, resemblance=0.1, guidance_scale=1.0, steps=1,
+        creativity=_LEVEL, resemblance=0.3, guidance_scale=1.0, steps=1,
         scheduler="lcm", prescaler=PHOTO,
     ),
     "fast": PresetValues(

@@ -35,10 +35,8 @@ _DETAIL_DEVIATIONS = (
 _CHROMA_DEVIATION = 0.1
 _TEXTURED = 3.5 / 255
 """Deviation of luma within blocks from which a place counts as textured."""
-_BAND_GAINS = (0.5, 0.2, 0.5, 0.4, 0.5, 0.4, 0.4)
+_BAND_GAINS = (0.3, 0.1, 0.1, 0.15, 0.3, 0.4, 0.4)
 """Share of each predicted band that is taken, by the sum of both its frequencies."""
-_KEPT_ENERGY = 0.75
-"""Part of the energy lost by mixing textures that is given back."""
 _SILENCE = 1e-8
 _FREQUENCIES = 16
 
@@ -181,27 +179,25 @@ def take_shares(predicted: Tensor, control: Tensor, room: Tensor, gain: float) -
     Of each band only a share is taken, because a full measure of invented texture in the
     wrong place costs more likeness than it wins. But half of one texture and half of
     another, whose crests lie elsewhere, is weaker than both: so where a band would lose
-    energy by the mixture, most of it is given back. ``docs/quality.md`` has what this
+    energy by the mixture, it is given back. ``docs/quality.md`` has what this
     changed and how the numbers were found.
 
     Args:
         predicted: clean latents as the network gives them, [n, 16, h/4, w/4].
         control: what ``control_channels`` made of the same windows.
         room: what ``room_for_detail`` made of them.
-        gain: factor on all shares.
+        gain: factor on all shares; none is more than the whole.
     """
     scale, tone_scale = _column(DEVIATIONS, predicted), _column(_TONE_DEVIATIONS, predicted)
     shares = [_BAND_GAINS[order] for order in band_orders()]
-    share = _column(tuple(shares), predicted) * room.float() * gain
+    share = (_column(tuple(shares), predicted) * gain).clamp(max=1) * room.float()
     before, change = control[:, :CHANNELS].float() * tone_scale, predicted.float() * scale
     mixed = before + share * change
-    mean_energy = torch.lerp(
-        _nearby(before.square()), _nearby((before + change).square()), share.clamp(max=1)
-    )
-    kept = (mean_energy + _SILENCE) / (_nearby(mixed.square()) + _SILENCE)
-    lost = kept.sqrt().clamp(1, 2) - 1
-    lost[:, 0] = 0
-    return (mixed * (1 + _KEPT_ENERGY * lost) - before) / scale
+    mean_energy = torch.lerp(_nearby(before.square()), _nearby((before + change).square()), share)
+    lost = (mean_energy + _SILENCE) / (_nearby(mixed.square()) + _SILENCE)
+    restored = lost.sqrt().clamp(1, 2)
+    restored[:, 0] = 1
+    return (mixed * restored - before) / scale
 
 
 def _nearby(plane: Tensor) -> Tensor:
@@ -213,8 +209,8 @@ def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
 
 
 def resemblance_gain(scale: float) -> float:
-    """Return the factor on the predicted difference: 1 at scale 1, falling as it grows."""
-    return 2 / (1 + scale)
+    """Return the factor on the shares that are taken: 4 at scale 0, 1 at 1, 0.4 at 3."""
+    return 4 / (1 + 3 * scale)
 
 
 class MiniDenoiser:
@@ -256,7 +252,7 @@ class MiniDenoiser:
         if scale is None:
             return predicted.to(batch.latents.dtype)
         gain = resemblance_gain(scale.scale)
-        taken = predicted.to(batch.latents.dtype) * gain
+        taken = predicted.to(batch.latents.dtype) * min(1.0, gain)
         taken[rows] = take_shares(predicted[rows], channels[rows], room[rows], gain).to(taken.dtype)
         return taken
 
