@@ -10,7 +10,10 @@ from tegula import UpscaleOptions
 from tegula.upscaler import Upscaler
 
 TILE, SIDE = 96, 320
-ASKED = {"scale": 2, "seed": 1, "prescaler": "realesrgan-animevideov3", "creativity": 0.6}
+ASKED = {
+    "scale": 2, "seed": 1, "prescaler": "realesrgan-animevideov3", "creativity": 0.6,
+    "resemblance": 0.1,
+}  # fmt: skip
 SEAM_FIX = {"seam_fix": "half-tile+intersections", "seam_fix_denoise": 0.6}
 TILES = {"mode": "redraw", "tile_width": TILE, "tile_height": TILE}
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from bench.quality.features import EarlyFeatures
-from tegula.models.bundle import ControlImage
 from tegula.models.mini.latents import luma
-from tegula.models.mini.network import control_channels, room_for_detail, take_shares
+from tegula.models.mini.network import control_channels
 from train import losses
 from train.batches import Batch
 from train.config import AdversarialSettings
@@ -98,7 +97,7 @@ def _generate(
     loss = (plain * (~draw.judged).float()).mean()
     logged, judged = {"plain": loss}, None
     if draw.judged.any():
-        judged = _JudgedRows(batch, draw, predicted, features, settings)
+        judged = _JudgedRows(batch, draw, predicted, features)
         logged |= judged.losses(state.extras["judges"], settings)
         loss = loss + logged.pop("total")
     (loss / parts).backward()  # type: ignore[no-untyped-call]
@@ -109,23 +108,14 @@ class _JudgedRows:
     """The judged rows as pictures and features."""
 
     def __init__(
-        self,
-        batch: Batch,
-        draw: _Draw,
-        predicted: Tensor,
-        features: EarlyFeatures,
-        settings: AdversarialSettings,
+        self, batch: Batch, draw: _Draw, predicted: Tensor, features: EarlyFeatures
     ) -> None:
         rows = draw.judged
         self.timesteps = draw.timesteps[rows]
         self.predicted, self.target = predicted[rows], draw.target[rows]
         prescaled = batch.control.prescaled[rows]
         base = luma(prescaled)
-        taken = self.predicted
-        if settings.as_shown:
-            control = ControlImage(prescaled, batch.control.source[rows])
-            taken = take_shares(taken, control_channels(control), room_for_detail(control), 1.0)
-        fake = losses.pictures_from(taken, base)
+        fake = losses.pictures_from(self.predicted, base)
         real = losses.pictures_from(self.target, base)
         with mixed_precision(predicted.device):
             fake_features = features(prescaled + (fake - base))

@@ -36,9 +36,6 @@ class AdversarialSettings:
 
     Weights are those of the losses in ``train.losses``; the weight of the adversarial
     loss grows with the noise level, so that creativity means something in one step.
-
-    as_shown: judge pictures with the share of the prediction that the balanced preset takes,
-        not with the whole of it.
     """
 
     steps: int = 6000
@@ -56,7 +53,6 @@ class AdversarialSettings:
     regularisation: float = 1.0
     regularise_every: int = 8
     from_nothing: float = 0.8
-    as_shown: bool = True
     ema: float = 0.998
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=16, damaged=0.12))
 
