@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the bundle goes")
     parser.add_argument("--tuned", type=Path, default=TUNED, help="where the prescaler goes")
     parser.add_argument("--config", choices=CONFIGURATIONS, default=None,
-                        help="cpu or gpu; by default what this machine has")  # fmt: skip
+                        help="by default cpu or gpu, as this machine has")  # fmt: skip
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a batch is spread over threads of its own
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -34,15 +34,22 @@ _INVENTIVE = 0.15
 
 @dataclass(frozen=True)
 class _Draw:
-    """A batch at its noise levels; ``judged`` rows start from nothing towards clean truth."""
+    """A batch at its noise levels.
+
+    judged: rows that start from nothing towards clean truth. plain: all that do not.
+    """
 
     noisy: Tensor
     target: Tensor
     timesteps: Tensor
     judged: Tensor
+    plain: Tensor
 
     def rows(self, part: slice) -> _Draw:
-        return _Draw(self.noisy[part], self.target[part], self.timesteps[part], self.judged[part])
+        return _Draw(
+            self.noisy[part], self.target[part], self.timesteps[part],
+            self.judged[part], self.plain[part],
+        )  # fmt: skip
 
 
 def judged_share(timesteps: Tensor) -> Tensor:
@@ -94,7 +101,7 @@ def _generate(
     """Run the generator's losses backward for one part of the batch."""
     predicted = _predict(state, batch, draw)
     plain = losses.rows((predicted - draw.target).square())
-    loss = (plain * (~draw.judged).float()).mean()
+    loss = (plain * draw.plain.float()).mean()
     logged, judged = {"plain": loss}, None
     if draw.judged.any():
         judged = _JudgedRows(batch, draw, predicted, features)
@@ -166,8 +173,14 @@ def _draw(batch: Batch, settings: AdversarialSettings, state: TrainingState) -> 
     keep = (~nothing).float().view(-1, 1, 1, 1)
     noisy = add_noise(clean * keep, noise, timesteps, signal_shares(device=device))
     target = clean * keep + faded_target(clean, timesteps) * (1 - keep)
-    seen = batch.seen.flatten() > 0
-    return _Draw(noisy, target, timesteps, nothing & batch.truth_is_clean & seen)
+    fit = nothing & batch.truth_is_clean & (batch.seen.flatten() > 0)
+    return _Draw(noisy, target, timesteps, whole_multiple(fit, settings.judged_multiple), ~fit)
+
+
+def whole_multiple(rows: Tensor, multiple: int) -> Tensor:
+    """Return the first of the chosen rows, as many as are a multiple of ``multiple``."""
+    most = int(rows.sum()) // multiple * multiple
+    return rows & (rows.cumsum(0) <= most)
 
 
 def _predict(state: TrainingState, batch: Batch, draw: _Draw) -> Tensor:

@@ -118,8 +118,9 @@ def train_network(latents: Latents, source: PairSource, steps: int) -> MiniNetwo
     """Train a small network to predict clean latents; return its running average."""
     state = new_state(replace(CPU, shape=SHAPE), torch.device("cpu"), _RATE)
     shares, optimiser = signal_shares(), state.optimisers["network"]
+    rng = np.random.default_rng(CPU.seed)
     for step in range(steps):
-        batch = source.draw(BATCH, state.rng)
+        batch = source.draw(BATCH, rng)
         clean = latents.encode(luma_difference(batch))
         timesteps = draw_timesteps(len(clean), state.generator)
         noisy = add_noise(

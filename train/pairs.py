@@ -8,6 +8,7 @@ training maps into memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from torch import Tensor
 from tegula.images.colour import wavelet_lock
 from train import photos
 from train.degradation import RECIPES, Picture, degrade
+from train.processes import made_ahead
 
 PHOTO = "tegula-photo"
+_BATCH = 16
 Prescale = Callable[[Tensor], Tensor]
 """[n, 3, h, w] in 0..1 to [n, 3, 4h, 4w]."""
 
@@ -54,8 +57,11 @@ class PairSettings:
 
 @dataclass(frozen=True)
 class _Job:
-    truth: Picture
-    small: Picture
+    """What a pair is made of, as 8-bit levels; ``source`` is ``small``, enlarged."""
+
+    truth: NDArray[np.uint8]
+    small: NDArray[np.uint8]
+    source: NDArray[np.uint8]
     prescaler: str
     blend: float
 
@@ -66,35 +72,39 @@ def make_shards(
     settings: PairSettings,
     prescalers: Mapping[str, Prescale],
     on_shard: Callable[[int, int], None] = lambda _done, _total: None,
+    workers: int = 0,
 ) -> None:
-    """Write all shards that are not there yet; each is seeded on its own."""
+    """Write all shards that are not there yet; each is seeded on its own.
+
+    workers: processes that damage photographs meanwhile.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = [np.rint(photos.read(p) * 255).astype(np.uint8) for p in paths]
     shards = -(-settings.count // settings.shard)
-    for shard in range(shards):
-        path = folder / f"pairs-{shard:03d}.npy"
-        if path.exists():
-            continue
+    places = [folder / f"pairs-{shard:03d}.npy" for shard in range(shards)]
+    missing = [shard for shard, path in enumerate(places) if not path.exists()]
+    if not missing:
+        return
+    pictures = [levels(photos.read(p)) for p in paths]
+
+    def draw(shard: int) -> list[_Job]:
         rng = np.random.default_rng((settings.seed, shard))
-        rows = _make_rows(pictures, settings, prescalers, rng)
-        part = path.with_suffix(".part")
+        return [_draw_job(pictures, settings, rng) for _ in range(settings.shard)]
+
+    for shard, jobs in zip(missing, made_ahead(draw, missing, workers), strict=True):
+        part = places[shard].with_suffix(".part")
         with part.open("wb") as file:
-            np.save(file, rows)
-        part.replace(path)
+            np.save(file, _make_rows(jobs, settings.side, prescalers))
+        part.replace(places[shard])
         on_shard(shard + 1, shards)
 
 
 def _make_rows(
-    pictures: list[NDArray[np.uint8]],
-    settings: PairSettings,
-    prescalers: Mapping[str, Prescale],
-    rng: np.random.Generator,
+    jobs: list[_Job], side: int, prescalers: Mapping[str, Prescale]
 ) -> NDArray[np.uint8]:
-    jobs = [_draw_job(pictures, settings, rng) for _ in range(settings.shard)]
-    rows = np.empty((len(jobs), settings.side, settings.side, 9), np.uint8)
+    rows = np.empty((len(jobs), side, side, 9), np.uint8)
     for name, size in sorted({(j.prescaler, j.small.shape[0]) for j in jobs}):
         chosen = [i for i, j in enumerate(jobs) if (j.prescaler, j.small.shape[0]) == (name, size)]
-        batch = 4 if size * 4 == settings.side else 1
+        batch = _BATCH if size * 4 == side else _BATCH // 4
         for start in range(0, len(chosen), batch):
             group = chosen[start : start + batch]
             for index, row in zip(group, _rows([jobs[i] for i in group], prescalers), strict=True):
@@ -107,30 +117,40 @@ def _draw_job(
 ) -> _Job:
     worth = np.array([float(photos.crops_of(p)) for p in pictures])
     picture = pictures[int(rng.choice(len(pictures), p=worth / worth.sum()))]
-    truth = photos.random_crop(picture.astype(np.float32) / np.float32(255), settings.side, rng)
+    truth = photos.random_crop(unit(picture), settings.side, rng)
     recipe = RECIPES[int(rng.choice(3, p=settings.recipe_shares))]
     names, shares = zip(*settings.prescale_shares, strict=True)
     factor = 2 if rng.random() < settings.twice else 4
     small = degrade(truth, factor, recipe, rng)
-    return _Job(truth, small, str(rng.choice(names, p=shares)), float(rng.uniform(0.3, 0.8)))
+    source = enlarge_by_lanczos(small, settings.side)
+    return _Job(
+        levels(truth), levels(small), levels(source),
+        str(rng.choice(names, p=shares)), float(rng.uniform(0.3, 0.8)),
+    )  # fmt: skip
 
 
 def _rows(jobs: list[_Job], prescalers: Mapping[str, Prescale]) -> list[NDArray[np.uint8]]:
-    side = jobs[0].truth.shape[0]
-    sources = [enlarge_by_lanczos(j.small, side) for j in jobs]
+    sources = [unit(j.source) for j in jobs]
     prescaled = sources
     name = PHOTO if jobs[0].prescaler == "mixed" else jobs[0].prescaler
     if name != "lanczos":
-        prescaled = run_prescaler(prescalers[name], [j.small for j in jobs], sources)
+        prescaled = run_prescaler(prescalers[name], [unit(j.small) for j in jobs], sources)
     if jobs[0].prescaler == "mixed":
         prescaled = [
             p * np.float32(j.blend) + s * np.float32(1 - j.blend)
             for p, s, j in zip(prescaled, sources, jobs, strict=True)
         ]
-    return [
-        np.rint(np.clip(np.dstack([j.truth, p, s]), 0, 1) * 255).astype(np.uint8)
-        for j, p, s in zip(jobs, prescaled, sources, strict=True)
-    ]
+    return [np.dstack([j.truth, levels(p), j.source]) for j, p in zip(jobs, prescaled, strict=True)]
+
+
+def levels(picture: Picture) -> NDArray[np.uint8]:
+    """Return whole 8-bit levels."""
+    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+
+
+def unit(picture: NDArray[np.uint8]) -> Picture:
+    """Return 8-bit levels in 0..1."""
+    return picture.astype(np.float32) / np.float32(255)  # type: ignore[no-any-return]
 
 
 def enlarge_by_lanczos(small: Picture, side: int) -> Picture:
@@ -147,7 +167,8 @@ def run_prescaler(
     batch = torch.from_numpy(np.stack(smalls)).permute(0, 3, 1, 2)
     with torch.inference_mode():
         large = prescale(batch).float().clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    return [_like(p, source) for p, source in zip(large, sources, strict=True)]
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_like, large, sources))
 
 
 def _like(large: Picture, source: Picture) -> Picture:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from bench.quality.features import EarlyFeatures
 from tegula.models.prescalers import load_prescaler
 from tegula.models.prescalers.networks import RRDBNet
 from train import export, photos
-from train.config import RunSettings
+from train.config import RunSettings, TailSettings
 from train.held_out import choose, table
 from train.pairs import PHOTO
 from train.runner import Stage, run_stage
@@ -23,6 +24,7 @@ from train.tail_held_out import TailHeldOut, make_tail_held_out
 from train.tail_pairs import TailSource, features_before, make_tail_shards
 
 BASE = "realesrgan-x4plus"
+BLOCKS = 23
 FEATURE_STAGES = 3
 _SHOWN = 6
 _TEMPLATE = Path(__file__).with_name("prescaler.md")
@@ -61,6 +63,7 @@ class PrescalerProgram:
         make_tail_shards(
             training, self.work / "tail-pairs", chosen.pairs, see,
             lambda done, total: self.say(f"prescaler's pairs: shard {done} of {total}"),
+            self.settings.workers,
         )  # fmt: skip
         if not self._held_out_path.exists():
             make_tail_held_out(held_out, see, chosen.pairs.side, self._held_out_path)
@@ -103,12 +106,10 @@ class PrescalerProgram:
             "checkpoint": best.name,
             "held_out": {k: round(v, 4) for k, v in asdict(best).items() if k != "name"},
         }
-        digest = export.export_tensors(
-            tuned_tensors(tensors, len(base.body) - chosen.blocks), training, self.weights, PHOTO
-        )
-        text = _TEMPLATE.read_text(encoding="utf-8")
-        card = text.format(digest=digest, crop=chosen.batch.crop, blocks=chosen.blocks, **training)
-        export.replace(self.weights / "README.md", card.encode())
+        tuned = tuned_tensors(tensors, BLOCKS - chosen.blocks)
+        digest = export.export_tensors(tuned, training, self.weights, PHOTO)
+        text = card(tuned, digest, chosen, training)
+        export.replace(self.weights / "README.md", text.encode())
         self.say(f"{self.weights}: {PHOTO}, {digest}")
         return with_tail(base, tensors, chosen.blocks)
 
@@ -123,6 +124,23 @@ class PrescalerProgram:
 
     def _held_out(self, base: RRDBNet) -> TailHeldOut:
         return TailHeldOut(self._held_out_path, cut_tail(base, self.settings.tail.blocks).eval())
+
+
+def card(
+    tuned: Mapping[str, torch.Tensor],
+    digest: str,
+    settings: TailSettings,
+    training: Mapping[str, Any],
+) -> str:
+    """Return the prescaler's card as Markdown."""
+    return _TEMPLATE.read_text(encoding="utf-8").format(
+        digest=digest,
+        crop=settings.batch.crop,
+        blocks=settings.blocks,
+        kept=BLOCKS - settings.blocks,
+        tuned=sum(t.numel() for t in tuned.values()) / 1e6,
+        **{"history": "", **training},
+    )
 
 
 def base_network(device: torch.device) -> RRDBNet:

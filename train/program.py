@@ -83,6 +83,7 @@ class Program:
         make_shards(
             training, self.pairs, self.settings.pairs, prescalers,
             lambda done, total: self.say(f"pairs: shard {done} of {total}"),
+            self.settings.workers,
         )  # fmt: skip
         path = self.work / "held-out.npy"
         if not path.exists():

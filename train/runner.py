@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from tegula.models.mini.network import MiniNetwork
 from train.batches import BatchSettings
 from train.config import RunSettings
+from train.processes import made_ahead
 from train.state import Log, TrainingState
 
 Step = Callable[[TrainingState, Any], dict[str, Tensor]]
@@ -28,6 +30,11 @@ class Source(Protocol):
     def draw(self, settings: BatchSettings, rng: np.random.Generator) -> object:
         """Return a batch; the same state of ``rng`` gives the same one."""
         ...
+
+
+def step_rng(settings: RunSettings, stage: str, step: int) -> np.random.Generator:
+    """Return what draws the batch of one step."""
+    return np.random.default_rng([settings.seed, zlib.crc32(stage.encode()), step])
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,6 @@ def new_state(settings: RunSettings, device: torch.device, rate: float) -> Train
         network,
         average,
         {"network": optimiser},
-        rng=np.random.default_rng(settings.seed),
         generator=torch.Generator().manual_seed(settings.seed),
     )
 
@@ -72,9 +78,14 @@ def run_stage(
     if checkpoint.exists():
         state.load(checkpoint)
     log = Log(folder / f"{stage.name}.jsonl")
+
+    def draw(step: int) -> object:
+        return source.draw(stage.batch, step_rng(settings, stage.name, step))
+
+    batches = made_ahead(draw, range(state.step, stage.steps), settings.workers)
     while state.step < stage.steps:
         began = time.monotonic()
-        losses = stage.step(state, source.draw(stage.batch, state.rng))
+        losses = stage.step(state, next(batches))
         state.step += 1
         state.samples += stage.batch.size
         state.update_average(stage.ema)

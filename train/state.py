@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,17 +16,16 @@ from torch.optim import Optimizer
 
 @dataclass
 class TrainingState:
-    """Network, its running average, optimisers and the two random streams.
+    """Network, its running average, optimisers, and the generator of noise and its levels.
 
-    ``rng`` draws crops, words and damage; ``generator`` draws noise and noise levels on
-    the CPU, so that a run does not depend on the device.
+    The generator is on the CPU, so that a run does not depend on the device; what a batch
+    holds is drawn for its step.
     """
 
     network: nn.Module
     average: nn.Module
     optimisers: dict[str, Optimizer]
     extras: dict[str, nn.Module] = field(default_factory=dict)
-    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(1))
     step: int = 0
     seconds: float = 0.0
@@ -47,7 +45,6 @@ class TrainingState:
         content: dict[str, Any] = {
             "modules": {name: module.state_dict() for name, module in modules.items()},
             "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
-            "rng": json.dumps(self.rng.bit_generator.state),
             "generator": self.generator.get_state(),
             "counters": [self.step, self.seconds, self.samples],
         }
@@ -66,7 +63,6 @@ class TrainingState:
             module.load_state_dict(content["modules"][name])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(content["optimisers"][name])
-        self.rng.bit_generator.state = json.loads(content["rng"])
         self.generator.set_state(content["generator"])
         self.step, self.seconds, self.samples = content["counters"]
 
@@ -77,7 +73,7 @@ class Log:
     def __init__(self, path: Path, every: int = 25) -> None:
         self._path = path
         self._every = every
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
         self._count = 0
         self._since = time.monotonic()
 
@@ -85,13 +81,14 @@ class Log:
         """Take the losses of one step; write a line every so many."""
         self._count += 1
         for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
+            # Sums stay on their device: reading one would wait for it.
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach()
         if self._count < self._every:
             return
         now = time.monotonic()
         line: dict[str, float] = {"step": state.step, "samples": state.samples}
         line["steps_per_second"] = round(self._count / (now - self._since), 3)
-        line |= {name: round(total / self._count, 5) for name, total in self._sums.items()}
+        line |= {name: round(float(total) / self._count, 5) for name, total in self._sums.items()}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self._sums, self._count, self._since = {}, 0, now

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +85,6 @@ def new_tail_state(
             ),
         },
         {"judges": judges},
-        np.random.default_rng(seed),
         torch.Generator().manual_seed(seed),
     )
 

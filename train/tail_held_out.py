@@ -15,9 +15,9 @@ from tegula.models.prescalers.networks import RRDBNet
 from train import photos
 from train.degradation import Picture
 from train.held_out import HeldOut, Verdict
-from train.pairs import enlarge_by_lanczos
+from train.pairs import enlarge_by_lanczos, levels
 from train.tail import run_tail
-from train.tail_pairs import FACTOR, TailBatch, levels, to_image
+from train.tail_pairs import FACTOR, TailBatch, to_image
 
 See = Callable[[Tensor], Tensor]
 

@@ -20,8 +20,11 @@ from tegula.models.prescalers.networks import RRDBNet
 from train import photos
 from train.batches import BatchSettings
 from train.degradation import RECIPES, degrade
+from train.pairs import levels, unit
+from train.processes import made_ahead
 
 FACTOR = 4
+_SEEN_TOGETHER = 16
 _MARGIN = 2
 """Features at the edge of a pair, which were made without surroundings, are not used."""
 
@@ -47,7 +50,7 @@ class TailBatch:
 
     def to(self, device: torch.device) -> TailBatch:
         """Return the batch on another device."""
-        return TailBatch(*(x.to(device) for x in (self.truth, self.small, self.seen)))
+        return TailBatch(*(x.to(device).float() for x in (self.truth, self.small, self.seen)))
 
     def rows(self, part: slice) -> TailBatch:
         """Return some rows of the batch."""
@@ -69,25 +72,34 @@ def make_tail_shards(
     settings: TailPairSettings,
     see: Callable[[Tensor], Tensor],
     on_shard: Callable[[int, int], None] = lambda _done, _total: None,
+    workers: int = 0,
 ) -> None:
     """Write all shards that are not there yet; each is seeded on its own.
 
-    see: [1, 3, h, w] in 0..1 to the features that reach the tuned blocks.
+    see: [n, 3, h, w] in 0..1 to the features that reach the tuned blocks. workers:
+    processes that damage photographs meanwhile.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = [levels(photos.read(p)) for p in paths]
     shards = -(-settings.count // settings.shard)
-    for shard in range(shards):
-        path = folder / f"tail-{shard:03d}.npz"
-        if not path.exists():
-            count = min(settings.shard, settings.count - shard * settings.shard)
-            rng = np.random.default_rng([settings.seed, shard])
-            rows = list(_draw_pairs(pictures, settings, count, rng))
-            truths, smalls = (np.stack(column) for column in zip(*rows, strict=True))
-            seen = np.concatenate([see(to_image(s[None])).half().cpu().numpy() for s in smalls])
-            part = path.with_suffix(".part.npz")
-            np.savez(part, truth=truths, small=smalls, seen=seen)
-            part.replace(path)
+    places = [folder / f"tail-{shard:03d}.npz" for shard in range(shards)]
+    missing = [shard for shard, path in enumerate(places) if not path.exists()]
+    if not missing:
+        return
+    pictures = [levels(photos.read(p)) for p in paths]
+
+    def draw(shard: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        count = min(settings.shard, settings.count - shard * settings.shard)
+        rng = np.random.default_rng([settings.seed, shard])
+        rows = list(_draw_pairs(pictures, settings, count, rng))
+        truths, smalls = (np.stack(column) for column in zip(*rows, strict=True))
+        return truths, smalls
+
+    for shard, (truths, smalls) in zip(missing, made_ahead(draw, missing, workers), strict=True):
+        groups = to_image(smalls).split(_SEEN_TOGETHER)
+        seen = np.concatenate([see(group).half().cpu().numpy() for group in groups])
+        part = places[shard].with_suffix(".part.npz")
+        np.savez(part, truth=truths, small=smalls, seen=seen)
+        part.replace(places[shard])
         on_shard(shard + 1, shards)
 
 
@@ -100,15 +112,9 @@ def _draw_pairs(
     worth = np.array([float(photos.crops_of(p)) for p in pictures])
     for _ in range(count):
         picture = pictures[int(rng.choice(len(pictures), p=worth / worth.sum()))]
-        floats = picture.astype(np.float32) / np.float32(255)
-        truth = photos.random_crop(floats, settings.side, rng)
+        truth = photos.random_crop(unit(picture), settings.side, rng)
         recipe = RECIPES[int(rng.choice(len(RECIPES), p=settings.recipe_shares))]
         yield levels(truth), levels(degrade(truth, FACTOR, recipe, rng))
-
-
-def levels(picture: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return whole 8-bit levels."""
-    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
 def to_image(crops: NDArray[np.uint8]) -> Tensor:
@@ -141,5 +147,5 @@ class TailSource:
             truths.append(self._truth[index][large])
             smalls.append(self._small[index][y : y + side, x : x + side])
             seen.append(self._seen[index][:, y : y + side, x : x + side])
-        features = torch.from_numpy(np.stack(seen)).float()
+        features = torch.from_numpy(np.stack(seen))
         return TailBatch(to_image(np.stack(truths)), to_image(np.stack(smalls)), features)

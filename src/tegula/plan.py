@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from tegula.diffusion.tiled_autoencoder import MEASURED_TILES, tiling_of
 from tegula.models.bundle import Bundle, SplitDenoiser, TileableAutoencoder
 from tegula.models.prescalers import PrescalerFacts
 from tegula.options import ResolvedOptions
-from tegula.stages.prescale import SMALLEST_INPUT, plan_sizes, plan_tiles
+from tegula.stages.prescale import padding, plan_sizes, plan_tiles
 from tegula.stages.refine_canvas import canvas_for, guidance_of, latent_grid, schedule_of
 from tegula.stages.refine_redraw import evaluations_of, redraw_plan, strength_of, windows_of
 from tegula.tiling.regions import count_told
@@ -114,7 +115,7 @@ def prescale_tiles(prescaler: PrescalerFacts, source: Size, target: Size) -> lis
     """Return the source pixels of every tile of every pass."""
     sizes = [source, *plan_sizes(source, target, prescaler.factor)]
     return [
-        max(SMALLEST_INPUT, y.stop - y.start) * max(SMALLEST_INPUT, x.stop - x.start)
+        math.prod(s.stop - s.start + 2 * padding(s.stop - s.start, prescaler) for s in (y, x))
         for before, after in itertools.pairwise(sizes)
         for y, x in plan_tiles(before, after, prescaler)
     ]

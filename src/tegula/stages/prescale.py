@@ -255,7 +255,7 @@ def run_network(rgb: Array, prescaler: Prescaler, cancelled: Cancelled = never_c
     """
     height, width = rgb.shape[:2]
     factor = prescaler.facts.factor or 1
-    down, right = (max(0, math.ceil((SMALLEST_INPUT - side) / 2)) for side in (height, width))
+    down, right = (padding(side, prescaler.facts) for side in (height, width))
     padded = np.pad(rgb, ((down, down), (right, right), (0, 0)), "symmetric")
     x = torch.from_numpy(padded).permute(2, 0, 1)[None].to(prescaler.device)
     with torch.inference_mode():
@@ -270,6 +270,11 @@ def run_network(rgb: Array, prescaler: Prescaler, cancelled: Cancelled = never_c
         f"Prescaler {prescaler.facts.name} returned values that are no numbers, in full "
         "precision too; use another prescaler."
     )
+
+
+def padding(side: int, facts: PrescalerFacts) -> int:
+    """Return how many mirrored pixels the net sees beyond each end of a side."""
+    return max(facts.margin, math.ceil((SMALLEST_INPUT - side) / 2))
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ class PrescalerFacts:
     factor: how many times larger one pass makes a side; None: any, by resampling.
     overlap: source pixels around a tile that its result depends on by more than
         1/255; less context makes tiles visible.
+    margin: mirrored source pixels that the net sees around what it is given, where it
+        would ring at a bare edge.
     grid: tiles begin at multiples of so many source pixels, where the net's attention
         windows begin in the whole picture too.
     """
@@ -29,6 +31,7 @@ class PrescalerFacts:
     factor: int | None
     overlap: int
     licence: str
+    margin: int = 0
     grid: int = 1
 
 
