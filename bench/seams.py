@@ -41,15 +41,16 @@ def border_gradient(
 ) -> float:
     """Return gradient energy on the borders of tiles over that on lines near by.
 
-    A decoder repeats its own faint pattern in every latent pixel, so a border is compared
-    with lines of its own phase only: five on each side, a latent pixel apart.
+    A decoder repeats its own faint pattern in every latent pixel, and a network that halves
+    the resolution one in every place of its coarsest level, so a border is compared with
+    lines of its own phase only: five on each side.
 
     Args:
         picture: [height, width, 3] in 0..1.
         step: pixels from border to border, in both directions.
         shift: moves all lines; a multiple of ``phase`` measures what chance makes of lines
             where there is no border.
-        phase: pixels of the picture in a latent pixel.
+        phase: pixels of the picture after which the pattern repeats.
     """
     on = near = 0.0
     around = phase * np.array([-5, -4, -3, -2, -1, 1, 2, 3, 4, 5])

@@ -113,7 +113,7 @@ def test_a_prediction_is_run_and_everything_recorded(store, supervise):
     kept = store.files.get(file[FILE_KEY])
     assert (kept.prediction_id, kept.content_type) == (done.id, "image/png")
     assert store.files.path(kept).read_bytes().endswith(done.id.encode())
-    assert list((store.settings.folder / "spool").iterdir()) == []
+    until(lambda: not list((store.settings.folder / "spool").iterdir()))
 
 
 def test_the_last_output_is_recorded_together_with_the_success(store, supervise):

@@ -16,7 +16,15 @@ from train.config import CPU, TailSettings
 from train.pairs import PHOTO
 from train.prescaler import PrescalerProgram, base_network
 from train.runner import Stage, run_stage
-from train.tail import cut_tail, new_tail_state, run_tail, tail_step, tuned_tensors, with_tail
+from train.tail import (
+    between,
+    cut_tail,
+    new_tail_state,
+    run_tail,
+    tail_step,
+    tuned_tensors,
+    with_tail,
+)
 from train.tail_pairs import (
     TailBatch,
     TailPairSettings,
@@ -79,6 +87,15 @@ def test_a_tuned_tail_takes_its_place_in_the_network(network):
     assert not any(name.startswith(("conv_first", "body.0", "body.1")) for name in names)
 
 
+def test_a_share_of_the_tuning_lies_between_both(network):
+    untuned = cut_tail(network, 2).state_dict()
+    tuned = {name: tensor + 1 for name, tensor in untuned.items()}
+    quarter = between(untuned, tuned, 0.25)
+    for name, tensor in untuned.items():
+        torch.testing.assert_close(quarter[name], tensor + 0.25)
+    torch.testing.assert_close(between(untuned, tuned, 1.0), tuned)
+
+
 def test_pairs_repeat_and_crops_lie_over_each_other(network, photograph, pairs, tmp_path):
     make_tail_shards([photograph], tmp_path, PAIRS, lambda x: features_before(network, x, 2))
     draws = [TailSource(f).draw(CROPS, np.random.default_rng(3)) for f in (pairs, tmp_path)]
@@ -112,7 +129,8 @@ def test_tuning_resumes_bit_for_bit_and_leaves_the_first_layer_alone(network, pa
 @pytest.mark.slow
 def test_the_whole_program_makes_a_prescaler_that_loads(photograph, tmp_path):
     said = []
-    settings = dataclasses.replace(SMALL, tail=dataclasses.replace(SETTINGS, steps=2))
+    tail = dataclasses.replace(SETTINGS, steps=2, share=0.5)
+    settings = dataclasses.replace(SMALL, tail=tail)
     copies = [tmp_path / f"{name}.png" for name in "abc"]
     for copy in copies:
         copy.write_bytes(photograph.read_bytes())
@@ -125,6 +143,9 @@ def test_the_whole_program_makes_a_prescaler_that_loads(photograph, tmp_path):
     with torch.inference_mode():
         torch.testing.assert_close(loaded(small), tuned(small), atol=2e-3, rtol=0)
         assert float((loaded(small) - base_network(DEVICE)(small)).abs().max()) > 0
+    trained = torch.load(tmp_path / "work" / "cpu" / "tail-000002.average.pt", weights_only=True)
+    middle = (trained["conv_last.bias"] + base_network(DEVICE).conv_last.bias) / 2
+    torch.testing.assert_close(loaded.conv_last.bias, middle, atol=1e-4, rtol=0)
     digest = hashlib.sha256(
         (tmp_path / "weights" / f"{PHOTO}.safetensors").read_bytes()
     ).hexdigest()

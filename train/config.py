@@ -68,11 +68,13 @@ class AdversarialSettings:
 class TailSettings:
     """The prescaler's last layers: how many blocks, and how they are tuned.
 
+    share: how far the exported weights go from the untuned (0) to the tuned ones (1).
     judges_grow: steps over which the weight of the adversarial loss grows to its full.
     The other weights are those of the losses in ``train.losses``.
     """
 
     blocks: int = 2
+    share: float = 1.0
     pairs: TailPairSettings = field(default_factory=TailPairSettings)
     steps: int = 800
     learning_rate: float = 2e-4
@@ -132,6 +134,7 @@ GPU = RunSettings(
     ),
     tail=TailSettings(
         blocks=8,
+        share=0.65,
         pairs=TailPairSettings(count=8000, shard=100),
         steps=2200,
         warm_up=100,

@@ -19,7 +19,14 @@ from train.pairs import PHOTO
 from train.runner import Stage, run_stage
 from train.samples import write_sheet
 from train.state import TrainingState
-from train.tail import cut_tail, new_tail_state, tail_step, tuned_tensors, with_tail
+from train.tail import (
+    between,
+    cut_tail,
+    new_tail_state,
+    tail_step,
+    tuned_tensors,
+    with_tail,
+)
 from train.tail_held_out import TailHeldOut, make_tail_held_out
 from train.tail_pairs import TailSource, features_before, make_tail_shards
 
@@ -91,11 +98,11 @@ class PrescalerProgram:
     def _export(self, base: RRDBNet, state: TrainingState) -> RRDBNet:
         held_out, verdicts = self._held_out(base), []
         for path in sorted(self.run.glob("tail-*.average.pt")):
-            tail = self._tail(base, torch.load(path, weights_only=True))
+            tail = self._tail(base, self._shared(base, path))
             verdicts.append(held_out.judge(path.name, tail))
         best = choose(verdicts)
         self.say(f"{table(verdicts)}\nchosen: {best.name}")
-        tensors = torch.load(self.run / best.name, weights_only=True)
+        tensors = self._shared(base, self.run / best.name)
         chosen = self.settings.tail
         training = {
             "configuration": self.settings.name,
@@ -112,6 +119,12 @@ class PrescalerProgram:
         export.replace(self.weights / "README.md", text.encode())
         self.say(f"{self.weights}: {PHOTO}, {digest}")
         return with_tail(base, tensors, chosen.blocks)
+
+    def _shared(self, base: RRDBNet, path: Path) -> dict[str, torch.Tensor]:
+        """Return the share of a checkpoint's tail that the settings take."""
+        chosen = self.settings.tail
+        untuned = cut_tail(base, chosen.blocks).state_dict()
+        return between(untuned, torch.load(path, weights_only=True), chosen.share)
 
     def _tail(self, base: RRDBNet, tensors: dict[str, torch.Tensor]) -> RRDBNet:
         tail = cut_tail(base, self.settings.tail.blocks)
@@ -137,6 +150,7 @@ def card(
         digest=digest,
         crop=settings.batch.crop,
         blocks=settings.blocks,
+        share=settings.share,
         kept=BLOCKS - settings.blocks,
         tuned=sum(t.numel() for t in tuned.values()) / 1e6,
         **{"history": "", **training},

@@ -48,6 +48,17 @@ def tuned_tensors(tail: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
     return {_name_in_whole(n, first): t for n, t in tail.items() if not n.startswith(_FROZEN)}
 
 
+def between(
+    untuned: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float
+) -> dict[str, Tensor]:
+    """Return weights on the straight line from an untuned tail (0) to a tuned one (1).
+
+    A network that was tuned from another stays good all the way, and the share weighs
+    what either does well (network interpolation; Wang et al., "ESRGAN", 2018).
+    """
+    return {name: torch.lerp(untuned[name], tensor, share) for name, tensor in tuned.items()}
+
+
 def with_tail(network: RRDBNet, tail: Mapping[str, Tensor], blocks: int) -> RRDBNet:
     """Return a copy of a network with a tuned tail of so many blocks."""
     whole = copy.deepcopy(network)
