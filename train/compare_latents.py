@@ -53,7 +53,7 @@ class Latents:
 
 
 class SmallAutoencoder(nn.Module):
-    """Two halvings of the resolution and 16 channels: 0.3 million parameters."""
+    """Two halvings of the resolution and 16 channels: 0.2 million parameters."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
