@@ -17,8 +17,8 @@ from train.pairs import PHOTO
 from train.prescaler import PrescalerProgram, base_network
 from train.runner import Stage, run_stage
 from train.tail import (
-    between,
     cut_tail,
+    interpolate,
     new_tail_state,
     run_tail,
     tail_step,
@@ -90,10 +90,10 @@ def test_a_tuned_tail_takes_its_place_in_the_network(network):
 def test_a_share_of_the_tuning_lies_between_both(network):
     untuned = cut_tail(network, 2).state_dict()
     tuned = {name: tensor + 1 for name, tensor in untuned.items()}
-    quarter = between(untuned, tuned, 0.25)
+    quarter = interpolate(untuned, tuned, 0.25)
     for name, tensor in untuned.items():
         torch.testing.assert_close(quarter[name], tensor + 0.25)
-    torch.testing.assert_close(between(untuned, tuned, 1.0), tuned)
+    torch.testing.assert_close(interpolate(untuned, tuned, 1.0), tuned)
 
 
 def test_pairs_repeat_and_crops_lie_over_each_other(network, photograph, pairs, tmp_path):
@@ -138,13 +138,14 @@ def test_the_whole_program_makes_a_prescaler_that_loads(photograph, tmp_path):
         settings, copies, tmp_path / "work", tmp_path / "weights", DEVICE, said.append
     )
     tuned = program.everything()
+    base = base_network(DEVICE)
     loaded = load_prescaler(PHOTO, DEVICE, torch.float32, tmp_path / "weights").network
     small = torch.rand(1, 3, 16, 16)
     with torch.inference_mode():
         torch.testing.assert_close(loaded(small), tuned(small), atol=2e-3, rtol=0)
-        assert float((loaded(small) - base_network(DEVICE)(small)).abs().max()) > 0
+        assert float((loaded(small) - base(small)).abs().max()) > 0
     trained = torch.load(tmp_path / "work" / "cpu" / "tail-000002.average.pt", weights_only=True)
-    middle = (trained["conv_last.bias"] + base_network(DEVICE).conv_last.bias) / 2
+    middle = (trained["conv_last.bias"] + base.conv_last.bias) / 2
     torch.testing.assert_close(loaded.conv_last.bias, middle, atol=1e-4, rtol=0)
     digest = hashlib.sha256(
         (tmp_path / "weights" / f"{PHOTO}.safetensors").read_bytes()

@@ -20,8 +20,8 @@ from train.runner import Stage, run_stage
 from train.samples import write_sheet
 from train.state import TrainingState
 from train.tail import (
-    between,
     cut_tail,
+    interpolate,
     new_tail_state,
     tail_step,
     tuned_tensors,
@@ -98,11 +98,11 @@ class PrescalerProgram:
     def _export(self, base: RRDBNet, state: TrainingState) -> RRDBNet:
         held_out, verdicts = self._held_out(base), []
         for path in sorted(self.run.glob("tail-*.average.pt")):
-            tail = self._tail(base, self._shared(base, path))
+            tail = self._tail(base, self._interpolated(base, path))
             verdicts.append(held_out.judge(path.name, tail))
         best = choose(verdicts)
         self.say(f"{table(verdicts)}\nchosen: {best.name}")
-        tensors = self._shared(base, self.run / best.name)
+        tensors = self._interpolated(base, self.run / best.name)
         chosen = self.settings.tail
         training = {
             "configuration": self.settings.name,
@@ -120,11 +120,12 @@ class PrescalerProgram:
         self.say(f"{self.weights}: {PHOTO}, {digest}")
         return with_tail(base, tensors, chosen.blocks)
 
-    def _shared(self, base: RRDBNet, path: Path) -> dict[str, torch.Tensor]:
+    def _interpolated(self, base: RRDBNet, path: Path) -> dict[str, torch.Tensor]:
         """Return the share of a checkpoint's tail that the settings take."""
         chosen = self.settings.tail
         untuned = cut_tail(base, chosen.blocks).state_dict()
-        return between(untuned, torch.load(path, weights_only=True), chosen.share)
+        tuned = torch.load(path, map_location="cpu", weights_only=True)
+        return interpolate(untuned, tuned, chosen.share)
 
     def _tail(self, base: RRDBNet, tensors: dict[str, torch.Tensor]) -> RRDBNet:
         tail = cut_tail(base, self.settings.tail.blocks)

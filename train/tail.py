@@ -48,7 +48,7 @@ def tuned_tensors(tail: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
     return {_name_in_whole(n, first): t for n, t in tail.items() if not n.startswith(_FROZEN)}
 
 
-def between(
+def interpolate(
     untuned: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float
 ) -> dict[str, Tensor]:
     """Return weights on the straight line from an untuned tail (0) to a tuned one (1).
