@@ -23,13 +23,13 @@ from torch import Tensor
 from bench.networks import random_bundle
 from bench.quality.features import EarlyFeatures
 from bench.quality.measures import extract, perceptual_distance, psnr
-from tegula.costs import Counter
-from tegula.images.structure import flatness
+from tegula.images.adjust import flatness
 from tegula.models.bundle import Bundle, ControlImage, Features, SplitDenoiser, WindowBatch
-from tegula.models.devices import pick_device, pick_dtype
-from tegula.models.registry import load_bundle
+from tegula.models.device import pick_device, pick_dtype
+from tegula.models.load import load_bundle
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
-from tegula.stages.refine_canvas import refine_canvas
+from tegula.pipeline.refine import refine_canvas
+from tegula.plan import Counter
 
 Picture = NDArray[np.float32]
 Cases = Mapping[str, Mapping[str, Any]]

@@ -19,8 +19,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tegula.models.bundle import Bundle
-from tegula.models.sd15.assembly import Identity, Networks, assemble
 from tegula.models.sd15.facts import SCHEDULER
+from tegula.models.sd15.parts import Identity, Networks, assemble
 from tegula.models.sd15.tiny import tiny_networks
 
 _LEVELS: dict[str, Any] = {

@@ -78,10 +78,10 @@ def serve(folder: str, port: int, token: Any, soaked: Soaked | None) -> None:
     """Serve until killed; puts a token into the queue when ready."""
     import uvicorn
 
-    from tegula.api.app import create_app
     from tegula.cli.serve import share_heaps
-    from tegula.predictions.settings import ServerSettings
-    from tegula.predictions.store import Store
+    from tegula.server.api.app import create_app
+    from tegula.server.settings import ServerSettings
+    from tegula.server.store import Store
 
     share_heaps()
     settings = ServerSettings(

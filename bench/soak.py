@@ -29,7 +29,7 @@ Cycle = Callable[[], None]
 
 def open_runner(_device: str, _options: Mapping[str, Any]) -> Callable[..., None]:
     """Return a model that gives the picture back."""
-    from tegula.engines.engine import FileMade, Log, Progressed, Started
+    from tegula.server.engine import FileMade, Log, Progressed, Started
 
     def run(job: Any, emit: Callable[[Any], None], _cancelled: Callable[[], bool]) -> None:
         emit(Started())
@@ -45,14 +45,11 @@ def open_runner(_device: str, _options: Mapping[str, Any]) -> Callable[..., None
 def background(store: Any, bundle: str | None) -> list[Any]:
     """Return everything that works in the background of a server, its worker included."""
     from tegula.catalog import Catalog
-    from tegula.catalog.model import packaged_fingerprint
-    from tegula.engines.child import RunnerSpec
-    from tegula.engines.local import LocalEngine
-    from tegula.engines.service import open_supervisor
-    from tegula.engines.upscaling import RunnerOptions, upscaling_spec
-    from tegula.predictions.delivery import Deliverer
-    from tegula.predictions.fetch import Fetcher, Policy
-    from tegula.predictions.retention import Sweeper
+    from tegula.catalog.inputs import packaged_fingerprint
+    from tegula.server.background import Deliverer, Sweeper
+    from tegula.server.fetch import Fetcher, Policy
+    from tegula.server.runner import LocalEngine, RunnerOptions, RunnerSpec, upscaling_spec
+    from tegula.server.supervisor import open_supervisor
 
     catalog = Catalog(packaged_fingerprint())
     spec = RunnerSpec("bench.soak:open_runner", {})

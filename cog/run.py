@@ -9,9 +9,9 @@ import time
 from cog import BaseRunner, Input, Path
 from tegula import Upscaler
 from tegula.catalog import find, run, validate
-from tegula.engines.progress_lines import progress_line
 from tegula.errors import OptionError
 from tegula.progress import OnProgress, Progress
+from tegula.server.engine import progress_line
 
 
 class Runner(BaseRunner):

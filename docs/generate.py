@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tegula.catalog import Model, models
-from tegula.catalog.model import SINGLE
-from tegula.catalog.schema import BOOLEAN, Field
-from tegula.knobs import Knob, plain
+from tegula.catalog.inputs import BOOLEAN, SINGLE, Field
 from tegula.models.mini.bundle import CONFIG_FILE, WEIGHTS, read_config
 from tegula.models.sd15.facts import PRESETS as SD15
-from tegula.options import KNOBS, PRESETS, PresetValues, UpscaleOptions
-from tegula.predictions.states import TRANSITIONS, State, Trigger
+from tegula.options import KNOBS, PRESETS, Knob, PresetValues, UpscaleOptions, plain
+from tegula.server.db import TRANSITIONS, State, Trigger
 
 FOLDER = Path(__file__).parent
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tegula.api.app import create_app
 from tegula.catalog import find
-from tegula.catalog.model import ARRAY
-from tegula.predictions.queue import Report
-from tegula.predictions.records import Prediction
-from tegula.predictions.settings import ServerSettings
-from tegula.predictions.store import Store
+from tegula.catalog.inputs import ARRAY
+from tegula.server.api.app import create_app
+from tegula.server.db import Prediction
+from tegula.server.queue import Report
+from tegula.server.settings import ServerSettings
+from tegula.server.store import Store
 
 BATOU = "batouresearch/high-resolution-controlnet-tile"
 SETTINGS = {"fetch_private": True, "fetch_ports": ()}

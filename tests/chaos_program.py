@@ -13,7 +13,7 @@ SINGLE_MODEL, ARRAY_MODEL = "tegula/upscale", "philz1337x/clarity-upscaler"
 
 def open_runner(_device, _options):
     """A model that takes some steps and gives out what its picture's bytes come to."""
-    from tegula.engines.engine import FileMade, Log, Progressed, Started
+    from tegula.server.engine import FileMade, Log, Progressed, Started
 
     def run(job, emit, _cancelled):
         emit(Started())
@@ -36,8 +36,8 @@ def result(picture: bytes, number: int) -> bytes:
 
 if __name__ == "__main__":
     from tegula.cli import main
-    from tegula.engines import service
-    from tegula.engines.child import RunnerSpec
+    from tegula.server import supervisor as service
+    from tegula.server.runner import RunnerSpec
 
     service.upscaling_spec = lambda *_: RunnerSpec("chaos_program:open_runner", {})
     main()

@@ -10,14 +10,13 @@ from typing import Any
 
 from store_support import ask
 
-from tegula.engines.engine import Done, FileMade, Log, Progressed, Quiet, Started
-from tegula.engines.resolving import Resolved
-from tegula.engines.supervisor import Supervisor
-from tegula.predictions.delivery import Deliverer
-from tegula.predictions.fetch import Fetcher, Policy
-from tegula.predictions.inputs import InputReader
-from tegula.predictions.settings import ServerSettings
-from tegula.predictions.store import Store
+from tegula.server.background import Deliverer
+from tegula.server.engine import Done, FileMade, Log, Progressed, Quiet, Started
+from tegula.server.fetch import Fetcher, Policy
+from tegula.server.settings import ServerSettings
+from tegula.server.store import Store
+from tegula.server.supervisor import Supervisor
+from tegula.server.work import InputReader, Resolved
 
 FETCHER = Fetcher(Policy(private=True, ports=()), tls=ssl.create_default_context())
 MOST_WAITING = 100

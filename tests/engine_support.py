@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tegula.engines.child import Emit
-from tegula.engines.engine import FileMade, Job, Log, Progressed, Started
 from tegula.errors import CancelledError, ImageError, MissingWeightsError, OutOfMemoryError
+from tegula.server.engine import FileMade, Job, Log, Progressed, Started
+from tegula.server.runner import Emit
 
 Cancelled = Callable[[], bool]
 

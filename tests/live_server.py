@@ -14,15 +14,15 @@ from typing import Any
 import uvicorn
 from api_support import PNG
 
-from tegula.api.app import create_app
 from tegula.catalog import find
-from tegula.catalog.model import ARRAY
-from tegula.predictions.delivery import Deliverer
-from tegula.predictions.fetch import Fetcher, Policy
-from tegula.predictions.queue import Report
-from tegula.predictions.records import Prediction
-from tegula.predictions.settings import ServerSettings
-from tegula.predictions.store import Store
+from tegula.catalog.inputs import ARRAY
+from tegula.server.api.app import create_app
+from tegula.server.background import Deliverer
+from tegula.server.db import Prediction
+from tegula.server.fetch import Fetcher, Policy
+from tegula.server.queue import Report
+from tegula.server.settings import ServerSettings
+from tegula.server.store import Store
 
 
 class QuickEngine:

@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import create_engine, make_url, text
 
-from tegula.predictions.records import NewPrediction, Prediction
-from tegula.predictions.settings import ServerSettings
-from tegula.predictions.store import Store
+from tegula.server.db import NewPrediction, Prediction
+from tegula.server.settings import ServerSettings
+from tegula.server.store import Store
 
 VERSION = "ab" * 32
 NOON = datetime(2026, 5, 4, 12, tzinfo=timezone.utc)

@@ -12,10 +12,8 @@ import pytest
 from api_support import DATA_URI, Server, open_server
 from starlette.exceptions import HTTPException
 
-from tegula.api.gate import _Body
-from tegula.api.headers import parse_cancel_after, parse_prefer
-from tegula.api.paths import normalise
-from tegula.predictions.logs import JsonLines, about
+from tegula.server.api.gate import _Body, normalise, parse_cancel_after, parse_prefer
+from tegula.server.settings import JsonLines, about
 
 NOBODY = {"authorization": ""}
 
@@ -138,7 +136,7 @@ def test_a_body_over_the_limit_is_refused_by_what_it_is_not_by_what_it_claims(tm
 
 
 def test_a_sender_that_falls_silent_is_given_up(monkeypatch):
-    monkeypatch.setattr("tegula.api.gate._SILENCE_S", 0.01)
+    monkeypatch.setattr("tegula.server.api.gate._SILENCE_S", 0.01)
 
     async def silent():
         await asyncio.sleep(60)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from support import options, photograph
 
-from tegula.diffusion import tiled_autoencoder
-from tegula.diffusion.tiled_autoencoder import AutoencoderTiling
 from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemoryError
 from tegula.models.bundle import Bundle, ControlImage
 from tegula.models.sd15.tiny import tiny_bundle
-from tegula.stages.refine_canvas import refine_canvas
+from tegula.pipeline import autoencoder as tiled_autoencoder
+from tegula.pipeline.autoencoder import AutoencoderTiling
+from tegula.pipeline.refine import refine_canvas
 
 WIDE = (150, 110)
 """Three by two windows of 64 px, with sides that 8 does not divide."""

@@ -12,10 +12,10 @@ from diffusers import (
 )
 from support import options, photograph
 
-from tegula.models.sd15.bundle import SdAutoencoder, make_denoiser
 from tegula.models.sd15.facts import SCHEDULER
+from tegula.models.sd15.networks import SdAutoencoder, make_denoiser
 from tegula.models.sd15.tiny import tiny_bundle, tiny_networks
-from tegula.stages.refine_canvas import refine_canvas
+from tegula.pipeline.refine import refine_canvas
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,

@@ -5,12 +5,11 @@ import json
 import pytest
 from cli_support import run
 
-from tegula.cli import machine as machine_module
-from tegula.cli.doctor import Finding, works
-from tegula.cli.machine import why_precision
+from tegula.cli import doctor as machine_module
+from tegula.cli.doctor import Finding, why_precision, works
 from tegula.cli.models import in_words
 from tegula.errors import MissingWeightsError, UnknownModelError
-from tegula.models import registry
+from tegula.models import load as registry
 from tegula.models.prescalers import catalogue, list_prescalers
 
 

@@ -6,9 +6,8 @@ import click
 import pytest
 from cli_support import run
 
-from tegula.cli.like import Models, models_like, options_like
-from tegula.cli.options import given_knobs, kind_of, word
-from tegula.cli.progress import Lines, stage_text, time_left
+from tegula.cli.console import Lines, stage_text, time_left
+from tegula.cli.options import Models, given_knobs, kind_of, models_like, options_like, word
 from tegula.cli.upscale import UPSCALE
 from tegula.errors import InputError, OptionError
 from tegula.options import KNOBS, UpscaleOptions

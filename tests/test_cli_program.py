@@ -17,7 +17,8 @@ from tegula import __version__, errors
 from tegula import upscaler as upscaler_module
 from tegula.cli.upscale import BACKENDS, PRECISIONS
 from tegula.errors import TegulaError
-from tegula.models import devices, running
+from tegula.models import compiled as running
+from tegula.models import device as devices
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "cv2", "rich")
 OF_THE_SERVER = {"fetch", "service", "not_found", "conflict", "busy", "worker"}

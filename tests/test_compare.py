@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tegula.images.compare import side_by_side
+from tegula.images.encode import side_by_side
 
 
 def picture(width, height, colour):

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from support import options, photograph
 
 from tegula.errors import OptionError
-from tegula.models import compiling
+from tegula.models import compiled as compiling
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
-from tegula.models.compiling import compile_bundle
+from tegula.models.compiled import StaticDenoiser, compile_bundle, static_runs, static_sizes
 from tegula.models.sd15.tiny import tiny_bundle
-from tegula.models.static import StaticDenoiser, static_runs, static_sizes
-from tegula.stages.refine_canvas import refine_canvas
+from tegula.pipeline.refine import refine_canvas
 
 SIZES = st.lists(st.integers(1, 32), min_size=1, max_size=3)
 

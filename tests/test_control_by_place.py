@@ -12,19 +12,22 @@ from PIL import Image
 from support import options, photograph
 
 from tegula.cli.program import PROGRAM
-from tegula.diffusion.hold import blend_weights, first_steps
 from tegula.errors import OptionError
-from tegula.images.detail import scale_detail, sharpen
-from tegula.images.masks import inverted, read_mask
-from tegula.images.seamless import margins, unwrapped, wrapped
-from tegula.images.structure import flatness
+from tegula.images.adjust import flatness, margins, scale_detail, sharpen, unwrapped, wrapped
+from tegula.images.open import inverted, read_mask
 from tegula.models.sd15.tiny import tiny_bundle
-from tegula.options import RedrawOptions, UpscaleOptions
-from tegula.regions import PlacedRegion, Region, parse_region, place_region
-from tegula.stages.refine_canvas import refine_canvas
-from tegula.stages.refine_redraw import refine_redraw
-from tegula.tiling.regions import count_told, prompt_shares
-from tegula.tiling.windows import Window
+from tegula.options import (
+    PlacedRegion,
+    RedrawOptions,
+    Region,
+    UpscaleOptions,
+    parse_region,
+    place_region,
+)
+from tegula.pipeline.redraw import refine_redraw
+from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.sampler import blend_weights, first_steps
+from tegula.pipeline.windows import Window, count_told, prompt_shares
 from tegula.upscaler import Upscaler
 
 WIDTH, HEIGHT = 192, 128

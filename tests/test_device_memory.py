@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import options
 
-from tegula.diffusion import tiled_autoencoder
-from tegula.diffusion.tiled_autoencoder import AutoencoderTiling
 from tegula.errors import OutOfMemoryError
-from tegula.models import running
+from tegula.models import compiled as running
 from tegula.models.bundle import ControlImage
-from tegula.models.memory import MOST_WINDOWS, SHARE, side_that_fits, windows_that_fit
+from tegula.models.device import MOST_WINDOWS, SHARE, side_that_fits, windows_that_fit
 from tegula.models.sd15.tiny import tiny_bundle
-from tegula.stages.refine_canvas import window_batch
+from tegula.pipeline import autoencoder as tiled_autoencoder
+from tegula.pipeline.autoencoder import AutoencoderTiling
+from tegula.pipeline.refine import window_batch
 
 BYTES = st.integers(0, 10**12)
 

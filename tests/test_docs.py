@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from docs.generate import FOLDER, PAGES, with_diagram
-from tegula.predictions.settings import ServerSettings
-from tegula.predictions.states import TRANSITIONS
+from tegula.server.db import TRANSITIONS
+from tegula.server.settings import ServerSettings
 
 ROOT = FOLDER.parent
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(FOLDER.rglob("*.md"))]

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tegula.errors import ImageError, InputError, OptionError, PathError
-from tegula.images.decode import decode
+from tegula.folders import write_atomically
 from tegula.images.encode import encode, read_settings, save
 from tegula.images.formats import FORMATS, format_for
 from tegula.images.metadata import Metadata, add_settings
-from tegula.images.writing import write_atomically
+from tegula.images.open import decode
 
 AWKWARD = 'a <b> & "c" \u00fc \u732b ]]> \\'
 SETTINGS = {"prompt": AWKWARD, "creativity": 0.35, "seed": 2**53, "hdr": None}

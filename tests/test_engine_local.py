@@ -11,10 +11,18 @@ import time
 
 import pytest
 
-from tegula.engines.child import RunnerSpec
-from tegula.engines.devices import device_of, discover_devices
-from tegula.engines.engine import Done, Failed, FileMade, Job, Log, Quiet, Started
-from tegula.engines.local import LocalEngine, Patience
+from tegula.server.engine import (
+    Done,
+    Failed,
+    FileMade,
+    Job,
+    Log,
+    Quiet,
+    Started,
+    device_of,
+    discover_devices,
+)
+from tegula.server.runner import LocalEngine, Patience, RunnerSpec
 
 PATIENCE = Patience(load=20.0, run=20.0, cancel=20.0)
 
@@ -185,7 +193,7 @@ def test_the_process_ends_with_the_server(make_engine, run):
 
 def test_the_server_itself_has_no_torch_and_the_store_no_web_framework():
     look = "import {}, sys; sys.exit(bool({{'torch', 'starlette'}} & set(sys.modules)))"
-    for module in ("tegula.engines.service", "tegula.predictions.store"):
+    for module in ("tegula.server.supervisor", "tegula.server.store"):
         subprocess.run([sys.executable, "-c", look.format(module)], check=True)
 
 

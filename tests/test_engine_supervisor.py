@@ -11,18 +11,13 @@ from engine_support import run as run_job
 from store_support import VERSION, ask, open_store
 
 from tegula.catalog import find
-from tegula.engines.child import RunnerSpec
-from tegula.engines.engine import Done, Failed, Quiet
-from tegula.engines.local import LocalEngine, Patience
-from tegula.engines.progress_lines import progress_line
-from tegula.engines.resolving import CatalogResolver, Resolved
-from tegula.engines.supervisor import Supervisor
 from tegula.errors import CancelledError, UnknownModelError
-from tegula.predictions.clock import utc_now
-from tegula.predictions.fetch import Fetcher, Policy
-from tegula.predictions.inputs import InputReader
-from tegula.predictions.records import FILE_KEY, NewPrediction, UserModel, UserVersion
-from tegula.predictions.states import State
+from tegula.server.db import FILE_KEY, NewPrediction, State, UserModel, UserVersion, utc_now
+from tegula.server.engine import Done, Failed, Quiet, progress_line
+from tegula.server.fetch import Fetcher, Policy
+from tegula.server.runner import LocalEngine, Patience, RunnerSpec
+from tegula.server.supervisor import Supervisor
+from tegula.server.work import CatalogResolver, InputReader, Resolved
 
 
 class HereEngine:
@@ -231,7 +226,7 @@ def test_an_engine_that_nobody_uses_is_unloaded(tmp_path, supervise, store):
 
 
 def test_a_deployment_may_keep_its_model_loaded(store, supervise):
-    from tegula.predictions.records import Deployment
+    from tegula.server.db import Deployment
 
     ada = store.accounts.ensure("ada")
     store.deployments.create(
@@ -258,7 +253,7 @@ def test_a_full_disk_fails_the_prediction_and_others_go_on(store, supervise, mon
 
     supervise(HereEngine())
     with monkeypatch.context() as patched:
-        patched.setattr("tegula.predictions.blobs.os.fsync", full)
+        patched.setattr("tegula.server.files.os.fsync", full)
         failed = ended(store, ask(store).id)
     assert (failed.status, failed.output) == (State.FAILED, None)
     assert "No space left" in failed.error
@@ -308,8 +303,8 @@ def test_a_picture_is_upscaled_by_the_packaged_model(store, supervise):
     from PIL import Image
 
     from tegula.catalog import Catalog
-    from tegula.engines.service import local_engines, open_supervisor
-    from tegula.predictions.data_uris import encode_data_uri
+    from tegula.server.files import encode_data_uri
+    from tegula.server.supervisor import local_engines, open_supervisor
 
     version = find("tegula/upscale")
     catalog = Catalog(version.weights)

@@ -14,12 +14,12 @@ from tegula.errors import (
     MissingWeightsError,
     UnknownModelError,
 )
-from tegula.images.patches import paste
-from tegula.models.faces import is_here, list_face_models, load_detector, load_restorer
-from tegula.models.faces.detector import Face
-from tegula.models.faces.restorer import FaceRestorer
+from tegula.images.pixels import paste
+from tegula.models.faces import load_detector, load_restorer
+from tegula.models.faces.catalogue import is_here, list_face_models
+from tegula.models.faces.networks import Face, FaceRestorer
 from tegula.options import UpscaleOptions
-from tegula.stages.faces import SIDE, TEMPLATE, aligned, alignment, restored_faces
+from tegula.pipeline.faces import SIDE, TEMPLATE, aligned, alignment, restored_faces
 from tegula.upscaler import Upscaler
 
 CPU = torch.device("cpu")
@@ -289,7 +289,7 @@ def saved_network(models, name, network, wrapper):
 
 def architectures(name):
     pytest.importorskip("einops")
-    from tegula.models.foreign import _torchvision_lent
+    from tegula.models.files import _torchvision_lent
 
     with _torchvision_lent():
         pytest.importorskip("spandrel")

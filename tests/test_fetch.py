@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from receiver_support import receiving
 
 from tegula.errors import FetchError
-from tegula.predictions.addresses import may_reach
-from tegula.predictions.fetch import Fetcher, Policy
+from tegula.server.fetch import Fetcher, Policy, may_reach
 
 PUBLIC, LOOPBACK = Policy(), Policy(private=True, ports=())
 TLS = ssl.create_default_context()

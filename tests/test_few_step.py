@@ -17,13 +17,13 @@ from sd15_support import files, offline  # noqa: F401
 from support import options, photograph
 
 from tegula.errors import MissingWeightsError, OptionError
-from tegula.models.registry import load_bundle
+from tegula.models.load import load_bundle
 from tegula.models.sd15.facts import PRESETS, SCHEDULER
-from tegula.models.sd15.few_step import RECIPES, FewStepRecipe, choose, recipe_of
 from tegula.models.sd15.load import load_sd15
+from tegula.models.sd15.lora import RECIPES, FewStepRecipe, choose, recipe_of
 from tegula.models.sd15.tiny import tiny_bundle, tiny_networks
 from tegula.options import SCHEDULERS
-from tegula.stages.refine_canvas import refine_canvas
+from tegula.pipeline.refine import refine_canvas
 from tegula.upscaler import Upscaler
 
 pytestmark = pytest.mark.usefixtures("offline")

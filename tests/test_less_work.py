@@ -8,16 +8,15 @@ import pytest
 import torch
 from support import options, photograph
 
-from tegula.diffusion.guidance import Guidance, Interval
-from tegula.diffusion.reuse import Rows, key_levels, rows_of
 from tegula.errors import NumericalError
-from tegula.images.structure import flatness
+from tegula.images.adjust import flatness
 from tegula.models.bundle import ControlScale, SplitDenoiser
-from tegula.models.registry import load_bundle
+from tegula.models.load import load_bundle
 from tegula.models.sd15.tiny import tiny_bundle
 from tegula.options import RedrawOptions
-from tegula.stages.refine_canvas import refine_canvas
-from tegula.stages.refine_redraw import refine_redraw
+from tegula.pipeline.redraw import refine_redraw
+from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.sampler import Guidance, Interval, Rows, key_levels, rows_of
 
 SIZE = (150, 110)
 """Three by two windows of 64 px."""

@@ -16,18 +16,16 @@ from support import photograph
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
-from tegula.models.mini import words
+from tegula.models.mini import bundle as words
 from tegula.models.mini.bundle import SCHEDULER, WEIGHTS, load_mini
-from tegula.models.mini.latents import (
-    BlockAutoencoder,
-    dct_filters,
-    luma,
-)
 from tegula.models.mini.network import (
+    BlockAutoencoder,
     MiniDenoiser,
     MiniNetwork,
     NetworkShape,
     control_channels,
+    dct_filters,
+    luma,
     prepare,
     room_for_detail,
     take_shares,

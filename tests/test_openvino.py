@@ -8,10 +8,10 @@ import torch
 from support import options, photograph
 
 from tegula.errors import MissingExtraError, OptionError
+from tegula.models.compiled import made_ready
 from tegula.models.mini.bundle import load_mini
-from tegula.models.running import made_ready
 from tegula.models.sd15.tiny import tiny_bundle
-from tegula.stages.refine_canvas import refine_canvas
+from tegula.pipeline.refine import refine_canvas
 
 CPU = torch.device("cpu")
 

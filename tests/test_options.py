@@ -6,14 +6,7 @@ from hypothesis import strategies as st
 
 from tegula.errors import OptionError, TooLargeError
 from tegula.models.sd15.facts import PRESETS as SD15
-from tegula.options import (
-    KNOBS,
-    PRESETS,
-    ResolvedOptions,
-    UpscaleOptions,
-    resolve,
-    target_size,
-)
+from tegula.options import KNOBS, PRESETS, ResolvedOptions, UpscaleOptions, resolve, target_size
 
 NUMBERS = [n for n, knob in KNOBS.items() if knob.high is not None and n not in ("size", "crop")]
 

@@ -16,12 +16,12 @@ from support import options, photograph
 from tegula import UpscaleOptions, Upscaler, calibration
 from tegula.calibrating import calibrate, started
 from tegula.calibration import Calibration, Setting
-from tegula.costs import Counter, bundle_cost, prescaler_flops
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
 from tegula.models.prescalers import load_prescaler
 from tegula.models.sd15.tiny import tiny_bundle
+from tegula.pipeline.refine import refine_canvas
+from tegula.plan import Counter, bundle_cost, prescaler_flops
 from tegula.progress import Reporter
-from tegula.stages.refine_canvas import refine_canvas
 
 MEASURED = Calibration(
     prescalers={"lanczos": 1e9, "slow": 1e8},
@@ -238,7 +238,7 @@ def test_canvases_that_do_not_fit_the_device_are_kept_apart_with_the_same_result
         asked.append(size)
         return torch.device("cpu")
 
-    monkeypatch.setattr("tegula.stages.refine_canvas.home_of", home_of)
+    monkeypatch.setattr("tegula.pipeline.refine.home_of", home_of)
     np.testing.assert_array_equal(refine_canvas(bundle, source, source, settings), usual)
     assert len(asked) == 2
     assert asked[0] >= 3 * 12 * 90 * 70

@@ -16,11 +16,9 @@ from chaos_support import open_chaos_store, serve, supervisor_of
 from receiver_support import receiving
 from store_support import ask
 
-from tegula.engines.child import RunnerSpec
-from tegula.engines.local import LocalEngine, Patience
-from tegula.predictions.queue import MOST_LOSSES
-from tegula.predictions.records import FILE_KEY
-from tegula.predictions.states import State
+from tegula.server.db import FILE_KEY, State
+from tegula.server.queue import MOST_LOSSES
+from tegula.server.runner import LocalEngine, Patience, RunnerSpec
 
 
 def started(folder, hook, *, accepting):

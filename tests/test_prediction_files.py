@@ -13,13 +13,12 @@ from receiver_support import receiving
 from store_support import TurnedClock, ask, open_store
 
 from tegula.errors import FetchError, InputError, NotFoundError, TooLargeError
-from tegula.predictions.data_uris import decode_data_uri, encode_data_uri
-from tegula.predictions.fetch import Fetcher, Policy
-from tegula.predictions.inputs import InputReader
-from tegula.predictions.queue import Report
-from tegula.predictions.records import FILE_KEY
-from tegula.predictions.retention import Sweeper
-from tegula.predictions.sniffing import content_type_of, safe_name
+from tegula.server.background import Sweeper
+from tegula.server.db import FILE_KEY
+from tegula.server.fetch import Fetcher, Policy
+from tegula.server.files import content_type_of, decode_data_uri, encode_data_uri, safe_name
+from tegula.server.queue import Report
+from tegula.server.work import InputReader
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 50
 URI = encode_data_uri(PNG, "image/png")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from store_support import TurnedClock
 
 from tegula.errors import OptionError, PathError
-from tegula.predictions.limits import RateLimiter
-from tegula.predictions.settings import ServerSettings, load_settings
+from tegula.server.api.gate import RateLimiter
+from tegula.server.settings import ServerSettings, load_settings
 
 
 def limiter(clock, **per_minute):

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from store_support import TurnedClock, ask, open_store
 
-from tegula.predictions.queue import Report
-from tegula.predictions.records import WEBHOOK_EVENTS
-from tegula.predictions.states import ACTIVE, TRANSITIONS, State, Trigger, transition
+from tegula.server.db import ACTIVE, TRANSITIONS, WEBHOOK_EVENTS, State, Trigger, transition
+from tegula.server.queue import Report
 
 TERMINAL = frozenset(State) - ACTIVE
 

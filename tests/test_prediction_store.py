@@ -23,11 +23,9 @@ from store_support import (
 )
 
 from tegula.errors import BusyError, ConflictError, NotFoundError, OptionError, ServiceError
-from tegula.predictions import tables
-from tegula.predictions.database import Database
-from tegula.predictions.queue import PREFER_LOADED, Report
-from tegula.predictions.records import Deployment, NewPrediction, UserModel, UserVersion
-from tegula.predictions.states import State
+from tegula.server import db as tables
+from tegula.server.db import Database, Deployment, NewPrediction, State, UserModel, UserVersion
+from tegula.server.queue import PREFER_LOADED, Report
 
 
 @pytest.fixture(scope="module")
@@ -425,7 +423,7 @@ def test_listeners_hear_of_every_change_until_they_leave(store, run):
 
 
 def test_sqlite_keeps_what_it_accepts(tmp_path, monkeypatch):
-    monkeypatch.setattr("tegula.predictions.database._FULL", 3)
+    monkeypatch.setattr("tegula.server.db._FULL", 3)
     with pytest.raises(ServiceError, match="FULL"):
         Database(f"sqlite:///{tmp_path / 'a.sqlite3'}")
 

@@ -12,13 +12,11 @@ from support import options as resolved
 from support import photograph
 
 from tegula.errors import OptionError, TooLargeError
-from tegula.images.alpha import enlarge_alpha, fill_hidden
-from tegula.images.jpeg import soften_blocks
-from tegula.images.pixels import to_bytes, to_image
-from tegula.images.resize import enlarge_lanczos
+from tegula.images.metadata import soften_blocks
+from tegula.images.pixels import enlarge_alpha, enlarge_lanczos, fill_hidden, to_bytes, to_image
 from tegula.options import UpscaleOptions
-from tegula.stages.finish import finish, lock_colour, source_image
-from tegula.stages.prepare import MENDED_BELOW, MENDED_BELOW_FOR_RESAMPLING, prepare
+from tegula.pipeline.finish import finish, lock_colour, source_image
+from tegula.pipeline.prepare import MENDED_BELOW, MENDED_BELOW_FOR_RESAMPLING, prepare
 
 
 def encoded(image, format_name="PNG", **parameters):

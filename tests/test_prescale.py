@@ -12,9 +12,9 @@ from support import photograph
 from torch.nn import functional
 
 from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemoryError
-from tegula.images.resize import enlarge_lanczos
+from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler, PrescalerFacts, list_prescalers, load_prescaler
-from tegula.stages.prescale import SMALLEST_CORE, plan_sizes, plan_spans, prescale
+from tegula.pipeline.prescale import SMALLEST_CORE, plan_sizes, plan_spans, prescale
 
 CPU = torch.device("cpu")
 NETS = [facts for facts in list_prescalers() if facts.factor]

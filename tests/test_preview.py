@@ -11,18 +11,18 @@ from PIL import Image
 from sd15_support import files, offline  # noqa: F401
 from support import options, photograph
 
-from tegula.diffusion.schedulers import ScheduleChoice, make_schedule
 from tegula.errors import CancelledError
+from tegula.models.load import load_bundle
 from tegula.models.mini.bundle import SCHEDULER as MINI
-from tegula.models.registry import load_bundle
-from tegula.models.sd15.bundle import SdAutoencoder
 from tegula.models.sd15.facts import LIGHT_VAE, SCHEDULER
 from tegula.models.sd15.load import load_sd15
+from tegula.models.sd15.networks import SdAutoencoder
 from tegula.models.sd15.tiny import tiny_bundle
 from tegula.options import SCHEDULERS, RedrawOptions, UpscaleOptions
-from tegula.stages import preview
-from tegula.stages.refine_canvas import refine_canvas
-from tegula.stages.refine_redraw import refine_redraw
+from tegula.pipeline import refine as preview
+from tegula.pipeline.redraw import refine_redraw
+from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.schedulers import ScheduleChoice, make_schedule
 from tegula.upscaler import Upscaler
 
 REDRAW = RedrawOptions(tile_width=64, tile_height=64, tile_padding=16, tile_blur=3)

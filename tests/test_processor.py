@@ -5,10 +5,10 @@ import torch
 from support import options, photograph
 
 from tegula.errors import OptionError
-from tegula.models import processor
-from tegula.models.processor import ProcessorChoice, choose, lay_out, processor_choice
+from tegula.models import device as processor
+from tegula.models.device import ProcessorChoice, choose, lay_out, processor_choice
 from tegula.models.sd15.tiny import tiny_bundle
-from tegula.stages.refine_canvas import refine_canvas
+from tegula.pipeline.refine import refine_canvas
 
 
 @pytest.fixture(autouse=True)

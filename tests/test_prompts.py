@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tegula.models.sd15.prompts import parse_prompt
+from tegula.models.sd15.text import parse_prompt
 
 
 def pieces(prompt):

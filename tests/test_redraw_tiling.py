@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tegula.options import RedrawOptions
-from tegula.tiling.redraw import CropRule, blur_reach, grow, overlap, plan_redraw
-from tegula.tiling.windows import Window
+from tegula.pipeline.redraw_plan import CropRule, blur_reach, grow, overlap, plan_redraw
+from tegula.pipeline.windows import Window
 
 RULE = CropRule(64, 8)
 

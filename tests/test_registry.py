@@ -12,7 +12,8 @@ from tegula.errors import (
     PathError,
     UnknownModelError,
 )
-from tegula.models import hub, registry
+from tegula.models import hub
+from tegula.models import load as registry
 from tegula.models.hub import HubRepository, RemoteFile
 from tegula.models.sd15 import facts
 from tegula.models.sd15.tiny_files import save_tiny

@@ -10,7 +10,7 @@ import pytest
 from api_support import DATA_URI
 from live_server import Live, live_server
 
-from tegula.api.repeats import REMEMBERED_S, Repeats
+from tegula.server.api.service import REMEMBERED_S, Repeats
 
 WAIT = {"prefer": "wait=10"}
 

@@ -8,13 +8,11 @@ from types import SimpleNamespace
 import pytest
 from store_support import VERSION, ask, open_store
 
-from tegula.engines.engine import Done, FileMade, Started
-from tegula.engines.resolving import Resolved
-from tegula.engines.running import Running
-from tegula.engines.safety import UNSAFE, OpenNsfw, allow_all, open_checker
 from tegula.errors import MissingExtraError
-from tegula.predictions.settings import ServerSettings
-from tegula.predictions.states import State
+from tegula.server.db import State
+from tegula.server.engine import Done, FileMade, Started
+from tegula.server.settings import ServerSettings
+from tegula.server.work import UNSAFE, OpenNsfw, Resolved, Running, allow_all, open_checker
 
 
 class OnePicture:

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from tegula.diffusion.schedulers import RECIPES, SIGMA_SETTINGS, ScheduleChoice, make_schedule
 from tegula.models.sd15.facts import SCHEDULER
 from tegula.options import SCHEDULERS, SIGMAS
+from tegula.pipeline.schedulers import RECIPES, SIGMA_SETTINGS, ScheduleChoice, make_schedule
 
 
 def schedule(name, sigmas="own", steps=10, strength=1.0, **others):

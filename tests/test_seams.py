@@ -8,7 +8,7 @@ from support import options, photograph
 from bench.seams import seam_score
 from tegula.models.bundle import ControlImage
 from tegula.models.mini.bundle import load_mini
-from tegula.stages.refine_canvas import canvas_for, latent_grid, refine_canvas
+from tegula.pipeline.refine import canvas_for, latent_grid, refine_canvas
 
 SIDE, WINDOW = 512, 128
 

@@ -21,10 +21,10 @@ from receiver_support import receiving
 from standardwebhooks import Webhook
 from store_support import fresh_database, postgresql_server
 
-from tegula.predictions.queue import LOST
-from tegula.predictions.retention import Sweeper
-from tegula.predictions.settings import ServerSettings
-from tegula.predictions.store import Store
+from tegula.server.background import Sweeper
+from tegula.server.queue import LOST
+from tegula.server.settings import ServerSettings
+from tegula.server.store import Store
 
 CLIENTS = 2
 SERVERS = 0.3

@@ -9,12 +9,12 @@ import torch
 from support import photograph
 from test_compiling import batch_of
 
-from tegula.diffusion.shared import SharedDenoiser
 from tegula.errors import CancelledError, InputError
 from tegula.images.pixels import to_image
 from tegula.models.mini.bundle import load_mini
 from tegula.models.sd15.tiny import tiny_bundle
 from tegula.options import UpscaleOptions
+from tegula.pipeline.batches import SharedDenoiser
 from tegula.upscaler import Upscaler
 
 LONG = 20.0

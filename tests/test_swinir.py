@@ -9,7 +9,7 @@ import torch
 from support import photograph
 
 from tegula.models.prescalers import load_prescaler
-from tegula.stages.prescale import plan_spans, prescale, run_network
+from tegula.pipeline.prescale import plan_spans, prescale, run_network
 
 pytest.importorskip("einops")
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ LARGE = {"embed_dim": 240, "depths": [6] * 9, "num_heads": [8] * 9, "mlp_ratio":
 
 
 def swinir(shape, **words):
-    from tegula.models.foreign import _torchvision_lent
+    from tegula.models.files import _torchvision_lent
 
     with _torchvision_lent():
         pytest.importorskip("spandrel")

@@ -11,9 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tegula.models.mini.bundle import load_mini
+from tegula.models.mini.bundle import VOCABULARY, VOCABULARY_SIZE, load_mini
 from tegula.models.mini.network import NetworkShape
-from tegula.models.mini.words import VOCABULARY, VOCABULARY_SIZE
 from train import degradation, describe, losses, photos
 from train.adversarial import add_judges, adversarial_step
 from train.batches import BatchSettings, PairSource

@@ -11,7 +11,7 @@ from support import photograph
 
 from tegula import UpscaleOptions, Upscaler
 from tegula.errors import CancelledError, ImageError, OptionError, TooLargeError
-from tegula.images.resize import enlarge_lanczos
+from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler, list_prescalers
 from tegula.models.sd15.tiny import tiny_bundle
 from tegula.progress import STAGES

@@ -13,11 +13,11 @@ from receiver_support import receiving
 from store_support import NOON, TurnedClock, ask, open_store
 
 from tegula.errors import NotFoundError
-from tegula.predictions.delivery import JITTER, SCHEDULE, Deliverer, outcome
-from tegula.predictions.fetch import Answer, Fetcher, Policy
-from tegula.predictions.queue import Report
-from tegula.predictions.records import WEBHOOK_EVENTS, WebhookDelivery
-from tegula.predictions.signatures import sign
+from tegula.server.background import JITTER, SCHEDULE, Deliverer, outcome
+from tegula.server.db import WEBHOOK_EVENTS, WebhookDelivery
+from tegula.server.fetch import Answer, Fetcher, Policy
+from tegula.server.queue import Report
+from tegula.server.webhooks import sign
 
 LOOPBACK = Policy(private=True, ports=())
 TLS = ssl.create_default_context()
@@ -90,7 +90,7 @@ def test_only_what_was_asked_for_is_written(store):
 
 def test_a_change_that_is_taken_back_leaves_no_message(store, monkeypatch):
     name, attempt = hooked(store, "https://example.com/hook", ("completed",))
-    monkeypatch.setattr("tegula.predictions.lifecycle._enter_usage", lambda *_: 1 / 0)
+    monkeypatch.setattr("tegula.server.queue._enter_usage", lambda *_: 1 / 0)
     store.queue.start(name, attempt)
     with pytest.raises(ZeroDivisionError):
         store.queue.succeed(name, attempt)
@@ -128,7 +128,7 @@ def test_a_message_is_signed_compact_and_whole(store, deliver, receiver):
 
 
 def standard_time():
-    from tegula.predictions.clock import utc_now
+    from tegula.server.db import utc_now
 
     return utc_now()
 

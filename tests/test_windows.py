@@ -4,8 +4,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tegula.tiling.canvas import fit_canvas, pad_to_canvas
-from tegula.tiling.windows import balanced_batch, feather, grid_windows, spread
+from tegula.pipeline.windows import (
+    balanced_batch,
+    feather,
+    fit_canvas,
+    grid_windows,
+    pad_to_canvas,
+    spread,
+)
 
 sides = st.integers(1, 700)
 overlaps = st.floats(0, 0.75)

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.quality.features import EarlyFeatures
-from tegula.models.mini.latents import luma
-from tegula.models.mini.network import control_channels
+from tegula.models.mini.network import control_channels, luma
 from train import losses
 from train.batches import Batch
 from train.config import AdversarialSettings

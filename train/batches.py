@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tegula.models.bundle import ControlImage
-from tegula.models.mini.latents import luma
-from tegula.models.mini.words import VOCABULARY, VOCABULARY_SIZE
+from tegula.models.mini.bundle import VOCABULARY, VOCABULARY_SIZE
+from tegula.models.mini.network import luma
 from train.describe import DAMAGES, damage, describe, draw_words, luma_of
 
 _CLEAN, _DAMAGED = np.float32(1), np.float32(0)

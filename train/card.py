@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from tegula.models.mini.bundle import VOCABULARY
 from tegula.models.mini.network import MiniNetwork
-from tegula.models.mini.words import VOCABULARY
 from train.config import RunSettings
 
 _TEMPLATE = Path(__file__).with_name("card.md")

@@ -24,9 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from tegula.models.bundle import ControlImage
-from tegula.models.mini.latents import CHANNELS, DEVIATIONS, from_blocks, luma, to_blocks
-from tegula.models.mini.network import MiniNetwork, NetworkShape, control_channels
-from tegula.models.mini.words import VOCABULARY_SIZE
+from tegula.models.mini.bundle import VOCABULARY_SIZE
+from tegula.models.mini.network import (
+    CHANNELS,
+    DEVIATIONS,
+    MiniNetwork,
+    NetworkShape,
+    control_channels,
+    from_blocks,
+    luma,
+    to_blocks,
+)
 from train import losses
 from train.batches import BatchSettings, PairSource, luma_difference
 from train.config import CPU

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from tegula.models.mini.bundle import VOCABULARY_SIZE
 from tegula.models.mini.network import NetworkShape
-from tegula.models.mini.words import VOCABULARY_SIZE
 from train.batches import BatchSettings
 from train.pairs import PairSettings
 from train.tail_pairs import TailPairSettings

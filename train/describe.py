@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tegula.models.mini.latents import LUMA
-from tegula.models.mini.words import VOCABULARY, VOCABULARY_SIZE
+from tegula.models.mini.bundle import VOCABULARY, VOCABULARY_SIZE
+from tegula.models.mini.network import LUMA
 
 Plane = NDArray[np.float32]
 DAMAGES = ("blurry", "noisy", "jpeg", "oversharpened", "smooth", "grainy")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tegula.models.mini.latents import DEVIATIONS, to_blocks
-from tegula.models.mini.network import control_channels
+from tegula.models.mini.network import DEVIATIONS, control_channels, to_blocks
 from train import losses
 from train.batches import Batch, luma_difference
 from train.config import DiffusionSettings

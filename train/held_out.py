@@ -19,15 +19,16 @@ from bench.quality.recipes import DEGRADATIONS, degrade
 from bench.quality.scores import MethodScores, Truth, measure_truth
 from bench.quality.totals import PositionMoments
 from tegula.models.bundle import ControlImage
-from tegula.models.mini.latents import CHANNELS, BlockAutoencoder
+from tegula.models.mini.bundle import VOCABULARY_SIZE
 from tegula.models.mini.network import (
+    CHANNELS,
+    BlockAutoencoder,
     MiniNetwork,
     control_channels,
     resemblance_gain,
     room_for_detail,
     take_shares,
 )
-from tegula.models.mini.words import VOCABULARY_SIZE
 from tegula.options import PresetValues
 from train import photos
 from train.noise import TIMESTEPS, signal_shares

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tegula.models.mini.latents import DEVIATIONS, dct_filters, to_blocks
+from tegula.models.mini.network import DEVIATIONS, dct_filters, to_blocks
 
 _TEXTURE_CELL = 8
 _ENERGY_CELL = 4

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tegula.images.colour import wavelet_lock
+from tegula.images.adjust import wavelet_lock
 from train import photos
 from train.degradation import RECIPES, Picture, degrade
 from train.processes import made_ahead

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tegula.models.devices import pick_dtype
+from tegula.models.device import pick_dtype
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from bench.quality.features import EarlyFeatures
-from tegula.models.devices import pick_dtype
+from tegula.models.device import pick_dtype
 from tegula.models.mini.network import MiniNetwork
 from tegula.models.prescalers import load_prescaler
 from train import export as exporting

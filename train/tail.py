@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.quality.features import EarlyFeatures
-from tegula.models.mini.latents import luma
+from tegula.models.mini.network import luma
 from tegula.models.prescalers.networks import RRDBNet
 from train import losses
 from train.config import TailSettings

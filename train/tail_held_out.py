@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.quality.recipes import DEGRADATIONS, degrade
-from tegula.images.colour import wavelet_lock
+from tegula.images.adjust import wavelet_lock
 from tegula.models.prescalers.networks import RRDBNet
 from train import photos
 from train.degradation import Picture

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tegula.images.resize import enlarge_lanczos
+from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler, load_prescaler
 from tegula.options import PRESETS, ResolvedOptions, UpscaleOptions
-from tegula.stages.finish import finish, lock_colour
-from tegula.stages.prepare import Prepared
-from tegula.stages.prescale import prescale
-from tegula.stages.refine_canvas import canvas_for, latent_grid, refine_canvas
+from tegula.pipeline.finish import finish, lock_colour
+from tegula.pipeline.prepare import Prepared
+from tegula.pipeline.prescale import prescale
+from tegula.pipeline.refine import canvas_for, latent_grid, refine_canvas
 from tegula.upscaler import Upscaler
 
 Picture = NDArray[np.float32]

@@ -16,8 +16,8 @@ from bench.speed.peers import MissingPeerError, refiners_upscale
 from bench.speed.stages import NETS, Stopwatch
 from tegula.errors import TegulaError
 from tegula.images.pixels import to_image
+from tegula.pipeline.refine import refine_canvas
 from tegula.plan import Plan
-from tegula.stages.refine_canvas import refine_canvas
 
 Row = dict[str, Any]
 Keep = Callable[[dict[str, Any]], None]

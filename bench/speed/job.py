@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage import data
 
-from tegula.images.resize import enlarge_lanczos
+from tegula.images.pixels import enlarge_lanczos
 from tegula.models.bundle import BundleFacts
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
 

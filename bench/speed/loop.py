@@ -9,9 +9,9 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionControlNetImg2ImgPipeline
 
 from bench.speed.job import NEGATIVE, PROMPT, SEED, Job, Picture
-from tegula.models.sd15.assembly import Networks
 from tegula.models.sd15.facts import SCHEDULER
-from tegula.tiling.windows import WindowGrid, grid_windows
+from tegula.models.sd15.parts import Networks
+from tegula.pipeline.windows import WindowGrid, grid_windows
 
 FACTOR = 8
 

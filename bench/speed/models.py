@@ -11,9 +11,9 @@ from bench.networks import NETWORKS, random_bundle
 from bench.speed.job import Job
 from bench.speed.loop import pipeline_of
 from bench.speed.methods import Method
-from tegula.models.devices import pick_device, pick_dtype
-from tegula.models.registry import load_bundle
-from tegula.models.running import made_ready
+from tegula.models.compiled import made_ready
+from tegula.models.device import pick_device, pick_dtype
+from tegula.models.load import load_bundle
 from tegula.upscaler import Upscaler
 
 

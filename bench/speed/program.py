@@ -23,7 +23,7 @@ from bench.speed.models import Models
 from bench.speed.page import RESULTS, section
 from bench.speed.probe import best_rates, matrix_rates, name_of
 from bench.speed.whole import by_stage, command_to_file, growth
-from tegula.models.devices import pick_device
+from tegula.models.device import pick_device
 
 PARTS = ("comparison", "whole", "growth", "command")
 _COMMAND_SOURCE = 512

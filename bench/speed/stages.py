@@ -13,11 +13,11 @@ from unittest import mock
 import torch
 
 from bench.speed.clock import settle
-from tegula.diffusion import tiled_autoencoder
-from tegula.diffusion.canvas import CanvasSampler
 from tegula.models.bundle import Bundle
 from tegula.models.prescalers import Prescaler
-from tegula.stages import refine_canvas
+from tegula.pipeline import autoencoder as tiled_autoencoder
+from tegula.pipeline import refine as refine_canvas
+from tegula.pipeline.sampler import CanvasSampler
 
 NETS = "nets"
 _STAGES: tuple[tuple[Any, str, str], ...] = (

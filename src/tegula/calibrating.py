@@ -23,7 +23,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tegula.calibration import Calibration
-from tegula.costs import BundleCost, bundle_cost, prescaler_flops
 from tegula.images.encode import encode
 from tegula.models.bundle import Bundle, ControlImage, ControlScale, Denoiser, WindowBatch
 from tegula.models.prescalers import (
@@ -34,8 +33,9 @@ from tegula.models.prescalers import (
     load_prescaler,
 )
 from tegula.options import UpscaleOptions, resolve
-from tegula.stages.prescale import DEFAULT_TILE
-from tegula.stages.refine_canvas import window_batch
+from tegula.pipeline.prescale import DEFAULT_TILE
+from tegula.pipeline.refine import window_batch
+from tegula.plan import BundleCost, bundle_cost, prescaler_flops
 from tegula.upscaler import Upscaler, UpscaleResult
 
 _SCALE = 4

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tegula.images.writing import write_atomically
-from tegula.models.places import cache_folder
+from tegula.folders import cache_folder, write_atomically
 
 if TYPE_CHECKING:
     from tegula.models.bundle import Bundle
     from tegula.plan import Plan
+
 
 COMMAND = "tegula doctor --calibrate"
 _MEGAPIXEL = 1e6

@@ -1,22 +1,167 @@
-"""Every knob of an upscale, with its unit, bounds, default and effect.
-
-``UpscaleOptions`` is what a caller asks for; unset knobs are None. ``resolve`` fills
-them from the preset of the bundle in use and returns ``ResolvedOptions``, where
-nothing is open any more. The command line, the options reference in the docs and the
-metadata of a result are all made from the field descriptions here.
-"""
+"""Every knob of an upscale, with its unit, bounds, default and effect."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tegula.errors import OptionError, TooLargeError
-from tegula.knobs import Knob, check_knob, knob
-from tegula.regions import PlacedRegion, parse_region, place_region
+
+# What is known of one option beside its value: effect, unit, bounds, choices.
+
+
+@dataclass(frozen=True)
+class Knob:
+    """What the docs, the command line and the validation know of one option."""
+
+    effect: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    preset: bool = False
+
+
+def knob(
+    effect: str,
+    default: Any = None,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    preset: bool = False,
+) -> Any:
+    """Return a dataclass field that knows its knob in its metadata."""
+    about = Knob(effect, unit, low, high, choices, preset)
+    return dataclasses.field(default=default, metadata={"knob": about})
+
+
+def check_knob(name: str, knob: Knob, value: Any) -> None:
+    """Check a value, or each number of a tuple; None is always right.
+
+    Raises:
+        OptionError: it is out of bounds, or not among the choices.
+    """
+    if value is None:
+        return
+    if knob.choices and value not in knob.choices:
+        raise OptionError(f"{name} is one of {', '.join(knob.choices)}, not {value!r}.")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        below = knob.low is not None and number < knob.low
+        above = knob.high is not None and number > knob.high
+        if below or above or not math.isfinite(number):
+            raise OptionError(f"{name} is {_bounds(knob)}, not {number}.")
+
+
+def _bounds(knob: Knob) -> str:
+    unit = f" {knob.unit}" if knob.unit else ""
+    if knob.high is None:
+        return f"at least {plain(knob.low)}{unit}"
+    return f"between {plain(knob.low)} and {plain(knob.high)}{unit}"
+
+
+def plain(number: float | None) -> str:
+    """Return a bound as people write it: no exponent, no needless decimals."""
+    return "" if number is None else f"{number:.6f}".rstrip("0").rstrip(".")
+
+
+# Prompts for parts of the picture: ``x,y,width,height:prompt``.
+
+_NUMBER = r"\s*(\d+(?:\.\d*)?|\.\d+)\s*"
+_FEATHER = 0.125
+"""Share of a region's shorter side over which it fades in."""
+
+_FORM = re.compile(rf"{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}:(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of the source, as shares of its width and height, and what it shows."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    prompt: str
+
+
+@dataclass(frozen=True)
+class PlacedRegion:
+    """A region in pixels of the result: its edges, how far inside it fades in, its prompt."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    feather: float
+    prompt: str
+
+
+def place_region(
+    region: Region, result: tuple[int, int], part: tuple[float, float, float, float]
+) -> PlacedRegion:
+    """Return where a region lies on the result.
+
+    Args:
+        region: as shares of the whole source.
+        result: width and height in pixels.
+        part: x, y, width and height of what is enlarged, as shares of the whole source.
+    """
+    across, down = result[0] / part[2], result[1] / part[3]
+    return PlacedRegion(
+        (region.x - part[0]) * across,
+        (region.y - part[1]) * down,
+        (region.x + region.width - part[0]) * across,
+        (region.y + region.height - part[1]) * down,
+        min(region.width * across, region.height * down) * _FEATHER,
+        region.prompt,
+    )
+
+
+def parse_region(text: str, source: tuple[int, int] | None = None) -> Region:
+    """Read ``x,y,width,height:prompt``.
+
+    The numbers are pixels of the source or, when none is above 1, shares of it.
+
+    Args:
+        text: as above; the prompt may hold colons.
+        source: width and height of the source in pixels; None checks the form alone.
+
+    Raises:
+        OptionError: it has another form, or lies outside the source.
+    """
+    found = _FORM.fullmatch(text)
+    if found is None or not found[5].strip():
+        raise OptionError(
+            f"A region is x,y,width,height:prompt in pixels or shares of the source, not {text!r}."
+        )
+    x, y, width, height = (float(number) for number in found.groups()[:4])
+    sides = (1.0, 1.0) if max(x, y, width, height) <= 1 else source
+    if width == 0 or height == 0:
+        raise OptionError(f"The region {text!r} has no width or no height.")
+    if sides is None:
+        return Region(x, y, width, height, found[5].strip())
+    if x >= sides[0] or y >= sides[1]:
+        raise OptionError(f"The region {text!r} lies outside the picture.")
+    right, bottom = min(x + width, sides[0]), min(y + height, sides[1])
+    across, down = 1 / sides[0], 1 / sides[1]
+    return Region(x * across, y * down, (right - x) * across, (bottom - y) * down, found[5].strip())
+
+
+# Every knob of an upscale, with its unit, bounds, default and effect.
+#
+# ``UpscaleOptions`` is what a caller asks for; unset knobs are None. ``resolve`` fills
+# them from the preset of the bundle in use and returns ``ResolvedOptions``, where
+# nothing is open any more. The command line, the options reference in the docs and the
+# metadata of a result are all made from the field descriptions here.
 
 PRESETS = ("faithful", "balanced", "creative", "fast")
 SCHEDULERS = (

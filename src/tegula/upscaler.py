@@ -15,33 +15,38 @@ from PIL import Image
 
 from tegula import __version__, calibration
 from tegula.calibration import Calibration
-from tegula.costs import BundleCost, Cost, bundle_cost, prescaler_flops
-from tegula.diffusion.shared import SharedDenoiser, in_order
 from tegula.errors import CancelledError
-from tegula.images.hdr import fuse_exposures
+from tegula.images.adjust import fuse_exposures
 from tegula.images.metadata import Metadata
-from tegula.images.opening import Source
-from tegula.images.pixels import to_image
-from tegula.images.resize import enlarge_lanczos
-from tegula.memory import Memory, expected_memory
+from tegula.images.open import Source
+from tegula.images.pixels import enlarge_lanczos, to_image
 from tegula.models.bundle import Bundle, SplitDenoiser
-from tegula.models.devices import pick_device, pick_dtype
+from tegula.models.compiled import made_ready, usual_batch
+from tegula.models.device import pick_device, pick_dtype
 from tegula.models.faces import load_detector, load_restorer
-from tegula.models.faces.restorer import FaceRestorer
+from tegula.models.faces.networks import FaceRestorer
+from tegula.models.load import load_bundle
 from tegula.models.prescalers import Prescaler, load_prescaler
-from tegula.models.registry import load_bundle
-from tegula.models.running import made_ready, usual_batch
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
-from tegula.plan import Costs, Plan, make_plan
+from tegula.pipeline.batches import SharedDenoiser, in_order
+from tegula.pipeline.faces import NONE_FOUND, FaceWork
+from tegula.pipeline.finish import finish, lock_colour, source_image
+from tegula.pipeline.prepare import Prepared, prepare, read_control
+from tegula.pipeline.prescale import prescale
+from tegula.pipeline.redraw import refine_redraw
+from tegula.pipeline.refine import OnPicture, refine_canvas
+from tegula.plan import (
+    BundleCost,
+    Cost,
+    Costs,
+    Memory,
+    Plan,
+    bundle_cost,
+    expected_memory,
+    make_plan,
+    prescaler_flops,
+)
 from tegula.progress import Cancelled, OnPreview, OnProgress, Reporter, never_cancelled
-from tegula.stages.control_by_place import read_control
-from tegula.stages.faces import NONE_FOUND, FaceWork
-from tegula.stages.finish import finish, lock_colour, source_image
-from tegula.stages.prepare import Prepared, prepare
-from tegula.stages.prescale import prescale
-from tegula.stages.preview import OnPicture
-from tegula.stages.refine_canvas import refine_canvas
-from tegula.stages.refine_redraw import refine_redraw
 
 DEFAULT_BUNDLE = "mini"
 _FACE_PRESCALER = "realesrgan-x4plus"

@@ -9,17 +9,20 @@ Example:
 
 from __future__ import annotations
 
-from tegula.catalog.lookup import Catalog, find, models
-from tegula.catalog.model import Model, Recipe, Situation, Version
-from tegula.catalog.openapi import openapi_schema
-from tegula.catalog.running import Output, run
-from tegula.catalog.validation import (
+from tegula.catalog.inputs import (
     InvalidField,
     InvalidInputsError,
+    Model,
+    Recipe,
+    Situation,
     ValidInputs,
+    Version,
     from_text,
+    openapi_schema,
     validate,
 )
+from tegula.catalog.lookup import Catalog, find, models
+from tegula.catalog.run import Output, run
 
 __all__ = [
     "Catalog",

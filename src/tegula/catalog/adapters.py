@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tegula.catalog.model import Situation
+from tegula.catalog.inputs import Situation
 from tegula.errors import MissingWeightsError
-from tegula.models.faces import detector_folder, named_face_file
-from tegula.models.places import models_folder
+from tegula.folders import models_folder
+from tegula.models.faces.catalogue import detector_folder, named_face_file
 
 LORAS, PRESCALERS = "lora", "prescalers"
 SUFFIXES = (".safetensors", ".pth")

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
-from tegula.catalog.model import Model, Version, packaged_fingerprint
+from tegula.catalog.inputs import Model, Version, packaged_fingerprint
 from tegula.catalog.models import MODELS
 from tegula.errors import UnknownModelError
 

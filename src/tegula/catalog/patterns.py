@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from tegula.images.decode import decode
-from tegula.images.opening import Source
+from tegula.images.adjust import margins, unwrapped, wrapped
+from tegula.images.open import Source, decode
 from tegula.images.pixels import to_image
-from tegula.images.seamless import margins, unwrapped, wrapped
 from tegula.options import UpscaleOptions, target_size
 from tegula.progress import Cancelled, OnProgress
 from tegula.upscaler import Upscaler, UpscaleResult

@@ -10,13 +10,12 @@ from typing import Any
 
 import click
 
-from tegula.cli.report import Console, wants_json
-from tegula.cli.signals import Interruption
+from tegula.cli.console import Console, Interruption, wants_json
 
 
 def bundle_rows() -> list[dict[str, Any]]:
     """Return every bundle that has a name, as ``--json`` tells it."""
-    from tegula.models.registry import list_bundles
+    from tegula.models.load import list_bundles
 
     return [
         {
@@ -43,7 +42,7 @@ def prescaler_rows() -> list[dict[str, Any]]:
 
 def face_rows() -> list[dict[str, Any]]:
     """Return every face model that has a name, as ``--json`` tells it."""
-    from tegula.models.faces import is_here, list_face_models
+    from tegula.models.faces.catalogue import is_here, list_face_models
 
     return [
         {**dataclasses.asdict(model), "installed": is_here(model.name)}
@@ -88,7 +87,7 @@ def _pull(ctx: click.Context, *, name: str, quiet: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     console = Console(quiet=quiet)
     with Interruption().installed():
-        from tegula.models.registry import pull
+        from tegula.models.load import pull
 
         folders = pull(name, lambda done, total: console.tell(_progress(name, done, total)))
     for folder in folders:

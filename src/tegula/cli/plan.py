@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tegula.cli.batch import Batch
-from tegula.cli.checks import read_source
+from tegula.cli.batch import Batch, read_source
+from tegula.cli.console import Console, Interruption, plural, wants_json
 from tegula.cli.models import in_words
 from tegula.cli.options import SectionedCommand
-from tegula.cli.report import Console, plural, wants_json
-from tegula.cli.signals import Interruption
 from tegula.cli.targets import Job
 from tegula.cli.upscale import UPSCALE, request_of, work_of
 
 if TYPE_CHECKING:
     from tegula.calibration import Calibration
-    from tegula.memory import Memory
-    from tegula.plan import Plan
+    from tegula.plan import Memory, Plan
     from tegula.upscaler import Upscaler
 
 _HELP = """Tell what an upscale would take: windows, FLOPs, memory and time.

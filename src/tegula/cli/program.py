@@ -7,14 +7,12 @@ from typing import Any
 import click
 
 from tegula import __version__
+from tegula.cli.console import asks_for_json, failure_of, quieten_libraries, tell_failure
 from tegula.cli.doctor import DOCTOR
-from tegula.cli.failures import failure_of, quieten_libraries, tell_failure
 from tegula.cli.models import MODELS
 from tegula.cli.plan import PLAN
-from tegula.cli.report import asks_for_json
 from tegula.cli.run import RUN
-from tegula.cli.serve import SERVE
-from tegula.cli.tokens import TOKENS
+from tegula.cli.serve import SERVE, TOKENS
 from tegula.cli.upscale import UPSCALE
 
 

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tegula.cli.progress import showing, waiting
-from tegula.cli.report import Console, wants_json
-from tegula.cli.signals import Interruption
+from tegula.cli.console import Console, Interruption, showing, waiting, wants_json
 from tegula.errors import OptionError, PathError
 
 if TYPE_CHECKING:
@@ -69,7 +67,7 @@ def _written(
     interruption: Interruption,
 ) -> list[Path]:
     from tegula.catalog import run, validate
-    from tegula.images.writing import write_atomically
+    from tegula.folders import write_atomically
 
     inputs = validate(version, _inputs(version, words))
     _make(folder)

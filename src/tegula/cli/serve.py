@@ -11,23 +11,138 @@ import sys
 import tempfile
 import threading
 import webbrowser
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tegula.cli.server_options import read_settings, server_options
-from tegula.errors import OptionError
+from tegula.errors import MissingExtraError, NotFoundError, OptionError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from tegula.api.service import Background
-    from tegula.engines.supervisor import Supervisor
-    from tegula.predictions.settings import ServerSettings
-    from tegula.predictions.store import Store
+    from tegula.server.api.service import Background
+    from tegula.server.settings import ServerSettings
+    from tegula.server.store import Store
+    from tegula.server.supervisor import Supervisor
+
+
+# What `tegula serve` and `tegula tokens` share: where the server's settings come from.
+
+OPTIONS: tuple[Callable[..., Any], ...] = (
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        help="JSON file of settings; the environment goes before it (TEGULA_PUBLIC_URL, ...).",
+    ),
+    click.option(
+        "--folder",
+        type=click.Path(path_type=Path),
+        help="Where the database and the files lie.",
+    ),
+)
+
+
+def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a command."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def read_settings(config: Path | None, folder: Path | None, **others: Any) -> ServerSettings:
+    """Return the settings; what is given here goes before file and environment.
+
+    Raises:
+        MissingExtraError: the server's packages are not installed.
+        PathError, OptionError: a setting is wrong.
+    """
+    import dataclasses
+
+    try:
+        import alembic  # noqa: F401
+        import fastapi  # noqa: F401
+        import httpcore  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "The server needs packages of its own: pip install 'tegula[server]'."
+        ) from error
+    from tegula.server.settings import load_settings
+
+    given = {name: value for name, value in {**others, "folder": folder}.items() if value}
+    return dataclasses.replace(load_settings(config), **given)
+
+
+# `tegula tokens`: who may use the server.
+
+
+@click.group(name="tokens", help="Make, list and revoke the tokens that open the server.")
+def TOKENS() -> None:  # noqa: N802 - named as the other commands are
+    """Group the commands."""
+
+
+@TOKENS.command(help="Make a token and print it; it is shown this once and kept nowhere.")
+@click.argument("name")
+@click.option(
+    "--account", default="local", show_default=True,
+    help="Whose predictions, files and models it opens; made if it is new.",
+)  # fmt: skip
+@server_options
+def create(name: str, account: str, config: Path | None, folder: Path | None) -> None:
+    """Make a token."""
+    with _store(config, folder) as store:
+        _, plain = store.accounts.create_token(store.accounts.ensure(account).id, name)
+    click.echo(plain)
+
+
+@TOKENS.command(name="list", help="List the tokens, without their text.")
+@server_options
+def list_tokens(config: Path | None, folder: Path | None) -> None:
+    """List the tokens."""
+    with _store(config, folder) as store:
+        for token in store.accounts.tokens():
+            account = store.accounts.get(token.account_id).username
+            state = "revoked" if token.revoked_at else f"used {_day(token.last_used_at)}"
+            click.echo(
+                f"{token.name}  {account}  ...{token.hint}  {_day(token.created_at)}  {state}"
+            )
+
+
+@TOKENS.command(help="Revoke a token by its name or id, from its next request on.")
+@click.argument("name")
+@server_options
+def revoke(name: str, config: Path | None, folder: Path | None) -> None:
+    """Revoke a token."""
+    with _store(config, folder) as store:
+        if not store.accounts.revoke(name):
+            raise NotFoundError(
+                f"No valid token is named {name!r}; `tegula tokens list` lists them."
+            )
+    click.echo(f"{name} is revoked.", err=True)
+
+
+@contextmanager
+def _store(config: Path | None, folder: Path | None) -> Iterator[Store]:
+    settings = read_settings(config, folder)
+    from tegula.server.store import Store
+
+    store = Store.open(settings)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _day(moment: datetime | None) -> str:
+    return moment.date().isoformat() if moment else "never"
+
+
+# `tegula serve`: the HTTP API and the engine behind it.
 
 _HELP = """Serve Replicate's HTTP API on this machine.
 
@@ -159,7 +274,7 @@ def check_address(settings: ServerSettings, address: Address, *, force: bool) ->
 
 
 def _default_public_url() -> str:
-    from tegula.predictions.settings import ServerSettings
+    from tegula.server.settings import ServerSettings
 
     return str(ServerSettings.__dataclass_fields__["public_url"].default)
 
@@ -168,11 +283,11 @@ def serve(
     settings: ServerSettings, address: Address, *, grace: float, log_level: str, demo: bool
 ) -> None:
     """Open the store, start the engine and answer requests until a signal comes."""
-    from tegula.api.app import create_app
     from tegula.catalog import Catalog
-    from tegula.engines.devices import device_of, discover_devices
-    from tegula.predictions.logs import log_as_json
-    from tegula.predictions.store import Store
+    from tegula.server.api.app import create_app
+    from tegula.server.engine import device_of, discover_devices
+    from tegula.server.settings import log_as_json
+    from tegula.server.store import Store
 
     log_as_json(log_level.upper())
     share_heaps()
@@ -224,10 +339,9 @@ def _listen(app: FastAPI, address: Address) -> None:
 def _background(
     store: Store, catalog: Any, devices: tuple[str, ...], grace: float
 ) -> list[Background]:
-    from tegula.engines.service import local_engines, open_supervisor
-    from tegula.predictions.delivery import Deliverer
-    from tegula.predictions.fetch import Fetcher, Policy
-    from tegula.predictions.retention import Sweeper
+    from tegula.server.background import Deliverer, Sweeper
+    from tegula.server.fetch import Fetcher, Policy
+    from tegula.server.supervisor import local_engines, open_supervisor
 
     fetcher = Fetcher(Policy.of(store.settings))
     engines = local_engines(store.settings, catalog, devices)
@@ -236,7 +350,7 @@ def _background(
 
 
 def _hardware(used: tuple[str, ...], devices: Any) -> list[Any]:
-    from tegula.api.service import Hardware
+    from tegula.server.api.service import Hardware
 
     known = {device.name: device for device in devices}
     told = {
@@ -248,7 +362,7 @@ def _hardware(used: tuple[str, ...], devices: Any) -> list[Any]:
 
 def _weights(bundle: str) -> str:
     """Return what of the weights goes into the ids of versions."""
-    from tegula.catalog.model import packaged_fingerprint
+    from tegula.catalog.inputs import packaged_fingerprint
 
     return packaged_fingerprint() if bundle == "mini" else bundle
 

@@ -1,9 +1,4 @@
-"""Which pictures are read, and where each result goes.
-
-The last word is where results go, when there is more than one: a file for one picture,
-a folder for several. A folder is one that is there, or a name that ends with a slash.
-Whatever could be meant in two ways is refused.
-"""
+"""Where results go, and what can be refused before any work."""
 
 from __future__ import annotations
 

@@ -9,16 +9,18 @@ from typing import Any
 import click
 
 from tegula.cli.batch import Batch, Request
-from tegula.cli.like import Models, models_like, options_like, read_like
+from tegula.cli.console import Console, Interruption, wants_json
 from tegula.cli.options import (
     MESSAGES,
+    Models,
     SectionedCommand,
     SectionedOption,
     given_knobs,
     knob_options,
+    models_like,
+    options_like,
+    read_like,
 )
-from tegula.cli.report import Console, wants_json
-from tegula.cli.signals import Interruption
 from tegula.cli.targets import Naming, Work, find_work
 from tegula.errors import OptionError
 from tegula.images.formats import FORMATS, format_for

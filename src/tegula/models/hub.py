@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError, ModelError, PathError
-from tegula.models.places import MODELS_VARIABLE, models_folder
+from tegula.folders import MODELS_VARIABLE, models_folder
 
 OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""

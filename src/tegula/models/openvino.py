@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from tegula.errors import MissingExtraError, OptionError
+from tegula.folders import cache_folder
 from tegula.models.bundle import Bundle, ControlImage, ControlScale, Denoiser, WindowBatch
-from tegula.models.compiling import CompilableDenoiser
-from tegula.models.places import cache_folder
-from tegula.models.static import StaticDenoiser
+from tegula.models.compiled import CompilableDenoiser, StaticDenoiser
 
 BATCH_SIZES = (2, 1)
 """Larger batches gain nothing on a processor, and each size takes memory of its own."""

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 
 from tegula.catalog.adapters import found_lora
-from tegula.catalog.model import ARRAY, Model, Recipe, Situation, Values, Version
-from tegula.catalog.schema import (
+from tegula.catalog.inputs import (
     APPROXIMATED,
+    ARRAY,
     BOOLEAN,
     FILE,
     INTEGER,
@@ -17,6 +17,11 @@ from tegula.catalog.schema import (
     REFUSED,
     STRING,
     Field,
+    Model,
+    Recipe,
+    Situation,
+    Values,
+    Version,
     image_field,
     seed_field,
 )

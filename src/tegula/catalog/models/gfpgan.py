@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from tegula.catalog.adapters import check_faces
-from tegula.catalog.model import Model, Recipe, Situation, Values, Version, one_pass
-from tegula.catalog.schema import APPROXIMATED, NUMBER, STRING, Field, image_field
+from tegula.catalog.inputs import (
+    APPROXIMATED,
+    NUMBER,
+    STRING,
+    Field,
+    Model,
+    Recipe,
+    Situation,
+    Values,
+    Version,
+    image_field,
+    one_pass,
+)
 from tegula.options import UpscaleOptions
 
 _FILES = {

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tegula.catalog.adapters import found_loras
-from tegula.catalog.model import ARRAY, Model, Recipe, Situation, Values, Version, one_pass
-from tegula.catalog.schema import (
+from tegula.catalog.inputs import (
     APPROXIMATED,
+    ARRAY,
     BOOLEAN,
     INTEGER,
     NUMBER,
     STRING,
     Field,
+    Model,
+    Recipe,
+    Situation,
+    Values,
+    Version,
     image_field,
+    one_pass,
     seed_field,
 )
 from tegula.options import UpscaleOptions

@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tegula.catalog.adapters import needed_prescaler
-from tegula.catalog.model import Model, Recipe, Situation, Values, Version, one_pass
-from tegula.catalog.schema import APPROXIMATED, INTEGER, REFUSED, STRING, Field, image_field
+from tegula.catalog.inputs import (
+    APPROXIMATED,
+    INTEGER,
+    REFUSED,
+    STRING,
+    Field,
+    Model,
+    Recipe,
+    Situation,
+    Values,
+    Version,
+    image_field,
+    one_pass,
+)
 from tegula.options import UpscaleOptions
 
 LARGE = "Real-World Image Super-Resolution-Large"

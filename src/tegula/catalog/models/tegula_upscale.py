@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from tegula.catalog.model import Model, Recipe, Situation, Values, Version, one_pass
-from tegula.catalog.schema import BOOLEAN, FILE, INTEGER, NUMBER, STRING, Field, image_field
+from tegula.catalog.inputs import (
+    BOOLEAN,
+    FILE,
+    INTEGER,
+    NUMBER,
+    STRING,
+    Field,
+    Model,
+    Recipe,
+    Situation,
+    Values,
+    Version,
+    image_field,
+    one_pass,
+)
 from tegula.options import MAX_SEED, PRESETS, UpscaleOptions
 
 _KNOBS = ("scale", "preset", "prompt", "negative_prompt", "creativity", "resemblance", "seed")

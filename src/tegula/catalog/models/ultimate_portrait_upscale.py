@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tegula.catalog.model import Model, Version
+from tegula.catalog.inputs import Model, Version
 from tegula.catalog.models.ultimate_sd_upscale import fields, plan
 
 FIELDS = fields(

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tegula.catalog.adapters import found_prescaler
-from tegula.catalog.model import Model, Recipe, Situation, Values, Version, one_pass
-from tegula.catalog.schema import (
+from tegula.catalog.inputs import (
     APPROXIMATED,
     BOOLEAN,
     INTEGER,
     NUMBER,
     STRING,
     Field,
+    Model,
+    Recipe,
+    Situation,
+    Values,
+    Version,
     image_field,
+    one_pass,
     seed_field,
 )
 from tegula.options import UpscaleOptions

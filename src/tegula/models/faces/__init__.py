@@ -19,8 +19,7 @@ from tegula.models.faces.catalogue import (
 if TYPE_CHECKING:
     import torch
 
-    from tegula.models.faces.detector import FaceDetector
-    from tegula.models.faces.restorer import FaceRestorer
+    from tegula.models.faces.networks import FaceDetector, FaceRestorer
 
 __all__ = [
     "FaceModel",
@@ -40,7 +39,7 @@ def load_detector() -> FaceDetector:
     Raises:
         MissingExtraError: the package with their weights is not installed.
     """
-    from tegula.models.faces.detector import load
+    from tegula.models.faces.networks import load
 
     return load()
 
@@ -59,6 +58,6 @@ def load_restorer(name_or_path: str, device: torch.device) -> FaceRestorer:
         BrokenWeightsError: the file is damaged or holds another network.
         MissingExtraError: the libraries that know the network are not installed.
     """
-    from tegula.models.faces.restorer import load
+    from tegula.models.faces.networks import restorer_load as load
 
     return load(face_file(name_or_path), device)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tegula.errors import MissingExtraError, MissingWeightsError, UnknownModelError
-from tegula.models.places import models_folder
+from tegula.folders import models_folder
 
 FOLDER = "faces"
 SUFFIXES = (".pth", ".safetensors")

@@ -7,20 +7,145 @@ presets and the SHA-256 of the weights) and the model card.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tegula.errors import BrokenWeightsError
 from tegula.models.bundle import Bundle, BundleFacts
-from tegula.models.mini.latents import BLOCK, CHANNELS, BlockAutoencoder
-from tegula.models.mini.network import MiniDenoiser, MiniNetwork, NetworkShape, prepare
-from tegula.models.mini.words import VOCABULARY, WordEncoder
-from tegula.models.verified import read_packaged, read_tensors
+from tegula.models.files import read_packaged, read_tensors
+from tegula.models.mini.network import (
+    BLOCK,
+    CHANNELS,
+    BlockAutoencoder,
+    MiniDenoiser,
+    MiniNetwork,
+    NetworkShape,
+    prepare,
+)
 from tegula.options import PresetValues
+
+# mini's words: a fixed vocabulary of what can be read off a picture itself.
+#
+# mini was never shown what things are called, so a prompt steers quality, light, colour
+# and texture alone. A prompt becomes one row of weights, one per known word: 1 where the
+# word stands, more or less where ``(word:1.3)``, ``(word)`` or ``[word]`` says so, in the
+# notation of AUTOMATIC1111's web UI.
+
+VOCABULARY = (
+    # quality, learned from damaged and clean targets
+    "sharp", "detailed", "blurry", "noisy", "jpeg", "oversharpened", "smooth", "grainy",
+    # texture and contrast, measured
+    "textured", "plain", "contrast", "flat",
+    # light, measured
+    "dark", "bright", "night", "highlights",
+    # colour, measured
+    "colourful", "grey", "warm", "cold", "red", "orange", "yellow", "green", "cyan", "blue",
+    "purple", "brown",
+)  # fmt: skip
+VOCABULARY_SIZE = len(VOCABULARY)
+
+SYNONYMS: Mapping[str, str] = {
+    "crisp": "sharp", "sharpness": "sharp", "focused": "sharp", "focus": "sharp",
+    "detail": "detailed", "details": "detailed", "intricate": "detailed", "fine": "detailed",
+    "hd": "detailed", "uhd": "detailed", "4k": "detailed", "8k": "detailed",
+    "blur": "blurry", "blurred": "blurry", "unsharp": "blurry", "defocused": "blurry",
+    "lowres": "blurry", "soft": "smooth",
+    "noise": "noisy", "jpg": "jpeg", "artifacts": "jpeg", "artefacts": "jpeg",
+    "artifact": "jpeg", "artefact": "jpeg", "compression": "jpeg", "compressed": "jpeg",
+    "blocky": "jpeg", "oversharp": "oversharpened", "halos": "oversharpened",
+    "ringing": "oversharpened", "grain": "grainy", "film": "grainy",
+    "texture": "textured", "textures": "textured", "rough": "textured",
+    "empty": "plain", "contrasty": "contrast", "contrasted": "contrast",
+    "darkness": "dark", "dim": "dark", "lowkey": "dark", "light": "bright",
+    "highkey": "bright", "nighttime": "night", "glowing": "highlights",
+    "colorful": "colourful", "vivid": "colourful", "saturated": "colourful",
+    "vibrant": "colourful", "gray": "grey", "monochrome": "grey", "greyscale": "grey",
+    "grayscale": "grey", "cool": "cold", "violet": "purple", "pink": "purple",
+    "magenta": "purple", "teal": "cyan", "turquoise": "cyan", "golden": "yellow",
+}  # fmt: skip
+
+STOP_WORDS = frozenset(
+    (
+        "a", "an", "and", "are", "as", "at", "by", "for", "from", "high", "in", "is", "it",
+        "its", "of", "on", "or", "over", "quality", "the", "to", "very", "with", "low", "best",
+        "worst", "good", "bad", "photo", "photograph", "photography", "picture", "image",
+    )
+)  # fmt: skip
+HEAVIEST = 2.0
+_TOKENS = re.compile(r"\\.|[()\[\]]|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*(?=\))|[^\W_]+", re.UNICODE)
+_EMPHASIS = {"(": 1.1, "[": 1 / 1.1}
+
+
+def weighted_words(prompt: str) -> list[tuple[str, float]]:
+    """Return the words of a prompt in lower case, each with its weight.
+
+    A stray or unclosed bracket is read as if it were not there.
+    """
+    words: list[tuple[str, float]] = []
+    open_brackets: list[tuple[str, int]] = []
+    number = 1.0
+    for part in _TOKENS.findall(prompt):
+        if part in "([":
+            open_brackets.append((part, len(words)))
+        elif part in ")]":
+            wanted = "(" if part == ")" else "["
+            if open_brackets and open_brackets[-1][0] == wanted:
+                start = open_brackets.pop()[1]
+                factor = number if number != 1.0 else _EMPHASIS[wanted]
+                words[start:] = [(w, weight * factor) for w, weight in words[start:]]
+            number = 1.0
+        elif part.startswith(":"):
+            number = float(part[1:])
+        elif not part.startswith("\\"):
+            words.append((part.lower(), 1.0))
+    return words
+
+
+def known(word: str) -> str | None:
+    """Return the vocabulary's form of a word, or None."""
+    word = SYNONYMS.get(word, word)
+    return word if word in VOCABULARY else None
+
+
+def encode(prompt: str) -> Tensor:
+    """Return the weight of each vocabulary word, [vocabulary]; the empty prompt is all 0."""
+    weights = torch.zeros(VOCABULARY_SIZE)
+    for word, weight in weighted_words(prompt):
+        name = known(word)
+        if name is not None:
+            index = VOCABULARY.index(name)
+            weights[index] = min(HEAVIEST, max(float(weights[index]), weight))
+    return weights
+
+
+class WordEncoder:
+    """The text encoder behind the engine's seam."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device = device
+        self._dtype = dtype
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return [len(prompts), 1, vocabulary]."""
+        rows = torch.stack([encode(prompt) for prompt in prompts])
+        return rows[:, None].to(device=self._device, dtype=self._dtype)
+
+    def ignored_words(self, prompt: str) -> tuple[str, ...]:
+        """Return the words that say nothing to mini, each once, in the prompt's order."""
+        words = dict.fromkeys(w for w, _ in weighted_words(prompt))
+        return tuple(w for w in words if known(w) is None and w not in STOP_WORDS)
+
+
+# Loads mini from its folder of weights.
+#
+# The folder holds ``mini.safetensors`` (fp16), ``config.json`` (network shape, vocabulary,
+# presets and the SHA-256 of the weights) and the model card.
 
 WEIGHTS = Path(__file__).parent / "weights"
 WEIGHTS_FILE = "mini.safetensors"

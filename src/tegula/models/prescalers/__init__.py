@@ -8,8 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tegula.models.prescalers.catalogue import is_installed, list_prescalers
-from tegula.models.prescalers.prescaler import Prescaler, PrescalerFacts
+from tegula.models.prescalers.catalogue import (
+    Prescaler,
+    PrescalerFacts,
+    is_installed,
+    list_prescalers,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +40,6 @@ def load_prescaler(
         BrokenWeightsError: the weights are damaged or fit no network.
         MissingExtraError: the network needs spandrel, which is not installed.
     """
-    from tegula.models.prescalers.loading import load
+    from tegula.models.prescalers.files import load
 
     return load(name_or_path, device, dtype, tuned)

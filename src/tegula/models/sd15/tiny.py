@@ -18,8 +18,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tegula.models.bundle import Bundle
-from tegula.models.sd15.assembly import Identity, Networks, assemble
 from tegula.models.sd15.facts import SCHEDULER
+from tegula.models.sd15.parts import Identity, Networks, assemble
 
 TEXT_WIDTH = 16
 _WORDS = ("a", "the", "of", "photo", "cat", "dog", "red", "sharp", "blurry")

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tegula.models.sd15.assembly import Networks
 from tegula.models.sd15.facts import SCHEDULER
+from tegula.models.sd15.parts import Networks
 from tegula.models.sd15.tiny import tiny_networks, write_tokenizer
 
 

@@ -1,1 +1,0 @@
-"""Replicate's HTTP API over the catalogue, the prediction store and an engine."""

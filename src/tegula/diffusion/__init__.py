@@ -1,1 +1,0 @@
-"""The loop of tiled diffusion: guidance, canvas sampling, schedulers, autoencoder."""

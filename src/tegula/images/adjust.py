@@ -1,0 +1,286 @@
+"""Colour, detail, exposure and structure of a picture."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from tegula.images.pixels import Float
+
+# Holding the colours of a refined picture to those of the prescaled one.
+#
+# Diffusion drifts in tone: a little for the whole picture, and a little differently from
+# window to window. Both locks take the tones from the prescaled picture and the detail
+# from the refined one, as in StableSR (Wang et al., 2023), which took its two from wavelet
+# decomposition and from AdaIN (Huang and Belongie, 2017). Written here from the mathematics.
+
+_BAND = 512
+_CELLS_PER_WINDOW = 16
+_WHOLE_NOISE = 1e-5
+_LOCAL_NOISE = (2 / 255) ** 2
+_STEEPEST, _FLATTEST = 2.0, 0.5
+
+
+def wavelet_lock(
+    refined: Float, prescaled: Float, *, levels: int = 5, out: Float | None = None
+) -> Float:
+    """Take what is coarse from the prescaled picture and what is fine from the refined.
+
+    The à-trous decomposition with the kernel [1 2 1]/4, dilated by 1, 2, .., 2^(levels-1),
+    splits a picture into ``levels`` bands of detail and a remainder. The product of those
+    kernels is a tent, 2^(levels+1) - 1 wide: so the remainder comes from two running means
+    at a cost that does not depend on the width, and, all being linear, the lock adds the
+    remainder of the difference. The picture is continued by its edge pixels.
+
+    A result pixel depends on inputs at most 2^levels - 1 = 31 px away. The lock is local:
+    it corrects each window and the whole alike, and makes no edge anywhere.
+
+    Args:
+        refined: float32 [height, width, 3], 0..1.
+        prescaled: float32 of the same shape.
+        levels: bands of detail, 1..10; five keep detail up to about 32 px.
+        out: where to write; it may be ``refined`` itself.
+
+    Returns:
+        ``out`` or a new array of the same shape; may leave 0..1 a little. Beside it,
+        memory is needed for a band of 512 rows only.
+    """
+    side = 2**levels
+    band = max(_BAND, side)
+    height = refined.shape[0]
+    locked = np.empty_like(refined) if out is None else out
+    above = refined[:0]
+    for top in range(0, height, band):
+        bottom, last = min(height, top + band), min(height, top + band + side)
+        drift = np.concatenate([above, refined[top:last]])
+        np.subtract(prescaled[top - len(above) : last], drift, out=drift)
+        coarse = _tent(drift, side)[len(above) :][: bottom - top]
+        above = refined[max(0, bottom - side) : bottom].copy()
+        np.add(refined[top:bottom], coarse, out=locked[top:bottom])
+    return locked
+
+
+def adain_lock(
+    refined: Float, prescaled: Float, *, window: int | None = None, out: Float | None = None
+) -> Float:
+    """Give each channel the mean and standard deviation of the prescaled picture.
+
+    With a window the two are taken around every pixel, over a tent that is two windows
+    wide at its foot, so that they change smoothly and no window shows an edge. The
+    contrast is then changed by at most a factor of two, and hardly where both are flat.
+
+    Args:
+        refined: float32 [height, width, 3], 0..1.
+        prescaled: float32 of the same shape.
+        window: side in px for local statistics; None for those of the whole picture.
+        out: where to write; it may be ``refined`` itself.
+
+    Returns:
+        ``out`` or a new array of the same shape; may leave 0..1 a little.
+    """
+    locked = np.empty_like(refined) if out is None else out
+    statistics = _whole if window is None else _local
+    for channel in range(refined.shape[2]):
+        ours, theirs = refined[..., channel], prescaled[..., channel]
+        mean, spread = statistics(ours, window)
+        wanted_mean, wanted_spread = statistics(theirs, window)
+        gain = wanted_spread / spread
+        if window is not None:
+            gain = np.clip(gain, _FLATTEST, _STEEPEST)
+        offset = wanted_mean - mean * gain
+        np.multiply(ours, _spread_out(gain, ours), out=locked[..., channel])
+        locked[..., channel] += _spread_out(offset, ours)
+    return locked
+
+
+def _tent(values: Float, side: int) -> Float:
+    """Convolve with a tent of half-width ``side``: two running means, edges continued."""
+    padded = cv2.copyMakeBorder(values, side, side, side, side, cv2.BORDER_REPLICATE)
+    left, right = side // 2 - 1, side // 2
+    once = cv2.blur(padded, (side, side), anchor=(left, left))
+    twice = cv2.blur(once, (side, side), anchor=(right, right))
+    return np.asarray(twice[side:-side, side:-side])
+
+
+def _whole(channel: Float, _window: int | None) -> tuple[Float, Float]:
+    mean = channel.mean(dtype=np.float64)
+    variance = np.square(channel - np.float32(mean)).mean(dtype=np.float64)
+    spread = np.sqrt(variance + _WHOLE_NOISE)
+    return np.full((1, 1), mean, np.float32), np.full((1, 1), spread, np.float32)
+
+
+def _local(channel: Float, window: int | None) -> tuple[Float, Float]:
+    """Return mean and deviation on a coarse grid of cells, smoothed over the window."""
+    cell = max(1, (window or 1) // _CELLS_PER_WINDOW)
+    height, width = channel.shape
+    grid = (max(1, round(width / cell)), max(1, round(height / cell)))
+    centred = channel - np.float32(0.5)
+    mean = _tent(cv2.resize(centred, grid, interpolation=cv2.INTER_AREA), _CELLS_PER_WINDOW)
+    np.square(centred, out=centred)
+    square = _tent(cv2.resize(centred, grid, interpolation=cv2.INTER_AREA), _CELLS_PER_WINDOW)
+    variance = np.maximum(square - np.square(mean), 0)
+    return mean + np.float32(0.5), np.sqrt(variance + np.float32(_LOCAL_NOISE))
+
+
+def _spread_out(coarse: Float, like: Float) -> Float:
+    if coarse.size == 1:
+        return coarse
+    size = (like.shape[1], like.shape[0])
+    return np.asarray(cv2.resize(coarse, size, interpolation=cv2.INTER_LINEAR))
+
+
+# More or less of what diffusion added, and sharpening.
+
+
+def scale_detail(refined: Float, prescaled: Float, amount: float) -> Float:
+    """Scale the difference that refine made.
+
+    Args:
+        refined: float32 [height, width, 3].
+        prescaled: of the same shape.
+        amount: -1 takes the difference away, 0 changes nothing, 1 doubles it.
+
+    Returns:
+        float32 of the same shape; may leave 0..1.
+    """
+    if amount == 0:
+        return refined
+    changed = refined - prescaled
+    changed *= np.float32(amount)
+    changed += refined
+    return np.asarray(changed)
+
+
+def sharpen(rgb: Float, amount: float) -> Float:
+    """Sharpen with a kernel of three by three pixels.
+
+    Args:
+        rgb: float32 [height, width, 3].
+        amount: 0 changes nothing; each of the eight neighbours weighs minus a tenth of it.
+
+    Returns:
+        float32 of the same shape; may leave 0..1.
+    """
+    if amount == 0:
+        return rgb
+    kernel = np.full((3, 3), -amount / 10, np.float32)
+    kernel[1, 1] = 1 + 8 * amount / 10
+    return np.asarray(cv2.filter2D(rgb, -1, kernel, borderType=cv2.BORDER_REPLICATE))
+
+
+# Opening shadows and highlights by fusing exposures made from one picture.
+
+_DARKER_AND_LIGHTER = (-0.9, -0.7, -0.45, -0.25, 0.0, 0.2, 0.4, 0.6, 0.8)
+_LARGEST_FUSED = 4_000_000
+_DARKEST = np.float32(1 / 255)
+
+
+def fuse_exposures(rgb: Float, amount: float) -> Float:
+    """Fuse nine exposures, made by scaling the HSV value, by what is well exposed in each.
+
+    Exposure fusion after Mertens, Kautz and Van Reeth, 2007. A picture of more than four
+    megapixels is fused at that size, and the change of brightness is enlarged and applied
+    to it, so that memory stays bounded.
+
+    Args:
+        rgb: float32 [height, width, 3], 0..1.
+        amount: 0..1; 0 returns the picture itself.
+
+    Returns:
+        float32 [height, width, 3], 0..1.
+    """
+    if amount == 0:
+        return rgb
+    height, width = rgb.shape[:2]
+    shrink = (_LARGEST_FUSED / (height * width)) ** 0.5
+    if shrink >= 1:
+        return _fused(rgb, amount)
+    size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    gain = _brightness(_fused(small, amount)) / _brightness(small)
+    brighter = rgb * cv2.resize(gain, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
+    return np.asarray(np.clip(brighter, 0, 1, out=brighter))
+
+
+def _fused(rgb: Float, amount: float) -> Float:
+    hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
+    exposures = []
+    for change in _DARKER_AND_LIGHTER:
+        exposed = hsv.copy()
+        exposed[..., 2] = np.clip(hsv[..., 2] * (1 + change * amount), 0, 1)
+        exposures.append(cv2.cvtColor(exposed, cv2.COLOR_HSV2RGB) * np.float32(255))
+    fused = cv2.createMergeMertens().process(exposures)
+    return np.asarray(np.clip(np.nan_to_num(fused, copy=False), 0, 1, out=fused))
+
+
+def _brightness(rgb: Float) -> Float:
+    return np.asarray(rgb.max(axis=2) + _DARKEST)
+
+
+# Telling what has structure from what is flat, whatever its grain.
+
+_GRAIN = 17
+_SURROUNDINGS = 65
+_AREA = 33
+_FLAT, _STRUCTURED = 0.006, 0.018
+"""Deviation of brightness, without its slope and grain, at which an area counts as either."""
+
+
+def flatness(rgb: Float) -> Float:
+    """Return how flat the surroundings of each pixel are.
+
+    Grain is averaged away first, so a grainy sky is flat; so is a plain gradient.
+
+    Args:
+        rgb: float32 [height, width, 3] in 0..1.
+
+    Returns:
+        float32 [height, width] in 0..1: 1 where nothing but tone and grain is near.
+    """
+    smooth = cv2.GaussianBlur(rgb.max(axis=2), (_GRAIN, _GRAIN), 0)
+    tone = cv2.GaussianBlur(smooth, (_SURROUNDINGS, _SURROUNDINGS), 0)
+    deviation = np.sqrt(cv2.blur(np.square(smooth - tone), (_AREA, _AREA)))
+    nearby = cv2.dilate(deviation, np.ones((_AREA, _AREA), np.uint8))
+    share = np.clip((_STRUCTURED - nearby) / (_STRUCTURED - _FLAT), 0, 1)
+    return np.asarray(cv2.blur(share.astype(np.float32), (_GRAIN, _GRAIN)), np.float32)
+
+
+# Patterns whose opposite edges meet: wrapped around before the work, joined after it.
+
+_MARGIN = 1 / 8
+
+
+def margins(width: int, height: int) -> tuple[int, int]:
+    """Return how many pixels of a picture are repeated beyond each side, across and down."""
+    return max(1, round(width * _MARGIN)), max(1, round(height * _MARGIN))
+
+
+def wrapped(image: Image.Image, across: int, down: int) -> Image.Image:
+    """Repeat a picture beyond its edges by so many pixels on each side."""
+    pixels = np.asarray(image)
+    padding = ((down, down), (across, across), (0, 0))[: pixels.ndim]
+    return Image.fromarray(np.pad(pixels, padding, mode="wrap"))
+
+
+def unwrapped(image: Image.Image, across: int, down: int) -> Image.Image:
+    """Cut the repeated margins off, faded into the edges that they repeat.
+
+    Each edge is reached from outside just as the opposite one goes on, so both meet.
+    """
+    pixels: Float = np.asarray(image).astype(np.float32)
+    pixels = _joined(_joined(pixels, down).swapaxes(0, 1), across).swapaxes(0, 1)
+    return Image.fromarray(np.rint(np.clip(pixels, 0, 255)).astype(np.uint8))
+
+
+def _joined(pixels: Float, margin: int) -> Float:
+    """Join along the first axis: half of each margin fades into the edge it repeats."""
+    inner: Float = pixels[margin:-margin].copy()
+    reach = min(margin, len(inner) // 2)
+    rise = (np.arange(reach, dtype=np.float32) + 0.5) / reach / 2
+    rise = rise.reshape(-1, *[1] * (pixels.ndim - 1))
+    after_end = pixels[len(pixels) - margin : len(pixels) - margin + reach]
+    before_start = pixels[margin - reach : margin]
+    inner[:reach] = inner[:reach] * (0.5 + rise) + after_end * (0.5 - rise)
+    inner[-reach:] = inner[-reach:] * (1 - rise) + before_start * rise
+    return inner

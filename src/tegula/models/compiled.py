@@ -1,0 +1,425 @@
+"""Networks compiled by torch for a few static batch sizes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from tegula.errors import OptionError
+from tegula.folders import cache_folder
+from tegula.models.bundle import (
+    Bundle,
+    ControlImage,
+    ControlScale,
+    Denoiser,
+    Features,
+    SplitDenoiser,
+    TileableAutoencoder,
+    WindowBatch,
+)
+from tegula.models.device import (
+    free_memory,
+    is_out_of_memory,
+    lay_out,
+    processor_choice,
+    windows_that_fit,
+)
+
+# diffusers, imported without torch's compiler, and what to do where that is loaded.
+#
+# diffusers asks the compiler for one decorator when it is imported, and goes without where
+# there is none. Importing the compiler takes longer than importing torch itself, and most
+# runs compile nothing.
+
+_COMPILER = "torch._dynamo"
+
+
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Make importing the compiler fail inside, unless it is there already."""
+    if _COMPILER in sys.modules:
+        yield
+        return
+    sys.modules[_COMPILER] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_COMPILER]
+
+
+with _without_compiler():
+    import diffusers as diffusers
+    import diffusers.utils.torch_utils  # noqa: F401
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Return a context in which compiled networks run as they were written."""
+    if _COMPILER not in sys.modules:
+        return contextlib.nullcontext()
+    stance: Any = torch.compiler.set_stance
+    context: AbstractContextManager[object] = stance("force_eager")
+    return context
+
+
+# Batches of a few fixed sizes, for networks that are compiled for the shapes they see.
+#
+# A compiled network is compiled again for every new shape, which costs more than it saves.
+# Here whatever number of windows comes is cut into runs of one to three static sizes, and
+# the last run is filled up with copies of its last window, whose results are thrown away.
+# Windows of more than a few shapes run on a twin that is not compiled.
+
+MOST_SHAPES = 3
+"""Shapes of windows and texts that are compiled for."""
+
+Bypass = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class StaticRun:
+    """``count`` rows from ``first`` on, computed as ``size`` rows."""
+
+    first: int
+    count: int
+    size: int
+
+
+def static_sizes(window_batch: int) -> tuple[int, ...]:
+    """Return the batch sizes for a window batch, the largest first.
+
+    Guidance doubles the rows of a batch, so the largest is twice the window batch; the
+    smallest keeps what is filled up below a quarter of a window batch.
+    """
+    sizes = {2 * window_batch, window_batch, max(1, window_batch // 4)}
+    return tuple(sorted(sizes, reverse=True))
+
+
+def static_runs(count: int, sizes: Sequence[int]) -> list[StaticRun]:
+    """Cut rows into runs of static sizes: as few rows computed as can be, then as few runs.
+
+    Args:
+        count: rows, at least 1.
+        sizes: the static sizes, each at least 1.
+    """
+
+    @cache
+    def best(left: int) -> tuple[int, tuple[int, ...]]:
+        if left <= 0:
+            return 0, ()
+        options = []
+        for size in sizes:
+            rows, later = best(left - size)
+            options.append((size + rows, (size, *later)))
+        return min(options, key=lambda option: (option[0], len(option[1])))
+
+    largest, runs, first = max(sizes), [], 0
+    while first < count:
+        left = count - first
+        size = largest if left > 4 * largest else best(left)[1][0]
+        runs.append(StaticRun(first, min(size, left), size))
+        first += size
+    return runs
+
+
+def whole_again(runs: Sequence[StaticRun], results: Sequence[Tensor]) -> Tensor:
+    """Join the results of runs without the rows that only filled them up."""
+    return torch.cat([result[: run.count] for run, result in zip(runs, results, strict=True)])
+
+
+class StaticDenoiser:
+    """A denoiser whose networks only ever see batches of static sizes.
+
+    Args:
+        denoiser: computes the batches.
+        sizes: rows of a batch; those that do not fit into memory are given up.
+        bypass: a context in which the denoiser runs without being compiled, for windows
+            of further shapes.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, sizes: Sequence[int], bypass: Bypass = contextlib.nullcontext
+    ) -> None:
+        self._denoiser = denoiser
+        self.sizes = tuple(sizes)
+        self._bypass = bypass
+        self._shapes: set[object] = set()
+        self._lock = threading.Lock()
+
+    def embed_control(self, control: ControlImage) -> Tensor:
+        """Encode the control windows as they come."""
+        return self._denoiser.embed_control(control)
+
+    def __call__(self, batch: WindowBatch) -> Tensor:
+        """Return the prediction, computed in runs of static sizes."""
+        batch = replace(batch, timestep=per_row(batch))
+        if not self._takes(batch):
+            with self._bypass():
+                return self._denoiser(batch)
+        halves = 2 if batch.controlled.start else 1
+        sizes = [size // halves for size in self.sizes if size % halves == 0] or [1]
+        windows = len(batch.latents) // halves
+        runs = static_runs(windows, sizes)
+        predictions = [self._predict(batch, run, halves) for run in runs]
+        parts = [prediction.chunk(halves) for prediction in predictions]
+        return torch.cat([whole_again(runs, half) for half in zip(*parts, strict=True)])
+
+    def to_dtype(self, dtype: torch.dtype) -> Denoiser:
+        """Return the denoiser inside in another precision, which takes any batch."""
+        return self._denoiser.to_dtype(dtype)
+
+    def _takes(self, batch: WindowBatch) -> bool:
+        shape = (batch.latents.shape[1:], batch.text.shape[1:])
+        with self._lock:
+            if len(self._shapes) < MOST_SHAPES:
+                self._shapes.add(shape)
+            return shape in self._shapes
+
+    def _predict(self, batch: WindowBatch, run: StaticRun, halves: int) -> Tensor:
+        windows = len(batch.latents) // halves
+        picked = torch.arange(run.first, run.first + run.size).clamp_max(windows - 1)
+        rows = torch.cat([picked + half * windows for half in range(halves)])
+        try:
+            # The memory that the result lies in belongs to the network's graph, which
+            # writes the next one there.
+            return self._denoiser(_picked(batch, rows, halves)).clone()
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                self._give_up(run.size * halves)
+            raise
+
+    def _give_up(self, size: int) -> None:
+        smaller = tuple(each for each in self.sizes if each < size)
+        self.sizes = smaller or (max(1, size // 2),)
+
+
+class StaticSplitDenoiser(StaticDenoiser):
+    """One whose halves are there too; they take any batch and are not compiled."""
+
+    def __init__(
+        self, denoiser: SplitDenoiser, sizes: Sequence[int], bypass: Bypass = contextlib.nullcontext
+    ) -> None:
+        super().__init__(denoiser, sizes, bypass)
+        self._halves = denoiser
+
+    def encode(self, batch: WindowBatch) -> Features:
+        """Run the first half."""
+        with self._bypass():
+            return self._halves.encode(batch)
+
+    def decode(self, features: Features, timestep: Tensor, text: Tensor) -> Tensor:
+        """Run the second half."""
+        with self._bypass():
+            return self._halves.decode(features, timestep, text)
+
+
+def made_static(denoiser: Denoiser, sizes: Sequence[int], bypass: Bypass) -> StaticDenoiser:
+    """Return a denoiser in static sizes, with halves where the one inside has them."""
+    if isinstance(denoiser, SplitDenoiser):
+        return StaticSplitDenoiser(denoiser, sizes, bypass)
+    return StaticDenoiser(denoiser, sizes, bypass)
+
+
+def per_row(batch: WindowBatch) -> Tensor:
+    """Return the timestep of every row, float32 [n], on the device of the latents."""
+    timestep = batch.timestep.to(batch.latents.device, torch.float32)
+    return timestep.expand(len(batch.latents))
+
+
+def _picked(batch: WindowBatch, rows: Tensor, halves: int) -> WindowBatch:
+    rows = rows.to(batch.latents.device)
+    first = len(rows) // 2 if halves == 2 else 0
+    return WindowBatch(
+        batch.latents[rows],
+        batch.timestep[rows],
+        batch.text[rows],
+        batch.control[rows],
+        batch.control_scale,
+        slice(first, len(rows)),
+    )
+
+
+# Bundles whose networks are compiled by torch, each for a few static shapes.
+#
+# On CUDA the compiled networks are replayed as CUDA graphs, so that starting their kernels
+# costs nothing. UNet and ControlNet are compiled apart: each is one graph without breaks,
+# and what the ControlNet hands to the UNet stays on the device. What was compiled is kept
+# in the cache folder and found again by the next process.
+
+_INDUCTOR_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+_CUDA_MODE = "reduce-overhead"
+_MOST_GRAPHS = 128
+"""Graphs of one piece of code that torch keeps: shapes times sizes times networks."""
+_COMPILERS = ("g++", "clang++", "c++")
+_FAILURES = ("torch._inductor", "torch._dynamo", "triton")
+
+
+@runtime_checkable
+class CompilableDenoiser(Denoiser, Protocol):
+    """A denoiser that says what it runs."""
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The networks that every step runs, each compiled for itself."""
+        ...
+
+
+def compile_bundle(bundle: Bundle, sizes: Sequence[int]) -> Bundle:
+    """Compile the networks of a bundle's denoiser in place and run each size once.
+
+    The first time takes minutes for a full Stable Diffusion, later ones seconds.
+
+    Args:
+        bundle: its networks are changed: they are compiled when they are called.
+        sizes: rows of a batch, as ``static_sizes`` gives them.
+
+    Returns:
+        The bundle with a denoiser that computes in batches of static sizes.
+
+    Raises:
+        OptionError: this machine has no compiler, or it failed.
+    """
+    _check_compiler(bundle.device)
+    os.environ.setdefault(_INDUCTOR_FOLDER, str(cache_folder() / "inductor"))
+    _allow_graphs()
+    mode = _CUDA_MODE if bundle.device.type == "cuda" else None
+    denoiser = bundle.denoiser
+    if not isinstance(denoiser, CompilableDenoiser):
+        raise OptionError(f"The networks of {bundle.facts.name} cannot be compiled.")
+    for network in denoiser.networks:
+        network.compile(fullgraph=True, dynamic=False, mode=mode)
+    compiled = replace(bundle, denoiser=made_static(denoiser, sizes, uncompiled))
+    try:
+        warm_up(compiled, sizes)
+    except Exception as error:
+        if type(error).__module__.startswith(_FAILURES):
+            raise OptionError(
+                "torch could not compile the model: a C++ compiler and the headers of Python "
+                "are needed; leave compile out to go without."
+            ) from error
+        raise
+    return compiled
+
+
+@torch.inference_mode()
+def warm_up(bundle: Bundle, sizes: Sequence[int]) -> None:
+    """Run the denoiser once at every batch size, on default windows of nothing."""
+    facts, device = bundle.facts, bundle.device
+    pixels = torch.zeros(1, 3, facts.window, facts.window, device=device)
+    control = bundle.denoiser.embed_control(ControlImage(pixels, pixels))
+    text = bundle.text.encode([""])
+    side = facts.window // facts.latent_factor
+    for size in sizes:
+        latents = torch.zeros(size, facts.latent_channels, side, side, device=device)
+        batch = WindowBatch(
+            latents,
+            torch.tensor(500.0),
+            text.expand(size, *text.shape[1:]),
+            control.expand(size, *control.shape[1:]),
+            ControlScale(1.0),
+            slice(0, size),
+        )
+        bundle.denoiser(batch)
+
+
+def _check_compiler(device: torch.device) -> None:
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise OptionError("compile needs triton on a GPU: pip install triton, or leave it out.")
+    wanted = os.environ.get("CXX", "")
+    if device.type == "cpu" and not any(map(shutil.which, (*_COMPILERS, *wanted.split()[:1]))):
+        raise OptionError("compile needs a C++ compiler such as g++; install one or leave it out.")
+
+
+def _allow_graphs() -> None:
+    """Raise torch's limit, which counts the graphs of all networks together."""
+    import torch._dynamo as dynamo
+
+    config: Any = dynamo.config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, name, max(_MOST_GRAPHS, getattr(config, name)))
+
+
+# How a loaded bundle is run: as it is, compiled by torch, or converted to OpenVINO.
+
+BACKENDS = ("torch", "openvino")
+CPU_WINDOW_BATCH = 4
+GPU_WINDOW_BATCH = 16
+
+
+def made_ready(bundle: Bundle, backend: str, *, compiled: bool) -> Bundle:
+    """Return a bundle that runs as wanted; on CUDA it knows what a window takes.
+
+    Args:
+        bundle: as it was loaded; its networks may be changed.
+        backend: one of ``BACKENDS``.
+        compiled: compile the networks and warm them up.
+
+    Raises:
+        OptionError: no such backend, or it does not go with the device or with compiling.
+        MissingExtraError: OpenVINO is not installed.
+    """
+    if backend not in BACKENDS:
+        raise OptionError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}.")
+    if backend == "openvino":
+        if compiled or bundle.device.type != "cpu":
+            raise OptionError("The backend openvino runs on the CPU and is not compiled by torch.")
+        from tegula.models.openvino import convert_bundle
+
+        return convert_bundle(bundle)
+    _settle_layout(bundle)
+    if bundle.device.type == "cuda":
+        bundle = replace(bundle, window_bytes=_measured_window(bundle))
+    return compile_bundle(bundle, static_sizes(usual_batch(bundle))) if compiled else bundle
+
+
+def _settle_layout(bundle: Bundle) -> None:
+    """Set threads and layout on a processor; on a GPU, channels last is what is fastest.
+
+    mini brings the layout that it was measured to be fastest in.
+    """
+    channels_last = bundle.device.type == "cuda"
+    if bundle.device.type == "cpu":
+        choice = processor_choice(bundle.dtype)
+        torch.set_num_threads(choice.threads)
+        channels_last = choice.channels_last
+    if bundle.facts.family == "mini" or not isinstance(bundle.denoiser, CompilableDenoiser):
+        return
+    networks = [*bundle.denoiser.networks]
+    if isinstance(bundle.autoencoder, TileableAutoencoder):
+        networks += [bundle.autoencoder.encoder, bundle.autoencoder.decoder]
+    for network in networks:
+        lay_out(network, channels_last=channels_last)
+
+
+def usual_batch(bundle: Bundle, window: int | None = None) -> int:
+    """Return the windows of one forward pass where nobody asked for a number.
+
+    Args:
+        bundle: on CUDA, its ``window_bytes`` and the free memory decide.
+        window: side in image pixels; None means the default one.
+    """
+    if bundle.device.type != "cuda":
+        return CPU_WINDOW_BATCH
+    free = free_memory(bundle.device)
+    if free is None or bundle.window_bytes is None:
+        return GPU_WINDOW_BATCH
+    area = ((window or bundle.facts.window) / bundle.facts.window) ** 2
+    return windows_that_fit(free, int(bundle.window_bytes * area))
+
+
+def _measured_window(bundle: Bundle) -> int:
+    """Return the bytes that one window with both rows of guidance takes at most."""
+    torch.cuda.reset_peak_memory_stats(bundle.device)
+    before = torch.cuda.memory_allocated(bundle.device)
+    warm_up(bundle, (2,))
+    return torch.cuda.max_memory_allocated(bundle.device) - before

@@ -1,0 +1,277 @@
+"""Devices: precision, memory, threads and layout."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tegula.errors import OptionError
+from tegula.folders import cache_folder
+
+# Which device to compute on, and in which precision.
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_BF16_PROBES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+_OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+_AMPERE = (8, 0)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device of this name; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises:
+        OptionError: there is no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device(next((n for n in ("cuda", "mps") if _is_here(n)), "cpu"))
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"device is auto, cpu, cuda, cuda:N or mps, not {name!r}.") from error
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if not _is_here(device.type) or (device.index or 0) >= count:
+        raise OptionError(f"This machine has no device {name!r}; device auto takes what is there.")
+    return device
+
+
+def _is_here(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_available()
+    if kind == "mps":
+        return torch.backends.mps.is_available()
+    return kind == "cpu"
+
+
+def pick_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """Return the data type to compute in.
+
+    ``auto`` is bfloat16 on CPUs that multiply it natively (AVX512-BF16 or AMX; about
+    twice as fast as float32) and on CUDA devices from Ampere on, float16 on older CUDA
+    devices, and float32 elsewhere.
+
+    Raises:
+        OptionError: ``precision`` is none of ``PRECISIONS``.
+    """
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
+    if precision != "auto":
+        return _DTYPES[precision]
+    if device.type == "cuda":
+        recent = torch.cuda.get_device_capability(device) >= _AMPERE
+        return torch.bfloat16 if recent else torch.float16
+    fast_cpu = device.type == "cpu" and _cpu_multiplies_bf16()
+    return torch.bfloat16 if fast_cpu else torch.float32
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Ask torch; its probes are private, so an absent one counts as no."""
+    probes: list[Callable[[], Any] | None] = [getattr(torch.cpu, n, None) for n in _BF16_PROBES]
+    return any(probe is not None and bool(probe()) for probe in probes)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception means that memory ran out, on any device.
+
+    CUDA has a class for it; the CPU allocator and oneDNN raise a plain RuntimeError.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(w in text for w in _OUT_OF_MEMORY_WORDS)
+
+
+# How much fits into a device's memory: windows of a batch, sides of tiles.
+#
+# The numbers are a start: a batch that does not fit after all is halved.
+
+SHARE = 0.8
+"""Of the free memory; the rest is for what kernels take besides and what is cut up."""
+MOST_WINDOWS = 64
+"""Larger batches only take memory: a GPU is busy long before."""
+KEPT_SHARE = 0.25
+"""Of the free memory, for what is only kept there between one use and the next."""
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that can still be allocated on a GPU; None where that is unknown.
+
+    What torch holds in reserve counts as free.
+    """
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free) + int(reserved)
+
+
+def windows_that_fit(free: int, window_bytes: int, most: int = MOST_WINDOWS) -> int:
+    """Return how many windows of a batch fit: a power of two, at least 1, at most ``most``.
+
+    Powers of two keep the number of different batches small.
+
+    Args:
+        free: bytes, as ``free_memory`` counts them.
+        window_bytes: what one window takes in a forward pass, with both rows of guidance.
+        most: the largest answer.
+    """
+    fitting = max(1, min(most, int(free * SHARE) // max(1, window_bytes)))
+    return 1 << (fitting.bit_length() - 1)
+
+
+def side_that_fits(free: int, pixel_bytes: int, sides: tuple[int, int], multiple: int) -> int:
+    """Return the side of the largest square that fits, a multiple of ``multiple``.
+
+    Args:
+        free: bytes, as ``free_memory`` counts them.
+        pixel_bytes: what one pixel of the square takes in a forward pass.
+        sides: the smallest and the largest answer, multiples themselves.
+        multiple: what the net takes multiples of.
+    """
+    fitting = math.isqrt(int(free * SHARE) // max(1, pixel_bytes)) // multiple * multiple
+    return max(sides[0], min(sides[1], fitting))
+
+
+def home_of(size: int, device: torch.device) -> torch.device:
+    """Return where to keep so many bytes: on the device itself, or on the host.
+
+    What is kept on the host is moved to the device piece by piece as it is used.
+    """
+    free = free_memory(device)
+    return device if free is None or size <= free * KEPT_SHARE else torch.device("cpu")
+
+
+# Threads and memory layout on a processor, chosen by trying them once.
+#
+# A convolution like those of a UNet runs for a moment in every combination. What wins is
+# remembered in the cache folder, for this processor, torch and precision. Results do not
+# depend on it beyond rounding.
+
+THREADS_VARIABLE = "TEGULA_THREADS"
+LAYOUT_VARIABLE = "TEGULA_LAYOUT"
+LAYOUTS = {"contiguous": False, "channels-last": True}
+WORTH = 0.9
+"""What is not faster than this share of the usual time is noise, and the usual is kept."""
+_CHANNELS, _SIDE, _ROUNDS = 320, 32, 3
+
+
+@dataclass(frozen=True)
+class ProcessorChoice:
+    """How nets run on a processor."""
+
+    threads: int
+    channels_last: bool
+
+
+Probe = Callable[[ProcessorChoice], float]
+"""Returns seconds; shorter is better."""
+
+
+def choose(
+    threads: Sequence[int], layouts: Sequence[bool], probe: Probe, rounds: int = _ROUNDS
+) -> ProcessorChoice:
+    """Return the fastest combination; the first one unless another is clearly faster.
+
+    The combinations take turns, and of each the best time counts: other work on the
+    machine meets all alike.
+    """
+    choices = [ProcessorChoice(*each) for each in itertools.product(threads, layouts)]
+    if len(choices) == 1:
+        return choices[0]
+    turns = [[probe(choice) for choice in choices] for _ in range(rounds)]
+    times = dict(zip(choices, map(min, zip(*turns, strict=True)), strict=True))
+    best = min(choices, key=times.__getitem__)
+    return best if times[best] < WORTH * times[choices[0]] else choices[0]
+
+
+def processor_choice(dtype: torch.dtype, probe: Probe | None = None) -> ProcessorChoice:
+    """Return what was chosen for this machine, or choose now, which takes half a second.
+
+    ``TEGULA_THREADS`` and ``TEGULA_LAYOUT`` (contiguous or channels-last) fix their part.
+
+    Raises:
+        OptionError: one of the variables says something else.
+    """
+    usual = torch.get_num_threads()
+    threads, layouts = _threads(usual), _layouts()
+    key = repr((platform.processor(), os.cpu_count(), torch.__version__, dtype, threads, layouts))
+    known = _remembered()
+    if key in known:
+        return known[key]
+    chosen = choose(threads, layouts, probe or _probe_of(dtype))
+    torch.set_num_threads(usual)
+    if len(threads) * len(layouts) > 1:
+        _remember({**known, key: chosen})
+    return chosen
+
+
+def lay_out(network: nn.Module, *, channels_last: bool) -> None:
+    """Put the weights of a network into a memory layout, in place."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    network.to(memory_format=layout)  # type: ignore[call-overload]
+
+
+def _threads(usual: int) -> tuple[int, ...]:
+    named = os.environ.get(THREADS_VARIABLE)
+    if named is None:
+        fixed = "OMP_NUM_THREADS" in os.environ or usual == 1
+        return (usual,) if fixed else (usual, max(1, usual // 2))
+    if not named.isdecimal() or int(named) < 1:
+        raise OptionError(f"{THREADS_VARIABLE} is a number from 1 up, not {named!r}.")
+    return (int(named),)
+
+
+def _layouts() -> tuple[bool, ...]:
+    named = os.environ.get(LAYOUT_VARIABLE)
+    if named is None:
+        return (False, True)
+    if named not in LAYOUTS:
+        raise OptionError(f"{LAYOUT_VARIABLE} is {' or '.join(LAYOUTS)}, not {named!r}.")
+    return (LAYOUTS[named],)
+
+
+def _probe_of(dtype: torch.dtype) -> Probe:
+    def probe(choice: ProcessorChoice) -> float:
+        torch.set_num_threads(choice.threads)
+        convolution = nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1, dtype=dtype)
+        lay_out(convolution, channels_last=choice.channels_last)
+        picture = torch.zeros(1, _CHANNELS, _SIDE, _SIDE, dtype=dtype)
+        with torch.inference_mode():
+            seen = convolution(picture)
+            start = time.perf_counter()
+            convolution(seen)
+        return time.perf_counter() - start
+
+    return probe
+
+
+def _remembered() -> dict[str, ProcessorChoice]:
+    """Return what the cache folder holds; a file of another form is measured anew."""
+    try:
+        known = json.loads((cache_folder() / "processor.json").read_text(encoding="utf-8"))
+        return {key: ProcessorChoice(**choice) for key, choice in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _remember(known: dict[str, ProcessorChoice]) -> None:
+    path = cache_folder() / "processor.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        choices = {key: asdict(choice) for key, choice in known.items()}
+        path.write_text(json.dumps(choices, indent=1), encoding="utf-8")
+    except OSError:
+        return  # it is only measured again

@@ -1,0 +1,222 @@
+"""The bundles that have a name, and loading any bundle by name, path or hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tegula.errors import ModelError, UnknownModelError
+from tegula.models.hub import HubRepository, OnBytes, fetch_all, find, is_hub_id
+from tegula.models.sd15.facts import (
+    DEFAULT_CONTROLNET,
+    DEFAULT_MODEL,
+    DEFAULT_VAE,
+    FOLDER_FILES,
+    LICENCE,
+    PART_FILES,
+    WEIGHTS_SUFFIXES,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from tegula.models.bundle import Bundle
+
+
+DEFAULT_BUNDLE = "mini"
+_NO_FEW_STEP = (None, "auto", "none")
+_PACKAGED_WEIGHTS = Path(__file__).parent / "mini" / "weights"
+_MINI_FILE = "mini.safetensors"
+_GIGABYTE = 10**9
+_CONTROLNET = HubRepository(DEFAULT_CONTROLNET, PART_FILES)
+_VAE = HubRepository(DEFAULT_VAE, PART_FILES)
+
+
+@dataclass(frozen=True)
+class BundleEntry:
+    """A bundle that has a name.
+
+    description: what it is good at.
+    licence: that of its base, which binds fine-tunes too; a fine-tune may add terms.
+    size: about how many bytes all parts take on disk.
+    parts: the hub repositories it needs, the model first; none for the packaged one.
+    """
+
+    name: str
+    family: str
+    description: str
+    licence: str
+    size: int
+    parts: tuple[HubRepository, ...] = ()
+
+    @property
+    def installed(self) -> bool:
+        """Return whether every part is on this machine."""
+        if not self.parts:
+            return (_PACKAGED_WEIGHTS / _MINI_FILE).is_file()
+        return all(find(part) is not None for part in self.parts)
+
+
+def _fine_tune(name: str, repo: str, description: str, *, own_vae: bool = True) -> BundleEntry:
+    model = HubRepository(repo, FOLDER_FILES)
+    parts = (model, _CONTROLNET) if own_vae else (model, _CONTROLNET, _VAE)
+    size = round((5.7 if own_vae else 6.1) * _GIGABYTE)
+    return BundleEntry(name, "sd15", description, LICENCE, size, parts)
+
+
+_ENTRIES = (
+    BundleEntry(
+        "mini",
+        "mini",
+        "Packaged with the program; runs on a CPU in seconds.",
+        "Apache-2.0",
+        9_200_000,
+    ),
+    _fine_tune(
+        "realistic-vision-5.1",
+        DEFAULT_MODEL,
+        "Photographs: skin, hair, fabrics, nature.",
+        own_vae=False,
+    ),
+    _fine_tune(
+        "stable-diffusion-1.5",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "The base model of them all; follows any style, invents little.",
+    ),
+    _fine_tune("dreamshaper-8", "Lykon/dreamshaper-8", "Illustrations and painted looks."),
+    _fine_tune(
+        "absolute-reality-1.81",
+        "Lykon/absolute-reality-1.81",
+        "Photographs with studio light and crisp detail.",
+    ),
+    _fine_tune("epicrealism", "emilianJR/epiCRealism", "Photographs with natural light."),
+)
+BUNDLES = {entry.name: entry for entry in _ENTRIES}
+
+
+def list_bundles() -> tuple[BundleEntry, ...]:
+    """Return every bundle that has a name, the default first."""
+    return _ENTRIES
+
+
+def bundle_entry(name: str) -> BundleEntry:
+    """Return the bundle of that name.
+
+    Raises:
+        UnknownModelError: there is none.
+    """
+    if name not in BUNDLES:
+        raise UnknownModelError(
+            f"There is no bundle {name}; known are {', '.join(BUNDLES)}, and a folder, a "
+            f".safetensors file or a hub id works too."
+        )
+    return BUNDLES[name]
+
+
+def pull(name: str, on_progress: OnBytes | None = None) -> tuple[Path, ...]:
+    """Download and verify what a bundle needs and this machine lacks.
+
+    Args:
+        name: of a bundle, or the hub id of any Stable Diffusion 1.5 diffusers folder.
+        on_progress: called with bytes done and bytes in all after each file.
+
+    Returns:
+        The new folders; none where everything was here already.
+
+    Raises:
+        UnknownModelError: no bundle has that name.
+        MissingWeightsError: the hub does not answer; says which files to put where.
+        BrokenWeightsError: what arrived is not what the hub announced.
+        PathError: the models folder cannot be written.
+    """
+    wanted = _fine_tune(name, name, "") if is_hub_id(name) else bundle_entry(name)
+    return fetch_all(_absent(wanted.parts), on_progress)
+
+
+def _absent(parts: Sequence[HubRepository]) -> list[HubRepository]:
+    return [part for part in parts if find(part) is None]
+
+
+def load_bundle(
+    reference: str = DEFAULT_BUNDLE,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    controlnet: str | None = None,
+    vae: str | None = None,
+    loras: Sequence[tuple[str, float]] = (),
+    few_step: str | None = None,
+    embeddings: Sequence[str] = (),
+) -> Bundle:
+    """Load a bundle by name, path or hub id; ``load_sd15`` tells what the parts may be.
+
+    Args:
+        reference: a name of ``list_bundles``, a folder of mini or diffusers weights, a
+            checkpoint file or a hub id.
+        device: where it runs.
+        dtype: the precision it runs in; None means float32.
+        controlnet: for Stable Diffusion 1.5, another ControlNet.
+        vae: for Stable Diffusion 1.5, another autoencoder.
+        loras: for Stable Diffusion 1.5, LoRA files with their weights.
+        few_step: for Stable Diffusion 1.5, a LoRA for few steps: its name or file, "none",
+            or "auto" for one that is on this machine.
+        embeddings: for Stable Diffusion 1.5, textual inversion files.
+
+    Raises:
+        UnknownModelError: no bundle has that name, and it is no path or hub id.
+        MissingWeightsError: a part is not on this machine and cannot be had.
+        BrokenWeightsError: a part is damaged or of another family.
+        ModelError: parts were given to the mini bundle, which takes none.
+    """
+    import torch
+
+    precision = torch.float32 if dtype is None else dtype
+    if _is_mini(reference):
+        _refuse_parts(controlnet, vae, loras, embeddings, few_step not in _NO_FEW_STEP)
+        from tegula.models.mini.bundle import load_mini
+
+        folder = None if reference == "mini" else Path(reference).expanduser()
+        return load_mini(torch.device(device), precision, folder)
+    from tegula.models.sd15.load import load_sd15
+
+    model, own_vae = _resolve(reference)
+    if reference in BUNDLES:
+        replaced = ((controlnet, _CONTROLNET), (vae, _VAE))
+        needless = [part for given, part in replaced if given]
+        fetch_all(_absent([p for p in BUNDLES[reference].parts if p not in needless]))
+    return load_sd15(
+        model,
+        controlnet=controlnet,
+        vae=vae or own_vae,
+        loras=loras,
+        few_step=few_step,
+        embeddings=embeddings,
+        device=device,
+        dtype=precision,
+        name=reference if reference in BUNDLES else None,
+    )
+
+
+def _is_mini(reference: str) -> bool:
+    return reference == "mini" or (Path(reference).expanduser() / _MINI_FILE).is_file()
+
+
+def _refuse_parts(*parts: object) -> None:
+    if any(parts):
+        raise ModelError(
+            "The mini bundle takes no ControlNet, VAE, LoRA or embedding of Stable Diffusion; "
+            "load a Stable Diffusion 1.5 bundle for them."
+        )
+
+
+def _resolve(reference: str) -> tuple[str, str | None]:
+    """Return the model, and the autoencoder that belongs to it, of a reference."""
+    path = Path(reference).expanduser()
+    if reference not in BUNDLES and (
+        path.exists() or path.suffix.lower() in WEIGHTS_SUFFIXES or is_hub_id(reference)
+    ):
+        return reference, None
+    known = bundle_entry(reference)
+    return known.parts[0].repo, DEFAULT_VAE if _VAE in known.parts else None

@@ -1,0 +1,272 @@
+"""The networks of Stable Diffusion 1.5 behind the protocols of a bundle."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
+
+from tegula.models.bundle import ControlImage, Features, WindowBatch
+
+# The UNet of diffusers in two halves.
+#
+# The encoder (down and middle blocks) changes little from one noise level to the next, so
+# its answers can be handed to the decoder (up blocks) of several levels: "Faster
+# Diffusion" (Li et al., 2023). Both halves are plain functions of tensors.
+
+Residuals = tuple[Sequence[Tensor], Tensor]
+"""What a ControlNet adds to the skip connections, and to the middle."""
+
+
+def encode(
+    unet: Any, latents: Tensor, timestep: Tensor, text: Tensor, residuals: Residuals | None
+) -> Features:
+    """Return the middle and the skip connections, with what the ControlNet adds to them.
+
+    Args:
+        unet: a ``UNet2DConditionModel``.
+        latents: [n, channels, h, w], in sides that the UNet halves without remainder.
+        timestep: scalar tensor.
+        text: [n, tokens, width].
+        residuals: of the ControlNet; None without control.
+    """
+    level = _embedded(unet, latents, timestep)
+    hidden = unet.conv_in(latents)
+    skips = [hidden]
+    for block in unet.down_blocks:
+        hidden, passed = block(hidden_states=hidden, temb=level, **_text(block, text))
+        skips += passed
+    hidden = unet.mid_block(hidden, level, **_text(unet.mid_block, text))
+    if residuals is not None:
+        down, middle = residuals
+        skips = [skip + residual for skip, residual in zip(skips, down, strict=True)]
+        hidden = hidden + middle
+    return (hidden, *skips)
+
+
+def decode(unet: Any, features: Features, timestep: Tensor, text: Tensor) -> Tensor:
+    """Return the prediction at a noise level from the features of this or an earlier one."""
+    hidden, skips = features[0], features[1:]
+    level = _embedded(unet, hidden, timestep)
+    for block in unet.up_blocks:
+        count = len(block.resnets)
+        passed, skips = skips[-count:], skips[:-count]
+        hidden = block(
+            hidden_states=hidden, temb=level, res_hidden_states_tuple=passed, **_text(block, text)
+        )
+    if unet.conv_norm_out:
+        hidden = unet.conv_act(unet.conv_norm_out(hidden))
+    prediction: Tensor = unet.conv_out(hidden)
+    return prediction
+
+
+def _embedded(unet: Any, like: Tensor, timestep: Tensor) -> Tensor:
+    embedded: Tensor = unet.time_embedding(unet.get_time_embed(sample=like, timestep=timestep))
+    return embedded
+
+
+def _text(block: Any, text: Tensor) -> dict[str, Tensor]:
+    reads = getattr(block, "has_cross_attention", False)
+    return {"encoder_hidden_states": text} if reads else {}
+
+
+# The seams of ``tegula.models.bundle`` over the networks of diffusers.
+
+_ALIGNMENT = 64
+"""Bytes of a cache line, and of the widest registers."""
+_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class SdDenoiser:
+    """UNet and, where there is one, ControlNet.
+
+    Made by ``make_denoiser``. ``controlnet`` takes the embedding that ``hint_encoder``
+    made of a picture, so the picture is encoded once and not at every step.
+    """
+
+    unet: Any
+    controlnet: Any | None = None
+    hint_encoder: nn.Module | None = None
+    hint_is_bgr: bool = False
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Return the networks that every step runs."""
+        return (self.unet,) if self.controlnet is None else (self.unet, self.controlnet)
+
+    @torch.no_grad()
+    def embed_control(self, control: ControlImage) -> Tensor:
+        """Return [n, channels, h, w] of the prescaled picture; [n, 0] without ControlNet."""
+        picture = control.prescaled.to(self.unet.dtype)
+        if self.hint_encoder is None:
+            return picture.new_zeros((len(picture), 0))
+        embedded: Tensor = self.hint_encoder(picture.flip(1) if self.hint_is_bgr else picture)
+        return embedded
+
+    @torch.no_grad()
+    def __call__(self, batch: WindowBatch) -> Tensor:
+        """Return the prediction in the precision of this denoiser."""
+        latents, text = self._cast(batch.latents), self._cast(batch.text)
+        residuals = self._residuals(latents, text, batch)
+        added: dict[str, Any] = {}
+        if residuals is not None:
+            added["down_block_additional_residuals"] = residuals[0]
+            added["mid_block_additional_residual"] = residuals[1]
+        prediction: Tensor = self.unet(
+            latents, batch.timestep, encoder_hidden_states=text, return_dict=False, **added
+        )[0]
+        return prediction
+
+    @torch.no_grad()
+    def encode(self, batch: WindowBatch) -> Features:
+        """Run ControlNet and the encoder of the UNet."""
+        latents, text = self._cast(batch.latents), self._cast(batch.text)
+        residuals = self._residuals(latents, text, batch)
+        return encode(self.unet, latents, batch.timestep, text, residuals)
+
+    @torch.no_grad()
+    def decode(self, features: Features, timestep: Tensor, text: Tensor) -> Tensor:
+        """Run the decoder of the UNet on what ``encode`` answered, at this or a later level."""
+        return decode(self.unet, features, timestep, self._cast(text))
+
+    def to_dtype(self, dtype: torch.dtype) -> SdDenoiser:
+        """Return a copy in another precision, or this one if it has it already."""
+        if self.unet.dtype == dtype:
+            return self
+        parts = (self.unet, self.controlnet, self.hint_encoder)
+        unet, controlnet, hint_encoder = (
+            move(copy.deepcopy(part), dtype=dtype) if part is not None else None for part in parts
+        )
+        return SdDenoiser(unet, controlnet, hint_encoder, self.hint_is_bgr)
+
+    def _cast(self, values: Tensor) -> Tensor:
+        return values.to(self.unet.dtype)
+
+    def _residuals(self, latents: Tensor, text: Tensor, batch: WindowBatch) -> Residuals | None:
+        if self.controlnet is None or batch.control_scale is None:
+            return None
+        rows, count = batch.controlled, len(latents)
+        down, middle = self.controlnet(
+            latents[rows],
+            batch.timestep[rows] if batch.timestep.ndim else batch.timestep,
+            encoder_hidden_states=text[rows],
+            controlnet_cond=batch.control[rows].to(latents.dtype),
+            # A number would be part of a compiled network, which is compiled anew for another.
+            conditioning_scale=torch.as_tensor(batch.control_scale.scale, device=latents.device),
+            guess_mode=batch.control_scale.guess_mode,
+            return_dict=False,
+        )
+        return [_spread(part, rows, count) for part in down], _spread(middle, rows, count)
+
+
+def make_denoiser(unet: Any, controlnet: Any | None) -> SdDenoiser:
+    """Join the networks, taking the picture encoder out of the ControlNet.
+
+    The ControlNet given is changed by this: it no longer takes pictures.
+    """
+    if controlnet is None:
+        return SdDenoiser(unet)
+    encoder = controlnet.controlnet_cond_embedding
+    is_bgr = controlnet.config.controlnet_conditioning_channel_order == "bgr"
+    controlnet.controlnet_cond_embedding = nn.Identity()
+    controlnet.register_to_config(controlnet_conditioning_channel_order="rgb")
+    return SdDenoiser(unet, controlnet, encoder, is_bgr)
+
+
+def _spread(residual: Tensor, rows: slice, count: int) -> Tensor:
+    """Place the residual of some rows among zeros for the others."""
+    if len(residual) == count:
+        return residual
+    spread = residual.new_zeros((count, *residual.shape[1:]))
+    spread[rows] = residual
+    return spread
+
+
+@dataclass(frozen=True)
+class SdAutoencoder:
+    """The autoencoder of Stable Diffusion; its latents do not depend on the control."""
+
+    network: Any
+
+    @property
+    def encoder(self) -> nn.Module:
+        """Return the network that makes moments."""
+        encoder: nn.Module = self.network.encoder
+        return encoder
+
+    @property
+    def decoder(self) -> nn.Module:
+        """Return the network that makes pictures."""
+        decoder: nn.Module = self.network.decoder
+        return decoder
+
+    def encode(
+        self,
+        image: Tensor,
+        control: ControlImage,  # noqa: ARG002
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Return a posterior sample, scaled to unit variance."""
+        return self.draw(self.encode_moments(image), generator)
+
+    @torch.no_grad()
+    def encode_moments(self, image: Tensor) -> Tensor:
+        """Return means and logarithmic variances, [n, 2 * channels, h, w]."""
+        posterior = self.network.encode((image * 2 - 1).to(self.network.dtype)).latent_dist
+        moments: Tensor = posterior.parameters
+        return moments
+
+    def draw(self, moments: Tensor, generator: torch.Generator) -> Tensor:
+        """Return latents of these moments, scaled to unit variance."""
+        drawn: Tensor = DiagonalGaussianDistribution(moments).sample(generator)
+        return drawn * float(self.network.config.scaling_factor)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, control: ControlImage) -> Tensor:  # noqa: ARG002
+        """Return the picture, not clamped."""
+        scaled = latents.to(self.network.dtype) / float(self.network.config.scaling_factor)
+        picture: Tensor = self.network.decode(scaled, return_dict=False)[0]
+        return picture / 2 + 0.5
+
+    def to_dtype(self, dtype: torch.dtype) -> SdAutoencoder:
+        """Return a copy in another precision, or this one if it has it already."""
+        if self.network.dtype == dtype:
+            return self
+        return SdAutoencoder(move(copy.deepcopy(self.network), dtype=dtype))
+
+
+def move(
+    module: Any, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Any:
+    """Move a network; diffusers' own ``to`` warns on every change of precision."""
+    return nn.Module.to(module, device=device, dtype=dtype)
+
+
+def align(module: nn.Module) -> None:
+    """Copy weights that lie askew in the memory of a processor, as in a file mapped into it.
+
+    Matrix kernels take other paths for them, which round differently on some processors: the
+    same weights from another file would give another picture in its last bits.
+    """
+    for parameter in module.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
+            parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
+
+
+def fingerprint(modules: Sequence[nn.Module]) -> str:
+    """Return a hash over sampled weights, the same whatever file they came from."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.named_parameters()):
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(1, len(flat) // _SAMPLES)]
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(sample.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""One upscale: prepare, prescale, refine, finish."""

@@ -1,0 +1,300 @@
+"""The autoencoder on canvases of any size.
+
+Small canvases go through it whole. Large ones go through it in overlapping tiles whose
+GroupNorms all use the statistics of the whole canvas: otherwise every tile would be
+normalised to its own content and drift in tone (the flaw of independent tiles). The
+statistics are measured on the tiles themselves in a first pass, at full scale; measuring
+them on a shrunk canvas, as Tiled VAE's fast mode does, washes colours out.
+
+An autoencoder without GroupNorms, like mini's block transform, is local and never tiled.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tegula.errors import CancelledError, NumericalError, OutOfMemoryError
+from tegula.models.bundle import Autoencoder, Bundle, ControlImage, TileableAutoencoder
+from tegula.models.device import free_memory, is_out_of_memory, side_that_fits
+from tegula.pipeline.windows import Window, WindowGrid, feather, grid_windows
+from tegula.progress import Cancelled, never_cancelled
+
+WHOLE_SIDE = 1280
+"""Canvases of up to this side squared, in image pixels, are not tiled."""
+
+TILE_SIDE = 1024
+OVERLAP = 0.125
+MEASURED_TILES = 9
+"""At most this many tiles, spread over the canvas, are measured for the statistics."""
+
+
+@dataclass(frozen=True)
+class AutoencoderTiling:
+    """Sides in image pixels; a tile's overlap as a share of its side."""
+
+    whole_side: int = WHOLE_SIDE
+    tile_side: int = TILE_SIDE
+    overlap: float = OVERLAP
+
+
+DEFAULT_TILING = AutoencoderTiling()
+_PIXEL_BYTES = 2400
+"""What a pixel of the canvas may take in the decoder, for each byte of its numbers."""
+_GPU_SIDES = (1024, 3072)
+SMALLEST_TILE = 256
+
+
+def tiling_of(bundle: Bundle) -> AutoencoderTiling:
+    """Return the largest canvas that goes through whole: on CUDA, what fits into free memory."""
+    free = free_memory(bundle.device)
+    if free is None:
+        return DEFAULT_TILING
+    side = side_that_fits(free, _PIXEL_BYTES * bundle.dtype.itemsize, _GPU_SIDES, TILE_SIDE // 4)
+    return AutoencoderTiling(whole_side=side)
+
+
+def _fitted(run: Callable[[AutoencoderTiling], Tensor], tiling: AutoencoderTiling) -> Tensor:
+    """Run with smaller tiles as long as memory runs out.
+
+    Raises:
+        OutOfMemoryError: not even the smallest tile fits.
+    """
+    while True:
+        try:
+            return run(tiling)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if tiling.whole_side == 0 and tiling.tile_side <= SMALLEST_TILE:
+            raise OutOfMemoryError(
+                "A single tile of the autoencoder does not fit into memory; free some, or "
+                "compute on a machine with more."
+            )
+        side = tiling.tile_side if tiling.whole_side else tiling.tile_side // 2
+        tiling = AutoencoderTiling(0, side, tiling.overlap)
+
+
+def encode(
+    bundle: Bundle,
+    image: Tensor,
+    control: ControlImage,
+    generator: torch.Generator,
+    tiling: AutoencoderTiling | None = None,
+    cancelled: Cancelled = never_cancelled,
+) -> Tensor:
+    """Return the latents [1, channels, h, w] of a canvas [1, 3, height, width], fp32.
+
+    Raises:
+        CancelledError: ``cancelled`` said so between two tiles.
+        NumericalError: the autoencoder is not finite in fp32 either.
+    """
+    factor = bundle.facts.latent_factor
+    room = tiling or tiling_of(bundle)
+
+    def run(autoencoder: Autoencoder, tiling: AutoencoderTiling) -> Tensor:
+        if not isinstance(autoencoder, TileableAutoencoder):
+            return autoencoder.encode(image, control, generator)
+        if _fits(image, tiling):
+            return autoencoder.encode(image.to(bundle.device).contiguous(), control, generator)
+        moments = _over_tiles(
+            autoencoder.encoder,
+            _grid(image, tiling, 1),
+            lambda window: autoencoder.encode_moments(
+                image[window.index].to(bundle.device).contiguous()
+            ),
+            _Scale(1, factor),
+            cancelled,
+        )
+        return autoencoder.draw(moments, generator)
+
+    return _finite(bundle, lambda autoencoder: _fitted(partial(run, autoencoder), room))
+
+
+def decode(
+    bundle: Bundle,
+    latents: Tensor,
+    control: ControlImage,
+    tiling: AutoencoderTiling | None = None,
+    cancelled: Cancelled = never_cancelled,
+) -> Tensor:
+    """Return the canvas [1, 3, height, width] of its latents, fp32, not clamped.
+
+    It lies where the control image does, which may be the host.
+
+    Raises:
+        CancelledError: ``cancelled`` said so between two tiles.
+        NumericalError: the autoencoder is not finite in fp32 either.
+    """
+    factor, home = bundle.facts.latent_factor, control.prescaled.device
+    room = tiling or tiling_of(bundle)
+
+    def run(autoencoder: Autoencoder, tiling: AutoencoderTiling) -> Tensor:
+        if not isinstance(autoencoder, TileableAutoencoder) or _fits(control.prescaled, tiling):
+            return autoencoder.decode(latents, control).to(home)
+        return _over_tiles(
+            autoencoder.decoder,
+            _grid(latents, tiling, factor),
+            lambda window: autoencoder.decode(latents[window.index], control).to(home),
+            _Scale(factor, 1),
+            cancelled,
+        )
+
+    return _finite(bundle, lambda autoencoder: _fitted(partial(run, autoencoder), room))
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Output pixels per input pixel, as a fraction."""
+
+    times: int
+    over: int
+
+    def of(self, window: Window) -> Window:
+        return Window(
+            *(
+                side * self.times // self.over
+                for side in (window.x, window.y, window.width, window.height)
+            )
+        )
+
+
+def _fits(canvas: Tensor, tiling: AutoencoderTiling) -> bool:
+    return canvas.shape[-1] * canvas.shape[-2] <= tiling.whole_side**2
+
+
+def _grid(canvas: Tensor, tiling: AutoencoderTiling, factor: int) -> WindowGrid:
+    side = tiling.tile_side // factor
+    return grid_windows(canvas.shape[-1], canvas.shape[-2], side, side, tiling.overlap)
+
+
+def _over_tiles(
+    network: nn.Module,
+    grid: WindowGrid,
+    run: Callable[[Window], Tensor],
+    scale: _Scale,
+    cancelled: Cancelled,
+) -> Tensor:
+    def tile(window: Window) -> Tensor:
+        if cancelled():
+            raise CancelledError("Cancelled in the autoencoder; nothing was written.")
+        return run(window).float()
+
+    windows = grid.windows
+    with _measured_group_norms(network) as measured:
+        for window in windows[:: -(-len(windows) // MEASURED_TILES)]:
+            tile(window)
+    with _fixed_group_norms(measured):
+        parts = ((scale.of(window), tile(window)) for window in windows)
+        return _blend(parts, grid, scale)
+
+
+def _blend(parts: Iterable[tuple[Window, Tensor]], grid: WindowGrid, scale: _Scale) -> Tensor:
+    out = scale.of(Window(0, 0, grid.width, grid.height))
+    tile = scale.of(grid.windows[0])
+    columns = [x * scale.times // scale.over for x in grid.columns]
+    rows = [y * scale.times // scale.over for y in grid.rows]
+    column_weights = feather(columns, tile.width, out.width)
+    row_weights = feather(rows, tile.height, out.height)
+    canvas: Tensor | None = None
+    for index, (window, part) in enumerate(parts):
+        row, column = divmod(index, len(columns))
+        weights = torch.from_numpy(np.outer(row_weights[row], column_weights[column]))
+        if canvas is None:
+            canvas = part.new_zeros(1, part.shape[1], out.height, out.width)
+        canvas[window.index] += part * weights.to(part.device)
+    assert canvas is not None  # noqa: S101 - a grid holds at least one window
+    return canvas
+
+
+@dataclass
+class _GroupStatistics:
+    """Mean and mean square of each group of one GroupNorm, summed over tiles."""
+
+    mean: Tensor | None = None
+    square: Tensor | None = None
+    tiles: int = 0
+
+    def add(self, values: Tensor, groups: int) -> None:
+        grouped = values.float().reshape(groups, -1)
+        mean, square = grouped.mean(1), grouped.square().mean(1)
+        self.mean = mean if self.mean is None else self.mean + mean
+        self.square = square if self.square is None else self.square + square
+        self.tiles += 1
+
+    def normalise(self, values: Tensor, norm: nn.GroupNorm) -> Tensor:
+        assert self.mean is not None  # noqa: S101 - the measuring pass ran every norm
+        assert self.square is not None  # noqa: S101
+        mean = self.mean / self.tiles
+        deviation = (self.square / self.tiles - mean.square() + norm.eps).clamp_min(0).sqrt()
+        channels = values.shape[1] // norm.num_groups
+        shape = (1, -1, *([1] * (values.ndim - 2)))
+        scale = norm.weight.float() / deviation.repeat_interleave(channels)
+        shift = norm.bias.float() - mean.repeat_interleave(channels) * scale
+        return torch.addcmul(shift.reshape(shape), values.float(), scale.reshape(shape)).to(
+            values.dtype
+        )
+
+
+_Measured = Mapping[nn.GroupNorm, _GroupStatistics]
+
+
+@contextmanager
+def _measured_group_norms(network: nn.Module) -> Iterator[_Measured]:
+    statistics = {m: _GroupStatistics() for m in network.modules() if isinstance(m, nn.GroupNorm)}
+    caller = threading.get_ident()
+
+    def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, nn.GroupNorm)  # noqa: S101 - hooked on GroupNorms only
+        if threading.get_ident() != caller:
+            return  # another upscale runs the same network
+        statistics[norm].add(inputs[0], norm.num_groups)
+
+    hooks = [norm.register_forward_pre_hook(measure) for norm in statistics]
+    try:
+        yield statistics
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _fixed_group_norms(measured: _Measured) -> Iterator[None]:
+    caller = threading.get_ident()
+
+    def fixed(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert isinstance(norm, nn.GroupNorm)  # noqa: S101 - hooked on GroupNorms only
+        if threading.get_ident() != caller:
+            return output
+        return measured[norm].normalise(inputs[0], norm)
+
+    hooks = [norm.register_forward_hook(fixed) for norm in measured]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _finite(bundle: Bundle, run: Callable[[Autoencoder], Tensor]) -> Tensor:
+    result = run(bundle.autoencoder).float()
+    if not _all_finite(result) and bundle.dtype != torch.float32:
+        result = run(bundle.autoencoder.to_dtype(torch.float32)).float()
+    if not _all_finite(result):
+        raise NumericalError(
+            "The autoencoder returned NaN or infinity even in fp32; its weights are damaged."
+        )
+    return result
+
+
+def _all_finite(values: Tensor) -> bool:
+    """Tell whether there is no NaN and no infinity, without a copy of the values."""
+    least, largest = torch.aminmax(values)
+    return bool(torch.isfinite(least) & torch.isfinite(largest))

@@ -1,0 +1,323 @@
+"""Redraw mode in integers and numpy: which rectangles are painted, in which order.
+
+The algorithm is that of Ultimate SD Upscale (Coyote-A): tiles on an absolute grid, each
+read with some padding, diffused alone and pasted through a blurred mask, so that later
+tiles see earlier ones; then passes over the borders of the grid.
+
+Two things differ on purpose. A crop keeps its scale: it is made as large as the model
+needs and never resampled, as happens there for most paddings. And it always holds the
+whole blurred mask, so that a padding smaller than the blur leaves no hard edge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tegula.options import RedrawOptions
+from tegula.pipeline.windows import Window
+
+_KERNEL_DEVIATIONS = 2.5
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """What crops a model takes: multiples of ``multiple`` from ``minimum`` up, in pixels."""
+
+    minimum: int
+    multiple: int
+
+    def fit(self, side: int) -> int:
+        """Return the smallest side of a crop that holds ``side``."""
+        return max(-(-side // self.multiple) * self.multiple, self.minimum)
+
+
+@dataclass(frozen=True)
+class RedrawTile:
+    """One tile: the rectangle of its mask, which may leave the picture, and what is read.
+
+    crop: lies on the canvas: the picture, extended where a crop is larger than it.
+    painted: where the blurred mask may be above zero; inside the picture and the crop.
+    """
+
+    area: Window
+    crop: Window
+    painted: Window
+
+
+@dataclass(frozen=True)
+class RedrawPass:
+    """Tiles that are painted in this order, with masks of one shape.
+
+    shape: ``flat``, a ramp up to the middle and down again along ``x`` or ``y``, or
+        ``radial``, falling from the centre.
+    seam_fix: takes the denoise strength of the seam fix.
+    """
+
+    tiles: tuple[RedrawTile, ...]
+    shape: str
+    blur: int
+    picture: tuple[int, int]
+    seam_fix: bool = False
+
+    def mask(self, tile: RedrawTile) -> NDArray[np.float32]:
+        """Return [crop height, crop width] in 0..1: how far the tile replaces the canvas."""
+        area, crop = tile.area, tile.crop
+        width, height = self.picture
+        return _mask(
+            self.shape,
+            (area.width, area.height),
+            (area.x - crop.x, area.y - crop.y),
+            (crop.width, crop.height),
+            (min(crop.width, width - crop.x), min(crop.height, height - crop.y)),
+            (crop.x == 0, crop.x + crop.width >= width),
+            (crop.y == 0, crop.y + crop.height >= height),
+            self.blur,
+        )
+
+    def fronts(self) -> tuple[tuple[int, ...], ...]:
+        """Return the indices of the tiles in runs that may be computed at once.
+
+        All tiles of a run read the canvas before any of them is pasted. None reads what
+        another of its run or of a later run paints although it comes after that one, so
+        the picture is the one that the tiles give one by one.
+        """
+        levels: list[int] = []
+        for later, tile in enumerate(self.tiles):
+            level = 0
+            for earlier in range(later):
+                other = self.tiles[earlier]
+                if overlap(tile.crop, other.painted):
+                    level = max(level, levels[earlier] + 1)
+                elif overlap(tile.painted, other.crop):
+                    level = max(level, levels[earlier])
+            levels.append(level)
+        runs: dict[int, list[int]] = {}
+        for index, level in enumerate(levels):
+            runs.setdefault(level, []).append(index)
+        return tuple(tuple(runs[level]) for level in sorted(runs))
+
+
+@dataclass(frozen=True)
+class RedrawPlan:
+    """The passes over a picture, and the canvas that all their crops lie on."""
+
+    width: int
+    height: int
+    passes: tuple[RedrawPass, ...]
+
+
+def plan_redraw(width: int, height: int, options: RedrawOptions, rule: CropRule) -> RedrawPlan:
+    """Lay out the tiles of a picture and of the seam fix.
+
+    Args:
+        width: of the picture, in pixels, at least 1.
+        height: of the picture, in pixels, at least 1.
+        options: tile sizes, order, masks and seam fix.
+        rule: what crops the model takes.
+    """
+    layout = _Layout(width, height, options, rule)
+    passes = tuple(p for p in (layout.redraw(), *layout.seam_fix()) if p.tiles)
+    crops = [tile.crop for p in passes for tile in p.tiles]
+    return RedrawPlan(
+        max([width, *(crop.x + crop.width for crop in crops)]),
+        max([height, *(crop.y + crop.height for crop in crops)]),
+        passes,
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    width: int
+    height: int
+    options: RedrawOptions
+    rule: CropRule
+
+    @property
+    def columns(self) -> int:
+        return math.ceil(self.width / self.options.tile_width)
+
+    @property
+    def rows(self) -> int:
+        return math.ceil(self.height / self.options.tile_height)
+
+    def redraw(self) -> RedrawPass:
+        options = self.options
+        areas = [self._tile(x, y) for x, y in ordered(self.columns, self.rows, options.tile_order)]
+        return self._pass(areas, "flat", options.tile_blur, options.tile_padding, seam_fix=False)
+
+    def seam_fix(self) -> Iterator[RedrawPass]:
+        options = self.options
+        if options.seam_fix_denoise == 0 or options.seam_fix == "none":
+            return
+        padding, blur = options.seam_fix_padding, options.seam_fix_blur
+        if options.seam_fix == "band":
+            yield self._pass(self._upright_bands(), "x", 0, padding)
+            yield self._pass(self._level_bands(), "y", 0, padding)
+            return
+        half_x, half_y = options.tile_width // 2, options.tile_height // 2
+        columns, rows = range(self.columns), range(self.rows)
+        below = [self._tile(x, y, 0, half_y) for y in rows[:-1] for x in columns]
+        beside = [self._tile(x, y, half_x, 0) for y in rows for x in columns[:-1]]
+        yield self._pass(below, "y", blur, padding)
+        yield self._pass(beside, "x", blur, padding)
+        if options.seam_fix == "half-tile+intersections":
+            between = [self._tile(x, y, half_x, half_y) for y in rows[:-1] for x in columns[:-1]]
+            yield self._pass(between, "radial", blur, 0)
+
+    def _tile(self, column: int, row: int, right: int = 0, down: int = 0) -> Window:
+        width, height = self.options.tile_width, self.options.tile_height
+        return Window(column * width + right, row * height + down, width, height)
+
+    def _upright_bands(self) -> list[Window]:
+        width, tile = self.options.seam_fix_width, self.options.tile_width
+        return [
+            Window(column * tile - width // 2, 0, width, self.height)
+            for column in range(1, self.columns)
+        ]
+
+    def _level_bands(self) -> list[Window]:
+        width, tile = self.options.seam_fix_width, self.options.tile_height
+        return [
+            Window(0, row * tile - width // 2, self.width, width) for row in range(1, self.rows)
+        ]
+
+    def _pass(
+        self,
+        areas: Iterable[Window],
+        shape: str,
+        blur: int,
+        padding: int,
+        *,
+        seam_fix: bool = True,
+    ) -> RedrawPass:
+        reach = blur_reach(blur)
+        tiles = tuple(self._placed(area, max(padding, reach), reach) for area in areas)
+        return RedrawPass(tiles, shape, blur, (self.width, self.height), seam_fix)
+
+    def _placed(self, area: Window, padding: int, reach: int) -> RedrawTile:
+        x, width = self._crop_side(area.x, area.width, padding, self.width)
+        y, height = self._crop_side(area.y, area.height, padding, self.height)
+        left, right = _clip(area.x - reach, area.x + area.width + reach, self.width)
+        top, bottom = _clip(area.y - reach, area.y + area.height + reach, self.height)
+        painted = Window(left, top, right - left, bottom - top)
+        return RedrawTile(area, Window(x, y, width, height), painted)
+
+    def _crop_side(self, start: int, length: int, padding: int, limit: int) -> tuple[int, int]:
+        low, high = _clip(start - padding, start + length + padding, limit)
+        uniform = min(length + 2 * padding, limit)
+        target = self.rule.fit(uniform if self.options.tile_uniform else high - low)
+        low, high = grow(low, high, target, max(limit, target))
+        return low, high - low
+
+
+def ordered(columns: int, rows: int, order: str) -> Iterator[tuple[int, int]]:
+    """Yield (column, row) of a grid: row by row, by chess colours, or none at all."""
+    everywhere = [(x, y) for y in range(rows) for x in range(columns)]
+    if order == "linear":
+        yield from everywhere
+    elif order == "chess":
+        for colour in (0, 1):
+            yield from ((x, y) for x, y in everywhere if (x + y) % 2 == colour)
+
+
+def grow(low: int, high: int, target: int, limit: int) -> tuple[int, int]:
+    """Lengthen a stretch to ``target`` within 0..limit: right by half, then left, then right."""
+    high = min(high + (target - (high - low)) // 2, limit)
+    low = max(high - target, 0)
+    return low, min(low + target, limit)
+
+
+def overlap(first: Window, second: Window) -> bool:
+    """Tell whether two rectangles share a pixel."""
+    return (
+        first.x < second.x + second.width
+        and second.x < first.x + first.width
+        and first.y < second.y + second.height
+        and second.y < first.y + first.height
+    )
+
+
+def blur_reach(blur: int) -> int:
+    """Return how many pixels a Gaussian blur of this deviation spreads to each side."""
+    return int(_KERNEL_DEVIATIONS * blur + 0.5)
+
+
+def _clip(low: int, high: int, limit: int) -> tuple[int, int]:
+    return max(low, 0), min(high, limit)
+
+
+@lru_cache(maxsize=64)
+def _mask(
+    shape: str,
+    area: tuple[int, int],
+    at: tuple[int, int],
+    crop: tuple[int, int],
+    inside: tuple[int, int],
+    ends_across: tuple[bool, bool],
+    ends_down: tuple[bool, bool],
+    blur: int,
+) -> NDArray[np.float32]:
+    """Blur the shape of an area on its crop; the edge of the picture counts as repeated.
+
+    area, crop: width and height; at: the area's corner on the crop; inside: the part of
+    the crop that is picture; ends: whether the picture ends left and right, above and
+    below.
+    """
+    mask = np.zeros((inside[1], inside[0]), np.float32)
+    left, top = max(at[0], 0), max(at[1], 0)
+    right, bottom = min(at[0] + area[0], inside[0]), min(at[1] + area[1], inside[1])
+    cut = slice(top - at[1], bottom - at[1]), slice(left - at[0], right - at[0])
+    mask[top:bottom, left:right] = _SHAPES[shape](*area)[cut]
+    mask = _blurred(_blurred(mask, blur, ends_across).T, blur, ends_down).T
+    rest = ((0, crop[1] - inside[1]), (0, crop[0] - inside[0]))
+    padded: NDArray[np.float32] = np.pad(mask, rest)
+    padded.setflags(write=False)
+    return padded
+
+
+def _blurred(mask: NDArray[np.float32], blur: int, ends: tuple[bool, bool]) -> NDArray[np.float32]:
+    """Blur along the last axis, repeating the edge at an end of the picture."""
+    if blur == 0:
+        return mask
+    reach = blur_reach(blur)
+    kernel = np.exp(-np.square(np.arange(-reach, reach + 1) / blur) / 2)
+    kernel /= kernel.sum()
+    length = mask.shape[1]
+    wide = np.zeros((mask.shape[0], length + 2 * reach), np.float64)
+    wide[:, reach : reach + length] = mask
+    wide[:, :reach] = mask[:, :1] if ends[0] else 0
+    wide[:, reach + length :] = mask[:, -1:] if ends[1] else 0
+    out = sum(weight * wide[:, at : at + length] for at, weight in enumerate(kernel))
+    return np.asarray(out, np.float32)
+
+
+def _flat(width: int, height: int) -> NDArray[np.float32]:
+    return np.ones((height, width), np.float32)
+
+
+def _ramp(width: int, height: int) -> NDArray[np.float32]:
+    """Rise from the left edge to the middle and fall again."""
+    middles = np.arange(width, dtype=np.float32) + np.float32(0.5)
+    profile = np.minimum(middles, width - middles) * np.float32(2 / width)
+    return np.broadcast_to(profile, (height, width))
+
+
+def _radial(width: int, height: int) -> NDArray[np.float32]:
+    """Fall from the centre to the inscribed ellipse, outside which there is nothing."""
+    x = (np.arange(width) + 0.5) / width * 2 - 1
+    y = (np.arange(height) + 0.5) / height * 2 - 1
+    return np.asarray(np.maximum(0, 1 - np.hypot(x[None], y[:, None])), np.float32)
+
+
+_SHAPES: dict[str, Callable[[int, int], NDArray[np.float32]]] = {
+    "flat": _flat,
+    "x": _ramp,
+    "y": lambda width, height: _ramp(height, width).T,
+    "radial": _radial,
+}

@@ -1,1 +1,0 @@
-"""Predictions as rows: states, store, files, webhooks, retention and limits; no torch, no HTTP."""

@@ -1,0 +1,158 @@
+"""The application: routes, what stands before them, and what errors become."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from tegula import __version__
+from tegula.catalog import Catalog
+from tegula.catalog.inputs import packaged_fingerprint
+from tegula.errors import BusyError, ConflictError, InputError, NotFoundError, TegulaError
+from tegula.server.api import account, files, models, pages, predictions, streams
+from tegula.server.api.bodies import invalid_body
+from tegula.server.api.errors import ProblemError, not_found
+from tegula.server.api.gate import CREATE, OTHER, Gate, OnePrefix, RateLimiter
+from tegula.server.api.library import Library
+from tegula.server.api.service import Background, Hardware, Service
+from tegula.server.store import Store
+
+LOG = logging.getLogger("tegula.api")
+CPU = Hardware("cpu", "CPU")
+
+_ABOUT = """
+The HTTP API of a tegula server. It is Replicate's, so that the official Replicate clients
+work when they are given this server's address. Send a token of `tegula tokens create` as
+`Authorization: Bearer TOKEN`. Every error is `application/problem+json`.
+"""
+_ROUTERS = (
+    streams.router,
+    predictions.router,
+    models.router,
+    files.router,
+    models.deployments_router,
+    account.router,
+    account.operations_router,
+    pages.router,
+)
+_BROKEN = "The server has a problem of its own; its log says more."
+
+
+def create_app(
+    store: Store,
+    *,
+    catalog: Catalog | None = None,
+    hardware: Sequence[Hardware] = (CPU,),
+    background: Sequence[Background] = (),
+) -> FastAPI:
+    """Return the server as an ASGI application.
+
+    Args:
+        store: where everything is kept; its settings are the server's.
+        catalog: the models on offer; those over the packaged weights by default.
+        hardware: the devices that predictions run on.
+        background: what works while the server is up; started and stopped with it.
+    """
+    settings = store.settings
+    models_on_offer = catalog or Catalog(packaged_fingerprint())
+    library = Library(models_on_offer, store.models, settings.default_model)
+    service = Service(store, library, hardware, background)
+    app = FastAPI(
+        title="tegula",
+        version=__version__,
+        description=_ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        strict_content_type=False,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    for router in _ROUTERS:
+        app.include_router(router)
+    _add_middleware(app, service)
+    _add_handlers(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    for worker in service.background:
+        await run_in_threadpool(worker.start)
+    try:
+        yield
+    finally:
+        service.ready = False
+        for worker in reversed(service.background):
+            await run_in_threadpool(worker.stop)
+
+
+def _add_middleware(app: FastAPI, service: Service) -> None:
+    """Add what every request passes; the last added comes first."""
+    store, settings = service.store, service.settings
+    per_minute = {CREATE: settings.creates_per_minute, OTHER: settings.requests_per_minute}
+    app.add_middleware(
+        Gate,
+        settings=settings,
+        authenticate=store.accounts.authenticate,
+        anonymous=service.local_account if settings.no_auth else None,
+        limits=RateLimiter(per_minute, store.clock),
+        metrics=service.metrics,
+    )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Preference-Applied", "RateLimit-Remaining", "RateLimit-Reset"],
+        )
+    app.add_middleware(OnePrefix)
+
+
+def _add_handlers(app: FastAPI) -> None:
+    @app.exception_handler(TegulaError)
+    def told(request: Request, error: TegulaError) -> Response:
+        return problem_of(error, request.url.path).response()
+
+    @app.exception_handler(RequestValidationError)
+    def malformed(_request: Request, error: RequestValidationError) -> Response:
+        errors = error.errors()
+        if any(one["type"] == "json_invalid" for one in errors):
+            return ProblemError(400, "The body is no JSON.", "Bad request").response()
+        return invalid_body(errors).response()
+
+    @app.exception_handler(HTTPException)
+    def refused(_request: Request, error: HTTPException) -> Response:
+        headers = dict(error.headers or {})
+        return ProblemError(error.status_code, error.detail, headers=headers).response()
+
+    @app.exception_handler(Exception)
+    def broken(_request: Request, _error: Exception) -> Response:
+        return ProblemError(500, _BROKEN, "Internal error").response()
+
+
+def problem_of(error: TegulaError, path: str) -> ProblemError:
+    """Return what a client is told of an error raised below the routes."""
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, NotFoundError):
+        missing_file = path.startswith(("/v1/files", "/o/"))
+        return ProblemError(404, "File not found") if missing_file else not_found()
+    if isinstance(error, ConflictError):
+        return ProblemError(409, str(error), "Conflict")
+    if isinstance(error, BusyError):
+        headers = {"retry-after": str(error.retry_after)}
+        return ProblemError(429, str(error), "Too busy", headers=headers)
+    if isinstance(error, InputError):
+        return ProblemError(422, str(error), "Invalid request")
+    LOG.error("%s: %s", path, error, exc_info=error)
+    return ProblemError(500, _BROKEN, "Internal error")

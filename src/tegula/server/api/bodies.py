@@ -1,0 +1,215 @@
+"""The JSON bodies of requests, and their mistakes in Replicate's words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from tegula.server.api.errors import InvalidField, ProblemError, invalid
+
+_DEEPEST = 64
+
+WebhookEvent = Literal["start", "output", "logs", "completed"]
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=2048)]
+ModelName = Annotated[str, Field(pattern=r"^[^/\s:]{1,64}/[^/\s:]{1,64}$")]
+
+
+def _none_if_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
+OptionalUrl = Annotated[Url | None, BeforeValidator(_none_if_empty)]
+
+
+class Body(BaseModel):
+    """A JSON object without keys of its own invention."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_kept(cls, value: Any) -> Any:
+        if not _can_be_kept(value, _DEEPEST):
+            raise ValueError(
+                "Must hold only finite numbers, Unicode text without NUL, and at most "
+                f"{_DEEPEST} levels"
+            )
+        return value
+
+
+def _can_be_kept(value: Any, levels: int) -> bool:
+    """Whether a value survives being written as JSON and UTF-8."""
+    if levels == 0:
+        return False
+    if isinstance(value, str):
+        return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(_can_be_kept(part, levels - 1) for pair in value.items() for part in pair)
+    if isinstance(value, list):
+        return all(_can_be_kept(part, levels - 1) for part in value)
+    return True
+
+
+class PredictionBody(Body):
+    """What every way of creating a prediction takes; older clients send the last two."""
+
+    input: dict[str, Any] = Field(
+        description="What the model takes; files as addresses, of uploads too, or as data URIs."
+    )
+    webhook: OptionalUrl = Field(None, description="Told of what happens, by signed messages.")
+    webhook_events_filter: list[WebhookEvent] | None = Field(
+        None, description="What it is told of; `output` and `completed` when left out."
+    )
+    stream: bool | None = Field(None, description="Not needed: `urls.stream` is always there.")
+    webhook_completed: OptionalUrl = Field(None, description="What older clients send.")
+    webhook_event_filter: list[WebhookEvent] | None = Field(
+        None, description="What older clients send."
+    )
+
+
+class VersionedPredictionBody(PredictionBody):
+    """The same with the version to run: an id, ``owner/name``, both, or ``latest``."""
+
+    version: str = Field(
+        max_length=256, description="An id, `owner/name`, `owner/name:id` or `latest`."
+    )
+
+
+class ModelBody(Body):
+    """A new model of the caller's."""
+
+    owner: Slug
+    name: Slug
+    visibility: Literal["public", "private"]
+    hardware: str
+    description: str = Field("", max_length=4000)
+    readme: str = Field("", max_length=1_000_000)
+    github_url: OptionalUrl = None
+    paper_url: OptionalUrl = None
+    license_url: OptionalUrl = None
+    cover_image_url: OptionalUrl = None
+
+
+class ModelChange(Body):
+    """New texts for a model; what is left out stays."""
+
+    description: str | None = Field(None, max_length=4000)
+    readme: str | None = Field(None, max_length=1_000_000)
+    github_url: OptionalUrl = None
+    paper_url: OptionalUrl = None
+    weights_url: OptionalUrl = None
+    license_url: OptionalUrl = None
+
+
+class VersionBody(Body):
+    """A new version of the caller's model: a version of ours with other defaults."""
+
+    base: str = Field(max_length=256)
+    defaults: dict[str, Any] = Field(default_factory=dict)
+
+
+class DeploymentBody(Body):
+    """A new deployment. ``defaults`` is ours: pinned inputs."""
+
+    name: Slug
+    model: ModelName
+    version: str = Field(max_length=256)
+    hardware: str
+    min_instances: int = Field(ge=0, le=5)
+    max_instances: int = Field(ge=0, le=20)
+    defaults: dict[str, Any] = Field(default_factory=dict)
+
+
+class DeploymentChange(Body):
+    """A new release of a deployment; what is left out stays."""
+
+    version: str | None = Field(None, max_length=256)
+    hardware: str | None = None
+    min_instances: int | None = Field(None, ge=0, le=5)
+    max_instances: int | None = Field(None, ge=0, le=20)
+    defaults: dict[str, Any] | None = None
+
+
+class TrainingBody(Body):
+    """What a training would take."""
+
+    destination: str
+    input: dict[str, Any]
+    webhook: OptionalUrl = None
+    webhook_events_filter: list[WebhookEvent] | None = None
+
+
+_RULES: Mapping[str, tuple[str, str]] = {
+    "greater_than_equal": ("number_gte", "Must be greater than or equal to {ge}"),
+    "less_than_equal": ("number_lte", "Must be less than or equal to {le}"),
+    "literal_error": ("enum", "{name} must be one of the following: {expected}"),
+    "string_pattern_mismatch": ("pattern", "Does not match pattern '{pattern}'"),
+    "string_too_long": (
+        "string_lte",
+        "String length must be less than or equal to {max_length}",
+    ),
+    "value_error": ("format", "{error}"),
+    "datetime_from_date_parsing": ("format", "Does not match format 'date-time'"),
+}
+_TYPES: Mapping[str, str] = {
+    "string_type": "string",
+    "dict_type": "object",
+    "model_attributes_type": "object",
+    "model_type": "object",
+    "list_type": "array",
+    "bool_type": "boolean",
+    "bool_parsing": "boolean",
+    "int_type": "integer",
+    "int_parsing": "integer",
+    "int_from_float": "integer",
+}
+
+
+def invalid_body(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
+    """Return the 422 for what pydantic found wrong with a request."""
+    return invalid(*map(_field, errors))
+
+
+def _field(error: Mapping[str, Any]) -> InvalidField:
+    parts = [str(part) for part in error["loc"]]
+    place = parts[1:] if parts[:1] == ["body"] else parts
+    kind, name = error["type"], place[-1] if place else ""
+    if kind == "missing" and place:
+        return InvalidField("required", _dotted(place[:-1]), f"{name} is required")
+    if kind == "extra_forbidden":
+        return InvalidField(
+            "additional_property_not_allowed",
+            _dotted(place[:-1]),
+            f"Additional property {name} is not allowed",
+        )
+    if kind in _TYPES:
+        given = _json_type(error.get("input"))
+        wrong = f"Invalid type. Expected: {_TYPES[kind]}, given: {given}"
+        return InvalidField("invalid_type", _dotted(place), wrong)
+    rule, words = _RULES.get(kind, ("format", "{msg}"))
+    context = {"msg": error["msg"], "name": name, **error.get("ctx", {})}
+    return InvalidField(rule, _dotted(place), words.format(**context).replace("'", '"'))
+
+
+def _dotted(place: Sequence[str]) -> str:
+    return ".".join(place)
+
+
+def _json_type(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int):
+        return "integer"
+    if isinstance(value, float):
+        return "number"
+    if isinstance(value, Mapping):
+        return "object"
+    return "array" if isinstance(value, list) else "string"

@@ -1,0 +1,355 @@
+"""Fetching what users name by URL, guarded against private networks."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+
+import httpcore
+
+from tegula.errors import FetchError
+from tegula.server.settings import ServerSettings
+
+# Which addresses of the network may be talked to on behalf of strangers.
+
+Address = IPv4Address | IPv6Address
+
+_NEVER = tuple(
+    ip_network(network)
+    for network in (
+        "0.0.0.0/8",
+        "169.254.0.0/16",  # link-local: the metadata services of clouds
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        "::/96",  # unspecified, loopback and IPv4-compatible; loopback is told apart below
+        "::ffff:0:0/96",  # IPv4-mapped
+        "64:ff9b::/96",  # NAT64
+        "64:ff9b:1::/48",
+        "2001::/32",  # Teredo
+        "2002::/16",  # 6to4
+        "fe80::/10",
+        "fec0::/10",
+        "ff00::/8",
+        "fd00:ec2::254/128",  # a metadata service
+    )
+)
+_PRIVATE_ONLY = tuple(
+    ip_network(network)
+    for network in ("100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15")
+)
+
+
+def may_reach(address: str, *, private: bool) -> bool:
+    """Whether an address may be connected to.
+
+    Only unicast addresses of the public internet may. With ``private``, those of private
+    networks and of this machine too; never link-local ones, and never IPv6 addresses that
+    carry an IPv4 address inside, whatever that is.
+    """
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if parsed == IPv6Address("::1"):
+        return private
+    if any(parsed in network for network in _NEVER if network.version == parsed.version):
+        return False
+    return private or _is_public(parsed)
+
+
+def _is_public(address: Address) -> bool:
+    special = any(
+        address in network for network in _PRIVATE_ONLY if network.version == address.version
+    )
+    return address.is_global and not special
+
+
+# Connections that go to checked addresses only, and last no longer than they may.
+
+_READ_AT_MOST = 16_384
+
+Resolve = Callable[[str, int], Sequence[str]]
+"""Every address of a host."""
+
+
+def system_resolve(host: str, port: int) -> Sequence[str]:
+    """Ask the system for the addresses of a host."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(answer[4][0]) for answer in found]
+
+
+def left_until(end: float) -> float:
+    """Return the seconds until a moment of the monotonic clock.
+
+    Raises:
+        httpcore.ReadTimeout: it has passed.
+    """
+    left = end - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout
+    return left
+
+
+class CheckedBackend(httpcore.NetworkBackend):
+    """Connects to checked addresses only, and gives up when the time is over."""
+
+    def __init__(self, private: bool, resolve: Resolve, end: float) -> None:  # noqa: FBT001
+        self._private = private
+        self._resolve = resolve
+        self._end = end
+        self._backend = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ARG002 - the end of the exchange counts
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        """Connect to the first address that answers, once all of them are checked."""
+        addresses = list(dict.fromkeys(self._resolve(host.strip("[]"), port)))
+        if not addresses or not all(
+            may_reach(address, private=self._private) for address in addresses
+        ):
+            raise FetchError("The URL names a host on the public internet.")
+        for address in addresses[:-1]:
+            try:
+                return self._connect(address, port, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):  # noqa: PERF203
+                continue
+        return self._connect(addresses[-1], port, local_address, socket_options)
+
+    def _connect(
+        self, address: str, port: int, local: str | None, options: Iterable[Any] | None
+    ) -> httpcore.NetworkStream:
+        left = left_until(self._end)
+        stream = self._backend.connect_tcp(address, port, min(left, 10.0), local, options)
+        return _TimedStream(stream, self._end)
+
+
+class _TimedStream(httpcore.NetworkStream):
+    """A connection on which every wait ends with the exchange."""
+
+    def __init__(self, stream: httpcore.NetworkStream, end: float) -> None:
+        self._stream = stream
+        self._end = end
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
+        """Read what is there."""
+        return self._stream.read(min(max_bytes, _READ_AT_MOST), left_until(self._end))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
+        """Write everything."""
+        self._stream.write(buffer, left_until(self._end))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._stream.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> httpcore.NetworkStream:
+        """Go on with TLS; the certificate is that of the name, not of the address."""
+        left = left_until(self._end)
+        return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, left), self._end)
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return what the connection knows of itself."""
+        return self._stream.get_extra_info(info)
+
+
+# The one client that reads inputs from, and sends webhooks to, addresses of strangers.
+#
+# A name is looked up once, every answer is checked, and the connection goes to an address
+# that was checked: a name that changes its answer in between gains nothing. Redirects are
+# followed by us, each checked anew; proxies of the environment are not used.
+
+MOST_REDIRECTS = 3
+MOST_CHARACTERS = 4096
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Where to may be talked.
+
+    http: also without TLS. private: also to private networks and this machine.
+    ports: the only ports; all of them if empty.
+    """
+
+    http: bool = True
+    private: bool = False
+    ports: tuple[int, ...] = (80, 443)
+
+    @classmethod
+    def of(cls, settings: ServerSettings) -> Policy:
+        """Return what the operator allows."""
+        return cls(settings.fetch_http, settings.fetch_private, settings.fetch_ports)
+
+    def check(self, url: str) -> SplitResult:
+        """Return the parts of a URL that may be talked to, as far as it shows by itself.
+
+        Raises:
+            FetchError: it may not.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port or _PORTS.get(parts.scheme)
+        except ValueError as error:
+            raise FetchError("The URL cannot be read.") from error
+        if len(url) > MOST_CHARACTERS or any(ord(character) < 33 for character in url):
+            raise FetchError(f"A URL has at most {MOST_CHARACTERS} characters, and no spaces.")
+        if parts.scheme not in (("http", "https") if self.http else ("https",)):
+            raise FetchError(f"The URL begins with https://{' or http://' if self.http else ''}.")
+        if parts.username is not None or parts.password is not None:
+            raise FetchError("The URL holds no user name or password.")
+        if self.ports and port not in self.ports:
+            raise FetchError(f"The URL uses port {' or '.join(map(str, self.ports))}.")
+        if not parts.hostname or not self._plausible(parts.hostname):
+            raise FetchError("The URL names a host on the public internet.")
+        return parts
+
+    def _plausible(self, host: str) -> bool:
+        try:
+            ip_address(host)
+        except ValueError:
+            return True
+        return may_reach(host, private=self.private)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What an address answers with: a name from its URL, the type it claims, its bytes."""
+
+    name: str
+    content_type: str
+    chunks: Iterable[bytes]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a receiver answered; ``retry_after`` in seconds, if it asks for a pause."""
+
+    status: int
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Talks to addresses of strangers within a policy.
+
+    Every exchange has a limit in seconds from its beginning to its end, however slowly
+    the other side talks.
+    """
+
+    policy: Policy = Policy()
+    resolve: Resolve = system_resolve
+    tls: ssl.SSLContext = field(default_factory=httpcore.default_ssl_context)
+
+    @contextmanager
+    def get(self, url: str, *, limit: int, seconds: float) -> Iterator[Fetched]:
+        """Open an address for reading.
+
+        Args:
+            url: where; at most three redirects are followed.
+            limit: bytes after which reading fails.
+            seconds: time for everything.
+
+        Raises:
+            FetchError: it may not be reached, cannot be, or does not answer with 200; or,
+                while reading, it is too much or too slow.
+        """
+        end = time.monotonic() + seconds
+        headers = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity"}
+        for _ in range(MOST_REDIRECTS + 1):
+            with self._exchange("GET", url, headers, None, end) as response:
+                if response.status not in _REDIRECTS:
+                    _accept(response)
+                    yield _fetched(url, response, limit, end)
+                    return
+                url = urljoin(url, _header(response, b"location") or "")
+        raise FetchError(f"The URL redirects more than {MOST_REDIRECTS} times.")
+
+    def post(self, url: str, body: bytes, headers: Mapping[str, str], *, seconds: float) -> Answer:
+        """Send a body; redirects are not followed, and the answer's body is not read on.
+
+        Raises:
+            FetchError: it may not be reached or cannot be.
+        """
+        end = time.monotonic() + seconds
+        with self._exchange("POST", url, headers, body, end) as response:
+            after = _header(response, b"retry-after") or ""
+            return Answer(response.status, float(after) if after.isdecimal() else None)
+
+    @contextmanager
+    def _exchange(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, end: float
+    ) -> Iterator[httpcore.Response]:
+        parts = self.policy.check(url)
+        target = f"{parts.scheme}://{_netloc(parts)}{parts.path or '/'}"
+        target += f"?{parts.query}" if parts.query else ""
+        backend = CheckedBackend(self.policy.private, self.resolve, end)
+        pool = httpcore.ConnectionPool(ssl_context=self.tls, network_backend=backend)
+        try:
+            with (
+                pool,
+                pool.stream(
+                    method,
+                    target.encode("ascii", "strict"),
+                    headers=[*headers.items(), ("Host", _netloc(parts)), ("User-Agent", "tegula")],
+                    content=body,
+                ) as response,
+            ):
+                yield response
+        except httpcore.TimeoutException as error:
+            raise FetchError("The URL's server answers too slowly.") from error
+        except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+            raise FetchError("The URL's server cannot be reached.") from error
+        except UnicodeError as error:
+            raise FetchError("The URL is written in ASCII; escape what is not.") from error
+
+
+def _netloc(parts: SplitResult) -> str:
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    return host if parts.port is None else f"{host}:{parts.port}"
+
+
+def _header(response: httpcore.Response, name: bytes) -> str | None:
+    found = [value for key, value in response.headers if key.lower() == name]
+    return found[0].decode("latin-1") if found else None
+
+
+def _accept(response: httpcore.Response) -> None:
+    if response.status != 200:
+        raise FetchError(f"The URL answers with status {response.status}, not 200.")
+    if (_header(response, b"content-encoding") or "identity") != "identity":
+        raise FetchError("The URL answers with compressed content that was not asked for.")
+
+
+def _fetched(url: str, response: httpcore.Response, limit: int, end: float) -> Fetched:
+    name = unquote(urlsplit(url).path).rpartition("/")[2]
+    kind = _header(response, b"content-type") or ""
+    return Fetched(name, kind, _capped(response.iter_stream(), limit, end))
+
+
+def _capped(chunks: Iterable[bytes], limit: int, end: float) -> Iterator[bytes]:
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > limit:
+            raise FetchError(f"The URL answers with more than {limit:,} bytes.")
+        left_until(end)
+        yield chunk

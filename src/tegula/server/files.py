@@ -1,0 +1,452 @@
+"""Kept files: content-addressed blobs and their rows."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import mimetypes
+import os
+import re
+import tempfile
+import time
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
+from urllib.parse import unquote_to_bytes
+
+from sqlalchemy import delete, or_, select
+
+from tegula.errors import InputError, NotFoundError, PathError, TooLargeError
+from tegula.server import db as tables
+from tegula.server.db import (
+    FILE_KEY,
+    Clock,
+    Database,
+    FileRecord,
+    Page,
+    columns_of,
+    new_id,
+    read_page,
+    record,
+)
+from tegula.server.links import Links
+
+# What bytes are, by how they begin; names and headers of clients are not believed.
+
+UNKNOWN = "application/octet-stream"
+
+_BEGINNINGS = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"II*\x00", "image/tiff"),
+    (b"MM\x00*", "image/tiff"),
+    (b"BM", "image/bmp"),
+    (b"\xff\x0a", "image/jxl"),
+    (b"\x00\x00\x00\x0cJXL ", "image/jxl"),
+    (b"%PDF-", "application/pdf"),
+    (b"PK\x03\x04", "application/zip"),
+)
+_BRANDS = {
+    b"avif": "image/avif",
+    b"avis": "image/avif",
+    b"heic": "image/heic",
+    b"mif1": "image/heif",
+}
+_EXTENSIONS = {
+    "image/jpeg": ".jpg",
+    "image/tiff": ".tif",
+    "image/webp": ".webp",
+    "image/avif": ".avif",
+}
+_LONGEST_NAME = 120
+
+
+def content_type_of(head: bytes, claimed: str | None = None) -> str:
+    """Return the type of bytes that begin so.
+
+    A claim counts only where the beginning says nothing, and never as a type that a
+    browser would run.
+    """
+    for beginning, kind in _BEGINNINGS:
+        if head.startswith(beginning):
+            return kind
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "image/webp"
+    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
+        return _BRANDS[head[8:12]]
+    claim = (claimed or "").partition(";")[0].strip().lower()
+    harmless = claim in ("text/plain", "application/json", "text/csv")
+    return claim if harmless else UNKNOWN
+
+
+def safe_name(name: str | None, content_type: str) -> str:
+    """Return a name for a file: no folders, no odd characters, the right extension."""
+    plain = unicodedata.normalize("NFC", PurePath((name or "").replace("\\", "/")).name)
+    plain = re.sub(r"[^\w. -]", "_", plain).strip(" .")[-_LONGEST_NAME:]
+    stem = plain or "file"
+    extension = _EXTENSIONS.get(content_type) or mimetypes.guess_extension(content_type) or ""
+    guessed = mimetypes.guess_type(stem)[0]
+    if content_type == UNKNOWN or guessed == content_type:
+        return stem
+    return f"{PurePath(stem).stem if guessed else stem}{extension}"
+
+
+# Files written out in a URL: ``data:[type][;base64],...``.
+
+
+def is_data_uri(value: str) -> bool:
+    """Whether a text is a data URI."""
+    return value[:5].lower() == "data:"
+
+
+def decode_data_uri(uri: str) -> tuple[bytes, str]:
+    """Return the bytes and the type that a data URI holds.
+
+    Raises:
+        InputError: it has no comma, or its base64 is broken.
+    """
+    head, comma, body = uri[5:].partition(",")
+    if not comma:
+        raise InputError("A data URI has a comma before its data.")
+    kind, *parameters = (part.strip() for part in head.split(";"))
+    kind = kind.lower() or "text/plain"
+    if "base64" not in (parameter.lower() for parameter in parameters):
+        return unquote_to_bytes(body), kind
+    try:
+        return base64.b64decode(_padded(body), validate=True), kind
+    except (binascii.Error, ValueError) as error:
+        raise InputError("The base64 of a data URI is broken.") from error
+
+
+def encode_data_uri(data: bytes, kind: str) -> str:
+    """Return bytes as a data URI."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _padded(body: str) -> str:
+    """Take what clients send: percent-escapes, line breaks, the url-safe alphabet, no padding."""
+    if "%" in body:
+        body = unquote_to_bytes(body).decode("latin-1")
+    plain = "".join(body.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
+    return plain + "=" * (-len(plain) % 4)
+
+
+# Bytes on the disk under the hash of what they are.
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Blob:
+    """What is known of kept bytes: their size and hashes, and how they begin."""
+
+    sha256: str
+    md5: str
+    size: int
+    head: bytes
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """A folder of blobs; equal ones are kept once.
+
+    A blob is written beside its place, forced to the disk and then renamed, so that no
+    name ever stands for half of its bytes.
+    """
+
+    folder: Path
+
+    def put(self, chunks: Iterable[bytes], limit: int) -> Blob:
+        """Keep bytes.
+
+        Raises:
+            TooLargeError: there are more than ``limit`` of them.
+            PathError: they cannot be written.
+        """
+        try:
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._incoming)
+        except OSError as error:
+            raise _unwritable(error) from error
+        incoming = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                blob = _copy(chunks, file, limit)
+            self._publish(incoming, blob)
+        except OSError as error:
+            raise _unwritable(error) from error
+        finally:
+            incoming.unlink(missing_ok=True)
+        return blob
+
+    def path(self, sha256: str) -> Path:
+        """Return where the bytes of this hash lie."""
+        return self.folder / sha256[:2] / sha256
+
+    def names(self) -> Iterator[str]:
+        """Yield the hash of every blob."""
+        for folder in self.folder.glob("??"):
+            for path in folder.iterdir():
+                yield path.name
+
+    def age(self, sha256: str) -> float:
+        """Return the seconds since a blob was last put, or -1 if it is gone."""
+        try:
+            return max(0.0, time.time() - self.path(sha256).stat().st_mtime)
+        except OSError:
+            return -1.0
+
+    def remove(self, sha256: str) -> None:
+        """Remove a blob, if it is there."""
+        self.path(sha256).unlink(missing_ok=True)
+
+    def clean(self, seconds: float) -> None:
+        """Remove what a writer that died left half written so long ago."""
+        for path in self._incoming.glob("*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > seconds:
+                    path.unlink()
+
+    @property
+    def _incoming(self) -> Path:
+        return self.folder / "incoming"
+
+    def _publish(self, incoming: Path, blob: Blob) -> None:
+        place = self.path(blob.sha256)
+        place.parent.mkdir(exist_ok=True)
+        incoming.replace(place)
+        _sync_folder(place.parent)
+        _sync_folder(self.folder)
+
+
+def chunks_of(source: bytes | BinaryIO) -> Iterator[bytes]:
+    """Yield the bytes of a source piece by piece."""
+    if isinstance(source, bytes):
+        yield source
+        return
+    while chunk := source.read(CHUNK):
+        yield chunk
+
+
+def _copy(chunks: Iterable[bytes], file: BinaryIO, limit: int) -> Blob:
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    size, head = 0, b""
+    for chunk in chunks:
+        size += len(chunk)
+        if size > limit:
+            raise TooLargeError(f"A file has at most {limit:,} bytes.")
+        head = head or chunk[:64]
+        sha256.update(chunk)
+        md5.update(chunk)
+        file.write(chunk)
+    file.flush()
+    os.fsync(file.fileno())
+    return Blob(sha256.hexdigest(), md5.hexdigest(), size, head)
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(PermissionError):  # Windows opens no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _unwritable(error: OSError) -> PathError:
+    return PathError(f"The server cannot keep the file: {error.strerror or error}.")
+
+
+# Files of accounts: uploads, and the inputs and outputs of predictions.
+
+_UNCLAIMED_FOR = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Keeps files; ``account_id`` hides those of other accounts.
+
+    limit: bytes of the largest file that is taken.
+    """
+
+    database: Database
+    blobs: Blobs
+    links: Links
+    clock: Clock
+    limit: int
+
+    def keep(
+        self,
+        account_id: str,
+        name: str | None,
+        source: bytes | BinaryIO | Iterable[bytes],
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        prediction_id: str | None = None,
+        lifetime: timedelta | None = None,
+        limit: int | None = None,
+    ) -> FileRecord:
+        """Keep a file; it is on the disk when this returns.
+
+        Args:
+            account_id: its owner.
+            name: what it was called; made safe.
+            source: its bytes.
+            content_type: believed only where the bytes do not tell.
+            metadata: given back as it is.
+            prediction_id: the prediction that it lives and dies with.
+            lifetime: how long it is kept; as long as its prediction if None.
+            limit: bytes, instead of the limit of uploads.
+
+        Raises:
+            TooLargeError: it has more bytes than are taken.
+            PathError: it cannot be written.
+        """
+        stream = hasattr(source, "read") or isinstance(source, bytes)
+        chunks: Any = chunks_of(source) if stream else source  # type: ignore[arg-type]
+        blob = self.blobs.put(chunks, self.limit if limit is None else limit)
+        kind, now = content_type_of(blob.head, content_type), self.clock()
+        file = FileRecord(
+            id=new_id(now),
+            account_id=account_id,
+            name=safe_name(name, kind),
+            content_type=kind,
+            size=blob.size,
+            sha256=blob.sha256,
+            md5=blob.md5,
+            created_at=now,
+            metadata=dict(metadata or {}),
+            prediction_id=prediction_id,
+            expires_at=None if lifetime is None else now + lifetime,
+        )
+        with self.database.write() as connection:
+            connection.execute(tables.files.insert().values(columns_of(file)))
+        return file
+
+    def get(self, file_id: str, account_id: str | None = None) -> FileRecord:
+        """Return a file that has not expired.
+
+        Raises:
+            NotFoundError: there is none with this id in the account.
+        """
+        query = select(tables.files).where(tables.files.c.id == file_id)
+        with self.database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None or account_id not in (None, row.account_id) or self._expired(row.expires_at):
+            raise NotFoundError("There is no such file.")
+        return record(FileRecord, row)
+
+    def fetched(self, prediction_id: str, url: str) -> FileRecord:
+        """Return what was fetched from an address for the run of a prediction.
+
+        Raises:
+            NotFoundError: nothing was, or it has been removed.
+        """
+        query = select(tables.files).where(tables.files.c.prediction_id == prediction_id)
+        with self.database.read() as connection:
+            kept = [record(FileRecord, row) for row in connection.execute(query)]
+        for file in kept:
+            if file.metadata.get("url") == url:
+                return file
+        raise NotFoundError("There is no such file.")
+
+    def path(self, file: FileRecord) -> Path:
+        """Return where the bytes of a file lie, for reading."""
+        return self.blobs.path(file.sha256)
+
+    def page(
+        self, account_id: str, *, cursor: str | None = None, limit: int = 100
+    ) -> Page[FileRecord]:
+        """Return the uploads of an account, newest first.
+
+        Raises:
+            OptionError: the cursor is none of ours.
+        """
+        table = tables.files
+        query = select(table).where(
+            table.c.account_id == account_id,
+            table.c.prediction_id.is_(None),
+            or_(table.c.expires_at.is_(None), table.c.expires_at > self.clock()),
+        )
+        with self.database.read() as connection:
+            return read_page(
+                connection,
+                table,
+                query,
+                lambda row: record(FileRecord, row),
+                cursor=cursor,
+                limit=limit,
+            )
+
+    def delete(self, file_id: str, account_id: str | None = None) -> None:
+        """Remove a file; its bytes go with the next sweep.
+
+        Raises:
+            NotFoundError: there is none with this id in the account.
+        """
+        self.get(file_id, account_id)
+        with self.database.write() as connection:
+            connection.execute(delete(tables.files).where(tables.files.c.id == file_id))
+
+    def adopt(
+        self, values: Mapping[str, Any], account_id: str, fields: Collection[str]
+    ) -> Mapping[str, Any]:
+        """Return an input with the data URIs in its file fields kept as files.
+
+        Call it once the input is valid and before the prediction is made, which then owns
+        the files. Links to files of ours are looked up, so that a wrong one is refused now.
+
+        Raises:
+            InputError: a data URI cannot be read, a file of ours is not there, or a value
+                has the form in which we keep files.
+            TooLargeError: a file has more bytes than are taken.
+        """
+        _refuse_kept_files(values)
+        adopted = {
+            name: self._adopt(value, account_id) for name, value in values.items() if name in fields
+        }
+        return {**values, **adopted}
+
+    def reference(self, file: FileRecord) -> dict[str, Any]:
+        """Return a file as inputs and outputs hold it."""
+        return {FILE_KEY: file.id, "name": file.name, "type": file.content_type, "size": file.size}
+
+    def _adopt(self, value: Any, account_id: str) -> Any:
+        if isinstance(value, list | tuple):
+            return [self._adopt(item, account_id) for item in value]
+        if not isinstance(value, str):
+            return value
+        if is_data_uri(value):
+            data, kind = decode_data_uri(value)
+            file = self.keep(account_id, None, data, content_type=kind, lifetime=_UNCLAIMED_FOR)
+            return self.reference(file)
+        if found := self.links.own_file(value):
+            self._look_up(*found, account_id)
+        return value
+
+    def _look_up(self, file_id: str, public: bool, account_id: str) -> None:  # noqa: FBT001
+        try:
+            self.get(file_id, None if public else account_id)
+        except NotFoundError as error:
+            raise InputError("The input names a file of this server that is not there.") from error
+
+    def _expired(self, time: datetime | None) -> bool:
+        return time is not None and time <= self.clock()
+
+
+def _refuse_kept_files(value: Any) -> None:
+    if isinstance(value, Mapping):
+        if FILE_KEY in value:
+            raise InputError(f"An input holds no {FILE_KEY!r}; give a URL.")
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            _refuse_kept_files(item)

@@ -1,0 +1,257 @@
+"""Links and JSON objects that clients see."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import SplitResult, quote, urlsplit
+
+from tegula.server.db import FILE_KEY, Prediction, State
+
+# Capabilities: names that prove by a signature that this server gave them out.
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Signs names for one purpose each, so that a link to one thing opens no other."""
+
+    key: bytes = field(repr=False)
+
+    def token(self, purpose: str, name: str) -> str:
+        """Return ``name.signature``, fit for the path of a URL."""
+        return f"{name}.{self._signature(purpose, name)}"
+
+    def name_of(self, purpose: str, token: str) -> str | None:
+        """Return the name in a token, or None if we never signed it for this purpose."""
+        name, _, signature = token.rpartition(".")
+        expected = self._signature(purpose, name)
+        same = hmac.compare_digest(signature.encode(), expected.encode())
+        return name if same else None
+
+    def download(self, owner: str, file_id: str, expiry: int) -> str:
+        """Return the signature of a file's download in the API's form: base64 of an HMAC."""
+        text = f"{owner} {file_id} {expiry}"
+        return base64.b64encode(self._digest("download", text)).decode()
+
+    def _signature(self, purpose: str, name: str) -> str:
+        return base64.urlsafe_b64encode(self._digest(purpose, name)[:24]).decode()
+
+    def _digest(self, purpose: str, name: str) -> bytes:
+        key = hmac.digest(self.key, purpose.encode(), hashlib.sha256)
+        return hmac.digest(key, name.encode(), hashlib.sha256)
+
+
+# Addresses of what the server holds, and what an address of ours stands for.
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_PORTS = {"http": 80, "https": 443}
+_FILE_PATH = re.compile(r"(?:/v1)*/files/([0-9a-z]+)(?:/download)?/?")
+_OUTPUT_PATH = re.compile(r"/o/([^/]+)/[^/]*")
+
+
+@dataclass(frozen=True)
+class Links:
+    """Makes and reads the addresses of one server.
+
+    public_url: how clients reach it, without ``/v1``.
+    aliases: its other addresses.
+    """
+
+    public_url: str
+    signer: Signer
+    aliases: tuple[str, ...] = ()
+
+    def prediction(self, prediction_id: str) -> str:
+        """Return where a prediction is got."""
+        return f"{self.public_url}/v1/predictions/{prediction_id}"
+
+    def cancel(self, prediction_id: str) -> str:
+        """Return where a prediction is cancelled."""
+        return f"{self.prediction(prediction_id)}/cancel"
+
+    def web(self, prediction_id: str) -> str:
+        """Return the page of a prediction."""
+        return f"{self.public_url}/p/{prediction_id}"
+
+    def stream(self, prediction_id: str) -> str:
+        """Return where the events of a prediction are streamed, without authentication.
+
+        JavaScript's client takes outputs for files only under ``/v1/files/``.
+        """
+        return f"{self.public_url}/v1/files/streams/{self.signer.token('stream', prediction_id)}"
+
+    def file(self, file_id: str) -> str:
+        """Return where an uploaded file is described; its owner alone may read it."""
+        return f"{self.public_url}/v1/files/{file_id}"
+
+    def output(self, file: Mapping[str, Any]) -> str:
+        """Return where everybody who has the link reads a kept file.
+
+        Args:
+            file: a file as inputs and outputs hold it, see ``FILE_KEY``.
+        """
+        token = self.signer.token("output", file[FILE_KEY])
+        return f"{self.public_url}/o/{token}/{quote(file['name'])}"
+
+    def streamed(self, token: str) -> str | None:
+        """Return the id of the prediction that a stream's token opens."""
+        return self.signer.name_of("stream", token)
+
+    def opened(self, token: str) -> str | None:
+        """Return the id of the file that an output's token opens."""
+        return self.signer.name_of("output", token)
+
+    def resolve(self, value: Any) -> Any:
+        """Return a JSON value with each kept file in it replaced by its link."""
+        if isinstance(value, Mapping):
+            if FILE_KEY in value:
+                return self.output(value)
+            return {key: self.resolve(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.resolve(item) for item in value]
+        return value
+
+    def own_file(self, url: str) -> tuple[str, bool] | None:
+        """Return the id of the file of ours that a URL names, or None if it is not ours.
+
+        The second part says whether the URL opens it to everybody.
+        """
+        try:
+            parts = urlsplit(url)
+            if not any(_same_server(parts, urlsplit(base)) for base in self._bases):
+                return None
+        except ValueError:
+            return None
+        path = parts.path
+        for base in self._bases:
+            path = path.removeprefix(urlsplit(base).path.rstrip("/"))
+        if match := _FILE_PATH.fullmatch(path):
+            return match[1], False
+        if (match := _OUTPUT_PATH.fullmatch(path)) and (name := self.opened(match[1])):
+            return name, True
+        return None
+
+    @property
+    def _bases(self) -> tuple[str, ...]:
+        return (self.public_url, *self.aliases)
+
+
+def _same_server(one: SplitResult, other: SplitResult) -> bool:
+    """Whether both reach the same server; the names of the loopback are all the same."""
+    if one.scheme not in _PORTS or _port(one) != _port(other):
+        return False
+    hosts = {one.hostname or "", other.hostname or ""}
+    return len(hosts) == 1 or hosts <= _LOOPBACK
+
+
+def _port(parts: SplitResult) -> int | None:
+    return parts.port or _PORTS.get(parts.scheme)
+
+
+# A prediction as the HTTP API shows it: one rendering for answers and webhooks.
+
+Inline = Callable[[Mapping[str, Any]], str | None]
+"""Given a kept file, return its data URI, or None to give a link."""
+
+
+def timestamp(time: datetime | None) -> str | None:
+    """Return RFC 3339 in UTC with milliseconds, which every client can read."""
+    if time is None:
+        return None
+    text = time.astimezone(timezone.utc).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
+
+
+def prediction_object(
+    prediction: Prediction,
+    links: Links,
+    *,
+    strict_statuses: bool = False,
+    inline: Inline | None = None,
+) -> dict[str, Any]:
+    """Return the JSON object of a prediction.
+
+    Args:
+        prediction: the row.
+        links: makes its addresses.
+        strict_statuses: show ``aborted`` as such and not as ``canceled``.
+        inline: gives small outputs as data URIs.
+    """
+    removed = prediction.data_removed
+    shown = {
+        "id": prediction.id,
+        "model": prediction.model,
+        "version": prediction.version,
+        "input": links.resolve(prediction.input),
+        "output": _output(prediction.output, links, inline),
+        "logs": None if removed else prediction.logs,
+        "error": prediction.error,
+        "status": _status(prediction.status, strict=strict_statuses),
+        "source": prediction.source,
+        "data_removed": removed,
+        "created_at": timestamp(prediction.created_at),
+        "started_at": timestamp(prediction.started_at),
+        "completed_at": timestamp(prediction.completed_at),
+        "metrics": _metrics(prediction),
+        "urls": _urls(prediction.id, links),
+    }
+    return {**shown, **_where_applicable(prediction)}
+
+
+def compact_json(value: Any) -> str:
+    """Return JSON as JavaScript writes it, so that a parsed webhook verifies there too."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _output(output: Any, links: Links, inline: Inline | None) -> Any:
+    if inline is not None and isinstance(output, Mapping) and FILE_KEY in output:
+        return inline(output) or links.output(output)
+    if isinstance(output, Mapping) and FILE_KEY not in output:
+        return {key: _output(value, links, inline) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        return [_output(item, links, inline) for item in output]
+    return links.resolve(output)
+
+
+def _status(state: State, *, strict: bool) -> str:
+    """Several clients know no ``aborted`` and would wait for ever."""
+    shown = State.CANCELED if state is State.ABORTED and not strict else state
+    return shown.value
+
+
+def _metrics(prediction: Prediction) -> dict[str, float]:
+    if prediction.completed_at is None:
+        return {"progress": round(prediction.progress, 4)} if prediction.started_at else {}
+    total = (prediction.completed_at - prediction.created_at).total_seconds()
+    metrics = {"total_time": round(total, 6)}
+    if prediction.predict_seconds is not None:
+        metrics["predict_time"] = round(prediction.predict_seconds, 6)
+    return metrics
+
+
+def _urls(prediction_id: str, links: Links) -> dict[str, str]:
+    return {
+        "get": links.prediction(prediction_id),
+        "cancel": links.cancel(prediction_id),
+        "web": links.web(prediction_id),
+        "stream": links.stream(prediction_id),
+    }
+
+
+def _where_applicable(prediction: Prediction) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    if prediction.deployment is not None:
+        shown["deployment"] = prediction.deployment
+    if prediction.deadline is not None:
+        shown["deadline"] = timestamp(prediction.deadline)
+    if prediction.webhook is not None:
+        shown["webhook"] = prediction.webhook
+        shown["webhook_events_filter"] = list(prediction.webhook_events)
+    return shown

@@ -1,1 +1,0 @@
-"""The steps of an upscale: prepare, prescale, refine, finish."""

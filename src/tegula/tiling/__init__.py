@@ -1,1 +1,0 @@
-"""Windows and canvases: integers and numpy, no torch."""
