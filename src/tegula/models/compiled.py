@@ -43,6 +43,7 @@ from tegula.models.device import (
 # there is none. Importing the compiler takes longer than importing torch itself, and most
 # runs compile nothing.
 
+__all__ = ["diffusers"]
 _COMPILER = "torch._dynamo"
 
 
@@ -60,7 +61,7 @@ def _without_compiler() -> Iterator[None]:
 
 
 with _without_compiler():
-    import diffusers as diffusers
+    import diffusers
     import diffusers.utils.torch_utils  # noqa: F401
 
 
