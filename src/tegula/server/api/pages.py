@@ -140,7 +140,7 @@ def _inline(text: str) -> str:
 
 router = APIRouter(include_in_schema=False)
 
-_WEB = Path(__file__).parents[2] / "web"
+_WEB = Path(__file__).parents[1] / "web"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _POLICY = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
