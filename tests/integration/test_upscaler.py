@@ -16,7 +16,7 @@ from tegula.models.prescalers import Prescaler, list_prescalers
 from tegula.models.sd15.tiny import tiny_bundle
 from tegula.progress import STAGES
 
-GOLDEN = Path(__file__).parent / "data" / "golden-tiny.png"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden-tiny.png"
 QUICK = {"prescaler": "lanczos", "steps": 4, "creativity": 0.5, "seed": 3}
 
 

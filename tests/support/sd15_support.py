@@ -54,3 +54,16 @@ def result(bundle):
         slice(0, 1),
     )
     return bundle.autoencoder.decode(bundle.denoiser(batch), control)
+
+
+def batch_of(bundle, rows, *, guess_mode=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.rand(rows, 3, 64, 64, generator=generator)
+    return WindowBatch(
+        torch.randn(rows, 4, 8, 8, generator=generator),
+        torch.arange(rows) * 10 + 300,
+        bundle.text.encode(["a cat"] * rows),
+        bundle.denoiser.embed_control(ControlImage(pictures, pictures)),
+        ControlScale(0.7, guess_mode=guess_mode),
+        slice(rows // 2 if guess_mode else 0, rows),
+    )

@@ -18,7 +18,7 @@ from tegula.errors import ImageError, InputError, PathError, TooLargeError
 from tegula.images.metadata import estimate_quality
 from tegula.images.open import Picture, decode
 
-SUITE = Path(__file__).parent / "data" / "pngsuite"
+SUITE = Path(__file__).parents[1] / "data" / "pngsuite"
 LIMIT = 1_000_000
 VALID = sorted(path.name for path in SUITE.glob("[!x]*.png"))
 CORRUPT = sorted(path.name for path in SUITE.glob("x*.png"))

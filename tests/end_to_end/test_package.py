@@ -9,7 +9,7 @@ import pytest
 
 import tegula
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_public_name_is_there():

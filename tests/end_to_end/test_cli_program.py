@@ -22,7 +22,7 @@ from tegula.models import device as devices
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "cv2", "rich")
 OF_THE_SERVER = {"fetch", "service", "not_found", "conflict", "busy", "worker"}
-DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
+DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
 def errors_of_the_tree():

@@ -1,7 +1,7 @@
 """Installs the clients that the conformance tests drive.
 
-    python tests/clients/install.py FOLDER
-    TEGULA_CLIENTS=FOLDER pytest tests/test_clients.py
+    python tests/end_to_end/clients/install.py FOLDER
+    TEGULA_CLIENTS=FOLDER pytest tests/end_to_end/test_clients.py
 
 Needs node with npm; each Python client gets a virtual environment of its own. Without
 TEGULA_CLIENTS the tests install into the user's cache by themselves.

@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sd15_support import batch_of
 from support import options, photograph
 
 from tegula.errors import OptionError
 from tegula.models import compiled as compiling
-from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
 from tegula.models.compiled import StaticDenoiser, compile_bundle, static_runs, static_sizes
 from tegula.models.sd15.tiny import tiny_bundle
 from tegula.pipeline.refine import refine_canvas
@@ -47,19 +47,6 @@ class Spy:
         if len(batch.latents) > self.most:
             raise torch.OutOfMemoryError("out of memory")
         return self.denoiser(batch)
-
-
-def batch_of(bundle, rows, *, guess_mode=False, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    pictures = torch.rand(rows, 3, 64, 64, generator=generator)
-    return WindowBatch(
-        torch.randn(rows, 4, 8, 8, generator=generator),
-        torch.arange(rows) * 10 + 300,
-        bundle.text.encode(["a cat"] * rows),
-        bundle.denoiser.embed_control(ControlImage(pictures, pictures)),
-        ControlScale(0.7, guess_mode=guess_mode),
-        slice(rows // 2 if guess_mode else 0, rows),
-    )
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def test_mini_takes_no_few_step_lora_but_goes_on_with_what_is_automatic(tmp_path
 
 
 def test_the_page_lists_every_recipe():
-    page = (Path(__file__).parents[1] / "docs" / "stable-diffusion.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "stable-diffusion.md").read_text("utf-8")
     for known in RECIPES:
         row = f"| `{known.name}` | `{known.file}` | {known.repo} | {known.scheduler} "
         assert f"{row}| {known.steps} | {known.guidance_scale:g} |" in page

@@ -25,7 +25,7 @@ from serve_support import free_port
 import tegula
 from tegula.catalog import find, openapi_schema
 
-PACKAGE = Path(__file__).parents[1] / "cog"
+PACKAGE = Path(__file__).parents[2] / "cog"
 CONFIG = yaml.safe_load((PACKAGE / "cog.yaml").read_text(encoding="utf-8"))
 PHOTO = f"data:image/png;base64,{base64.b64encode(photograph()).decode()}"
 

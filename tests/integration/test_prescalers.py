@@ -24,7 +24,7 @@ from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
 from tegula.pipeline.prescale import run_network
 
 CPU = torch.device("cpu")
-REFERENCE = Path(__file__).parent / "data" / "prescaler_reference.npz"
+REFERENCE = Path(__file__).parents[1] / "data" / "prescaler_reference.npz"
 VIDEO = "realesrgan-animevideov3"
 PHOTO = "tegula-photo"
 NETS = [f.name for f in list_prescalers() if f.factor and f.name != PHOTO]

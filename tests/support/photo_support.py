@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SIZE = (64, 48)
-_CAT = Path(__file__).parents[1] / "examples" / "cat.jpg"
+_CAT = Path(__file__).parents[2] / "examples" / "cat.jpg"
 
 
 def photograph(size: tuple[int, int] = SIZE) -> bytes:

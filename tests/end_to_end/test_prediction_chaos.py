@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import chaos_support
 import pytest
 from chaos_support import open_chaos_store, serve, supervisor_of
 from receiver_support import receiving
@@ -44,7 +45,7 @@ def said(pipe):
 
 @pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
 def test_nothing_accepted_is_lost_or_done_twice(tmp_path, kills, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the preloading
+    monkeypatch.setenv("PYTHONPATH", str(Path(chaos_support.__file__).parent))  # for the preloading
     moments, accepted = random.Random(5), []
     with receiving() as receiver:
         for _ in range(kills):

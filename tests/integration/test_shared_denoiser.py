@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from sd15_support import batch_of
 from support import photograph
-from test_compiling import batch_of
 
 from tegula.errors import CancelledError, InputError
 from tegula.images.pixels import to_image
