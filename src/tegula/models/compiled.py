@@ -62,7 +62,7 @@ def _without_compiler() -> Iterator[None]:
 
 with _without_compiler():
     import diffusers
-    import diffusers.utils.torch_utils  # noqa: F401
+    import diffusers.utils.torch_utils
 
 
 def uncompiled() -> AbstractContextManager[object]:
