@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from tegula.models.bundle import Bundle
 from tegula.models.sd15.facts import SCHEDULER
 from tegula.models.sd15.parts import Identity, Networks, assemble
-from tegula.models.sd15.tiny import tiny_networks
+from tests.tiny.networks import tiny_networks
 
 _LEVELS: dict[str, Any] = {
     "block_out_channels": (64, 128, 192),

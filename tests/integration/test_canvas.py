@@ -10,10 +10,10 @@ from support import options, photograph
 
 from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemoryError
 from tegula.models.bundle import Bundle, ControlImage
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.pipeline import autoencoder as tiled_autoencoder
 from tegula.pipeline.autoencoder import AutoencoderTiling
 from tegula.pipeline.refine import refine_canvas
+from tests.tiny.networks import tiny_bundle
 
 WIDE = (150, 110)
 """Three by two windows of 64 px, with sides that 8 does not divide."""

@@ -14,8 +14,8 @@ from support import options, photograph
 
 from tegula.models.sd15.facts import SCHEDULER
 from tegula.models.sd15.networks import SdAutoencoder, make_denoiser
-from tegula.models.sd15.tiny import tiny_bundle, tiny_networks
 from tegula.pipeline.refine import refine_canvas
+from tests.tiny.networks import tiny_bundle, tiny_networks
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,

@@ -12,9 +12,9 @@ from support import photograph
 from tegula.catalog import find, run, validate
 from tegula.cli.program import PROGRAM
 from tegula.errors import CancelledError, ImageError, TooLargeError
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.options import UpscaleOptions
 from tegula.upscaler import Upscaler
+from tests.tiny.networks import tiny_bundle
 
 QUICK = {
     "tegula/upscale": (2, "png"),

@@ -12,8 +12,8 @@ from tegula import upscaler as upscaler_module
 from tegula.errors import CancelledError, MissingWeightsError
 from tegula.images.encode import read_settings
 from tegula.images.open import decode, upright_size
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.upscaler import Upscaler
+from tests.tiny.networks import tiny_bundle
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from support import options, photograph
 from tegula.errors import OptionError
 from tegula.models import compiled as compiling
 from tegula.models.compiled import StaticDenoiser, compile_bundle, static_runs, static_sizes
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.pipeline.refine import refine_canvas
+from tests.tiny.networks import tiny_bundle
 
 SIZES = st.lists(st.integers(1, 32), min_size=1, max_size=3)
 

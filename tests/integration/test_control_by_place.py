@@ -15,7 +15,6 @@ from tegula.cli.program import PROGRAM
 from tegula.errors import OptionError
 from tegula.images.adjust import flatness, margins, scale_detail, sharpen, unwrapped, wrapped
 from tegula.images.open import inverted, read_mask
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.options import (
     PlacedRegion,
     RedrawOptions,
@@ -29,6 +28,7 @@ from tegula.pipeline.refine import refine_canvas
 from tegula.pipeline.sampler import blend_weights, first_steps
 from tegula.pipeline.windows import Window, count_told, prompt_shares
 from tegula.upscaler import Upscaler
+from tests.tiny.networks import tiny_bundle
 
 WIDTH, HEIGHT = 192, 128
 REDRAW = RedrawOptions(tile_width=64, tile_height=64, tile_padding=16, tile_blur=3)

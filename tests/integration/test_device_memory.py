@@ -12,10 +12,10 @@ from tegula.errors import OutOfMemoryError
 from tegula.models import compiled as running
 from tegula.models.bundle import ControlImage
 from tegula.models.device import MOST_WINDOWS, SHARE, side_that_fits, windows_that_fit
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.pipeline import autoencoder as tiled_autoencoder
 from tegula.pipeline.autoencoder import AutoencoderTiling
 from tegula.pipeline.refine import window_batch
+from tests.tiny.networks import tiny_bundle
 
 BYTES = st.integers(0, 10**12)
 

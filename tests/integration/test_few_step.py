@@ -21,10 +21,10 @@ from tegula.models.load import load_bundle
 from tegula.models.sd15.facts import PRESETS, SCHEDULER
 from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.lora import RECIPES, FewStepRecipe, choose, recipe_of
-from tegula.models.sd15.tiny import tiny_bundle, tiny_networks
 from tegula.options import SCHEDULERS
 from tegula.pipeline.refine import refine_canvas
 from tegula.upscaler import Upscaler
+from tests.tiny.networks import tiny_bundle, tiny_networks
 
 pytestmark = pytest.mark.usefixtures("offline")
 

@@ -12,11 +12,11 @@ from tegula.errors import NumericalError
 from tegula.images.adjust import flatness
 from tegula.models.bundle import ControlScale, SplitDenoiser
 from tegula.models.load import load_bundle
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.options import RedrawOptions
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import refine_canvas
 from tegula.pipeline.sampler import Guidance, Interval, Rows, key_levels, rows_of
+from tests.tiny.networks import tiny_bundle
 
 SIZE = (150, 110)
 """Three by two windows of 64 px."""

@@ -10,8 +10,8 @@ from support import options, photograph
 from tegula.errors import MissingExtraError, OptionError
 from tegula.models.compiled import made_ready
 from tegula.models.mini.bundle import load_mini
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.pipeline.refine import refine_canvas
+from tests.tiny.networks import tiny_bundle
 
 CPU = torch.device("cpu")
 

@@ -18,10 +18,10 @@ from tegula.calibrating import calibrate, started
 from tegula.calibration import Calibration, Setting
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
 from tegula.models.prescalers import load_prescaler
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.pipeline.refine import refine_canvas
 from tegula.plan import Counter, bundle_cost, prescaler_flops
 from tegula.progress import Reporter
+from tests.tiny.networks import tiny_bundle
 
 MEASURED = Calibration(
     prescalers={"lanczos": 1e9, "slow": 1e8},

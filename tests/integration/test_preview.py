@@ -17,13 +17,13 @@ from tegula.models.mini.bundle import SCHEDULER as MINI
 from tegula.models.sd15.facts import LIGHT_VAE, SCHEDULER
 from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.networks import SdAutoencoder
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.options import SCHEDULERS, RedrawOptions, UpscaleOptions
 from tegula.pipeline import refine as preview
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import refine_canvas
 from tegula.pipeline.schedulers import ScheduleChoice, make_schedule
 from tegula.upscaler import Upscaler
+from tests.tiny.networks import tiny_bundle
 
 REDRAW = RedrawOptions(tile_width=64, tile_height=64, tile_padding=16, tile_blur=3)
 

@@ -7,8 +7,8 @@ from support import options, photograph
 from tegula.errors import OptionError
 from tegula.models import device as processor
 from tegula.models.device import ProcessorChoice, choose, lay_out, processor_choice
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.pipeline.refine import refine_canvas
+from tests.tiny.networks import tiny_bundle
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,11 @@ from support import options, photograph
 
 from tegula.errors import CancelledError
 from tegula.models.prescalers import load_prescaler
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.options import RedrawOptions
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import refine_canvas
 from tegula.plan import Costs, bundle_cost, make_plan, prescaler_flops
+from tests.tiny.networks import tiny_bundle
 
 SMALL = RedrawOptions(
     tile_width=64, tile_height=64, tile_padding=16, tile_blur=3, seam_fix_width=24, seam_fix_blur=3

@@ -16,7 +16,7 @@ from tegula.models import hub
 from tegula.models import load as registry
 from tegula.models.hub import HubRepository, RemoteFile
 from tegula.models.sd15 import facts
-from tegula.models.sd15.tiny_files import save_tiny
+from tests.tiny.files import save_tiny
 
 NAME = "realistic-vision-5.1"
 

@@ -11,7 +11,7 @@ from tegula.models.sd15.facts import SCHEDULER
 from tegula.models.sd15.files import read_json
 from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.parts import STANDARD_CONFIG
-from tegula.models.sd15.tiny import tiny_bundle, tiny_networks
+from tests.tiny.networks import tiny_bundle, tiny_networks
 
 pytestmark = pytest.mark.usefixtures("offline")
 

@@ -9,7 +9,7 @@ from sd15_support import changed_checkpoint, load_single_file, result
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError
 from tegula.models.sd15.load import load_sd15
-from tegula.models.sd15.tiny import tiny_bundle
+from tests.tiny.networks import tiny_bundle
 
 pytestmark = pytest.mark.usefixtures("offline")
 

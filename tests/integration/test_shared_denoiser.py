@@ -12,10 +12,10 @@ from support import photograph
 from tegula.errors import CancelledError, InputError
 from tegula.images.pixels import to_image
 from tegula.models.mini.bundle import load_mini
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.options import UpscaleOptions
 from tegula.pipeline.batches import SharedDenoiser
 from tegula.upscaler import Upscaler
+from tests.tiny.networks import tiny_bundle
 
 LONG = 20.0
 """Seconds that only a failing test waits."""

@@ -13,8 +13,8 @@ from tegula import UpscaleOptions, Upscaler
 from tegula.errors import CancelledError, ImageError, OptionError, TooLargeError
 from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler, list_prescalers
-from tegula.models.sd15.tiny import tiny_bundle
 from tegula.progress import STAGES
+from tests.tiny.networks import tiny_bundle
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden-tiny.png"
 QUICK = {"prescaler": "lanczos", "steps": 4, "creativity": 0.5, "seed": 3}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
 from tegula.models.sd15.load import load_sd15
-from tegula.models.sd15.tiny_files import TinyFiles, save_tiny
+from tests.tiny.files import TinyFiles, save_tiny
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tegula.models.sd15.facts import SCHEDULER
 from tegula.models.sd15.parts import Networks
-from tegula.models.sd15.tiny import tiny_networks, write_tokenizer
+from tests.tiny.networks import tiny_networks, write_tokenizer
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""Stable Diffusion's classes with some ten thousand random weights, built in memory.
-
-Made for tests: everything runs as with real weights, in milliseconds, and what comes
-out is noise that depends on every input.
-"""
+"""The tiny networks, built in memory."""
 
 from __future__ import annotations
 
