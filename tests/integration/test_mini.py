@@ -192,6 +192,10 @@ def test_another_precision_gives_nearly_the_same_prediction():
         ("[noise]", {"noisy": 1 / 1.1}),
         ("a VIVID picture", {"colourful": 1.0}),
         ("(sharp:9)", {"sharp": 2.0}),
+        ("(sharp:1.0)", {"sharp": 1.0}),
+        ("[sharp:1.5]", {"sharp": 1 / 1.1}),
+        ("(sharp:1.3, warm", {"sharp": 1.1, "warm": 1.1}),
+        ("[sharp:1.5), warm]", {"sharp": 1 / 1.1, "warm": 1 / 1.1}),
         ("sharp (", {"sharp": 1.0}),
         (r"\(sharp\)", {"sharp": 1.0}),
         ("", {}),
@@ -216,6 +220,7 @@ def test_unknown_words_are_named_once_and_stop_words_never():
     encoder = words.WordEncoder(CPU, torch.float32)
     ignored = encoder.ignored_words("a sharp photo of a castle, the castle on (fire:1.2)")
     assert ignored == ("castle", "fire")
+    assert encoder.ignored_words("[sharp:1.5], 16:9") == ()
 
 
 def test_every_synonym_leads_to_a_known_word():

@@ -1,11 +1,12 @@
 import itertools
 import re
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tegula.models.sd15.text import parse_prompt
+from tegula.models.prompt import parse_prompt
 
 
 def pieces(prompt):
@@ -24,10 +25,18 @@ def pieces(prompt):
         ("(a (red:2) cat:0.5)", [("a ", 0.5), ("red", 1), (" cat", 0.5)]),
         ("(red: .5)", [("red", 0.5)]),
         ("(red:-1)", [("red", -1)]),
+        ("(red:1.0)", [("red", 1)]),
     ],
 )
 def test_brackets_weigh_what_they_hold(prompt, expected):
     assert pieces(prompt) == expected
+
+
+@pytest.mark.parametrize("prompt", ["(a" * 5000, ":" + "1" * 50_000])
+def test_a_long_prompt_takes_no_longer_than_its_length_says(prompt):
+    start = time.monotonic()
+    parse_prompt(prompt)
+    assert time.monotonic() - start < 5
 
 
 def test_escaped_brackets_are_text():

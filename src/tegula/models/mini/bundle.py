@@ -28,14 +28,14 @@ from tegula.models.mini.network import (
     NetworkShape,
     prepare,
 )
+from tegula.models.prompt import parse_prompt
 from tegula.options import PresetValues
 
 # mini's words: a fixed vocabulary of what can be read off a picture itself.
 #
 # mini was never shown what things are called, so a prompt steers quality, light, colour
 # and texture alone. A prompt becomes one row of weights, one per known word: 1 where the
-# word stands, more or less where ``(word:1.3)``, ``(word)`` or ``[word]`` says so, in the
-# notation of AUTOMATIC1111's web UI.
+# word stands, more or less where brackets say so (``tegula.models.prompt``).
 
 VOCABULARY = (
     # quality, learned from damaged and clean targets
@@ -78,33 +78,17 @@ STOP_WORDS = frozenset(
     )
 )  # fmt: skip
 HEAVIEST = 2.0
-_TOKENS = re.compile(r"\\.|[()\[\]]|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*(?=\))|[^\W_]+", re.UNICODE)
-_EMPHASIS = {"(": 1.1, "[": 1 / 1.1}
+_WORD = re.compile(r"[^\W_]+")
 
 
 def weighted_words(prompt: str) -> list[tuple[str, float]]:
-    """Return the words of a prompt in lower case, each with its weight.
-
-    A stray or unclosed bracket is read as if it were not there.
-    """
-    words: list[tuple[str, float]] = []
-    open_brackets: list[tuple[str, int]] = []
-    number = 1.0
-    for part in _TOKENS.findall(prompt):
-        if part in "([":
-            open_brackets.append((part, len(words)))
-        elif part in ")]":
-            wanted = "(" if part == ")" else "["
-            if open_brackets and open_brackets[-1][0] == wanted:
-                start = open_brackets.pop()[1]
-                factor = number if number != 1.0 else _EMPHASIS[wanted]
-                words[start:] = [(w, weight * factor) for w, weight in words[start:]]
-            number = 1.0
-        elif part.startswith(":"):
-            number = float(part[1:])
-        elif not part.startswith("\\"):
-            words.append((part.lower(), 1.0))
-    return words
+    """Return the words of a prompt in lower case, each with its weight; numbers are none."""
+    return [
+        (word.lower(), stretch.weight)
+        for stretch in parse_prompt(prompt)
+        for word in _WORD.findall(stretch.text)
+        if not word.isdecimal()
+    ]
 
 
 def known(word: str) -> str | None:
