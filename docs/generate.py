@@ -12,6 +12,7 @@ from tegula.models.mini.bundle import CONFIG_FILE, WEIGHTS, read_config
 from tegula.models.sd15.facts import PRESETS as SD15
 from tegula.options import KNOBS, PRESETS, Knob, PresetValues, UpscaleOptions, plain
 from tegula.server.db import TRANSITIONS, State, Trigger
+from tegula.server.settings import describe_settings
 
 FOLDER = Path(__file__).parent
 
@@ -123,6 +124,21 @@ def with_diagram(page: str) -> str:
     return f"{before}{state_diagram()}{after}" if fence else page
 
 
+_SETTINGS_HEAD = "| setting | default | |\n|---|---|---|\n"
+
+
+def with_settings(page: str) -> str:
+    """Return a page with its table of the server's settings as the code has it now."""
+    before, head, rest = page.partition(_SETTINGS_HEAD)
+    if not head:
+        return page
+    rows = "".join(
+        f"| `{setting.name}` | {setting.default} | {setting.effect} |\n"
+        for setting in describe_settings()
+    )
+    return f"{before}{head}{rows}\n{rest.partition(chr(10) * 2)[2]}"
+
+
 def _row(name: str, knob: Knob, default: object) -> str:
     return f"| `{name}` | {_range(knob, default)} | {_default(knob, default)} | {knob.effect} |"
 
@@ -169,7 +185,7 @@ def main() -> None:
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page())
     server = FOLDER / "server.md"
-    server.write_text(with_diagram(server.read_text()))
+    server.write_text(with_settings(with_diagram(server.read_text())))
 
 
 if __name__ == "__main__":

@@ -1,66 +1,63 @@
-"""The folders of this platform, and writing files whole or not at all."""
+"""Where tegula keeps files on this machine, and how it writes them: whole or not at all.
+
+Three folders, each with an environment variable that moves it. The defaults are those that the
+platform has for such files; on Linux they follow the XDG base directory specification.
+
+========================  ==================  ================================================
+what                      variable            default on Linux
+========================  ==================  ================================================
+models that were fetched  ``TEGULA_MODELS``   ``~/.local/share/tegula/models``
+the server's data         ``TEGULA_FOLDER``   ``~/.local/share/tegula``
+caches                    ``TEGULA_CACHE``    ``~/.cache/tegula``
+========================  ==================  ================================================
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
-import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+import platformdirs
 
 from tegula.errors import PathError
 
-# The folders of this platform: for models, and for what can be made again.
-
 CACHE_VARIABLE = "TEGULA_CACHE"
 MODELS_VARIABLE = "TEGULA_MODELS"
+SERVER_VARIABLE = "TEGULA_FOLDER"
 
-
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of folder: its variable in the XDG specification, its default there and on macOS."""
-
-    xdg_variable: str
-    linux: str
-    macos: str
-
-
-_CACHE = _Kind("XDG_CACHE_HOME", ".cache", "Library/Caches")
-_DATA = _Kind("XDG_DATA_HOME", ".local/share", "Library/Application Support")
+# `appauthor` and `opinion` keep Windows from adding an author's folder and a folder `Cache`.
 
 
 def cache_folder() -> Path:
-    """Return ``$TEGULA_CACHE``, or the folder for caches of this platform."""
-    return _named(CACHE_VARIABLE) or _platform_folder(_CACHE)
+    """Return ``$TEGULA_CACHE``, or the platform's folder for files that can be made again."""
+    return _from_environment(CACHE_VARIABLE) or platformdirs.user_cache_path(
+        "tegula", appauthor=False, opinion=False
+    )
 
 
 def models_folder() -> Path:
-    """Return ``$TEGULA_MODELS``, or the folder for data of this platform."""
-    return _named(MODELS_VARIABLE) or _platform_folder(_DATA) / "models"
+    """Return ``$TEGULA_MODELS``, or ``models`` in the platform's folder for data."""
+    return _from_environment(MODELS_VARIABLE) or _data_folder() / "models"
 
 
-def _named(variable: str) -> Path | None:
+def server_folder() -> Path:
+    """Return ``$TEGULA_FOLDER``, or the platform's folder for data."""
+    return _from_environment(SERVER_VARIABLE) or _data_folder()
+
+
+def _data_folder() -> Path:
+    return platformdirs.user_data_path("tegula", appauthor=False)
+
+
+def _from_environment(variable: str) -> Path | None:
     path = os.environ.get(variable)
     return Path(path).expanduser() if path else None
 
 
-def _platform_folder(kind: _Kind) -> Path:
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = home / kind.macos
-    else:
-        base = Path(os.environ.get(kind.xdg_variable, home / kind.linux))
-    return base / "tegula"
-
-
-# Writing a file whole or not at all.
-
-
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whatever interrupts.
+    """Write a file so that whatever interrupts leaves either the old file or the new one.
 
     Pipes and devices, such as /dev/stdout, are written to directly.
 
@@ -68,7 +65,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         PathError: the path is a folder, or cannot be written.
     """
     try:
-        target = Path(os.path.realpath(path))
+        target = Path(os.path.realpath(path))  # a link stays a link; what it points to is replaced
         if target.is_dir():
             raise PathError(f"{path} is a folder; give the name of a file.")
         if target.exists() and not target.is_file():
@@ -87,7 +84,7 @@ def _replace(target: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, leaves no part behind
         part.unlink(missing_ok=True)
         raise
 

@@ -13,7 +13,7 @@ from api_support import DATA_URI, Server, open_server
 from starlette.exceptions import HTTPException
 
 from tegula.server.api.gate import _Body, normalise, parse_cancel_after, parse_prefer
-from tegula.server.settings import JsonLines, about
+from tegula.server.settings import JsonLines, log_context
 
 NOBODY = {"authorization": ""}
 
@@ -211,7 +211,7 @@ def test_a_log_line_is_json_with_the_prediction():
 
 def test_every_line_within_a_block_names_what_the_block_is_about():
     record = logging.LogRecord("x", logging.INFO, "f", 1, "deep inside", (), None)
-    with about(prediction="abc", account="ana"), about(prediction="def"):
+    with log_context(prediction="abc", account="ana"), log_context(prediction="def"):
         line = json.loads(JsonLines().format(record))
     assert (line["prediction"], line["account"]) == ("def", "ana")
     assert "prediction" not in json.loads(JsonLines().format(record))

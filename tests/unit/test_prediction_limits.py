@@ -1,17 +1,12 @@
-"""Limits of tokens, and the settings of an operator."""
+"""Rate limits of tokens."""
 
 from __future__ import annotations
 
-import json
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from store_support import TurnedClock
 
-from tegula.errors import OptionError, PathError
 from tegula.server.api.gate import RateLimiter
-from tegula.server.settings import ServerSettings, load_settings
 
 
 def limiter(clock, **per_minute):
@@ -57,36 +52,3 @@ def test_no_minute_takes_more_than_a_full_bucket_and_what_flows_in(pauses):
 def test_no_limit_is_no_limit():
     limits = limiter(TurnedClock(), create=0)
     assert all(limits.take("token", "create").allowed for _ in range(2000))
-
-
-def test_the_environment_goes_before_the_file(tmp_path):
-    file = tmp_path / "tegula.json"
-    file.write_text(json.dumps({"retention_seconds": 5, "bundle": "sd15"}))
-    environment = {"TEGULA_RETENTION_SECONDS": "0", "TEGULA_FETCH_PORTS": "80, 8080", "HOME": "x"}
-    settings = load_settings(file, environment)
-    assert (settings.retention_seconds, settings.bundle) == (0, "sd15")
-    assert settings.fetch_ports == (80, 8080)
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("RETENTION_SECONDS", "soon"), ("NO_AUTH", "perhaps"), ("FETCH_PORTS", "80,x"),
-     ("RETENTION_SECONDS", "-1"), ("PUBLIC_URL", "tiles.example.com")],
-)  # fmt: skip
-def test_settings_of_the_wrong_form_are_told_by_name(name, text):
-    with pytest.raises(OptionError, match=name.lower()):
-        load_settings(environment={f"TEGULA_{name}": text})
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"retention": 5}'])
-def test_a_file_that_is_no_settings_is_refused(tmp_path, text):
-    file = tmp_path / "tegula.json"
-    file.write_text(text)
-    with pytest.raises((OptionError, PathError)):
-        load_settings(file, {})
-
-
-def test_an_empty_list_allows_any_port_and_the_public_url_has_no_slash():
-    settings = load_settings(environment={"TEGULA_FETCH_PORTS": ""})
-    assert settings.fetch_ports == ()
-    assert ServerSettings(public_url="https://a.example/").public_url == "https://a.example"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import ipaddress
 import signal
 import sys
@@ -61,12 +60,11 @@ def read_settings(config: Path | None, folder: Path | None, **others: Any) -> Se
         MissingExtraError: the server's packages are not installed.
         PathError, OptionError: a setting is wrong.
     """
-    import dataclasses
-
     try:
         import alembic  # noqa: F401
         import fastapi  # noqa: F401
         import httpcore  # noqa: F401
+        import pydantic_settings  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
@@ -75,7 +73,7 @@ def read_settings(config: Path | None, folder: Path | None, **others: Any) -> Se
     from tegula.server.settings import load_settings
 
     given = {name: value for name, value in {**others, "folder": folder}.items() if value}
-    return dataclasses.replace(load_settings(config), **given)
+    return load_settings(config, **given)
 
 
 # `tegula tokens`: who may use the server.
@@ -205,7 +203,43 @@ class _Graceful:
         self.supervisor.stop(self.seconds)
 
 
-@click.command(name="serve", help=_HELP)
+class _Serve(click.Command):
+    """Describes the settings in ``--help`` with the words of ``ServerSettings``.
+
+    They are read only then: the class needs packages that other commands do without.
+    """
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, and then what only the file and the environment set."""
+        try:
+            from tegula.server.settings import describe_settings
+        except ImportError:
+            super().format_options(ctx, formatter)
+            return
+        settings = {setting.name: setting for setting in describe_settings()}
+        for parameter in self.params:
+            setting = settings.pop(_SETTING_OF_OPTION.get(parameter.name or "", ""), None)
+            if setting and isinstance(parameter, click.Option):
+                parameter.help = setting.effect
+        super().format_options(ctx, formatter)
+        rows = [
+            (f"TEGULA_{name.upper()}", f"{setting.effect}  [default: {setting.default}]")
+            for name, setting in settings.items()
+        ]
+        with formatter.section("Other settings (environment, or in lower case in --config)"):
+            formatter.write_dl(rows)
+
+
+_SETTING_OF_OPTION = {
+    "public_url": "public_url",
+    "bundle": "bundle",
+    "device": "devices",
+    "folder": "folder",
+    "no_auth": "no_auth",
+}
+
+
+@click.command(name="serve", help=_HELP, cls=_Serve)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--public-url", help="How clients reach the server, without /v1.")
@@ -270,13 +304,13 @@ def check_address(settings: ServerSettings, address: Address, *, force: bool) ->
         return settings
     if address.wildcard:
         raise OptionError("Say with --public-url how clients reach the server.")
-    return dataclasses.replace(settings, public_url=address.url)
+    return settings.model_copy(update={"public_url": address.url})
 
 
 def _default_public_url() -> str:
     from tegula.server.settings import ServerSettings
 
-    return str(ServerSettings.__dataclass_fields__["public_url"].default)
+    return str(ServerSettings.model_fields["public_url"].default)
 
 
 def serve(

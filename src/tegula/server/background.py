@@ -21,7 +21,7 @@ from tegula.server import db as tables
 from tegula.server.db import WebhookDelivery
 from tegula.server.fetch import Answer, Fetcher
 from tegula.server.queue import forget
-from tegula.server.settings import about
+from tegula.server.settings import log_context
 from tegula.server.store import Store
 from tegula.server.webhooks import signed_headers
 
@@ -245,7 +245,7 @@ class Deliverer:
         return reserved
 
     def _send(self, delivery: WebhookDelivery) -> None:
-        with about(prediction=delivery.prediction_id, account=delivery.account_id):
+        with log_context(prediction=delivery.prediction_id, account=delivery.account_id):
             try:
                 self._attempt(delivery)
             except Exception:

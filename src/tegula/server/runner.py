@@ -35,7 +35,7 @@ from tegula.server.engine import (
     Quiet,
     Started,
 )
-from tegula.server.settings import about, log_as_json
+from tegula.server.settings import log_as_json, log_context
 
 if TYPE_CHECKING:
     from tegula.upscaler import Upscaler
@@ -154,7 +154,7 @@ def _open(spec: RunnerSpec, device: str) -> Runner:
 
 
 def _ended(runner: Runner, job: Job, emit: Emit, cancelled: Callable[[], bool]) -> EngineEvent:
-    with about(prediction=job.id):
+    with log_context(prediction=job.id):
         try:
             runner(job, emit, cancelled)
         except Exception as error:

@@ -1,127 +1,183 @@
-"""The server's log: one JSON object a line, with the prediction it is about."""
+"""What an operator sets, and the server's log.
+
+``ServerSettings`` is the one description of every setting: its name, type, bounds, default and
+what it does. Reading, checking, the table in docs/server.md and ``tegula serve --help`` follow
+from it.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-import os
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+from pythonjsonlogger.json import JsonFormatter
 
 from tegula.errors import OptionError, PathError
-
-# Everything an operator can set, read once from file and environment.
-
-PREFIX = "TEGULA_"
+from tegula.folders import server_folder
 
 MIB = 1 << 20
 
 
-def _default_folder() -> Path:
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(base) / "tegula"
+def _refuse_truth_values(value: Any) -> Any:
+    """Refuse true and false as numbers, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    return value
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerSettings:
-    """Settings of the server; each is read from ``TEGULA_`` and its name in capitals.
+def _split_at_commas(value: Any) -> Any:
+    if isinstance(value, str):
+        value = value.split(",")
+    if isinstance(value, list | tuple):
+        value = [item.strip() if isinstance(item, str) else item for item in value]
+        return tuple(item for item in value if item != "")
+    return value
 
-    public_url: how clients reach this server, without ``/v1``.
-    url_aliases: other addresses of this server; links with them count as our own.
-    folder: where files and, unless ``database_url`` says otherwise, the database lie.
-    database_url: an SQLAlchemy URL for SQLite or PostgreSQL.
-    no_auth: take every request as the account ``local``.
-    retention_seconds: how long a finished prediction keeps its data; 0 keeps it for good.
-    upload_seconds: how long an uploaded file is kept; 0 keeps it for good.
-    max_body_bytes, max_upload_bytes: caps on a JSON request and on an upload.
-    max_fetch_bytes, fetch_seconds: caps on fetching one input.
-    fetch_http, fetch_private: whether inputs may be fetched, and webhooks sent, over
-        plain HTTP, and to addresses in private networks.
-    fetch_ports: the only ports fetched from.
-    creates_per_minute, requests_per_minute: limits of a token.
-    max_waiting, max_waiting_seconds: predictions, and estimated seconds of work, that may
-        wait before new ones are refused.
-    run_seconds: a prediction that runs for longer is given up.
-    lease_seconds: how long a silent worker keeps what it claimed.
-    hang_seconds: a child process that gives no sign of life for so long is replaced.
-    load_seconds: the same while it loads a model.
-    idle_unload_seconds: unload a model that long after its last use; 0 keeps it.
-    cancel_seconds: a process that does not end a cancelled prediction in time is replaced.
-    devices: where children run, such as ``cpu`` or ``cuda:0``; empty takes what is there.
-    bundle: the weights that every model runs with.
-    backend: what runs them: ``torch``, or ``openvino`` on processors.
-    compile: compile the networks by torch while loading.
-    max_pixels: pictures with more pixels are neither taken nor made.
-    max_output_bytes: cap on one output file.
-    inline_output_bytes: outputs up to this size are given as data URIs while the public
-        URL is plain HTTP; 0 always gives links.
-    strict_statuses: report ``aborted`` as such, which several clients cannot read.
-    safety_checker: look at outputs before they are given out, and fail those held unsafe.
-    safety_threshold: probability from which an output is unsafe, 0..1.
-    safety_optional: honour the input ``disable_safety_checker``.
-    default_model: ``owner/name`` that a bare ``latest`` means when the inputs do not tell.
-    cors_origins: origins whose pages may call the API; ``*`` allows all.
-    webhook_seconds: time-out of one webhook delivery.
-    webhooks_per_receiver: deliveries to one host at the same time.
-    """
 
-    public_url: str = "http://127.0.0.1:8000"
-    url_aliases: tuple[str, ...] = ()
-    folder: Path = dataclasses.field(default_factory=_default_folder)
-    database_url: str | None = None
-    no_auth: bool = False
-    retention_seconds: int = 3600
-    upload_seconds: int = 86_400
-    max_body_bytes: int = 64 * MIB
-    max_upload_bytes: int = 100 * MIB
-    max_fetch_bytes: int = 100 * MIB
-    fetch_seconds: float = 60.0
-    fetch_http: bool = True
-    fetch_private: bool = False
-    fetch_ports: tuple[int, ...] = (80, 443)
-    creates_per_minute: int = 600
-    requests_per_minute: int = 3000
-    max_waiting: int = 1000
-    max_waiting_seconds: float = 7200.0
-    run_seconds: float = 1800.0
-    lease_seconds: float = 15.0
-    hang_seconds: float = 300.0
-    load_seconds: float = 900.0
-    idle_unload_seconds: float = 900.0
-    cancel_seconds: float = 15.0
-    devices: tuple[str, ...] = ()
-    bundle: str = "mini"
-    backend: str = "torch"
-    compile: bool = False
-    max_pixels: int = 134_217_728
-    max_output_bytes: int = 1024 * MIB
-    inline_output_bytes: int = 16 * MIB
-    strict_statuses: bool = False
-    safety_checker: bool = False
-    safety_threshold: float = 0.8
-    safety_optional: bool = True
-    default_model: str | None = None
-    cors_origins: tuple[str, ...] = ()
-    webhook_seconds: float = 20.0
-    webhooks_per_receiver: int = 4
+Count = Annotated[int, Field(ge=0), BeforeValidator(_refuse_truth_values)]
+Seconds = Annotated[float, Field(ge=0), AllowInfNan(False), BeforeValidator(_refuse_truth_values)]  # noqa: FBT003
+Probability = Annotated[float, Field(ge=0, le=1), BeforeValidator(_refuse_truth_values)]
+# NoDecode: pydantic-settings would read lists in the environment as JSON.
+Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_at_commas)]
+Numbers = Annotated[tuple[Count, ...], NoDecode, BeforeValidator(_split_at_commas)]
 
-    def __post_init__(self) -> None:
-        if not self.public_url.startswith(("http://", "https://")):
-            raise OptionError(
-                f"public_url starts with http:// or https://, unlike {self.public_url!r}."
-            )
-        for name, value in vars(self).items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
-                raise OptionError(f"{name} is at least 0, not {value}.")
-        object.__setattr__(self, "public_url", self.public_url.rstrip("/"))
+
+class ServerSettings(BaseSettings):
+    """Settings of the server; each is also read from ``TEGULA_`` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="TEGULA_", frozen=True, extra="forbid")
+
+    public_url: str = Field(
+        "http://127.0.0.1:8000", description="How clients reach the server, without `/v1`."
+    )
+    url_aliases: Texts = Field(
+        (), description="Other addresses of this server; inputs that name them are its own files."
+    )
+    folder: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
+        default_factory=server_folder,
+        description="Where the files and, without `database_url`, the database are kept.",
+    )
+    database_url: str | None = Field(
+        None,
+        description="SQLAlchemy URL of an SQLite or PostgreSQL database (extra `postgres`); "
+        "SQLite in `folder` by default.",
+    )
+    no_auth: bool = Field(
+        default=False, description="Ask for no token: every request is the account `local`."
+    )
+    bundle: str = Field("mini", description="The weights that every model runs with.")
+    devices: Texts = Field(
+        (),
+        description="Where models run, such as `cpu` or `cuda:0`; every GPU or the CPU if empty.",
+    )
+    backend: str = Field("torch", description="`torch`, or `openvino` on processors.")
+    compile: bool = Field(default=False, description="Compile the networks while loading.")
+    retention_seconds: Count = Field(
+        3600, description="How long a finished prediction keeps its data; 0 keeps it for good."
+    )
+    upload_seconds: Count = Field(
+        86_400, description="How long an uploaded file is kept; 0 keeps it for good."
+    )
+    creates_per_minute: Count = Field(
+        600, description="Predictions that one token may create in a minute; 0 is no limit."
+    )
+    requests_per_minute: Count = Field(
+        3000, description="Other requests that one token may make in a minute; 0 is no limit."
+    )
+    max_waiting: Count = Field(
+        1000, description="Unfinished predictions from which on new ones are refused with 429."
+    )
+    max_waiting_seconds: Seconds = Field(
+        7200.0, description="The same in estimated seconds of work."
+    )
+    max_body_bytes: Count = Field(64 * MIB, description="Largest JSON body; beyond it 413.")
+    max_upload_bytes: Count = Field(100 * MIB, description="Largest upload; beyond it 413.")
+    max_fetch_bytes: Count = Field(
+        100 * MIB, description="Largest input that is fetched from an address."
+    )
+    fetch_seconds: Seconds = Field(60.0, description="Time for fetching one input.")
+    fetch_http: bool = Field(
+        default=True, description="Fetch inputs and send webhooks over plain HTTP, too."
+    )
+    fetch_private: bool = Field(
+        default=False, description="Fetch from and send to addresses in private networks, too."
+    )
+    fetch_ports: Numbers = Field(
+        (80, 443), description="The only ports that inputs and webhooks may use; empty allows all."
+    )
+    max_pixels: Count = Field(
+        134_217_728, description="Largest picture that is taken or returned, in pixels."
+    )
+    max_output_bytes: Count = Field(1024 * MIB, description="Largest output file.")
+    inline_output_bytes: Count = Field(
+        16 * MIB,
+        description="Outputs up to this size are returned as data URIs while `public_url` is plain "
+        "HTTP; 0 always returns links.",
+    )
+    run_seconds: Seconds = Field(1800.0, description="A prediction that runs longer fails.")
+    load_seconds: Seconds = Field(
+        900.0, description="A process that is silent for so long while it loads is replaced."
+    )
+    hang_seconds: Seconds = Field(
+        300.0, description="A process that is silent for so long while it runs is replaced."
+    )
+    cancel_seconds: Seconds = Field(
+        15.0, description="A process that has not ended a cancelled prediction by then is replaced."
+    )
+    lease_seconds: Seconds = Field(
+        15.0, description="A prediction whose worker is silent for so long goes to another worker."
+    )
+    idle_unload_seconds: Seconds = Field(
+        900.0, description="Unload models that long after their last use; 0 keeps them."
+    )
+    default_model: str | None = Field(
+        None,
+        description="`owner/name` that a bare `latest` means where the inputs fit several models.",
+    )
+    strict_statuses: bool = Field(
+        default=False,
+        description="Report `aborted` as such and not as `canceled`; many clients cannot read it.",
+    )
+    safety_checker: bool = Field(
+        default=False, description="Classify outputs and fail unsafe ones (extra `safety`)."
+    )
+    safety_threshold: Probability = Field(
+        0.8, description="Probability, 0 to 1, from which an output counts as unsafe."
+    )
+    safety_optional: bool = Field(
+        default=True, description="Honour the input `disable_safety_checker`."
+    )
+    cors_origins: Texts = Field(
+        (), description="Origins whose web pages may call the API; `*` allows all."
+    )
+    webhook_seconds: Seconds = Field(20.0, description="Time-out of one webhook delivery.")
+    webhooks_per_receiver: Count = Field(
+        4, description="Webhook deliveries to one host at the same time."
+    )
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_a_web_address(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("starts with http:// or https://")
+        return value.rstrip("/")
 
     @property
     def store_url(self) -> str:
@@ -130,110 +186,139 @@ class ServerSettings:
 
     @property
     def secure(self) -> bool:
-        """Whether clients reach us over TLS."""
+        """Whether clients reach the server over TLS."""
         return self.public_url.startswith("https://")
 
 
-def load_settings(
-    file: Path | None = None, environment: Mapping[str, str] | None = None
-) -> ServerSettings:
-    """Return the settings of a JSON file, overlaid with those of the environment.
+def load_settings(file: Path | None = None, **given: Any) -> ServerSettings:
+    """Return the settings of a JSON file, overlaid with the environment, overlaid with ``given``.
 
-    Lists are separated by commas in the environment.
+    Lists may be written as one text with commas between.
 
     Raises:
         PathError: the file cannot be read.
-        OptionError: a name is unknown or a value has the wrong form.
+        OptionError: names are unknown or values wrong; the sentence lists all of them.
     """
-    environment = os.environ if environment is None else environment
-    values = _from_file(file) if file is not None else {}
-    for name in _KINDS:
-        if (text := environment.get(PREFIX + name.upper())) is not None:
-            values[name] = text
-    return ServerSettings(**{name: _value(name, value) for name, value in values.items()})
+    from_file = {} if file is None else _read_object(file)
+    from_environment = EnvSettingsSource(ServerSettings)()
+    try:
+        return ServerSettings(**{**from_file, **from_environment, **given})
+    except ValidationError as error:
+        raise OptionError("; ".join(map(_fault, error.errors())) + ".") from error
 
 
-def _from_file(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PathError(f"The settings file {file} is no readable JSON: {error}.") from error
     if not isinstance(values, dict):
-        raise OptionError(f"The settings file {file} holds one JSON object.")
-    if unknown := sorted(set(values) - set(_KINDS)):
-        raise OptionError(f"The settings file {file} has unknown names: {', '.join(unknown)}.")
+        raise OptionError(f"The settings file {file} must hold one JSON object.")
     return values
 
 
-_KINDS: Mapping[str, Any] = typing.get_type_hints(ServerSettings)
-_TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-
-
-def _value(name: str, value: Any) -> Any:
-    kind = _KINDS[name]
-    if typing.get_origin(kind) is types.UnionType:
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) is tuple:
-        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-        return tuple(_scalar(name, typing.get_args(kind)[0], part) for part in parts if part != "")
-    return _scalar(name, kind, value)
-
-
-def _scalar(name: str, kind: Any, value: Any) -> Any:
-    try:
-        if kind is bool:
-            return value if isinstance(value, bool) else _TRUTHS[str(value).lower()]
-        return kind(value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise OptionError(f"{name} takes {_SPOKEN[kind]}, not {value!r}.") from error
-
-
-_SPOKEN: Mapping[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    Path: "a path",
+_EXPECTED: Mapping[str, str] = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "value": "a number",
+    "string": "a text",
+    "path": "a path",
+    "tuple": "a list",
 }
+"""What a setting takes, by the first word of pydantic's name for the error."""
 
 
-# The server's log: one JSON object a line, with the prediction it is about.
+def _fault(error: ErrorDetails) -> str:
+    name, kind, given = str(error["loc"][0]), error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return f"there is no setting {name}"
+    if kind == "greater_than_equal":
+        return f"{name} is at least {error['ctx']['ge']}, not {given!r}"
+    if kind == "less_than_equal":
+        return f"{name} is at most {error['ctx']['le']}, not {given!r}"
+    if name == "public_url" and kind == "value_error":
+        return f"{name} {error['ctx']['error']}, unlike {given!r}"
+    return f"{name} takes {_EXPECTED.get(kind.split('_')[0], 'another value')}, not {given!r}"
 
-_FIELDS = ("prediction", "account", "seconds")
-_ABOUT: ContextVar[Mapping[str, Any]] = ContextVar("about")
+
+@dataclass(frozen=True)
+class SettingDescription:
+    """One setting for people to read; ``default`` is its value as they would write it."""
+
+    name: str
+    default: str
+    effect: str
+
+
+def describe_settings() -> tuple[SettingDescription, ...]:
+    """Return every setting in the order of the class."""
+    return tuple(
+        SettingDescription(name, _shown(name, field.default), field.description or "")
+        for name, field in ServerSettings.model_fields.items()
+    )
+
+
+def _shown(name: str, default: Any) -> str:
+    if name == "folder":
+        return "~/.local/share/tegula"  # on Linux; it must not depend on where docs are generated
+    if name == "public_url":
+        return "the address listened on"
+    if default is None or default == ():
+        return "none"
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if isinstance(default, tuple):
+        return ", ".join(map(str, default))
+    if name.endswith("_bytes"):
+        return f"{default // MIB} MiB"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+# The log: one JSON object a line, with the prediction that it is about.
+
+_CONTEXT: ContextVar[Mapping[str, Any]] = ContextVar("log context")
 
 
 @contextmanager
-def about(**fields: Any) -> Iterator[None]:
-    """Give fields to every line that is logged within the block, by whatever part it is.
+def log_context(**fields: Any) -> Iterator[None]:
+    """Add fields to every line that any part of the program logs within the block.
 
-    What is called in a thread pool of the event loop is within the block too.
+    That includes functions called in a thread pool of the event loop.
     """
-    before = _ABOUT.set({**_ABOUT.get({}), **fields})
+    before = _CONTEXT.set({**_CONTEXT.get({}), **fields})
     try:
         yield
     finally:
-        _ABOUT.reset(before)
+        _CONTEXT.reset(before)
 
 
-class JsonLines(logging.Formatter):
-    """Formats records for machines; what was given as ``extra`` becomes a field."""
+class JsonLines(JsonFormatter):
+    """Formats a record as one line of JSON; what was given as ``extra`` becomes a field."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+    def __init__(self) -> None:
+        super().__init__(
+            ["levelname", "name", "message"],
+            rename_fields={"levelname": "level", "name": "logger", "exc_info": "trace"},
+            json_ensure_ascii=False,
+        )
+
+    def add_fields(
+        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
+    ) -> None:
+        """Put the time first, and what the line is about last unless the record says itself."""
         moment = datetime.fromtimestamp(record.created, timezone.utc)
-        line = {
-            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        extra = {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
-        fields = {**_ABOUT.get({}), **extra}
-        line |= {name: value for name, value in fields.items() if value is not None}
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        log_data["time"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        super().add_fields(log_data, record, message_dict)
+        log_data["level"] = log_data["level"].lower()
+        log_data.pop("color_message", None)  # uvicorn's message again, with terminal colours
+        for name, value in _CONTEXT.get({}).items():
+            log_data.setdefault(name, value)
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """Leave out fields that have no value."""
+        return {name: value for name, value in log_data.items() if value is not None}
 
 
 def log_as_json(level: str | int) -> None:

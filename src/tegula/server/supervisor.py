@@ -15,7 +15,7 @@ from tegula.server.db import Prediction
 from tegula.server.engine import Engine
 from tegula.server.fetch import Fetcher
 from tegula.server.runner import LocalEngine, Patience, RunnerOptions, upscaling_spec
-from tegula.server.settings import ServerSettings, about
+from tegula.server.settings import ServerSettings, log_context
 from tegula.server.store import Store
 from tegula.server.work import (
     CatalogResolver,
@@ -129,7 +129,7 @@ class Supervisor:
         with self._lock:
             self._holds[claimed.id] = hold
         try:
-            with about(prediction=claimed.id, account=claimed.account_id):
+            with log_context(prediction=claimed.id, account=claimed.account_id):
                 self._run(hold, engine)
         finally:
             with self._lock:

@@ -30,7 +30,7 @@ from tegula.server.api.errors import (
     unauthenticated,
 )
 from tegula.server.db import Account, Clock, Token
-from tegula.server.settings import MIB, ServerSettings, about
+from tegula.server.settings import MIB, ServerSettings, log_context
 
 # Clients disagree whether their base URL includes ``/v1``; here both reach the API.
 #
@@ -336,7 +336,7 @@ class Gate:
         answer = _Answer(scope, send)
         started = time.monotonic()
         try:
-            with about(prediction=_named(scope)):
+            with log_context(prediction=_named(scope)):
                 await self._pass(scope, receive, answer)
         finally:
             seconds = time.monotonic() - started

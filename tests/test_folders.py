@@ -1,0 +1,48 @@
+"""Where files are kept: the defaults on Linux, and the variables that move them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tegula import folders
+
+VARIABLES = ("TEGULA_CACHE", "TEGULA_MODELS", "TEGULA_FOLDER", "XDG_CACHE_HOME", "XDG_DATA_HOME")
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/ana")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="these are the folders of Linux")
+def test_the_folders_are_those_of_the_xdg_specification(monkeypatch):
+    assert folders.cache_folder() == Path("/home/ana/.cache/tegula")
+    assert folders.models_folder() == Path("/home/ana/.local/share/tegula/models")
+    assert folders.server_folder() == Path("/home/ana/.local/share/tegula")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert folders.cache_folder() == Path("/caches/tegula")
+    assert folders.models_folder() == Path("/data/tegula/models")
+    assert folders.server_folder() == Path("/data/tegula")
+
+
+def test_each_folder_is_moved_by_its_variable(monkeypatch):
+    for name in VARIABLES[:3]:
+        monkeypatch.setenv(name, f"~/{name}")
+    assert folders.cache_folder() == Path("/home/ana/TEGULA_CACHE")
+    assert folders.models_folder() == Path("/home/ana/TEGULA_MODELS")
+    assert folders.server_folder() == Path("/home/ana/TEGULA_FOLDER")
+
+
+@pytest.mark.parametrize("variable", [None, "~/elsewhere"])
+def test_the_server_takes_its_folder_from_the_same_place(monkeypatch, variable):
+    settings = pytest.importorskip("tegula.server.settings")
+    if variable:
+        monkeypatch.setenv("TEGULA_FOLDER", variable)
+    assert settings.ServerSettings().folder == folders.server_folder()
+    assert settings.load_settings().folder == folders.server_folder()
