@@ -28,7 +28,7 @@ from tegula.models.bundle import Bundle, ControlImage, Features, SplitDenoiser, 
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.load import load_bundle
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
-from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.plan import Counter
 
 Picture = NDArray[np.float32]
@@ -120,7 +120,7 @@ def _refined(bundle: Bundle, picture: Picture, case: Mapping[str, Any]) -> tuple
     if options.flat_skip:
         strength = 1 - np.float32(options.flat_skip) * flatness(picture)
     with_count = dataclasses.replace(bundle, denoiser=counting)
-    result = refine_canvas(with_count, picture, picture, options, strength=strength)
+    result = refine_canvas(RefineJob(with_count, picture, picture, options, strength=strength))
     return result, counting.flops
 
 

@@ -16,7 +16,7 @@ from tegula.options import PRESETS, ResolvedOptions, UpscaleOptions
 from tegula.pipeline.finish import finish, lock_colour
 from tegula.pipeline.prepare import Prepared
 from tegula.pipeline.prescale import prescale
-from tegula.pipeline.refine import canvas_for, latent_grid, refine_canvas
+from tegula.pipeline.refine import RefineJob, canvas_for, latent_grid, refine_canvas
 from tegula.upscaler import Upscaler
 
 Picture = NDArray[np.float32]
@@ -86,7 +86,7 @@ class Runner:
         if resolved.creativity == 0:
             return Result(prescaled, 0.0, (), ())
         began = time.perf_counter()
-        refined = refine_canvas(self._upscaler.bundle, prescaled, source, resolved)
+        refined = refine_canvas(RefineJob(self._upscaler.bundle, prescaled, source, resolved))
         seconds = time.perf_counter() - began
         finished = finish(refined, prescaled, prepared, resolved)
         picture = np.asarray(finished.image.convert("RGB"), np.float32) / np.float32(255)

@@ -16,7 +16,7 @@ from bench.speed.peers import MissingPeerError, refiners_upscale
 from bench.speed.stages import NETS, Stopwatch
 from tegula.errors import TegulaError
 from tegula.images.pixels import to_image
-from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.plan import Plan
 
 Row = dict[str, Any]
@@ -84,7 +84,7 @@ class Comparison:
         whole = self._job.resolved(upscaler.bundle.facts, window=self._job.side)
         picture = self._job.picture
         try:
-            untiled = refine_canvas(upscaler.bundle, picture, picture, whole)
+            untiled = refine_canvas(RefineJob(upscaler.bundle, picture, picture, whole))
         except TegulaError:
             return None
         return Reference(untiled, upscaler.bundle.facts.window)
@@ -126,7 +126,7 @@ class Comparison:
         bundle = self._models.upscaler(method).bundle
         options = self._job.resolved(bundle.facts, **method.options)
         picture = self._job.picture
-        return lambda: refine_canvas(bundle, picture, picture, options)
+        return lambda: refine_canvas(RefineJob(bundle, picture, picture, options))
 
     def _work(self, method: Method) -> Row:
         """Count by the plan of tegula, which counts useful work alone."""

@@ -162,3 +162,6 @@ class CancelledError(TegulaError):
 
     code = "cancelled"
     exit_status = 130
+
+    def __init__(self, message: str = "Cancelled; nothing half-written is left.") -> None:
+        super().__init__(message)

@@ -1,4 +1,4 @@
-"""What a running upscale tells its caller."""
+"""How a running upscale and its caller speak: progress, previews, and the wish to stop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tegula.errors import CancelledError
+
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
 STAGES = ("prepare", "prescale", "refine", "finish")
@@ -18,8 +22,8 @@ class Progress:
     """One report from a running upscale.
 
     stage: one of ``STAGES``.
-    done, total: units of work of the stage: tiles in prescale, windows times noise levels
-        in refine, 1 elsewhere. Both are 0 when a stage begins.
+    done, total: units of work of the stage: tiles in prescale, windows times steps in
+        refine, 1 elsewhere. Both are 0 when a stage begins.
     fraction: share of the whole upscale that is done, 0..1, never falling.
     seconds_left: estimate for the whole upscale; None until there is one.
     """
@@ -38,8 +42,11 @@ OnUnit = Callable[[int, int], None]
 OnPreview = Callable[["Image"], object]
 """Shown small pictures of what a running upscale has by now."""
 
+OnPicture = Callable[["NDArray[np.float32]"], object]
+"""The same within the pipeline: [height, width, 3] in 0..1."""
+
 Cancelled = Callable[[], bool]
-"""Asked between units of work; True stops the upscale with CancelledError."""
+"""Asked between small pieces of work; True stops the upscale with CancelledError."""
 
 
 def ignore_units(done: int, total: int) -> None:
@@ -51,6 +58,40 @@ def never_cancelled() -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Cancel:
+    """The caller's wish to stop, checked between small pieces of work."""
+
+    requested: Cancelled = never_cancelled
+
+    def check(self) -> None:
+        """Go on, unless the caller wants to stop.
+
+        Raises:
+            CancelledError: the caller does.
+        """
+        if self.requested():
+            raise CancelledError
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """What a stage reports to while it works.
+
+    on_unit: called with (done, total) units of the stage; the total may grow.
+    cancel: checked between units.
+    on_picture: shown small pictures of what there is by now; None wants none.
+    """
+
+    on_unit: OnUnit = ignore_units
+    cancel: Cancel = Cancel()
+    on_picture: OnPicture | None = None
+
+
+SILENT = StageProgress()
+"""Reports to nobody and is never cancelled."""
+
+
 class Reporter:
     """Turns units of single stages into progress of the whole upscale.
 
@@ -58,7 +99,7 @@ class Reporter:
     more, from how long the whole was expected to take.
 
     Args:
-        on_progress: told; None tells nobody.
+        on_progress: called with every report; None reports to nobody.
         shares: of the whole work by stage.
         expected: seconds for the whole; None where that is not known.
     """

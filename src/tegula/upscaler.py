@@ -15,7 +15,6 @@ from PIL import Image
 
 from tegula import __version__, calibration
 from tegula.calibration import Calibration
-from tegula.errors import CancelledError
 from tegula.images.adjust import fuse_exposures
 from tegula.images.metadata import Metadata
 from tegula.images.open import Source
@@ -34,7 +33,7 @@ from tegula.pipeline.finish import finish, lock_colour, source_image
 from tegula.pipeline.prepare import Prepared, prepare, read_control
 from tegula.pipeline.prescale import prescale
 from tegula.pipeline.redraw import refine_redraw
-from tegula.pipeline.refine import OnPicture, refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.plan import (
     BundleCost,
     Cost,
@@ -46,7 +45,16 @@ from tegula.plan import (
     make_plan,
     prescaler_flops,
 )
-from tegula.progress import Cancelled, OnPreview, OnProgress, Reporter, never_cancelled
+from tegula.progress import (
+    Cancel,
+    Cancelled,
+    OnPicture,
+    OnPreview,
+    OnProgress,
+    Reporter,
+    StageProgress,
+    never_cancelled,
+)
 
 DEFAULT_BUNDLE = "mini"
 _FACE_PRESCALER = "realesrgan-x4plus"
@@ -181,7 +189,8 @@ class Upscaler:
             ModelError: the prescaler is unknown, missing or broken.
             NumericalError, OutOfMemoryError, CancelledError: as their names say.
         """
-        clock = _Clock(cancelled)
+        cancel = Cancel(cancelled)
+        clock = _Clock(cancel)
         with clock("prepare"):
             asked = options or UpscaleOptions()
             prepared, resolved, plan = self.prepare(source, asked)
@@ -191,8 +200,8 @@ class Upscaler:
             reporter = self._reporter(on_progress, plan)
         with clock("prescale"):
             size = resolved.width, resolved.height
-            report = reporter.units("prescale")
-            prescaled = prescale(prepared.rgb, size, prescaler, on_unit=report, cancelled=cancelled)
+            progress = StageProgress(reporter.units("prescale"), cancel)
+            prescaled = prescale(prepared.rgb, size, prescaler, progress=progress)
             enlarged = enlarge_lanczos(prepared.rgb, size)
             prescaled = lock_colour(prescaled, enlarged, resolved, out=prescaled)
             prescaled = fuse_exposures(prescaled, resolved.hdr)
@@ -201,21 +210,14 @@ class Upscaler:
             refined = prescaled
             if resolved.refines:
                 refine = refine_redraw if resolved.mode == "redraw" else refine_canvas
+                job = RefineJob(self.bundle, prescaled, enlarged, resolved, strength)
                 report = reporter.units("refine")
-                refined = refine(
-                    self.bundle,
-                    prescaled,
-                    enlarged,
-                    resolved,
-                    report,
-                    cancelled,
-                    strength,
-                    show=_shown(on_preview),
-                )
+                refined = refine(job, StageProgress(report, cancel, _shown(on_preview)))
+                del job
             del enlarged, strength
         with clock("finish"):
             reporter.begin("finish")
-            faces = restore_faces(prepared.rgb, cancelled) if restore_faces else ()
+            faces = restore_faces(prepared.rgb, cancel) if restore_faces else ()
             finished = finish(refined, prescaled, prepared, resolved, where.mask, faces)
         reporter.finished()
         return UpscaleResult(
@@ -383,14 +385,13 @@ def _shown(on_preview: OnPreview | None) -> OnPicture | None:
 class _Clock:
     """Measures stages and stops between them when asked to."""
 
-    def __init__(self, cancelled: Cancelled) -> None:
+    def __init__(self, cancel: Cancel) -> None:
         self.seconds: dict[str, float] = {}
-        self._cancelled = cancelled
+        self._cancel = cancel
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        if self._cancelled():
-            raise CancelledError(f"Cancelled before {stage}; nothing was written.")
+        self._cancel.check()
         start = time.perf_counter()
         yield
         self.seconds[stage] = time.perf_counter() - start

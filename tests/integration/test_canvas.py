@@ -12,7 +12,8 @@ from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemo
 from tegula.models.bundle import Bundle, ControlImage
 from tegula.pipeline import autoencoder as tiled_autoencoder
 from tegula.pipeline.autoencoder import AutoencoderTiling
-from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.progress import Cancel, StageProgress
 from tests.tiny.networks import tiny_bundle
 
 WIDE = (150, 110)
@@ -58,7 +59,7 @@ def refine(bundle: Bundle, picture=None, **changes):
     picture = photograph(*WIDE) if picture is None else picture
     height, width = picture.shape[:2]
     asked = options(width=width, height=height, **changes)
-    return refine_canvas(bundle, picture, picture, asked)
+    return refine_canvas(RefineJob(bundle, picture, picture, asked))
 
 
 def with_denoiser(bundle, denoiser, dtype=torch.float32):
@@ -121,7 +122,9 @@ def test_progress_counts_every_window_of_every_level_once(bundle):
     seen = []
     picture = photograph(*WIDE)
     asked = options(width=WIDE[0], height=WIDE[1], window_batch=4)
-    refine_canvas(bundle, picture, picture, asked, lambda done, total: seen.append((done, total)))
+    refine_canvas(
+        RefineJob(bundle, picture, picture, asked), StageProgress(lambda *units: seen.append(units))
+    )
     assert seen[-1] == (12, 12)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
 
@@ -132,11 +135,13 @@ def test_cancel_stops_before_the_next_batch(bundle):
     picture = photograph(*WIDE)
     with pytest.raises(CancelledError):
         refine_canvas(
-            with_denoiser(bundle, counting),
-            picture,
-            picture,
-            options(width=WIDE[0], height=WIDE[1], window_batch=1),
-            cancelled=lambda: next(stops),
+            RefineJob(
+                with_denoiser(bundle, counting),
+                picture,
+                picture,
+                options(width=WIDE[0], height=WIDE[1], window_batch=1),
+            ),
+            StageProgress(cancel=Cancel(lambda: next(stops))),
         )
     assert counting.calls == [1, 1]
 

@@ -14,7 +14,7 @@ from support import options, photograph
 
 from tegula.models.sd15.facts import SCHEDULER
 from tegula.models.sd15.networks import SdAutoencoder, make_denoiser
-from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
 from tests.tiny.networks import tiny_bundle, tiny_networks
 
 SCHEDULERS = {
@@ -75,7 +75,7 @@ def test_one_window_equals_the_diffusers_pipeline(scheduler, guess_mode, resembl
         guidance_scale=guidance_scale,
         seed=7,
     )
-    ours = refine_canvas(tiny_bundle(), picture, picture, asked)
+    ours = refine_canvas(RefineJob(tiny_bundle(), picture, picture, asked))
     np.testing.assert_allclose(ours, expected, atol=1e-4)
     assert np.abs(ours - picture).max() > 0.05
 

@@ -14,7 +14,7 @@ from support import options, photograph
 from tegula.errors import OptionError
 from tegula.models import compiled as compiling
 from tegula.models.compiled import StaticDenoiser, compile_bundle, static_runs, static_sizes
-from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
 from tests.tiny.networks import tiny_bundle
 
 SIZES = st.lists(st.integers(1, 32), min_size=1, max_size=3)
@@ -127,8 +127,8 @@ def test_compiled_pictures_are_the_same_and_no_canvas_compiles_again(monkeypatch
             knobs = options(
                 width=width, height=height, guidance_scale=2.0, window_batch=2, resemblance=scale
             )
-            expected = refine_canvas(plain, picture, picture, knobs)
-            got = refine_canvas(compiled, picture, picture, knobs)
+            expected = refine_canvas(RefineJob(plain, picture, picture, knobs))
+            got = refine_canvas(RefineJob(compiled, picture, picture, knobs))
             np.testing.assert_allclose(got, expected, atol=1e-4)
     assert any((tmp_path / "inductor").rglob("*.so"))
     assert compiling.cache_folder() == tmp_path

@@ -24,9 +24,10 @@ from tegula.options import (
     place_region,
 )
 from tegula.pipeline.redraw import refine_redraw
-from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.pipeline.sampler import blend_weights, first_steps
 from tegula.pipeline.windows import Window, count_told, prompt_shares
+from tegula.progress import StageProgress
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
 
@@ -60,7 +61,7 @@ class Counting:
 def changed(refine, bundle, strength=None, **changes):
     picture = photograph(WIDTH, HEIGHT)
     asked = options(width=WIDTH, height=HEIGHT, redraw=REDRAW, **changes)
-    return refine(bundle, picture, picture, asked, strength=strength) - picture
+    return refine(RefineJob(bundle, picture, picture, asked, strength=strength)) - picture
 
 
 def half(left, right):
@@ -99,7 +100,10 @@ def test_progress_reaches_the_end_when_windows_are_skipped(bundle):
     picture = photograph(WIDTH, HEIGHT)
     for refine in REFINERS:
         asked = options(width=WIDTH, height=HEIGHT, redraw=REDRAW)
-        refine(bundle, picture, picture, asked, lambda *u: seen.append(u), strength=half(0, 1))
+        refine(
+            RefineJob(bundle, picture, picture, asked, strength=half(0, 1)),
+            StageProgress(lambda *u: seen.append(u)),
+        )
         assert seen[-1][0] == seen[-1][1]
 
 

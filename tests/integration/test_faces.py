@@ -20,6 +20,7 @@ from tegula.models.faces.catalogue import is_here, list_face_models
 from tegula.models.faces.networks import Face, FaceRestorer
 from tegula.options import UpscaleOptions
 from tegula.pipeline.faces import SIDE, TEMPLATE, aligned, alignment, restored_faces
+from tegula.progress import Cancel
 from tegula.upscaler import Upscaler
 
 CPU = torch.device("cpu")
@@ -162,7 +163,7 @@ def test_faces_shown_larger_than_they_are_restored_are_enlarged_first():
 
 def test_a_cancel_stops_between_faces():
     with pytest.raises(CancelledError):
-        restored_faces(PORTRAIT, (440, 440), [a_face()], np.ones_like, cancelled=lambda: True)
+        restored_faces(PORTRAIT, (440, 440), [a_face()], np.ones_like, cancel=Cancel(lambda: True))
 
 
 def test_a_face_larger_than_the_template_is_averaged_on_the_way():

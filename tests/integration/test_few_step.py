@@ -22,7 +22,7 @@ from tegula.models.sd15.facts import PRESETS, SCHEDULER
 from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.lora import RECIPES, FewStepRecipe, choose, recipe_of
 from tegula.options import SCHEDULERS
-from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle, tiny_networks
 
@@ -248,8 +248,8 @@ def test_the_picture_is_diffusers_own_with_the_same_lora_and_scheduler(
         guidance_scale=preset.guidance_scale,
         seed=7,
     )
-    ours = refine_canvas(bundle, picture, picture, asked)
+    ours = refine_canvas(RefineJob(bundle, picture, picture, asked))
     expected = diffusers_result(picture, lora, recipe, strength)
     np.testing.assert_allclose(ours, expected, atol=1e-4)
-    plain = refine_canvas(load_sd15(str(files.folder)), picture, picture, asked)
+    plain = refine_canvas(RefineJob(load_sd15(str(files.folder)), picture, picture, asked))
     assert np.abs(ours - plain).max() > 1e-3

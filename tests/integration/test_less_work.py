@@ -14,7 +14,7 @@ from tegula.models.bundle import ControlScale, SplitDenoiser
 from tegula.models.load import load_bundle
 from tegula.options import RedrawOptions
 from tegula.pipeline.redraw import refine_redraw
-from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.pipeline.sampler import Guidance, Interval, Rows, key_levels, rows_of
 from tests.tiny.networks import tiny_bundle
 
@@ -60,7 +60,7 @@ def refine(bundle, how=refine_canvas, strength=None, size=SIZE, **changes):
         width=size[0], height=size[1], redraw=REDRAW, prompt="a red cat",
         negative_prompt="blurry", **changes,
     )  # fmt: skip
-    return how(bundle, picture, picture, asked, strength=strength)
+    return how(RefineJob(bundle, picture, picture, asked, strength=strength))
 
 
 def psnr(picture, full):
@@ -290,7 +290,10 @@ def test_flat_windows_take_fewer_evaluations_and_keep_their_grain(bundle):
     for each in (None, strength, 1 - flatness(sky)):
         before = rows["decoder"]
         results.append(
-            (refine_canvas(own, sky, sky, asked, strength=each), rows["decoder"] - before)
+            (
+                refine_canvas(RefineJob(own, sky, sky, asked, strength=each)),
+                rows["decoder"] - before,
+            )
         )
     (_, all_rows), (_, fewer_rows), (still, least_rows) = results
     assert all_rows > fewer_rows > least_rows

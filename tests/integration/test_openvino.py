@@ -10,7 +10,7 @@ from support import options, photograph
 from tegula.errors import MissingExtraError, OptionError
 from tegula.models.compiled import made_ready
 from tegula.models.mini.bundle import load_mini
-from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
 from tests.tiny.networks import tiny_bundle
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def cache(tmp_path, monkeypatch):
 def refine(bundle, **changes):
     picture = photograph(100, 64)
     knobs = options(width=100, height=64, window=64, **changes)
-    return refine_canvas(bundle, picture, picture, knobs)
+    return refine_canvas(RefineJob(bundle, picture, picture, knobs))
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from tegula.calibrating import calibrate, started
 from tegula.calibration import Calibration, Setting
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
 from tegula.models.prescalers import load_prescaler
-from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.plan import Counter, bundle_cost, prescaler_flops
 from tegula.progress import Reporter
 from tests.tiny.networks import tiny_bundle
@@ -231,7 +231,7 @@ def test_canvases_that_do_not_fit_the_device_are_kept_apart_with_the_same_result
 ):
     settings = options(width=90, height=70, steps=4)
     source = photograph(90, 70)
-    usual = refine_canvas(bundle, source, source, settings)
+    usual = refine_canvas(RefineJob(bundle, source, source, settings))
     asked = []
 
     def home_of(size, device):
@@ -239,6 +239,6 @@ def test_canvases_that_do_not_fit_the_device_are_kept_apart_with_the_same_result
         return torch.device("cpu")
 
     monkeypatch.setattr("tegula.pipeline.refine.home_of", home_of)
-    np.testing.assert_array_equal(refine_canvas(bundle, source, source, settings), usual)
+    np.testing.assert_array_equal(refine_canvas(RefineJob(bundle, source, source, settings)), usual)
     assert len(asked) == 2
     assert asked[0] >= 3 * 12 * 90 * 70

@@ -15,6 +15,7 @@ from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemo
 from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler, PrescalerFacts, list_prescalers, load_prescaler
 from tegula.pipeline.prescale import SMALLEST_CORE, plan_sizes, plan_spans, prescale
+from tegula.progress import Cancel, StageProgress
 
 CPU = torch.device("cpu")
 NETS = [facts for facts in list_prescalers() if facts.factor]
@@ -61,7 +62,13 @@ def test_tiling_changes_no_pixel_visibly(facts):
     picture = data.chelsea()[120:152, 100 : 108 + tile].astype(np.float32) / 255
     size = (picture.shape[1] * 4, picture.shape[0] * 4)
     units = []
-    tiled = prescale(picture, size, prescaler, tile=tile, on_unit=lambda *u: units.append(u))
+    tiled = prescale(
+        picture,
+        size,
+        prescaler,
+        tile=tile,
+        progress=StageProgress(on_unit=lambda *u: units.append(u)),
+    )
     assert units == [(1, 2), (2, 2)]
     assert np.abs(tiled - prescale(picture, size, prescaler)).max() <= 1 / 255
 
@@ -160,7 +167,11 @@ def test_cancelling_stops_between_tiles():
     net, asked = Nearest(), iter([False, False, False, True])
     with pytest.raises(CancelledError):
         prescale(
-            photograph(150, 110), (600, 440), fake(net), tile=64, cancelled=lambda: next(asked)
+            photograph(150, 110),
+            (600, 440),
+            fake(net),
+            tile=64,
+            progress=StageProgress(cancel=Cancel(lambda: next(asked))),
         )
     assert len(net.shapes) == 2
 
@@ -169,7 +180,12 @@ def test_cancelling_stops_inside_a_tile_and_leaves_the_net_usable():
     net = load_prescaler("realesrgan-animevideov3", CPU, torch.float32)
     picture, asked = photograph(32, 32), []
     with pytest.raises(CancelledError):
-        prescale(picture, (128, 128), net, cancelled=lambda: asked.append(0) or len(asked) == 9)
+        prescale(
+            picture,
+            (128, 128),
+            net,
+            progress=StageProgress(cancel=Cancel(lambda: asked.append(0) or len(asked) == 9)),
+        )
     assert len(asked) == 9
     prescale(picture, (128, 128), net)
     assert len(asked) == 9
@@ -178,14 +194,21 @@ def test_cancelling_stops_inside_a_tile_and_leaves_the_net_usable():
 def test_tiles_are_halved_until_they_fit_and_the_result_stays():
     picture, units = photograph(150, 110), []
     net = Nearest(before=out_of_memory_above(64 * 64))
-    result = prescale(picture, (300, 220), fake(net), on_unit=lambda *u: units.append(u))
+    result = prescale(
+        picture, (300, 220), fake(net), progress=StageProgress(on_unit=lambda *u: units.append(u))
+    )
     assert np.abs(result - prescale(picture, (300, 220), fake(Nearest()))).max() < 1e-4
     assert units[-1][0] == units[-1][1] > 1
 
 
 def test_the_second_pass_alone_is_repeated_when_it_does_not_fit():
     net, units = Nearest(before=out_of_memory_above(120 * 120)), []
-    prescale(photograph(100, 90), (800, 720), fake(net), on_unit=lambda *u: units.append(u))
+    prescale(
+        photograph(100, 90),
+        (800, 720),
+        fake(net),
+        progress=StageProgress(on_unit=lambda *u: units.append(u)),
+    )
     assert [done for done, _ in units] == list(range(1, units[-1][1] + 1))
 
 

@@ -20,8 +20,9 @@ from tegula.models.sd15.networks import SdAutoencoder
 from tegula.options import SCHEDULERS, RedrawOptions, UpscaleOptions
 from tegula.pipeline import refine as preview
 from tegula.pipeline.redraw import refine_redraw
-from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.pipeline.schedulers import ScheduleChoice, make_schedule
+from tegula.progress import StageProgress
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
 
@@ -36,7 +37,7 @@ def bundles():
 def refined(bundle, how=refine_canvas, size=(150, 110), show=None, **changes):
     picture = photograph(*size)
     asked = options(width=size[0], height=size[1], redraw=REDRAW, **changes)
-    return how(bundle, picture, picture, asked, show=show)
+    return how(RefineJob(bundle, picture, picture, asked), StageProgress(on_picture=show))
 
 
 @pytest.mark.parametrize("how", [refine_canvas, refine_redraw])

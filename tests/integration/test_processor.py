@@ -7,7 +7,7 @@ from support import options, photograph
 from tegula.errors import OptionError
 from tegula.models import device as processor
 from tegula.models.device import ProcessorChoice, choose, lay_out, processor_choice
-from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
 from tests.tiny.networks import tiny_bundle
 
 
@@ -78,7 +78,7 @@ def test_the_real_probe_takes_a_positive_time():
 def test_the_layout_changes_no_picture():
     picture, knobs = photograph(100, 64), options(width=100, height=64)
     bundle = tiny_bundle()
-    expected = refine_canvas(bundle, picture, picture, knobs)
+    expected = refine_canvas(RefineJob(bundle, picture, picture, knobs))
     for network in (*bundle.denoiser.networks, bundle.autoencoder.decoder):
         lay_out(network, channels_last=True)
-    assert abs(refine_canvas(bundle, picture, picture, knobs) - expected).max() < 1e-4
+    assert abs(refine_canvas(RefineJob(bundle, picture, picture, knobs)) - expected).max() < 1e-4

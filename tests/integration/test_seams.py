@@ -8,7 +8,7 @@ from support import options, photograph
 from bench.seams import seam_score
 from tegula.models.bundle import ControlImage
 from tegula.models.mini.bundle import load_mini
-from tegula.pipeline.refine import canvas_for, latent_grid, refine_canvas
+from tegula.pipeline.refine import RefineJob, canvas_for, latent_grid, refine_canvas
 
 SIDE, WINDOW = 512, 128
 
@@ -37,7 +37,7 @@ def refined(bundle, picture, window):
         overlap=0.125,
         window_batch=8,
     )
-    return refine_canvas(bundle, picture, picture, asked)
+    return refine_canvas(RefineJob(bundle, picture, picture, asked))
 
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "rocket"])

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import click
 
 from tegula.errors import CancelledError, OutOfMemoryError, PathError, TegulaError
-from tegula.progress import OnProgress, Progress
+from tegula.progress import Cancel, OnProgress, Progress
 
 # What the commands say: messages on standard error, data on standard output.
 
@@ -126,8 +126,7 @@ class Interruption:
             yield
         finally:
             self._polled = False
-        if self._requested:
-            raise CancelledError("Cancelled; nothing was written.")
+        Cancel(self.cancelled).check()
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._requested = True
@@ -170,7 +169,7 @@ def tell_failure(failure: Failure, *, as_json: bool) -> None:
 def failure_of(error: BaseException) -> Failure:
     """Return how an exception of any kind is told."""
     if isinstance(error, KeyboardInterrupt):
-        return failure_of(CancelledError("Cancelled; nothing half-written is left."))
+        return failure_of(CancelledError())
     if isinstance(error, MemoryError):
         return failure_of(OutOfMemoryError("Memory ran out; ask for a smaller result."))
     words = " ".join(str(error).split())

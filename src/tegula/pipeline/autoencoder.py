@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tegula.errors import CancelledError, NumericalError, OutOfMemoryError
+from tegula.errors import NumericalError, OutOfMemoryError
 from tegula.models.bundle import Autoencoder, Bundle, ControlImage, TileableAutoencoder
 from tegula.models.device import free_memory, is_out_of_memory, side_that_fits
 from tegula.pipeline.windows import Window, WindowGrid, feather, grid_windows
-from tegula.progress import Cancelled, never_cancelled
+from tegula.progress import SILENT, Cancel
 
 WHOLE_SIDE = 1280
 """Canvases of up to this side squared, in image pixels, are not tiled."""
@@ -88,12 +88,12 @@ def encode(
     control: ControlImage,
     generator: torch.Generator,
     tiling: AutoencoderTiling | None = None,
-    cancelled: Cancelled = never_cancelled,
+    cancel: Cancel = SILENT.cancel,
 ) -> Tensor:
     """Return the latents [1, channels, h, w] of a canvas [1, 3, height, width], fp32.
 
     Raises:
-        CancelledError: ``cancelled`` said so between two tiles.
+        CancelledError: ``cancel`` was requested, which is checked between tiles.
         NumericalError: the autoencoder is not finite in fp32 either.
     """
     factor = bundle.facts.latent_factor
@@ -111,7 +111,7 @@ def encode(
                 image[window.index].to(bundle.device).contiguous()
             ),
             _Scale(1, factor),
-            cancelled,
+            cancel,
         )
         return autoencoder.draw(moments, generator)
 
@@ -123,14 +123,14 @@ def decode(
     latents: Tensor,
     control: ControlImage,
     tiling: AutoencoderTiling | None = None,
-    cancelled: Cancelled = never_cancelled,
+    cancel: Cancel = SILENT.cancel,
 ) -> Tensor:
     """Return the canvas [1, 3, height, width] of its latents, fp32, not clamped.
 
     It lies where the control image does, which may be the host.
 
     Raises:
-        CancelledError: ``cancelled`` said so between two tiles.
+        CancelledError: ``cancel`` was requested, which is checked between tiles.
         NumericalError: the autoencoder is not finite in fp32 either.
     """
     factor, home = bundle.facts.latent_factor, control.prescaled.device
@@ -144,7 +144,7 @@ def decode(
             _grid(latents, tiling, factor),
             lambda window: autoencoder.decode(latents[window.index], control).to(home),
             _Scale(factor, 1),
-            cancelled,
+            cancel,
         )
 
     return _finite(bundle, lambda autoencoder: _fitted(partial(run, autoencoder), room))
@@ -180,11 +180,10 @@ def _over_tiles(
     grid: WindowGrid,
     run: Callable[[Window], Tensor],
     scale: _Scale,
-    cancelled: Cancelled,
+    cancel: Cancel,
 ) -> Tensor:
     def tile(window: Window) -> Tensor:
-        if cancelled():
-            raise CancelledError("Cancelled in the autoencoder; nothing was written.")
+        cancel.check()
         return run(window).float()
 
     windows = grid.windows

@@ -15,14 +15,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tegula.errors import CancelledError
 from tegula.images.pixels import Patch
 from tegula.models.faces.networks import Face, FaceDetector, FaceRestorer
 from tegula.models.prescalers import Prescaler
 from tegula.options import ResolvedOptions
 from tegula.pipeline.finish import lock_colour
 from tegula.pipeline.prescale import prescale
-from tegula.progress import Cancelled, never_cancelled
+from tegula.progress import SILENT, Cancel, StageProgress
 
 Array = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -62,21 +61,22 @@ class FaceWork:
     enlarger: Prescaler | None
     options: ResolvedOptions
 
-    def __call__(self, rgb: Array, cancelled: Cancelled = never_cancelled) -> tuple[Patch, ...]:
+    def __call__(self, rgb: Array, cancel: Cancel = SILENT.cancel) -> tuple[Patch, ...]:
         """Return what to lay over the result of a source, float32 [height, width, 3]."""
         size = self.options.width, self.options.height
         faces = self.detector.detect(rgb)
-        return restored_faces(rgb, size, faces, self._restored, self._enlarge(), cancelled)
+        return restored_faces(rgb, size, faces, self._restored, self._enlarge(cancel), cancel)
 
     def _restored(self, face: Array) -> Array:
         restored = self.restorer.restore(face, self.options.face_fidelity)
         return lock_colour(restored, face, self.options).clip(0, 1)
 
-    def _enlarge(self) -> Restore | None:
+    def _enlarge(self, cancel: Cancel) -> Restore | None:
         enlarger = self.enlarger
         if enlarger is None:
             return None
-        return lambda face: prescale(face, (2 * SIDE, 2 * SIDE), enlarger)
+        progress = StageProgress(cancel=cancel)
+        return lambda face: prescale(face, (2 * SIDE, 2 * SIDE), enlarger, progress=progress)
 
 
 def restored_faces(
@@ -85,7 +85,7 @@ def restored_faces(
     faces: Sequence[Face],
     restore: Restore,
     enlarge: Restore | None = None,
-    cancelled: Cancelled = never_cancelled,
+    cancel: Cancel = SILENT.cancel,
 ) -> tuple[Patch, ...]:
     """Restore the faces of a picture.
 
@@ -95,21 +95,20 @@ def restored_faces(
         faces: where they are; those that are too small are left out.
         restore: applied to each aligned face.
         enlarge: applied to restored faces that the result shows larger than 512 pixels.
-        cancelled: asked before each face.
+        cancel: checked before each face.
 
     Returns:
         What to lay over the result, the smallest face first.
 
     Raises:
-        CancelledError: ``cancelled`` said so.
+        CancelledError: the caller wants to stop.
     """
     matrices = [matrix for face in faces if (matrix := alignment(face)) is not None]
     height, width = rgb.shape[:2]
     to_result = _scaling(target[0] / width, target[1] / height)
     patches = []
     for matrix in sorted(matrices, key=_scale, reverse=True):
-        if cancelled():
-            raise CancelledError("The upscale was cancelled.")
+        cancel.check()
         back = _times(to_result, _inverse(matrix))
         face = restore(aligned(rgb, matrix))
         if enlarge is not None and _scale(back) > 1:

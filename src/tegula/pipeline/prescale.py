@@ -43,11 +43,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemoryError
+from tegula.errors import NumericalError, OptionError, OutOfMemoryError
 from tegula.images.pixels import LANCZOS_LOBES, enlarge_lanczos, resample_box
 from tegula.models.device import is_out_of_memory
 from tegula.models.prescalers import Prescaler, PrescalerFacts
-from tegula.progress import Cancelled, OnUnit, ignore_units, never_cancelled
+from tegula.progress import SILENT, Cancel, StageProgress
 
 Array = NDArray[np.float32]
 Size = tuple[int, int]
@@ -67,8 +67,7 @@ def prescale(
     prescaler: Prescaler,
     *,
     tile: int | None = None,
-    on_unit: OnUnit = ignore_units,
-    cancelled: Cancelled = never_cancelled,
+    progress: StageProgress = SILENT,
 ) -> Array:
     """Enlarge a picture to exactly the target size.
 
@@ -79,28 +78,28 @@ def prescale(
         target: width and height of the result in pixels.
         prescaler: from ``load_prescaler``.
         tile: longest side of a tile in source pixels, context included.
-        on_unit: told after every tile; the total grows if tiles had to be made smaller.
-        cancelled: asked before every layer of the net.
+        progress: counts tiles; the total grows if they had to be made smaller. Its cancel
+            is checked before every layer of the net.
 
     Returns:
         float32 [target[1], target[0], 3] in 0..1.
 
     Raises:
         OptionError: ``tile`` leaves nothing between the context on both sides.
-        CancelledError: ``cancelled`` said so.
+        CancelledError: the caller wants to stop.
         NumericalError: the net returned NaN or infinity in float32 too.
         OutOfMemoryError: not even the smallest tile fits.
     """
-    _stop_if(cancelled)
+    progress.cancel.check()
     source = (rgb.shape[1], rgb.shape[0])
     smallest = 2 * prescaler.facts.overlap + SMALLEST_CORE
     if tile is not None and tile < smallest:
         raise OptionError(f"tile is at least {smallest} px for this prescaler, not {tile}.")
     sizes = plan_sizes(source, target, prescaler.facts.factor)
     if not sizes:
-        on_unit(1, 1)
+        progress.on_unit(1, 1)
         return enlarge_lanczos(rgb, target)
-    run = _Run(prescaler, tile or max(DEFAULT_TILE, smallest), smallest, on_unit, cancelled)
+    run = _Run(prescaler, tile or max(DEFAULT_TILE, smallest), smallest, progress)
     return run.chain(rgb, sizes)
 
 
@@ -178,8 +177,7 @@ class _Run:
     prescaler: Prescaler
     tile: int
     smallest: int
-    on_unit: OnUnit
-    cancelled: Cancelled
+    progress: StageProgress
 
     def chain(self, rgb: Array, sizes: list[Size]) -> Array:
         """Run all passes."""
@@ -221,14 +219,14 @@ class _Run:
         scale = (size[0] / rgb.shape[1], size[1] / rgb.shape[0])
         for done, (y, x) in enumerate(grid, finished + 1):
             read = rgb[y.start : y.stop, x.start : x.stop]
-            larger = run_network(read, self.prescaler, self.cancelled)
+            larger = run_network(read, self.prescaler, self.progress.cancel)
             factor = self.prescaler.facts.factor or 1
             left, right = ((edge / scale[0] - x.start) * factor for edge in (x.first, x.last))
             top, bottom = ((edge / scale[1] - y.start) * factor for edge in (y.first, y.last))
             result[y.first : y.last, x.first : x.last] = resample_box(
                 larger, (x.last - x.first, y.last - y.first), (left, top, right, bottom)
             )
-            self.on_unit(done, total)
+            self.progress.on_unit(done, total)
         return result
 
 
@@ -238,19 +236,19 @@ def _reach(source: int, target: int, factor: int) -> int:
     return math.ceil((LANCZOS_LOBES * coarser + 1) / factor) + 1
 
 
-def run_network(rgb: Array, prescaler: Prescaler, cancelled: Cancelled = never_cancelled) -> Array:
+def run_network(rgb: Array, prescaler: Prescaler, cancel: Cancel = SILENT.cancel) -> Array:
     """Run the net over a whole picture, again in float32 where the result is not finite.
 
     Args:
         rgb: float32 [height, width, 3] in 0..1, at least 1x1.
         prescaler: one with a network.
-        cancelled: asked before every layer of the net.
+        cancel: checked before every layer of the net.
 
     Returns:
         float32 [height * factor, width * factor, 3] in 0..1.
 
     Raises:
-        CancelledError: ``cancelled`` said so.
+        CancelledError: the caller wants to stop.
         NumericalError: float32 gave NaN or infinity too.
     """
     height, width = rgb.shape[:2]
@@ -260,7 +258,7 @@ def run_network(rgb: Array, prescaler: Prescaler, cancelled: Cancelled = never_c
     x = torch.from_numpy(padded).permute(2, 0, 1)[None].to(prescaler.device)
     with torch.inference_mode():
         for network in filter(None, (prescaler.network, prescaler.full_precision)):
-            with _asking(network, cancelled):
+            with _checking(network, cancel):
                 y = network(x)
             if bool(torch.isfinite(y).all()):
                 picture: Array = y[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
@@ -278,25 +276,20 @@ def padding(side: int, facts: PrescalerFacts) -> int:
 
 
 @contextlib.contextmanager
-def _asking(network: nn.Module, cancelled: Cancelled) -> Iterator[None]:
-    """Ask before every layer, as one tile of a deep net may take a minute on a CPU.
+def _checking(network: nn.Module, cancel: Cancel) -> Iterator[None]:
+    """Check before every layer, as one tile of a deep net may take a minute on a CPU.
 
-    Threads may share a network; each asks for itself alone.
+    Threads may share a network; each checks for itself alone.
     """
     caller = threading.get_ident()
 
-    def ask(*_: object) -> None:
+    def check(*_: object) -> None:
         if threading.get_ident() == caller:
-            _stop_if(cancelled)
+            cancel.check()
 
-    handles = [layer.register_forward_pre_hook(ask) for layer in network.modules()]
+    handles = [layer.register_forward_pre_hook(check) for layer in network.modules()]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _stop_if(cancelled: Cancelled) -> None:
-    if cancelled():
-        raise CancelledError("The upscale was cancelled.")

@@ -17,7 +17,7 @@ from tegula.pipeline import autoencoder as tiled_autoencoder
 from tegula.pipeline.batches import SafeDenoiser
 from tegula.pipeline.redraw_plan import CropRule, RedrawPass, RedrawPlan, RedrawTile, plan_redraw
 from tegula.pipeline.refine import (
-    OnPicture,
+    RefineJob,
     canvas_watcher,
     conditioning_of,
     crop_control,
@@ -46,21 +46,12 @@ from tegula.pipeline.windows import (
     pad_to_canvas,
     prompt_shares,
 )
-from tegula.progress import Cancelled, OnUnit, ignore_units, never_cancelled
+from tegula.progress import SILENT, StageProgress
 
 
 @torch.inference_mode()
 def refine_redraw(
-    bundle: Bundle,
-    prescaled: NDArray[np.float32],
-    source: NDArray[np.float32],
-    options: ResolvedOptions,
-    on_unit: OnUnit = ignore_units,
-    cancelled: Cancelled = never_cancelled,
-    strength: NDArray[np.float32] | None = None,
-    *,
-    one_by_one: bool = False,
-    show: OnPicture | None = None,
+    job: RefineJob, progress: StageProgress = SILENT, *, one_by_one: bool = False
 ) -> NDArray[np.float32]:
     """Add detail to a prescaled picture tile by tile.
 
@@ -68,16 +59,10 @@ def refine_redraw(
     together, which changes speed and nothing else.
 
     Args:
-        bundle: the diffusion model.
-        prescaled: [height, width, 3] in 0..1; first canvas and control image.
-        source: the source enlarged by Lanczos to the same size.
-        options: ``redraw`` and what holds for canvas mode too.
-        on_unit: told (windows done, windows in all steps of all passes).
-        cancelled: asked between batches and autoencoder tiles.
-        strength: [height, width] in 0..1, the share of the denoise strength that each
-            pixel gets; None gives all of it everywhere. Tiles without any are skipped.
+        job: tiles without any ``strength`` are skipped.
+        progress: counts windows of all steps of all passes, is checked for cancel between
+            batches and autoencoder tiles, and is shown the canvas as it is painted.
         one_by_one: compute every tile alone; slower, with the same result.
-        show: given small pictures of the canvas as it is painted.
 
     Returns:
         A picture shaped like ``prescaled``, in 0..1.
@@ -85,24 +70,25 @@ def refine_redraw(
     Raises:
         CancelledError, NumericalError, OutOfMemoryError: as their names say.
     """
-    height, width = prescaled.shape[:2]
+    bundle, options = job.bundle, job.options
+    height, width = job.prescaled.shape[:2]
     plan = redraw_plan(bundle.facts, options)
     canvas = CanvasSize(plan.width, plan.height, plan.width, plan.height)
     control = ControlImage(
-        to_tensor(pad_to_canvas(prescaled, canvas), bundle.device),
-        to_tensor(pad_to_canvas(source, canvas), bundle.device),
+        to_tensor(pad_to_canvas(job.prescaled, canvas), bundle.device),
+        to_tensor(pad_to_canvas(job.source, canvas), bundle.device),
     )
     share = None
-    if strength is not None:
-        share = to_tensor(pad_to_canvas(strength[..., None], canvas), bundle.device)
+    if job.strength is not None:
+        share = to_tensor(pad_to_canvas(job.strength[..., None], canvas), bundle.device)
         plan = dataclasses.replace(plan, passes=tuple(_moving(p, share) for p in plan.passes))
-    redrawer = _Redrawer(bundle, control, share, options, plan, on_unit, cancelled)
+    redrawer = _Redrawer(bundle, control, share, options, plan, progress)
     fronts = [
         (tiles, [tiles.tiles[index] for index in front])
         for tiles in plan.passes
         for front in _fronts(tiles, one_by_one=one_by_one)
     ]
-    watch = canvas_watcher((height, width), len(fronts), show)
+    watch = canvas_watcher((height, width), len(fronts), progress.on_picture)
     watch(redrawer.canvas)
     for tiles, front in fronts:
         redrawer.paint(tiles, front)
@@ -174,8 +160,7 @@ class _Redrawer:
         strength: Tensor | None,
         options: ResolvedOptions,
         plan: RedrawPlan,
-        on_unit: OnUnit,
-        cancelled: Cancelled,
+        progress: StageProgress,
     ) -> None:
         self.canvas = control.prescaled.clone(memory_format=torch.contiguous_format)
         self._bundle = bundle
@@ -185,8 +170,7 @@ class _Redrawer:
         self._denoiser = SafeDenoiser(bundle.denoiser, bundle.dtype)
         self._told = conditioning_of(bundle, options, torch.empty(0))
         self._batch = window_batch(bundle, options)
-        self._on_unit = on_unit
-        self._cancelled = cancelled
+        self._progress = progress
         self._done = 0
         self._total = sum(
             len(self._schedule(tiles))
@@ -207,12 +191,17 @@ class _Redrawer:
 
     def _redrawn(self, tiles: RedrawPass, group: Sequence[RedrawTile]) -> Iterator[Tensor]:
         bundle, crops = self._bundle, [tile.crop for tile in group]
+        cancel = self._progress.cancel
         generators = [torch.Generator("cpu").manual_seed(self._options.seed) for _ in group]
         controls = [crop_control(self._control, crop) for crop in crops]
         initial = torch.cat(
             [
                 tiled_autoencoder.encode(
-                    bundle, self.canvas[crop.index], control, generator, cancelled=self._cancelled
+                    bundle,
+                    self.canvas[crop.index],
+                    control,
+                    generator,
+                    cancel=cancel,
                 )
                 for crop, control, generator in zip(crops, controls, generators, strict=True)
             ]
@@ -224,14 +213,11 @@ class _Redrawer:
             schedule.add_noise(initial, noise),
             schedule,
             generators,
-            self._reporter(len(schedule) * len(sampler)),
-            self._cancelled,
+            self._counting(len(schedule) * len(sampler)),
             self._hold(initial, noise, crops, len(schedule)),
         )
         for row, control in enumerate(controls):
-            yield tiled_autoencoder.decode(
-                bundle, latents[row : row + 1], control, cancelled=self._cancelled
-            )
+            yield tiled_autoencoder.decode(bundle, latents[row : row + 1], control, cancel=cancel)
 
     def _sampler(self, tiles: RedrawPass, crops: Sequence[Window]) -> CanvasSampler:
         facts, options = self._bundle.facts, self._options
@@ -266,14 +252,15 @@ class _Redrawer:
     def _schedule(self, tiles: RedrawPass) -> NoiseSchedule:
         return schedule_of(self._bundle, self._options, strength_of(tiles, self._options))
 
-    def _reporter(self, units: int) -> OnUnit:
+    def _counting(self, units: int) -> StageProgress:
+        """Return the progress of one run of the sampler, as part of the whole."""
         before = self._done
         self._done += units
 
         def report(done: int, _total: int) -> None:
-            self._on_unit(before + done, self._total)
+            self._progress.on_unit(before + done, self._total)
 
-        return report
+        return dataclasses.replace(self._progress, on_unit=report)
 
     def _paste(self, tiles: RedrawPass, tile: RedrawTile, image: Tensor) -> None:
         crop, painted = tile.crop, tile.painted

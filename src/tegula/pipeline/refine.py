@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
@@ -45,15 +46,12 @@ from tegula.pipeline.windows import (
     pad_to_canvas,
     prompt_shares,
 )
-from tegula.progress import Cancelled, OnUnit, ignore_units, never_cancelled
+from tegula.progress import SILENT, OnPicture, StageProgress
 
 # Small pictures of a refine that is under way.
 #
 # Nothing here draws a random number or changes what it is shown, so that a run with
 # previews gives the same result as one without.
-
-OnPicture = Callable[[NDArray[np.float32]], object]
-"""Shown a small picture, [height, width, 3] in 0..1."""
 
 PREVIEWS = 8
 """About as many are shown of one walk through the noise levels."""
@@ -160,30 +158,31 @@ PICTURES = 3
 """Pictures of the canvas' size that refine keeps: prescaled, source, and result."""
 
 
+@dataclass(frozen=True)
+class RefineJob:
+    """What refine works on.
+
+    prescaled: [height, width, 3] in 0..1; the first canvas, and the control image.
+    source: the source enlarged by Lanczos to the same size.
+    strength: [height, width] in 0..1, the share of the denoise strength that each pixel
+        gets; None gives all of it everywhere.
+    """
+
+    bundle: Bundle
+    prescaled: NDArray[np.float32]
+    source: NDArray[np.float32]
+    options: ResolvedOptions
+    strength: NDArray[np.float32] | None = None
+
+
 @torch.inference_mode()
-def refine_canvas(
-    bundle: Bundle,
-    prescaled: NDArray[np.float32],
-    source: NDArray[np.float32],
-    options: ResolvedOptions,
-    on_unit: OnUnit = ignore_units,
-    cancelled: Cancelled = never_cancelled,
-    strength: NDArray[np.float32] | None = None,
-    *,
-    show: OnPicture | None = None,
-) -> NDArray[np.float32]:
+def refine_canvas(job: RefineJob, progress: StageProgress = SILENT) -> NDArray[np.float32]:
     """Add detail to a prescaled picture by tiled diffusion.
 
     Args:
-        bundle: the diffusion model.
-        prescaled: [height, width, 3] in 0..1; init image and control image.
-        source: the source enlarged by Lanczos to the same size.
-        options: creativity must be above 0.
-        on_unit: told (windows done, windows in all steps).
-        cancelled: asked between batches and autoencoder tiles.
-        strength: [height, width] in 0..1, the share of the denoise strength that each
-            pixel gets; None gives all of it everywhere.
-        show: given small pictures of what there is by now, the prescaled one first.
+        job: with a creativity above 0.
+        progress: counts windows of all steps, is checked for cancel between batches and
+            autoencoder tiles, and is shown previews, the prescaled picture first.
 
     Returns:
         A picture shaped like ``prescaled``, in 0..1.
@@ -192,34 +191,35 @@ def refine_canvas(
         OptionError: the window does not fit the model.
         CancelledError, NumericalError, OutOfMemoryError: as their names say.
     """
-    height, width = prescaled.shape[:2]
+    bundle, options = job.bundle, job.options
+    height, width = job.prescaled.shape[:2]
     canvas = canvas_for(bundle.facts, width, height, options.window)
     home = home_of(PICTURES * 4 * 3 * canvas.width * canvas.height, bundle.device)
     control = ControlImage(
-        to_tensor(pad_to_canvas(prescaled, canvas), home),
-        to_tensor(pad_to_canvas(source, canvas), home),
+        to_tensor(pad_to_canvas(job.prescaled, canvas), home),
+        to_tensor(pad_to_canvas(job.source, canvas), home),
     )
     generator = torch.Generator("cpu").manual_seed(options.seed)
     initial = tiled_autoencoder.encode(
-        bundle, control.prescaled, control, generator, cancelled=cancelled
+        bundle, control.prescaled, control, generator, cancel=progress.cancel
     ).to(bundle.device)
     noise = torch.randn(initial.shape, generator=generator).to(bundle.device)
     schedule = schedule_of(bundle, options, options.creativity)
     steps, hold, share = len(schedule), None, None
-    if strength is not None:
-        share = to_tensor(pad_to_canvas(strength[..., None], canvas), home)
+    if job.strength is not None:
+        share = to_tensor(pad_to_canvas(job.strength[..., None], canvas), home)
         first = first_steps(share, steps, bundle.facts.latent_factor).to(bundle.device)
         hold = Hold(initial, noise, first)
     sampler = _sampler(bundle, control, latent_grid(bundle.facts, canvas, options.overlap), options)
     watch = None
-    if show is not None:
-        show(small_picture(control.prescaled[..., :height, :width]))
-        watch = latents_watcher(bundle, control, (height, width), steps, show)
+    if progress.on_picture is not None:
+        progress.on_picture(small_picture(control.prescaled[..., :height, :width]))
+        watch = latents_watcher(bundle, control, (height, width), steps, progress.on_picture)
     start = [schedule.add_noise(initial, noise)]
     del initial, noise
-    latents = sampler.sample(start.pop(), schedule, generator, on_unit, cancelled, hold, watch)
+    latents = sampler.sample(start.pop(), schedule, generator, progress, hold, watch)
     del sampler, hold
-    refined = tiled_autoencoder.decode(bundle, latents, control, cancelled=cancelled)
+    refined = tiled_autoencoder.decode(bundle, latents, control, cancel=progress.cancel)
     if share is not None:
         refined = torch.lerp(control.prescaled, refined, blend_weights(share, steps))
     return to_array(refined[..., :height, :width])

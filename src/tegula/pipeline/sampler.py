@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from tegula.errors import CancelledError
 from tegula.models.bundle import ControlScale, WindowBatch
 from tegula.pipeline.batches import HalvingBatch, SafeDenoiser
 from tegula.pipeline.schedulers import Generators, NoiseSchedule
 from tegula.pipeline.windows import WindowGrid
-from tegula.progress import Cancelled, OnUnit
+from tegula.progress import Cancel, StageProgress
 
 # Classifier-free guidance, its interval, and the control interval.
 #
@@ -304,8 +303,7 @@ class CanvasSampler:
         latents: Tensor,
         schedule: NoiseSchedule,
         generator: Generators,
-        on_unit: OnUnit,
-        cancelled: Cancelled,
+        progress: StageProgress,
         hold: Hold | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
@@ -316,13 +314,12 @@ class CanvasSampler:
             schedule: the levels to run.
             generator: draws the noise of stochastic schedulers: one for the whole stack,
                 or one for each canvas.
-            on_unit: told (windows done, windows in all) as they are done.
-            cancelled: asked before every batch.
+            progress: counts windows of all steps; its cancel is checked before every batch.
             hold: what stays as it is until a later level; None changes all from the first.
             watch: called after every level but the last.
 
         Raises:
-            CancelledError: ``cancelled`` said so.
+            CancelledError: the caller wants to stop.
             NumericalError: the model is not finite even in fp32.
             OutOfMemoryError: a single window does not fit into memory.
         """
@@ -333,12 +330,12 @@ class CanvasSampler:
         def report(windows: int) -> None:
             nonlocal done
             done += windows
-            on_unit(done, total)
+            progress.on_unit(done, total)
 
         for step in steps:
             scaled = schedule.scale_input(latents, step.timestep)
             due = self._due(step, hold)
-            self._join(joined, scaled, _span(steps, step), due, report, cancelled)
+            self._join(joined, scaled, _span(steps, step), due, report, progress.cancel)
             prediction = joined.pop(step.number, torch.zeros_like(latents))
             if hold is not None:
                 prediction = hold.predict(prediction, step.number, step.timestep, schedule)
@@ -356,13 +353,12 @@ class CanvasSampler:
         span: Sequence[Step],
         places: Sequence[Place],
         report: Callable[[int], None],
-        cancelled: Cancelled,
+        cancel: Cancel,
     ) -> None:
         """Evaluate windows in batches and add their predictions to the canvas of each level."""
 
         def evaluate(start: int, end: int) -> None:
-            if cancelled():
-                raise CancelledError("Cancelled while refining; nothing was written.")
+            cancel.check()
             batch = places[start:end]
             predictions = self._predict(latents, span, batch)
             for step, parts in zip(span, predictions, strict=True):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
+
+from tegula.progress import Cancelled
 
 # The devices of this machine, asked for in a process of its own: torch stays out of ours.
 
@@ -49,8 +51,6 @@ def _devices() -> tuple[Device, ...]:
 
 
 # What an engine is: it runs one job at a time and tells what happens.
-
-Cancelled = Callable[[], bool]
 
 
 @dataclass(frozen=True)

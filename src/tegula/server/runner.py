@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 from tegula.catalog import Catalog, Output, run, validate
 from tegula.errors import CancelledError, OutOfMemoryError, TegulaError
 from tegula.options import UpscaleOptions
-from tegula.progress import Progress
+from tegula.progress import Cancelled, Progress
 from tegula.server.engine import (
-    Cancelled,
     Done,
     EngineEvent,
     Failed,
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Emit = Callable[[EngineEvent], None]
-Runner = Callable[[Job, Emit, Callable[[], bool]], None]
+Runner = Callable[[Job, Emit, Cancelled], None]
 """Runs a job, tells what happens, and raises what goes wrong."""
 
 _SIGN_OF_LIFE_EVERY_S = 1.0
@@ -153,7 +152,7 @@ def _open(spec: RunnerSpec, device: str) -> Runner:
     return runner
 
 
-def _ended(runner: Runner, job: Job, emit: Emit, cancelled: Callable[[], bool]) -> EngineEvent:
+def _ended(runner: Runner, job: Job, emit: Emit, cancelled: Cancelled) -> EngineEvent:
     with log_context(prediction=job.id):
         try:
             runner(job, emit, cancelled)
@@ -225,7 +224,7 @@ class UpscaleRunner:
         self._plain = self._load(())
         self._other: tuple[Loras, Upscaler] | None = None
 
-    def __call__(self, job: Job, emit: Emit, cancelled: Callable[[], bool]) -> None:
+    def __call__(self, job: Job, emit: Emit, cancelled: Cancelled) -> None:
         """Run a job."""
         version = self._catalog.find(job.version)
         emit(Started())

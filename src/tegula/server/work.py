@@ -17,10 +17,10 @@ from typing import Any, Protocol
 from tegula.catalog import Catalog, Version
 from tegula.catalog.inputs import ARRAY, FILE
 from tegula.errors import FetchError, InputError, MissingExtraError, NotFoundError, TegulaError
+from tegula.progress import Cancelled
 from tegula.server.accounts import UserModels
 from tegula.server.db import FILE_KEY, FileRecord, Prediction
 from tegula.server.engine import (
-    Cancelled,
     Done,
     Engine,
     EngineEvent,
