@@ -1,6 +1,8 @@
 """Denoisers on OpenVINO."""
 
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,3 +68,16 @@ def test_without_the_extra_one_sentence_names_it(monkeypatch):
 def test_what_does_not_go_together_is_refused(backend):
     with pytest.raises(OptionError):
         made_ready(tiny_bundle(), backend, compiled=True)
+
+
+def test_a_conversion_that_was_interrupted_is_not_taken_for_a_whole_one(cache, monkeypatch):
+    def interrupted(model, path, **_):
+        Path(path).write_text("<half")
+        raise KeyboardInterrupt
+
+    fake = SimpleNamespace(convert_model=lambda *_, **__: None, save_model=interrupted)
+    monkeypatch.setitem(sys.modules, "openvino", fake)
+    monkeypatch.setattr("tegula.models.openvino.metadata.version", lambda _: "1")
+    with pytest.raises(KeyboardInterrupt):
+        refine(made_ready(load_mini(CPU, torch.float32), "openvino", compiled=False))
+    assert list((cache / "openvino").iterdir()) == []

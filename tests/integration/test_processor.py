@@ -1,5 +1,7 @@
 """Threads and memory layout by measurement."""
 
+import json
+
 import pytest
 import torch
 from support import options, photograph
@@ -82,3 +84,29 @@ def test_the_layout_changes_no_picture():
     for network in (*bundle.denoiser.networks, bundle.autoencoder.decoder):
         lay_out(network, channels_last=True)
     assert abs(refine_canvas(RefineJob(bundle, picture, picture, knobs)) - expected).max() < 1e-4
+
+
+def test_a_reader_sees_the_whole_memory_before_or_after_a_change(tmp_path):
+    processor_choice(torch.float32, Probe())
+    before = (tmp_path / "processor.json").read_bytes()
+    with (tmp_path / "processor.json").open("rb") as reader:
+        processor_choice(torch.bfloat16, Probe())
+        assert reader.read() == before
+    assert len(json.loads((tmp_path / "processor.json").read_bytes())) == 2
+
+
+def test_what_another_process_measured_meanwhile_is_kept(tmp_path):
+    class Slow(Probe):
+        def __call__(self, choice):
+            other = {"another machine": {"threads": 1, "channels_last": False}}
+            (tmp_path / "processor.json").write_text(json.dumps(other))
+            return super().__call__(choice)
+
+    processor_choice(torch.float32, Slow())
+    assert len(json.loads((tmp_path / "processor.json").read_bytes())) == 2
+
+
+def test_a_cache_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TEGULA_CACHE", str(tmp_path / "file" / "cache"))
+    assert processor_choice(torch.float32, Probe(last4=0.5)) == ProcessorChoice(4, True)

@@ -128,6 +128,45 @@ def test_an_interrupted_pull_leaves_nothing_visible_and_can_go_on(fake_hub, mode
     assert registry.BUNDLES[NAME].installed
 
 
+def test_a_pull_adds_what_a_folder_lacks_and_touches_nothing_else(fake_hub, tiny, models):
+    own = models / facts.DEFAULT_MODEL
+    shutil.copytree(tiny, own)
+    (own / "vae" / "config.json").unlink()
+    mine = {"notes.txt": b"trained in June", "unet/config.json": b"{}"}
+    for name, content in mine.items():
+        (own / name).write_bytes(content)
+    registry.pull(NAME)
+    assert (own / "vae" / "config.json").read_bytes() == (tiny / "vae/config.json").read_bytes()
+    assert {name: (own / name).read_bytes() for name in mine} == mine
+    assert not list(models.rglob(".*"))
+
+
+def test_a_pull_that_fails_at_the_end_leaves_the_old_folder(fake_hub, tiny, models, monkeypatch):
+    own = models / facts.DEFAULT_MODEL
+    shutil.copytree(tiny, own)
+    (own / "vae" / "config.json").unlink()
+    before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+
+    def refuse(path, target):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, refuse)
+    with pytest.raises(PathError):
+        registry.pull(NAME)
+    assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == before
+
+
+def test_a_linked_folder_is_filled_where_it_lies(fake_hub, tiny, models, tmp_path):
+    elsewhere = Path(shutil.copytree(tiny, tmp_path / "disk" / "model"))
+    (elsewhere / "vae" / "config.json").unlink()
+    (models / facts.DEFAULT_MODEL).parent.mkdir(parents=True)
+    (models / facts.DEFAULT_MODEL).symlink_to(elsewhere)
+    registry.pull(NAME)
+    assert (elsewhere / "vae" / "config.json").is_file()
+    assert (models / facts.DEFAULT_MODEL).is_symlink()
+
+
 def test_a_damaged_download_is_refused_and_removed(fake_hub, models):
     fake_hub.damage = "vae/diffusion_pytorch_model.safetensors"
     with pytest.raises(BrokenWeightsError, match="arrived damaged"):
@@ -198,8 +237,8 @@ def test_the_best_format_on_the_hub_is_chosen():
     half = RemoteFile("unet/model.fp16.safetensors", 1, None)
     pickled = RemoteFile("unet/pytorch_model.bin", 2, None)
     words = RemoteFile("tokenizer/tokenizer.json", 3, None)
-    assert hub.choose([pickled, half, words], repository) == (half, words)
-    assert hub.choose([pickled, words], repository) == (pickled, words)
+    assert hub.choose_files([pickled, half, words], repository) == (half, words)
+    assert hub.choose_files([pickled, words], repository) == (pickled, words)
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():

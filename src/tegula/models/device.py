@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tegula.errors import OptionError
-from tegula.folders import cache_folder
+from tegula.errors import OptionError, PathError
+from tegula.folders import cache_folder, write_atomically
 
 # Which device to compute on, and in which precision.
 
@@ -214,7 +214,7 @@ def processor_choice(dtype: torch.dtype, probe: Probe | None = None) -> Processo
     chosen = choose(threads, layouts, probe or _probe_of(dtype))
     torch.set_num_threads(usual)
     if len(threads) * len(layouts) > 1:
-        _remember({**known, key: chosen})
+        _remember(key, chosen)
     return chosen
 
 
@@ -267,11 +267,12 @@ def _remembered() -> dict[str, ProcessorChoice]:
         return {}
 
 
-def _remember(known: dict[str, ProcessorChoice]) -> None:
+def _remember(key: str, choice: ProcessorChoice) -> None:
     path = cache_folder() / "processor.json"
+    # Read again: another process may have added its own while this one measured.
+    choices = {name: asdict(each) for name, each in {**_remembered(), key: choice}.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        choices = {key: asdict(choice) for key, choice in known.items()}
-        path.write_text(json.dumps(choices, indent=1), encoding="utf-8")
-    except OSError:
+        write_atomically(path, json.dumps(choices, indent=1).encode())
+    except (OSError, PathError):
         return  # it is only measured again

@@ -1,7 +1,7 @@
 """Weights on this machine and on the Hugging Face hub.
 
 A repository of the hub lies in the models folder as ``<models folder>/<owner>/<name>``,
-put there by ``fetch_all`` or by hand, or in the hub client's own cache.
+downloaded by ``fetch_all`` or put there by hand, or in the hub client's own cache.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 _BLOCK = 1 << 22
+_LOCAL_FAILURES = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,16 @@ def is_hub_id(reference: str) -> bool:
     return bool(owner and slash and name) and "/" not in name and not owner.startswith((".", "~"))
 
 
+# On this machine.
+
+
 def find(repository: HubRepository) -> Path | None:
     """Return the folder that holds every file of the repository, or None."""
-    folders = [repository.folder, *_cached_snapshots(repository.repo)]
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cached = Path(HF_HUB_CACHE) / f"models--{repository.repo.replace('/', '--')}" / "snapshots"
+    snapshots = sorted(cached.iterdir()) if cached.is_dir() else []
+    folders = (repository.folder, *snapshots)
     return next((folder for folder in folders if not missing_files(folder, repository.files)), None)
 
 
@@ -77,6 +85,18 @@ def formats(name: str) -> tuple[str, ...]:
     return (name, f"{stem}.fp16.safetensors", pickled)
 
 
+def how_to_get(repositories: Sequence[HubRepository]) -> str:
+    """Return the sentence that says which files to put where by hand."""
+    places = (f"of {part.repo} {', '.join(part.files)} into {part.folder}" for part in repositories)
+    return (
+        f"{' and '.join(part.repo for part in repositories)} could not be downloaded from the "
+        f"hub; download elsewhere and put, under their own names, {'; '.join(places)}."
+    )
+
+
+# From the hub.
+
+
 def find_or_fetch(repository: HubRepository) -> Path:
     """Return the folder of a repository, from this machine or else from the hub.
 
@@ -90,57 +110,44 @@ def find_or_fetch(repository: HubRepository) -> Path:
 def fetch_all(
     repositories: Sequence[HubRepository], on_progress: OnBytes | None = None
 ) -> tuple[Path, ...]:
-    """Download repositories into the models folder and verify them.
+    """Download what repositories lack in the models folder, and verify it.
 
-    Files arrive in a hidden folder beside the final one, where an interrupted download
-    goes on the next time; the folder gets its name when everything in it is verified.
+    Files arrive in a hidden folder beside the final one, where an interrupted download is
+    resumed the next time, and are moved into place when all of them are verified. What the
+    folder holds already, put there by hand, is neither downloaded nor touched.
 
     Raises:
         MissingWeightsError: the hub does not answer or lacks a file.
         BrokenWeightsError: what arrived is not what the hub announced.
         PathError: the models folder cannot be written.
     """
-    with _failures_told(repositories):
-        chosen = [choose(remote_files(each.repo), each) for each in repositories]
-        count = _Count(sum(file.size for files in chosen for file in files), on_progress)
-        pairs = zip(repositories, chosen, strict=True)
-        return tuple(_download(repository, files, count) for repository, files in pairs)
+    with _clear_errors(repositories):
+        chosen = [choose_files(remote_files(each.repo), each) for each in repositories]
+        total, done = sum(file.size for files in chosen for file in files), 0
+        for repository, files in zip(repositories, chosen, strict=True):
+            for file in files:
+                _download(repository, file)
+                done += file.size
+                if on_progress is not None:
+                    on_progress(done, total)
+            _move_into_place(repository, files)
+        return tuple(repository.folder for repository in repositories)
 
 
-@dataclass
-class _Count:
-    total: int
-    report: OnBytes | None
-    done: int = 0
-
-    def add(self, size: int) -> None:
-        self.done += size
-        if self.report is not None:
-            self.report(self.done, self.total)
-
-
-def where_to_put(repositories: Sequence[HubRepository]) -> str:
-    """Return the sentence that says which files to put where."""
-    each = (f"of {part.repo} {', '.join(part.files)} into {part.folder}" for part in repositories)
-    return (
-        f"{' and '.join(part.repo for part in repositories)} cannot be had from the hub now; "
-        f"download elsewhere and put, under the names they have there, {'; '.join(each)}."
-    )
-
-
-def _download(repository: HubRepository, files: Sequence[RemoteFile], count: _Count) -> Path:
-    import huggingface_hub
-
-    target = repository.folder
-    partial = target.with_name(f".{target.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        path = huggingface_hub.hf_hub_download(repository.repo, file.path, local_dir=partial)
-        verify(Path(path), file)
-        count.add(file.size)
-    shutil.rmtree(partial / ".cache", ignore_errors=True)
-    shutil.rmtree(target, ignore_errors=True)
-    return partial.rename(target)
+@contextmanager
+def _clear_errors(repositories: Sequence[HubRepository]) -> Iterator[None]:
+    """Turn whatever goes wrong into our errors: the hub client's depend on its HTTP library."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _LOCAL_FAILURES:
+            raise PathError(
+                f"Cannot write weights into {models_folder()}: {error.strerror}; set "
+                f"{MODELS_VARIABLE} to a folder with room."
+            ) from error
+        raise MissingWeightsError(how_to_get(repositories)) from error
 
 
 def remote_files(repo: str) -> tuple[RemoteFile, ...]:
@@ -154,29 +161,39 @@ def remote_files(repo: str) -> tuple[RemoteFile, ...]:
     )
 
 
-def choose(remote: Sequence[RemoteFile], repository: HubRepository) -> tuple[RemoteFile, ...]:
-    """Return the files to download: the wanted ones, each in its best format.
+def choose_files(remote: Sequence[RemoteFile], repository: HubRepository) -> tuple[RemoteFile, ...]:
+    """Return the files to download: those that its folder lacks, each in its best format.
 
     Raises:
-        MissingWeightsError: the repository lacks one of them.
+        MissingWeightsError: the repository on the hub lacks one of them.
     """
     by_path = {file.path: file for file in remote}
-    chosen: list[RemoteFile] = []
-    for name in repository.files:
+    chosen: dict[str, RemoteFile] = {}
+    for name in missing_files(repository.folder, repository.files):
         path = next((path for path in formats(name) if path in by_path), None)
         if path is None:
             raise MissingWeightsError(f"{repository.repo} on the hub holds no {name}.")
-        if by_path[path] not in chosen:
-            chosen.append(by_path[path])
-    return tuple(chosen)
+        chosen[path] = by_path[path]
+    return tuple(chosen.values())
 
 
-def verify(path: Path, file: RemoteFile) -> None:
-    """Compare a downloaded file with what the hub announced.
+def _partial(repository: HubRepository) -> Path:
+    # Beside what the folder links to, so that moving out of it is a rename.
+    target = repository.folder.resolve()
+    return target.with_name(f".{target.name}.partial")
 
-    Raises:
-        BrokenWeightsError: its size or hash differs; the file is removed.
-    """
+
+def _download(repository: HubRepository, file: RemoteFile) -> None:
+    import huggingface_hub
+
+    partial = _partial(repository)
+    partial.mkdir(parents=True, exist_ok=True)
+    path = huggingface_hub.hf_hub_download(repository.repo, file.path, local_dir=partial)
+    _verify(Path(path), file)
+
+
+def _verify(path: Path, file: RemoteFile) -> None:
+    """Compare a downloaded file with what the hub announced; remove it if it differs."""
     if path.stat().st_size == file.size and file.sha256 in (None, _sha256(path)):
         return
     path.unlink()
@@ -191,27 +208,16 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _cached_snapshots(repo: str) -> list[Path]:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    snapshots = Path(HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "snapshots"
-    return sorted(snapshots.iterdir()) if snapshots.is_dir() else []
-
-
-_LOCAL_FAILURES = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
-
-
-@contextmanager
-def _failures_told(repositories: Sequence[HubRepository]) -> Iterator[None]:
-    """Turn what goes wrong into our errors; the hub client's depend on its HTTP library."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _LOCAL_FAILURES:
-            raise PathError(
-                f"Cannot write weights into {models_folder()}: {error.strerror}; set "
-                f"{MODELS_VARIABLE} to a folder with room."
-            ) from error
-        raise MissingWeightsError(where_to_put(repositories)) from error
+def _move_into_place(repository: HubRepository, files: Sequence[RemoteFile]) -> None:
+    partial, target = _partial(repository), repository.folder.resolve()
+    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    if not target.exists():
+        partial.rename(target)
+        return
+    # The user's own folder, or an older one: file by file, so that all else in it stays. An
+    # interruption does no harm, since a repository counts as here when it is complete.
+    for file in files:
+        place = target / file.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (partial / file.path).replace(place)
+    shutil.rmtree(partial, ignore_errors=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -127,7 +128,14 @@ class OpenVinoDenoiser:
                 input=[tuple(each.shape) for each in inputs.values()],
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        openvino.save_model(model, str(path), compress_to_fp16=self._dtype != torch.float32)
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as part:
+            whole_file = Path(part, path.name)
+            openvino.save_model(
+                model, str(whole_file), compress_to_fp16=self._dtype != torch.float32
+            )
+            # The weights first: a model counts as converted when its .xml is there.
+            for suffix in (".bin", ".xml"):
+                whole_file.with_suffix(suffix).replace(path.with_suffix(suffix))
 
 
 class _Traced(nn.Module):
