@@ -209,6 +209,14 @@ def test_a_stream_goes_on_after_the_last_event_that_was_seen(server: Server):
     assert [kind for kind, _, _ in events_of(again)] == ["done"]
 
 
+@pytest.mark.parametrize("last", ["", "-1", "x", "9" * 30, "9" * 5000])
+def test_a_stream_starts_anew_after_an_event_that_cannot_be(server: Server, last: str):
+    made = server.create()
+    server.work()
+    text = server.get(made["urls"]["stream"], headers={"last-event-id": last}).text
+    assert [kind for kind, _, _ in events_of(text)] == ["output", "done"]
+
+
 def test_a_stream_follows_what_happens(server: Server):
     made = server.create()
     timer = server.work_soon(0.2)

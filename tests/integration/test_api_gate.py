@@ -12,6 +12,7 @@ import pytest
 from api_support import DATA_URI, Server, open_server
 from starlette.exceptions import HTTPException
 
+from tegula.server.api.errors import ProblemError
 from tegula.server.api.gate import _Body, normalise, parse_cancel_after, parse_prefer
 from tegula.server.settings import JsonLines, log_context
 
@@ -180,6 +181,14 @@ def test_other_preferences_are_passed_over():
 )
 def test_durations_are_read(header, seconds):
     assert parse_cancel_after(header) == seconds
+
+
+@pytest.mark.parametrize("parse", [parse_prefer, parse_cancel_after])
+@pytest.mark.parametrize("start", ["", "wait="])
+def test_a_number_of_any_length_is_refused_in_words(parse, start):
+    if (parse is parse_prefer) == bool(start):
+        with pytest.raises(ProblemError):
+            parse(start + "9" * 5000)
 
 
 def test_operators_see_life_readiness_and_counters(server: Server):

@@ -12,6 +12,7 @@ from diffusers import (
     StableDiffusionControlNetImg2ImgPipeline,
     TCDScheduler,
 )
+from growth import SUPERLINEAR, growth
 from safetensors.torch import save_file
 from sd15_support import files, offline  # noqa: F401
 from support import options, photograph
@@ -95,6 +96,13 @@ def put(path, state=None, metadata=None):
 def test_a_few_step_lora_is_known_by_its_name(tmp_path, name, recipe):
     known = recipe_of(put(tmp_path / f"{name}.safetensors"))
     assert (known and known.name) == recipe
+
+
+def test_the_time_for_a_title_does_not_grow_with_its_square(tmp_path):
+    def titled(times):
+        return put(tmp_path / f"{times}.safetensors", metadata={"ss_output_name": "lcm" * times})
+
+    assert growth(recipe_of, titled, 1000) < SUPERLINEAR
 
 
 def test_it_is_known_by_the_title_its_maker_gave_and_by_the_folder_of_its_repository(tmp_path):

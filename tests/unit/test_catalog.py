@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from growth import SUPERLINEAR, growth
 
 from tegula.catalog import (
     Catalog,
@@ -236,6 +237,20 @@ def test_clarity_turns_fractality_into_the_window_and_leaves_loras_out():
     assert any("more_details" in note for note in recipe.notes)
     assert recipe.mask_keeps_white
     assert plan("philz1337x/clarity-upscaler").passes[0].window == 1024
+
+
+@pytest.mark.parametrize("piece", ["a", "<lora:", "<lora:a:", "<lora:a>", ":", " "])
+def test_the_time_for_lora_tags_grows_with_the_prompt_and_not_with_its_square(piece):
+    version = find("philz1337x/clarity-upscaler")
+    start = {version.image: "photo.png"}
+
+    def work(values):
+        version.plan(values, SMALL)
+
+    def prompt(times):
+        return validate(version, {**start, "prompt": "<lora:" + piece * times}).values
+
+    assert growth(work, prompt, 1000) < SUPERLINEAR
 
 
 def test_clarity_uses_the_loras_of_its_prompt_where_they_are_there(tmp_path, monkeypatch):

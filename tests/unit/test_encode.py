@@ -8,6 +8,7 @@ from pathlib import Path
 import colour_profiles
 import numpy as np
 import pytest
+from growth import SUPERLINEAR, growth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,7 +17,7 @@ from tegula.errors import ImageError, InputError, OptionError, PathError
 from tegula.folders import write_atomically
 from tegula.images.encode import encode, read_settings, save
 from tegula.images.formats import FORMATS, format_for
-from tegula.images.metadata import Metadata, add_settings
+from tegula.images.metadata import Metadata, add_settings, read_metadata
 from tegula.images.open import decode
 
 AWKWARD = 'a <b> & "c" \u00fc \u732b ]]> \\'
@@ -159,9 +160,10 @@ def test_metadata_too_long_for_jpeg_is_left_out_with_a_warning():
     assert (kept.exif, kept.xmp) == (None, None)
 
 
-def test_settings_too_long_for_jpeg_are_left_out_with_a_warning():
-    encoded = encode(smooth(), "jpeg", settings={"prompt": "x" * 70_000})
-    assert "too long" in encoded.warnings[0]
+@pytest.mark.parametrize(("name", "length"), [("jpeg", 70_000), ("webp", 1_100_000)])
+def test_settings_too_long_for_their_format_are_left_out_with_a_warning(name, length):
+    encoded = encode(smooth(), name, settings={"prompt": "x" * length})
+    assert f"too long for {name.upper()}" in encoded.warnings[0]
     assert read_settings(encoded.data) is None
 
 
@@ -174,6 +176,79 @@ def test_any_settings_survive_the_packet_and_replace_older_ones(values):
     image.info["xmp"] = packet
     assert read_settings(image) == values
     assert packet.count(b"<tegula:settings>") == 1
+
+
+def with_packet(packet):
+    image = Image.new("L", (1, 1))
+    image.info["xmp"] = packet
+    return image
+
+
+RDF = b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">%b</rdf:RDF>'
+TIFF = b'xmlns:tiff="http://ns.adobe.com/tiff/1.0/"'
+TEGULA = b'xmlns:tegula="https://tegula.invalid/ns/1.0/"'
+
+
+@pytest.mark.parametrize(
+    ("hostile", "length"),
+    [
+        (lambda n: b"<rdf:Description https://tegula.invalid/ns/1.0/" * n, 60),
+        (lambda n: RDF % (b"<rdf:Description https://tegula.invalid/ns/1.0/>" * n), 60),
+        (lambda n: RDF % (b"<rdf:Description>https://tegula.invalid/ns/1.0/" * n), 60),
+        (lambda n: RDF % (b" " * n), 6000),
+        (lambda n: RDF % (b"<a b='" + b" " * n + b"'/>"), 6000),
+        (lambda n: RDF % (b"<tegula:settings>" * n), 400),
+        (lambda n: RDF % (b"<a>" * n + b"</a>" * n), 1000),
+        (lambda n: RDF % (b"<a/>" * n), 1000),
+    ],
+)
+def test_the_time_for_a_packet_grows_with_its_length_and_not_with_its_square(hostile, length):
+    for work in (read_metadata, read_settings):
+        assert growth(work, lambda n: with_packet(hostile(n)), length) < SUPERLINEAR
+
+
+def test_a_packet_of_any_length_is_not_read(monkeypatch):
+    monkeypatch.setattr("defusedxml.sax.parseString", pytest.fail)
+    image = with_packet(RDF % (b"<a/>" * 300_000))
+    assert read_metadata(image).xmp is None
+    assert read_settings(image) is None
+
+
+def test_entities_are_not_expanded():
+    bomb = b'<!DOCTYPE a [<!ENTITY b "' + b"x" * 1000 + b'">]>' + RDF % (b"<a>&b;</a>")
+    file = b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>' + RDF % b"<a>&b;</a>"
+    for packet in (bomb, file, b"<!DOCTYPE a>" + RDF % b"<a/>"):
+        assert read_metadata(with_packet(packet)).xmp is None
+
+
+@pytest.mark.parametrize("packet", [b"", b"text", b"<a>", RDF % b"<a>", b"\xff" + RDF % b"<a/>", 7])
+def test_a_damaged_packet_is_left_out(packet):
+    assert read_metadata(with_packet(packet)).xmp is None
+    assert read_settings(with_packet(packet)) is None
+    if isinstance(packet, bytes):
+        assert read_settings(with_packet(add_settings(packet, SETTINGS))) == SETTINGS
+
+
+def test_the_orientation_and_the_settings_leave_the_packet_and_the_rest_stays():
+    merged = b'<rdf:Description %b %b tiff:Orientation="6" tegula:settings="{}" tiff:Make="c">'
+    merged = merged % (TIFF, TEGULA) + "<dc:title>Ü &lt;&amp;</dc:title></rdf:Description>".encode()
+    apart = b"<rdf:Description %b><tiff:Orientation>6</tiff:Orientation></rdf:Description>" % TIFF
+    kept = read_metadata(with_packet(RDF % (merged + apart))).xmp
+    assert b"Orientation" not in kept
+    assert b"settings" not in kept
+    assert b'tiff:Make="c"' in kept
+    assert "<dc:title>Ü &lt;&amp;</dc:title>".encode() in kept
+    assert read_settings(with_packet(RDF % merged)) == {}
+
+
+def test_a_packet_of_settings_alone_is_not_kept():
+    assert read_metadata(with_packet(add_settings(None, SETTINGS))).xmp is None
+
+
+def test_settings_survive_what_xml_cannot_hold():
+    values = {"prompt": "\ufffe\uffff\ud800\x00\r"}
+    assert read_settings(with_packet(add_settings(None, values))) == values
+    assert read_settings(encode(smooth(), "webp", settings=values).data) == values
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "1" * 5000, "[" * 100_000])

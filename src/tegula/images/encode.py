@@ -17,7 +17,15 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tegula.errors import ImageError, OptionError
 from tegula.folders import write_atomically
 from tegula.images.formats import check_sides, format_for
-from tegula.images.metadata import IFDS, SETTINGS_KEY, Metadata, add_settings, settings_of, to_json
+from tegula.images.metadata import (
+    IFDS,
+    MAX_XMP,
+    SETTINGS_KEY,
+    Metadata,
+    add_settings,
+    settings_of,
+    to_json,
+)
 from tegula.images.open import Source, describe, guarded, open_image, opened_file
 
 # From a result to the bytes of a file, and the settings back out of it.
@@ -69,9 +77,10 @@ def encode(
     if name != "png" and settings is not None:
         kept = dataclasses.replace(kept, xmp=add_settings(kept.xmp, settings))
     if name == "jpeg":
-        image, flattened = _flattened(image)
-        kept, dropped = _fitting_segments(kept, settings)
-        warnings = flattened + dropped
+        image, warnings = _flattened(image)
+    if name != "png":
+        kept, dropped = _fitting(kept, settings, name)
+        warnings += dropped
     buffer = io.BytesIO()
     image.save(buffer, name, **_parameters(name, image, quality, kept, settings))
     return Encoded(buffer.getvalue(), name, warnings)
@@ -130,25 +139,26 @@ def _flattened(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     return white, ("JPEG has no transparency; the result lies on white.",)
 
 
-def _fitting_segments(
-    metadata: Metadata, settings: Mapping[str, Any] | None
+def _fitting(
+    metadata: Metadata, settings: Mapping[str, Any] | None, name: str
 ) -> tuple[Metadata, tuple[str, ...]]:
-    """Drop what does not fit into one segment of a JPEG file; the settings go last."""
+    """Drop what is too long for the format; the settings go last.
+
+    JPEG holds EXIF and XMP in one segment each; the other formats hold any length, and
+    tegula reads XMP of ``MAX_XMP`` bytes.
+    """
+    longest = _JPEG_SEGMENT if name == "jpeg" else MAX_XMP
     exif, xmp = metadata.exif, metadata.xmp
-    if _too_long(exif):
+    if name == "jpeg" and exif is not None and len(exif) > longest:
         exif = None
-    if _too_long(xmp):
+    if xmp is not None and len(xmp) > longest:
         xmp = None if settings is None else add_settings(None, settings)
-    if _too_long(xmp):
+    if xmp is not None and len(xmp) > longest:
         xmp = None
     if (exif, xmp) == (metadata.exif, metadata.xmp):
         return metadata, ()
-    warning = "Some metadata is too long for JPEG and is left out; PNG would hold it."
+    warning = f"Some metadata is too long for {name.upper()} and is left out; PNG would hold it."
     return dataclasses.replace(metadata, exif=exif, xmp=xmp), (warning,)
-
-
-def _too_long(segment: bytes | None) -> bool:
-    return segment is not None and len(segment) > _JPEG_SEGMENT
 
 
 def _parameters(

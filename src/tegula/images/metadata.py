@@ -8,8 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from xml.sax.saxutils import escape, unescape
+from xml.sax.saxutils import XMLGenerator, escape
+from xml.sax.xmlreader import AttributesImpl
 
+import defusedxml.sax
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
@@ -138,20 +140,20 @@ def _changes_nothing(transform: Any, mode: str) -> bool:
 
 SETTINGS_KEY = "tegula"
 MAX_TEXT = 65_536
+MAX_XMP = 1_048_576
+"""Bytes of the longest XMP packet that is read; cameras and editors write a few thousand."""
+
 _NAMESPACE = "https://tegula.invalid/ns/1.0/"
-_SETTINGS = re.compile(r"<tegula:settings>(.*?)</tegula:settings>", re.DOTALL)
-_OWN_DESCRIPTION = re.compile(
-    rf"<rdf:Description[^>]*{re.escape(_NAMESPACE)}[^>]*>.*?</rdf:Description>\s*", re.DOTALL
-)
-_XMP_ORIENTATION = re.compile(
-    r'\s*tiff:Orientation="[0-9]"|<tiff:Orientation>[0-9]</tiff:Orientation>'
-)
-_EMPTY_PACKET = (
-    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+_PREFIX = "xmlns:tegula"
+_SETTINGS = "tegula:settings"
+_ORIENTATION = "tiff:Orientation"
+_BEGIN = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+_END = '<?xpacket end="w"?>'
+_EMPTY = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"></rdf:RDF>'
-    '</x:xmpmeta><?xpacket end="w"?>'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"></rdf:RDF></x:xmpmeta>'
 )
+_NOT_IN_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
 _TAGS_OF_THE_OLD_PIXELS = frozenset(
     {254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 280, 281, 284, 317, 318}
     | {319, 320, 322, 323, 324, 325, 330, 338, 339, 340, 341, 347, 513, 514, 529, 530, 531, 532}
@@ -168,7 +170,8 @@ class Metadata:
 
     exif: a TIFF structure, without orientation, thumbnail and anything that describes
         the source's pixels; camera, date, place and authorship stay.
-    xmp: an XMP packet, UTF-8.
+    xmp: an XMP packet, UTF-8, without orientation and tegula's settings; None also when it
+        is damaged or longer than ``MAX_XMP``.
     text: PNG text chunks by keyword.
     profile: the ICC profile that the pixels of the file are in.
     dpi: pixels per inch, horizontally and vertically.
@@ -185,7 +188,7 @@ def read_metadata(image: Image.Image) -> Metadata:
     """Collect what is worth keeping from an image that Pillow has loaded."""
     return Metadata(
         exif=_exif(image),
-        xmp=_without_settings(_xmp(image)),
+        xmp=_kept_xmp(image),
         text=_text(image),
         profile=image.info.get("icc_profile") or None,
         dpi=_dpi(image),
@@ -203,24 +206,22 @@ def orientation(image: Image.Image) -> int:
 
 def add_settings(xmp: bytes | None, settings: Mapping[str, Any]) -> bytes:
     """Return the packet with the settings in it; an unreadable packet is replaced."""
-    packet = _decoded(xmp)
-    packet = _OWN_DESCRIPTION.sub("", packet)
-    if "</rdf:RDF>" not in packet:
-        packet = _EMPTY_PACKET
-    before, end, after = packet.rpartition("</rdf:RDF>")
+    body = _copied(xmp).body
+    if "</rdf:RDF>" not in body:
+        body = _EMPTY
+    before, end, after = body.rpartition("</rdf:RDF>")
     description = (
-        f'<rdf:Description rdf:about="" xmlns:tegula="{_NAMESPACE}"><tegula:settings>'
-        f"{escape(to_json(settings))}</tegula:settings></rdf:Description>"
+        f'<rdf:Description rdf:about="" {_PREFIX}="{_NAMESPACE}"><{_SETTINGS}>'
+        f"{escape(to_json(settings))}</{_SETTINGS}></rdf:Description>"
     )
-    return (before + description + end + after).encode()
+    return f"{_BEGIN}{before}{description}{end}{after}{_END}".encode()
 
 
 def settings_of(image: Image.Image) -> dict[str, Any] | None:
     """Return the settings that an opened image carries; None when there are none."""
     text = image.info.get(SETTINGS_KEY)
     if not isinstance(text, str):
-        found = _SETTINGS.search(_decoded(_xmp(image)))
-        text = unescape(found.group(1)) if found else ""
+        text = _copied(_xmp(image)).settings
     try:
         settings = json.loads(text)
     except (ValueError, RecursionError):
@@ -229,21 +230,82 @@ def settings_of(image: Image.Image) -> dict[str, Any] | None:
 
 
 def to_json(settings: Mapping[str, Any]) -> str:
-    """Write settings the way every format stores them."""
-    return json.dumps(dict(settings), ensure_ascii=False, allow_nan=False)
+    """Write settings the way every format stores them; what XML cannot hold is escaped."""
+    text = json.dumps(dict(settings), ensure_ascii=False, allow_nan=False)
+    return _NOT_IN_XML.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _decoded(xmp: bytes | None) -> str:
+class _Copy(XMLGenerator):
+    """Copies an XMP packet without tegula's settings, and without the orientation.
+
+    Prefixes are compared as they are written: all writers of XMP use the customary ones,
+    and resolving them would take time that grows with the depth of the packet. Comments
+    and processing instructions are left out, and so is the padding around the packet.
+
+    settings: the text of the settings that were left out.
+    holds_more: the copy has properties, and not only their frame.
+    """
+
+    def __init__(self) -> None:
+        self._out = io.StringIO()
+        super().__init__(self._out)
+        self._left_out: list[str] = []
+        self._settings: list[str] = []
+        self.holds_more = False
+
+    @property
+    def body(self) -> str:
+        return self._out.getvalue()
+
+    @property
+    def settings(self) -> str:
+        return "".join(self._settings)
+
+    def startDocument(self) -> None:  # noqa: N802
+        """Leave the XML declaration out: a packet has none."""
+
+    def startElement(self, name: str, attrs: AttributesImpl) -> None:  # noqa: N802
+        ours = name == "rdf:Description" and {*attrs.keys()} <= {"rdf:about", _PREFIX}
+        ours = ours and _PREFIX in attrs
+        if self._left_out or ours or name in (_SETTINGS, _ORIENTATION):
+            self._left_out.append(name)
+            return
+        self._settings += [attrs[_SETTINGS]] if _SETTINGS in attrs else []
+        kept = {k: v for k, v in attrs.items() if k not in (_SETTINGS, _ORIENTATION)}
+        super().startElement(name, AttributesImpl(kept))
+        self.holds_more |= name not in ("x:xmpmeta", "rdf:RDF")
+
+    def endElement(self, name: str) -> None:  # noqa: N802
+        if self._left_out:
+            self._left_out.pop()
+        else:
+            super().endElement(name)
+
+    def characters(self, content: str) -> None:
+        if not self._left_out:
+            super().characters(content)
+        elif self._left_out[-1] == _SETTINGS:
+            self._settings.append(content)
+
+    def processingInstruction(self, target: str, data: str) -> None:  # noqa: N802
+        """Leave it out: the copy gets a frame of its own."""
+
+
+def _copied(xmp: bytes | None) -> _Copy:
+    """Read a packet; the copy of none, of a damaged one and of one too long is empty."""
+    copy = _Copy()
+    if xmp is None or len(xmp) > MAX_XMP:
+        return copy
     try:
-        return (xmp or b"").decode()
-    except UnicodeDecodeError:
-        return ""
+        defusedxml.sax.parseString(xmp.rstrip(b"\0 "), copy, forbid_dtd=True)
+    except Exception:  # hostile XML raises nearly anything, and is no reason to refuse
+        return _Copy()
+    return copy
 
 
-def _without_settings(xmp: bytes | None) -> bytes | None:
-    """Drop what an earlier run of tegula wrote, and a packet that held nothing else."""
-    packet = _OWN_DESCRIPTION.sub("", _decoded(xmp))
-    return packet.encode() if packet not in ("", _EMPTY_PACKET) else None
+def _kept_xmp(image: Image.Image) -> bytes | None:
+    copy = _copied(_xmp(image))
+    return f"{_BEGIN}{copy.body}{_END}".encode() if copy.holds_more else None
 
 
 def _exif(image: Image.Image) -> bytes | None:
@@ -265,12 +327,8 @@ def _exif(image: Image.Image) -> bytes | None:
 def _xmp(image: Image.Image) -> bytes | None:
     packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
     if isinstance(packet, str):
-        packet = packet.encode()
-    if not isinstance(packet, bytes):
-        return None
-    return _XMP_ORIENTATION.sub("", packet.decode("utf-8", "surrogateescape")).encode(
-        "utf-8", "surrogateescape"
-    )
+        packet = packet.encode("utf-8", "replace")
+    return packet if isinstance(packet, bytes) else None
 
 
 def _text(image: Image.Image) -> dict[str, str]:

@@ -58,7 +58,7 @@ SCHEDULERS = (
     "DPM++ 3M SDE Exponential", "DPM fast", "DPM adaptive", "LMS Karras", "DPM2 Karras",
     "DPM2 a Karras", "DPM++ 2S a Karras", "Restart", "DDIM", "PLMS", "UniPC",
 )  # fmt: skip
-_LORA_TAG = re.compile(r"<lora:([^<>:]*):?([^<>]*)>")
+_LORA_TAG = re.compile(r"<lora:([^<>:]*)(?::([^<>]*))?>")
 _NO_DOWNLOADS = "tegula runs the bundle it was started with and fetches nothing for a request"
 _NO_HANDS = "tegula does not mend hands; leave handfix at disabled"
 

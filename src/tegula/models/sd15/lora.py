@@ -142,6 +142,7 @@ AUTO, NONE = "auto", "none"
 
 _HYPER = "ByteDance/Hyper-SD"
 _PLAIN_FILE = "pytorch_lora_weights.safetensors"
+_LONGEST_NAME = 255
 _TITLES = ("ss_output_name", "modelspec.title")
 _FOLDERS_UP = 3
 """From a file of the hub client's cache to the folder with the name of its repository."""
@@ -272,6 +273,8 @@ def recipe_of(reference: str) -> FewStepRecipe | None:
 
 
 def _by_name(name: str) -> FewStepRecipe | None:
+    # A title comes from the file and may be of any length; the patterns take its square.
+    name = name[:_LONGEST_NAME]
     return next((r for r in RECIPES if re.search(r.pattern, name, re.IGNORECASE)), None)
 
 

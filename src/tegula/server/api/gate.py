@@ -130,8 +130,8 @@ def _hosts(settings: ServerSettings) -> set[str]:
 MAX_WAIT_S = 60
 _LONGEST_HOLD_S = 55.0
 _SHORTEST_DEADLINE_S = 5
-_WAIT = re.compile(r"wait(?:=(\d+))?", re.ASCII)
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", re.ASCII)
+_WAIT = re.compile(r"wait(?:=(\d{1,18}))?", re.ASCII)
+_DURATION = re.compile(r"(?:(\d{1,18})h)?(?:(\d{1,18})m)?(?:(\d{1,18})s?)?", re.ASCII)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def _end(prediction: Prediction, after: int) -> list[str]:
 
 def last_event(header: str | None) -> int:
     """Return the number in ``Last-Event-ID``, or 0."""
-    return int(header) if header and header.isascii() and header.isdigit() else 0
+    return int(header) if header and re.fullmatch("[0-9]{1,18}", header) else 0
 
 
 # Predictions as they happen, as server-sent events.
