@@ -10,7 +10,6 @@ same number on lines where there is no border.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +66,7 @@ def main() -> None:
     canvas: list[Picture] = []
     for name, changes in CASES.items():
         start = time.perf_counter()
-        results = [upscaler.upscale(each, dataclasses.replace(base, **changes)) for each in sources]
+        results = [upscaler.upscale(each, base.replaced(**changes)) for each in sources]
         spent = sum(each.timings["refine"] for each in results) or time.perf_counter() - start
         pictures = [_pixels(each) for each in results]
         canvas = canvas or pictures

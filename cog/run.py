@@ -64,7 +64,7 @@ class Runner(BaseRunner):
             description="The same seed gives the same picture; random when left out.",
             default=None,
             ge=0,
-            le=9007199254740991,
+            le=9223372036854775807,
         ),
         format: str = Input(
             description="Of the result.", default="png", choices=["png", "jpg", "webp"]

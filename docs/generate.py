@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tegula.catalog import Model, models
 from tegula.catalog.inputs import BOOLEAN, SINGLE, Field
 from tegula.models.mini.bundle import CONFIG_FILE, WEIGHTS, read_config
 from tegula.models.sd15.facts import PRESETS as SD15
-from tegula.options import KNOBS, PRESETS, Knob, PresetValues, UpscaleOptions, plain
+from tegula.options import OPTIONS, PRESETS, PresetValues
+from tegula.schema import span
 from tegula.server.db import TRANSITIONS, State, Trigger
 from tegula.server.settings import describe_settings
 
@@ -19,8 +20,7 @@ FOLDER = Path(__file__).parent
 
 def options_page() -> str:
     """Return docs/options.md."""
-    defaults = {field.name: field.default for field in dataclasses.fields(UpscaleOptions)}
-    rows = [_row(name, knob, defaults[name]) for name, knob in KNOBS.items()]
+    rows = [_option_row(name, schema) for name, schema in OPTIONS.items()]
     return "\n".join(
         [
             "# Options",
@@ -139,43 +139,37 @@ def with_settings(page: str) -> str:
     return f"{before}{head}{rows}\n{rest.partition(chr(10) * 2)[2]}"
 
 
-def _row(name: str, knob: Knob, default: object) -> str:
-    return f"| `{name}` | {_range(knob, default)} | {_default(knob, default)} | {knob.effect} |"
+def _option_row(name: str, schema: Mapping[str, Any]) -> str:
+    effect = schema["description"]
+    return f"| `{name}` | {_range(schema)} | {_default(name, schema)} | {effect} |"
 
 
-def _range(knob: Knob, default: object) -> str:
-    if isinstance(default, bool):
+def _range(schema: Mapping[str, Any]) -> str:
+    if schema["type"] == "boolean":
         return "on or off"
-    if knob.choices:
-        return ", ".join(f"`{choice}`" for choice in knob.choices)
-    if knob.low is None:
-        return "text"
-    unit = f" {knob.unit}" if knob.unit else ""
-    if knob.high is None:
-        return f"from {plain(knob.low)}{unit}"
-    return f"{plain(knob.low)} to {plain(knob.high)}{unit}"
+    return ", ".join(f"`{choice}`" for choice in schema.get("enum", ())) or span(schema) or "text"
 
 
-def _default(knob: Knob, default: object) -> str:
-    if knob.preset:
+def _default(name: str, schema: Mapping[str, Any]) -> str:
+    default = schema["default"]
+    if name in PresetValues.model_fields:
         return "by preset"
     if isinstance(default, bool):
         return "on" if default else "off"
     if default is None:
         return "open"
-    return f"`{default}`" if default != "" else "empty"
+    return f"`{default}`" if default not in ("", []) else "empty"
 
 
 def _preset_table(presets: Mapping[str, PresetValues]) -> list[str]:
-    fields = [field.name for field in dataclasses.fields(PresetValues)]
     return [
-        "| knob | " + " | ".join(PRESETS) + " |",
+        "| option | " + " | ".join(PRESETS) + " |",
         "|---|" + "---|" * len(PRESETS),
         *(
             f"| {name} | "
             + " | ".join(str(getattr(presets[preset], name)) or "none" for preset in PRESETS)
             + " |"
-            for name in fields
+            for name in PresetValues.model_fields
         ),
     ]
 

@@ -40,7 +40,7 @@ def export(
         "network": dataclasses.asdict(shape),
         "words": VOCABULARY,
         "window": WINDOW,
-        "presets": {name: dataclasses.asdict(p) for name, p in presets.items()},
+        "presets": {name: p.model_dump() for name, p in presets.items()},
         "sha256": digest,
         "licence": LICENCE,
         "training": dict(training),

@@ -85,7 +85,7 @@ class Job:
             self.options(**changes), facts.presets, facts.window, (self.side, self.side)
         )
         scale = min(settled.guidance_scale, facts.strongest_guidance)
-        return dataclasses.replace(settled, guidance_scale=scale)
+        return settled.replaced(guidance_scale=scale)
 
 
 _FOUR_STEPS = {

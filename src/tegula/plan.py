@@ -383,7 +383,7 @@ def runs_of(bundle: Bundle, options: ResolvedOptions) -> Sequence[Run]:
     canvas = canvas_for(bundle.facts, options.width, options.height, options.window)
     grid = latent_grid(bundle.facts, canvas, options.overlap)
     factor = bundle.facts.latent_factor
-    told = count_told(options.regions, [w.scaled(factor) for w in grid.windows], factor)
+    told = count_told(options.placed_regions, [w.scaled(factor) for w in grid.windows], factor)
     levels, rows = _levels(bundle, options, options.creativity)
     window = canvas.window_width * canvas.window_height
     return (Run(told, window, levels, rows, (canvas.width, canvas.height)),)

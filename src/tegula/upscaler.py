@@ -291,7 +291,7 @@ class Upscaler:
         facts = self.bundle.facts
         resolved = resolve(options, facts.presets, facts.window, prepared.facts.size)
         guidance_scale = min(resolved.guidance_scale, facts.strongest_guidance)
-        resolved = dataclasses.replace(resolved, guidance_scale=guidance_scale)
+        resolved = resolved.replaced(guidance_scale=guidance_scale)
         prescaler = self._prescaler(resolved.prescaler)
         costs = self._costs(prescaler)
         plan = make_plan(self.bundle, prescaler.facts, costs, prepared.size, resolved)
@@ -356,7 +356,7 @@ class Upscaler:
         return {
             "version": __version__,
             **models,
-            **dataclasses.asdict(options),
+            **options.settings(),
             "asked": asked.changed(),
         }
 

@@ -17,7 +17,6 @@ from tegula.images.adjust import flatness, margins, scale_detail, sharpen, unwra
 from tegula.images.open import inverted, read_mask
 from tegula.options import (
     PlacedRegion,
-    RedrawOptions,
     Region,
     UpscaleOptions,
     parse_region,
@@ -32,7 +31,7 @@ from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
 
 WIDTH, HEIGHT = 192, 128
-REDRAW = RedrawOptions(tile_width=64, tile_height=64, tile_padding=16, tile_blur=3)
+REDRAW = {"tile_width": 64, "tile_height": 64, "tile_padding": 16, "tile_blur": 3}
 REFINERS = [refine_canvas, refine_redraw]
 
 
@@ -60,7 +59,7 @@ class Counting:
 
 def changed(refine, bundle, strength=None, **changes):
     picture = photograph(WIDTH, HEIGHT)
-    asked = options(width=WIDTH, height=HEIGHT, redraw=REDRAW, **changes)
+    asked = options(width=WIDTH, height=HEIGHT, **REDRAW, **changes)
     return refine(RefineJob(bundle, picture, picture, asked, strength=strength)) - picture
 
 
@@ -99,7 +98,7 @@ def test_progress_reaches_the_end_when_windows_are_skipped(bundle):
     seen = []
     picture = photograph(WIDTH, HEIGHT)
     for refine in REFINERS:
-        asked = options(width=WIDTH, height=HEIGHT, redraw=REDRAW)
+        asked = options(width=WIDTH, height=HEIGHT, **REDRAW)
         refine(
             RefineJob(bundle, picture, picture, asked, strength=half(0, 1)),
             StageProgress(lambda *u: seen.append(u)),
@@ -136,7 +135,7 @@ def test_the_shares_of_all_prompts_sum_to_one(boxes, x, y):
 
 def test_a_region_over_the_whole_picture_is_its_prompt_alone(bundle):
     whole = PlacedRegion(0, 0, 1e9, 1e9, 1, "cat")
-    regional = changed(refine_canvas, bundle, regions=(whole,))
+    regional = changed(refine_canvas, bundle, placed_regions=(whole,))
     np.testing.assert_allclose(regional, changed(refine_canvas, bundle, prompt="cat"), atol=1e-5)
 
 
@@ -144,7 +143,7 @@ def test_a_region_over_the_whole_picture_is_its_prompt_alone(bundle):
 def test_a_region_changes_its_own_part(bundle, refine):
     placed = place_region(Region(0, 0, 0.3, 1, "dog"), (WIDTH, HEIGHT), (0, 0, 1, 1))
     both = [
-        changed(refine, bundle, prompt="red", regions=regions, overlap=0.0)
+        changed(refine, bundle, prompt="red", placed_regions=regions, overlap=0.0)
         for regions in ((), (placed,))
     ]
     difference = np.abs(both[1] - both[0])
@@ -212,7 +211,7 @@ def test_the_mask_restricts_the_change_at_full_size(bundle, mode):
     upscaler = Upscaler(bundle)
     asked = UpscaleOptions(prescaler="lanczos", creativity=0.6, seed=1, mode=mode, tile_width=64,
                            tile_height=64, window=64, steps=4)  # fmt: skip
-    plain = upscaler.upscale(picture, dataclasses.replace(asked, creativity=0.0, sharpen=0.0))
+    plain = upscaler.upscale(picture, asked.replaced(creativity=0.0, sharpen=0.0))
     masked = upscaler.upscale(picture, asked, mask=mask)
     assert masked.image.size == (192, 128)
     difference = np.abs(np.asarray(masked.image, float) - np.asarray(plain.image, float))

@@ -12,7 +12,6 @@ from tegula.errors import NumericalError
 from tegula.images.adjust import flatness
 from tegula.models.bundle import ControlScale, SplitDenoiser
 from tegula.models.load import load_bundle
-from tegula.options import RedrawOptions
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.pipeline.sampler import Guidance, Interval, Rows, key_levels, rows_of
@@ -21,7 +20,7 @@ from tests.tiny.networks import tiny_bundle
 SIZE = (150, 110)
 """Three by two windows of 64 px."""
 
-REDRAW = RedrawOptions(tile_width=64, tile_height=64, tile_padding=16, tile_blur=3)
+REDRAW = {"tile_width": 64, "tile_height": 64, "tile_padding": 16, "tile_blur": 3}
 REFINERS = [refine_canvas, refine_redraw]
 
 
@@ -57,7 +56,7 @@ def counted(bundle):
 def refine(bundle, how=refine_canvas, strength=None, size=SIZE, **changes):
     picture = photograph(*size)
     asked = options(
-        width=size[0], height=size[1], redraw=REDRAW, prompt="a red cat",
+        width=size[0], height=size[1], **REDRAW, prompt="a red cat",
         negative_prompt="blurry", **changes,
     )  # fmt: skip
     return how(RefineJob(bundle, picture, picture, asked, strength=strength))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 
@@ -291,8 +290,7 @@ def test_a_guidance_scale_that_would_tear_the_picture_is_held_and_told():
     picture = Image.fromarray((photograph(64, 64) * 255).astype(np.uint8))
     asked = UpscaleOptions(prescaler="lanczos", seed=1, guidance_scale=8.0)
     held, told = (
-        upscaler.upscale(picture, dataclasses.replace(asked, guidance_scale=scale))
-        for scale in (8.0, 2.0)
+        upscaler.upscale(picture, asked.replaced(guidance_scale=scale)) for scale in (8.0, 2.0)
     )
     assert np.array_equal(held.image, told.image)
     assert held.warnings == ("mini takes a guidance scale of up to 2; 8 was held to it.",)

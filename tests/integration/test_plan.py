@@ -112,7 +112,7 @@ def test_a_plan_counts_the_context_of_tiles_and_nothing_without_a_net(bundle):
     asked = UpscaleOptions(**QUICK, scale=4)
     plan = upscaler.prepare(picture(), asked)[2]
     assert (plan.tiles, plan.prescale_flops) == (0, 0)
-    net = dataclasses.replace(asked, prescaler="realesrgan-animevideov3")
+    net = asked.replaced(prescaler="realesrgan-animevideov3")
     one, many = (upscaler.prepare(picture(side, 40), net)[2] for side in (600, 1200))
     assert (one.tiles, many.tiles) == (1, 2)
     assert many.prescale_flops > 2 * one.prescale_flops
@@ -121,7 +121,7 @@ def test_a_plan_counts_the_context_of_tiles_and_nothing_without_a_net(bundle):
 def test_reused_features_are_planned_as_less_work(bundle):
     upscaler = Upscaler(bundle)
     whole = UpscaleOptions(**{**QUICK, "steps": 12, "creativity": 1.0})
-    reused = dataclasses.replace(whole, feature_reuse=3)
+    reused = whole.replaced(feature_reuse=3)
     plans = [upscaler.prepare(picture(), asked)[2] for asked in (whole, reused)]
     assert plans[1].evaluations == plans[0].evaluations
     assert 0.3 < plans[1].denoise_flops / plans[0].denoise_flops < 0.9
@@ -166,8 +166,7 @@ def test_calibrating_measures_every_part(bundle):
 
 def bundle_without_nets_before(bundle):
     presets = {
-        name: dataclasses.replace(values, prescaler="lanczos")
-        for name, values in bundle.facts.presets.items()
+        name: values.replaced(prescaler="lanczos") for name, values in bundle.facts.presets.items()
     }
     return dataclasses.replace(bundle, facts=dataclasses.replace(bundle.facts, presets=presets))
 

@@ -17,7 +17,7 @@ from tegula.models.mini.bundle import SCHEDULER as MINI
 from tegula.models.sd15.facts import LIGHT_VAE, SCHEDULER
 from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.networks import SdAutoencoder
-from tegula.options import SCHEDULERS, RedrawOptions, UpscaleOptions
+from tegula.options import SCHEDULERS, UpscaleOptions
 from tegula.pipeline import refine as preview
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
@@ -26,7 +26,7 @@ from tegula.progress import StageProgress
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
 
-REDRAW = RedrawOptions(tile_width=64, tile_height=64, tile_padding=16, tile_blur=3)
+REDRAW = {"tile_width": 64, "tile_height": 64, "tile_padding": 16, "tile_blur": 3}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def bundles():
 
 def refined(bundle, how=refine_canvas, size=(150, 110), show=None, **changes):
     picture = photograph(*size)
-    asked = options(width=size[0], height=size[1], redraw=REDRAW, **changes)
+    asked = options(width=size[0], height=size[1], **REDRAW, **changes)
     return how(RefineJob(bundle, picture, picture, asked), StageProgress(on_picture=show))
 
 

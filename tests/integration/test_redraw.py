@@ -1,7 +1,5 @@
 """What redraw mode promises: the picture of one tile after the other, however computed."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -9,16 +7,20 @@ from support import options, photograph
 
 from tegula.errors import CancelledError
 from tegula.models.prescalers import load_prescaler
-from tegula.options import RedrawOptions
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.plan import Costs, bundle_cost, make_plan, prescaler_flops
 from tegula.progress import Cancel, StageProgress
 from tests.tiny.networks import tiny_bundle
 
-SMALL = RedrawOptions(
-    tile_width=64, tile_height=64, tile_padding=16, tile_blur=3, seam_fix_width=24, seam_fix_blur=3
-)
+SMALL = {
+    "tile_width": 64,
+    "tile_height": 64,
+    "tile_padding": 16,
+    "tile_blur": 3,
+    "seam_fix_width": 24,
+    "seam_fix_blur": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +30,12 @@ def bundle():
 
 def asked(width, height, redraw, **changes):
     changes = {"steps": 4, "creativity": 0.5, "mode": "redraw"} | changes
-    return options(width=width, height=height, redraw=redraw, **changes)
+    return options(width=width, height=height, **redraw, **changes)
 
 
 def redraw(bundle, width, height, changes=None, *, one_by_one=False, **others):
     picture = photograph(width, height)
-    settings = asked(width, height, dataclasses.replace(SMALL, **(changes or {})), **others)
+    settings = asked(width, height, SMALL | (changes or {}), **others)
     return refine_redraw(RefineJob(bundle, picture, picture, settings), one_by_one=one_by_one)
 
 
@@ -95,7 +97,7 @@ def test_one_tile_over_the_picture_is_canvas_mode(bundle):
 
 def test_every_tile_starts_from_the_same_noise(bundle):
     flat = np.full((64, 192, 3), 0.5, np.float32)
-    settings = asked(192, 64, dataclasses.replace(SMALL, tile_padding=0, tile_blur=0))
+    settings = asked(192, 64, SMALL | {"tile_padding": 0, "tile_blur": 0})
     result = refine_redraw(RefineJob(bundle, flat, flat, settings))
     np.testing.assert_allclose(result[:, :64], result[:, 64:128], atol=1e-5)
     np.testing.assert_allclose(result[:, :64], result[:, 128:], atol=1e-5)
@@ -128,7 +130,7 @@ def test_progress_and_plan_count_the_same_windows(bundle):
     settings = asked(
         180,
         140,
-        dataclasses.replace(SMALL, seam_fix="band", seam_fix_denoise=0.5),
+        SMALL | {"seam_fix": "band", "seam_fix_denoise": 0.5},
         guidance_scale=4.0,
     )
     seen = []

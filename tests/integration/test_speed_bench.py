@@ -15,7 +15,7 @@ from bench.speed.methods import LADDER, ladder, methods_for, usual_method
 from bench.speed.page import BEGIN, END, PAGE, PICTURES, drawn, kept_results, section, with_section
 from bench.speed.picture import bars
 from bench.speed.summary import add_rates, against_loops, fastest, floor_seconds
-from tegula.options import KNOBS
+from tegula.options import OPTIONS
 from tegula.upscaler import Upscaler
 
 RATES = {"fp32": {"product": 1e12, "convolution": 0.5e12}, "bf16": {"product": 4e12}}
@@ -67,7 +67,7 @@ RESULT = {
 
 @pytest.mark.parametrize("rung", LADDER, ids=lambda rung: rung.name)
 def test_every_rung_switches_something_on_that_exists(rung):
-    assert set(rung.options) <= set(KNOBS)
+    assert set(rung.options) <= set(OPTIONS)
     assert set(rung.load) <= set(inspect.signature(Upscaler.load).parameters)
 
 

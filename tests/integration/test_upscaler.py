@@ -75,12 +75,12 @@ def test_the_result_tells_how_to_get_it_again(upscaler):
     assert set(first.timings) == set(STAGES)
 
 
-def test_knobs_left_open_are_filled_from_the_preset(upscaler):
+def test_options_left_open_are_filled_from_the_preset(upscaler):
     result = upscaler.upscale(picture(8, 8), UpscaleOptions(prescaler="lanczos", preset="fast"))
     fast = upscaler.bundle.facts.presets["fast"]
-    for field in dataclasses.fields(fast):
-        if field.name != "prescaler":
-            assert getattr(result.options, field.name) == getattr(fast, field.name)
+    for name, value in fast:
+        if name != "prescaler":
+            assert getattr(result.options, name) == value
 
 
 def test_progress_walks_forward_through_the_stages_to_the_end(upscaler):

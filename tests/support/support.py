@@ -1,6 +1,5 @@
 """What several test files need: small pictures and options with nothing left open."""
 
-import dataclasses
 from functools import cache
 
 import numpy as np
@@ -35,7 +34,7 @@ DEFAULTS = ResolvedOptions(
 
 
 def options(**changes):
-    return dataclasses.replace(DEFAULTS, **changes)
+    return DEFAULTS.replaced(**changes)
 
 
 @cache

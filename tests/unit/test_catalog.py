@@ -230,6 +230,15 @@ def test_clarity_enlarges_in_passes_of_at_most_two(scale, expected):
     assert [round(p.creativity, 6) for p in passes] == creativity
 
 
+@pytest.mark.parametrize(
+    "reference", ["tegula/upscale", USDU, TILE, f"{TILE}:1", "philz1337x/clarity-upscaler"]
+)
+def test_the_largest_seed_of_the_schema_runs_in_every_pass(reference):
+    scale = {"scale_factor": 8} if "clarity" in reference else {}
+    passes = plan(reference, seed=2**63 - 1, **scale).passes
+    assert [options.seed for options in passes] == [2**63 - 1, 0, 1][: len(passes)]
+
+
 def test_clarity_turns_fractality_into_the_window_and_leaves_loras_out():
     recipe = plan("philz1337x/clarity-upscaler", tiling_width=64, tiling_height=64)
     assert recipe.passes[0].window == 512

@@ -1,4 +1,4 @@
-"""Knobs as options of the command line, and progress as lines."""
+"""Options of an upscale as options of the command line, and progress as lines."""
 
 import dataclasses
 
@@ -7,13 +7,18 @@ import pytest
 from cli_support import run
 
 from tegula.cli.console import Lines, stage_text, time_left
-from tegula.cli.options import Models, given_knobs, kind_of, models_like, options_like, word
+from tegula.cli.options import Models, given_options, models_like, options_like, word
 from tegula.cli.upscale import UPSCALE
 from tegula.errors import InputError, OptionError
-from tegula.options import KNOBS, UpscaleOptions
+from tegula.options import OPTIONS, UpscaleOptions
 from tegula.progress import Progress
 
-SAMPLES = {float: ("0.5", 0.5), int: ("64", 64), str: ("text", "text"), bool: (None, True)}
+SAMPLES = {
+    "number": ("0.5", 0.5),
+    "integer": ("64", 64),
+    "string": ("text", "text"),
+    "boolean": (None, True),
+}
 
 
 def parsed(*words):
@@ -21,37 +26,37 @@ def parsed(*words):
 
 
 def sample(name):
-    """A word of the command line for a knob and the value it stands for."""
-    if KNOBS[name].choices:
-        return KNOBS[name].choices[-1], KNOBS[name].choices[-1]
+    """A word of the command line for an option and the value it stands for."""
+    if "enum" in OPTIONS[name]:
+        return OPTIONS[name]["enum"][-1], OPTIONS[name]["enum"][-1]
     special = {
         "size": ("30x40", (30, 40)),
         "crop": ("1,2,3,4", (1, 2, 3, 4)),
         "regions": ("0,0,0.5,1:a tree", ("0,0,0.5,1:a tree",)),
     }
-    return special.get(name) or SAMPLES[kind_of(name)]
+    return special.get(name) or SAMPLES[OPTIONS[name]["type"]]
 
 
-@pytest.mark.parametrize("name", KNOBS)
-def test_every_knob_is_an_option_of_its_type(name):
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_an_option_of_its_type(name):
     text, value = sample(name)
     words = [word(name)] if text is None else [word(name), text]
-    assert given_knobs(parsed(*words)) == {name: value}
+    assert given_options(parsed(*words)) == {name: value}
     assert getattr(UpscaleOptions(**{name: value}), name) == value
 
 
-def test_no_knob_is_set_unasked():
-    assert given_knobs(parsed()) == {}
+def test_no_option_is_set_unasked():
+    assert given_options(parsed()) == {}
 
 
 def test_flags_can_be_switched_off():
-    assert given_knobs(parsed("--no-guess-mode")) == {"guess_mode": False}
+    assert given_options(parsed("--no-guess-mode")) == {"guess_mode": False}
 
 
-@pytest.mark.parametrize("name", KNOBS)
-def test_the_help_tells_the_effect_of_every_knob(name):
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_help_tells_the_effect_of_every_option(name):
     told = "".join(run("upscale", "--help").stdout.split())
-    effect = "".join(KNOBS[name].effect.removeprefix("Redraw mode: ").split())
+    effect = "".join(OPTIONS[name]["description"].removeprefix("Redraw mode: ").split())
     assert effect[1:] in told
     assert word(name) in told
 
@@ -94,7 +99,7 @@ def test_settings_become_options_again():
     assert options == UpscaleOptions(**expected, tile_width=640, hdr=0.5)
 
 
-def test_a_given_preset_fills_its_knobs_anew():
+def test_a_given_preset_fills_its_options_anew():
     options = options_like(SETTINGS, {"preset": "fast"})
     assert (options.preset, options.creativity, options.steps) == ("fast", None, 12)
 
@@ -109,8 +114,10 @@ def test_damaged_settings_are_refused(damage):
 
 
 def test_settings_out_of_bounds_are_refused():
-    with pytest.raises(OptionError, match="creativity"):
+    with pytest.raises(InputError, match="damaged: creativity is between 0 and 1, not 7"):
         options_like({"creativity": 7}, {})
+    with pytest.raises(OptionError, match="creativity is between 0 and 1, not 8"):
+        options_like(SETTINGS, {"creativity": 8})
 
 
 def test_damaged_models_are_refused():

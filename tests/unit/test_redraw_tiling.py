@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import options
 
-from tegula.options import RedrawOptions
 from tegula.pipeline.redraw_plan import CropRule, blur_reach, grow, overlap, plan_redraw
 from tegula.pipeline.windows import Window
 
@@ -13,7 +13,7 @@ RULE = CropRule(64, 8)
 
 
 def plan(width, height, rule=RULE, **changes):
-    return plan_redraw(width, height, RedrawOptions(**changes), rule)
+    return plan_redraw(width, height, options(**changes), rule)
 
 
 def boxes(windows):
@@ -208,7 +208,7 @@ def layouts(draw):
     """Grids of up to 7x9 tiles with paddings from none to more than a tile."""
     tile = draw(st.sampled_from([64, 72, 100])), draw(st.sampled_from([64, 80]))
     columns, rows = draw(st.integers(1, 9)), draw(st.integers(1, 7))
-    options = RedrawOptions(
+    settings = options(
         tile_width=tile[0],
         tile_height=tile[1],
         tile_padding=draw(st.sampled_from([0, 4, 16, 48, 70, 130])),
@@ -221,7 +221,7 @@ def layouts(draw):
     )
     width = columns * tile[0] - draw(st.integers(0, tile[0] - 1))
     height = rows * tile[1] - draw(st.integers(0, tile[1] - 1))
-    return plan_redraw(width, height, options, draw(st.sampled_from([RULE, CropRule(32, 16)])))
+    return plan_redraw(width, height, settings, draw(st.sampled_from([RULE, CropRule(32, 16)])))
 
 
 @settings(deadline=None, max_examples=150)

@@ -39,9 +39,7 @@ def upscale_pattern(
         mask = wrapped(flat, *margins(*flat.size))
     result = upscaler.upscale(
         wrapped(image, across, down),
-        dataclasses.replace(
-            options, size=(width + 2 * far, height + 2 * deep), scale=None, resolution=None
-        ),
+        options.replaced(size=(width + 2 * far, height + 2 * deep), scale=None, resolution=None),
         mask=mask,
         on_progress=on_progress,
         cancelled=cancelled,

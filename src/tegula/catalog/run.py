@@ -121,7 +121,7 @@ def _upscaled(upscaler: Upscaler, source: Source, recipe: Recipe, run: _Run) -> 
         result = upscale(
             upscaler,
             source,
-            dataclasses.replace(asked, max_pixels=limit),
+            asked.replaced(max_pixels=limit),
             mask,
             _share(run.on_progress, number, len(recipe.passes)),
             run.cancelled,

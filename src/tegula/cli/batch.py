@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import tempfile
 import time
@@ -365,7 +364,7 @@ class Batch:
                 "width": size[0],
                 "height": size[1],
                 "seed": result.seed,
-                "options": dataclasses.asdict(result.options),
+                "options": result.options.settings(),
                 "timings": dict(result.timings),
                 "warnings": list(warnings),
                 "settings": self._settings(result),

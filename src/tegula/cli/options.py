@@ -1,11 +1,9 @@
-"""Options of the command line, made from the knobs."""
+"""Options of the command line, made from the options of an upscale."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +11,18 @@ from typing import Any
 
 import click
 
-from tegula.errors import InputError
-from tegula.options import KNOBS, Knob, PresetValues, RedrawOptions, UpscaleOptions, plain
+from tegula.errors import InputError, OptionError
+from tegula.options import OPTIONS, REDRAW_OPTIONS, PresetValues, UpscaleOptions
+from tegula.schema import span
 
-# Knobs of ``UpscaleOptions`` as options of the command line.
-#
-# Help, choices and defaults come from ``KNOBS``; bounds are checked by ``UpscaleOptions``
+# Help, choices and defaults come from ``OPTIONS``; bounds are checked by ``UpscaleOptions``
 # itself. An option that is not given is None, so that ``--like`` and presets can tell.
 
 SIZE, PICTURE, REDRAW, MESSAGES = "Size", "Picture", "Redraw mode", "Messages"
-_SIZE_KNOBS = ("scale", "resolution", "size", "crop", "max_pixels")
-_REDRAW_KNOBS = ("mode", *(field.name for field in dataclasses.fields(RedrawOptions)))
+_SIZE_OPTIONS = ("scale", "resolution", "size", "crop", "max_pixels")
 _METAVARS = {"size": "WxH", "crop": "X,Y,W,H", "regions": "X,Y,W,H:PROMPT"}
 _SINGULAR = {"regions": "region"}
-_HINTS = typing.get_type_hints(UpscaleOptions)
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(UpscaleOptions)}
+_TYPES = {"number": float, "integer": int, "string": str, "boolean": bool}
 
 
 class SectionedOption(click.Option):
@@ -74,80 +69,68 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         return tuple(int(word) for word in words)
 
 
-def kind_of(name: str) -> Any:
-    """Return the type of a knob when it is set: float, int, str, bool or a tuple of these."""
-    hint = _HINTS[name]
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return next(part for part in typing.get_args(hint) if part is not types.NoneType)
-    return hint
-
-
 def is_repeated(name: str) -> bool:
-    """Tell whether a knob takes any number of values."""
-    return typing.get_args(kind_of(name))[-1:] == (Ellipsis,)
+    """Tell whether an option takes any number of values."""
+    return "items" in OPTIONS[name]
 
 
-def knob_options() -> list[click.Parameter]:
-    """Return an option for every knob, in the order of the sections of the help."""
-    options = [_option(name, knob) for name, knob in KNOBS.items()]
+def upscale_options() -> list[click.Parameter]:
+    """Return every option of an upscale, in the order of the sections of the help."""
+    options = [_option(name, schema) for name, schema in OPTIONS.items()]
     sections = (SIZE, PICTURE, REDRAW)
     return [option for section in sections for option in options if option.section == section]
 
 
-def given_knobs(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the knobs that the command line sets."""
-    return {name: parameters[name] for name in KNOBS if parameters[name] not in (None, ())}
+def given_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an upscale that the command line sets."""
+    return {name: parameters[name] for name in OPTIONS if parameters[name] not in (None, ())}
 
 
 def word(name: str) -> str:
-    """Return how the command line calls a knob: ``--guidance-scale``, ``--region``."""
+    """Return how the command line calls an option: ``--guidance-scale``, ``--region``."""
     return "--" + _SINGULAR.get(name, name).replace("_", "-")
 
 
-def _option(name: str, knob: Knob) -> SectionedOption:
-    kind = kind_of(name)
-    words = f"{word(name)}/--no-{word(name)[2:]}" if kind is bool else word(name)
+def _option(name: str, schema: Mapping[str, Any]) -> SectionedOption:
+    words = f"{word(name)}/--no-{word(name)[2:]}" if schema["type"] == "boolean" else word(name)
     return SectionedOption(
         [words, name],
         _section(name),
         default=None,
         multiple=is_repeated(name),
-        type=_type(name, knob, kind),
+        type=_type(name, schema),
         metavar=_METAVARS.get(name),
-        help=_help(knob, _facts(name, knob, kind)),
+        help=_help(schema["description"], _facts(name, schema)),
     )
 
 
-def _help(knob: Knob, facts: Iterable[str]) -> str:
-    effect = knob.effect.removeprefix(f"{REDRAW}: ")
+def _help(description: str, facts: Iterable[str]) -> str:
+    effect = description.removeprefix(f"{REDRAW}: ")
     brackets = "; ".join(facts)
     return effect[0].upper() + effect[1:] + (f" [{brackets}]" if brackets else "")
 
 
 def _section(name: str) -> str:
-    if name in _SIZE_KNOBS:
+    if name in _SIZE_OPTIONS:
         return SIZE
-    return REDRAW if name in _REDRAW_KNOBS else PICTURE
+    return REDRAW if name in ("mode", *REDRAW_OPTIONS) else PICTURE
 
 
-def _type(name: str, knob: Knob, kind: Any) -> Any:
-    if knob.choices:
-        return click.Choice(knob.choices)
-    if is_repeated(name):
-        return typing.get_args(kind)[0]
-    if typing.get_origin(kind) is tuple:
-        return Numbers(len(typing.get_args(kind)), _METAVARS[name])
-    return kind
+def _type(name: str, schema: Mapping[str, Any]) -> Any:
+    if "enum" in schema:
+        return click.Choice(schema["enum"])
+    if "prefixItems" in schema:
+        return Numbers(len(schema["prefixItems"]), _METAVARS[name])
+    return str if is_repeated(name) else _TYPES[schema["type"]]
 
 
-def _facts(name: str, knob: Knob, kind: Any) -> Iterable[str]:
-    unit = f" {knob.unit}" if knob.unit else ""
-    if knob.low is not None and knob.high is not None:
-        yield f"{plain(knob.low)} to {plain(knob.high)}{unit}"
-    default = _DEFAULTS[name]
-    if knob.preset:
+def _facts(name: str, schema: Mapping[str, Any]) -> Iterable[str]:
+    if bounds := span(schema):
+        yield bounds
+    default = schema["default"]
+    if name in PresetValues.model_fields:
         yield "by preset"
-    elif kind is bool:
+    elif schema["type"] == "boolean":
         yield f"default: {'on' if default else 'off'}"
     elif is_repeated(name):
         yield "may be repeated"
@@ -159,7 +142,6 @@ def _facts(name: str, knob: Knob, kind: Any) -> Iterable[str]:
 
 _SIZES = ("scale", "resolution", "size")
 _LEFT_BEHIND = ("crop", "max_pixels", "window_batch")
-_FILLED_BY_PRESET = frozenset(field.name for field in dataclasses.fields(PresetValues))
 
 
 @dataclass(frozen=True)
@@ -199,21 +181,25 @@ def options_like(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Upsca
 
     The size is taken as it was asked for, so that a picture of another size is enlarged
     by the same factor or to the same resolution. What belongs to the one picture or
-    machine, the crop and the limits, stays behind. A given preset fills its knobs anew.
+    machine, the crop and the limits, stays behind. A given preset fills its options anew.
 
     Raises:
-        OptionError: a value is out of bounds.
+        OptionError: what is given is out of bounds, or contradicts the settings.
         InputError: the settings are damaged.
     """
     asked = _mapping(settings, "asked")
-    as_asked = {name: asked.get(name) for name in KNOBS if name in _SIZES or is_repeated(name)}
+    as_asked = {name: asked.get(name) for name in OPTIONS if name in _SIZES or is_repeated(name)}
     found = {**settings, **_mapping(settings, "redraw"), **as_asked}
     if "preset" in given:
-        found |= {name: asked.get(name) for name in _FILLED_BY_PRESET}
-    values = {name: _fitted(name, found.get(name)) for name in KNOBS if name not in _LEFT_BEHIND}
+        found |= {name: asked.get(name) for name in PresetValues.model_fields}
+    values = {name: found.get(name) for name in OPTIONS if name not in _LEFT_BEHIND}
     if any(name in given for name in _SIZES):
         values |= dict.fromkeys(_SIZES)
     kept = {name: value for name, value in values.items() if value is not None}
+    try:
+        kept = UpscaleOptions(**kept).changed()
+    except OptionError as error:
+        raise InputError(f"The settings of the result are damaged: {error}") from error
     return UpscaleOptions(**{**kept, **given})
 
 
@@ -243,18 +229,3 @@ def models_like(settings: Mapping[str, Any], given: Models) -> Models:
 def _mapping(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = settings.get(name)
     return value if isinstance(value, Mapping) else {}
-
-
-def _fitted(name: str, value: Any) -> Any:
-    """Return a value from JSON in the type of its knob."""
-    if value is None:
-        return None
-    kind = kind_of(name)
-    if typing.get_origin(kind) is tuple:
-        items, item = (value if isinstance(value, list) else [None]), typing.get_args(kind)[0]
-        complete = is_repeated(name) or len(items) == len(typing.get_args(kind))
-        if complete and all(type(each) is item for each in items):
-            return tuple(items)
-    elif type(value) is kind or (kind is float and type(value) is int):
-        return value
-    raise InputError(f"The settings of the result are damaged: {name} is {value!r}.")

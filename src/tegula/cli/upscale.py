@@ -15,11 +15,11 @@ from tegula.cli.options import (
     Models,
     SectionedCommand,
     SectionedOption,
-    given_knobs,
-    knob_options,
+    given_options,
     models_like,
     options_like,
     read_like,
+    upscale_options,
 )
 from tegula.cli.targets import Naming, Work, find_work
 from tegula.errors import OptionError
@@ -79,7 +79,7 @@ def _run(**parameters: Any) -> None:
 
 def request_of(parameters: Mapping[str, Any], *, debug: bool) -> Request:
     """Return what the options ask for."""
-    given = given_knobs(parameters)
+    given = given_options(parameters)
     models = Models(**{name: parameters[name] for name in Models.__dataclass_fields__})
     settings = {} if parameters["like"] is None else read_like(parameters["like"])
     return Request(
@@ -305,7 +305,7 @@ UPSCALE = SectionedCommand(
         click.Argument(["words"], nargs=-1, required=True, metavar="IN... [OUT]"),
         *_file_options(),
         *_result_options(),
-        *knob_options(),
+        *upscale_options(),
         *_model_options(),
         *_machine_options(),
         *_message_options(),

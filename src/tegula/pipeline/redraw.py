@@ -103,12 +103,12 @@ def _fronts(tiles: RedrawPass, *, one_by_one: bool) -> Iterable[Sequence[int]]:
 def redraw_plan(facts: BundleFacts, options: ResolvedOptions) -> RedrawPlan:
     """Return the passes over a result of this size, with crops that the model takes."""
     rule = CropRule(facts.minimum_window, facts.window_multiple)
-    return plan_redraw(options.width, options.height, options.redraw, rule)
+    return plan_redraw(options.width, options.height, options, rule)
 
 
 def strength_of(tiles: RedrawPass, options: ResolvedOptions) -> float:
     """Return the denoise strength of a pass."""
-    return options.redraw.seam_fix_denoise if tiles.seam_fix else options.creativity
+    return options.seam_fix_denoise if tiles.seam_fix else options.creativity
 
 
 def windows_of(
@@ -118,12 +118,12 @@ def windows_of(
 
     Bands reach over the whole picture; in windows they need no more memory than tiles.
     """
-    factor, redraw = facts.latent_factor, options.redraw
+    factor = facts.latent_factor
     width, height = crop.width // factor, crop.height // factor
     side = max(width, height)
-    if tiles.seam_fix and redraw.seam_fix == "band":
+    if tiles.seam_fix and options.seam_fix == "band":
         rule = CropRule(facts.minimum_window, facts.window_multiple)
-        side = rule.fit(max(redraw.tile_width, redraw.tile_height)) // factor
+        side = rule.fit(max(options.tile_width, options.tile_height)) // factor
     return grid_windows(width, height, side, side, options.overlap)
 
 
@@ -147,7 +147,7 @@ def evaluations_of(
 ) -> int:
     """Return how many windows a crop takes at one level, one for each prompt in it."""
     windows = pixel_windows(tiles, crop, facts, options)
-    return count_told(options.regions, windows, facts.latent_factor)
+    return count_told(options.placed_regions, windows, facts.latent_factor)
 
 
 class _Redrawer:
@@ -236,7 +236,7 @@ class _Redrawer:
         facts = self._bundle.facts
         grid = windows_of(tiles, crop, facts, self._options)
         shares = [
-            prompt_shares(self._options.regions, window, facts.latent_factor)
+            prompt_shares(self._options.placed_regions, window, facts.latent_factor)
             for window in pixel_windows(tiles, crop, facts, self._options)
         ]
         return places_of(grid, self._bundle.device, shares, row)

@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from tegula.options import RedrawOptions
+from tegula.options import ResolvedOptions
 from tegula.pipeline.windows import Window
 
 _KERNEL_DEVIATIONS = 2.5
@@ -112,7 +112,7 @@ class RedrawPlan:
     passes: tuple[RedrawPass, ...]
 
 
-def plan_redraw(width: int, height: int, options: RedrawOptions, rule: CropRule) -> RedrawPlan:
+def plan_redraw(width: int, height: int, options: ResolvedOptions, rule: CropRule) -> RedrawPlan:
     """Lay out the tiles of a picture and of the seam fix.
 
     Args:
@@ -135,7 +135,7 @@ def plan_redraw(width: int, height: int, options: RedrawOptions, rule: CropRule)
 class _Layout:
     width: int
     height: int
-    options: RedrawOptions
+    options: ResolvedOptions
     rule: CropRule
 
     @property

@@ -230,7 +230,7 @@ def _sampler(
 ) -> CanvasSampler:
     factor, batch = bundle.facts.latent_factor, window_batch(bundle, options)
     windows = [window.scaled(factor) for window in grid.windows]
-    shares = [prompt_shares(options.regions, window, factor) for window in windows]
+    shares = [prompt_shares(options.placed_regions, window, factor) for window in windows]
     return CanvasSampler(
         SafeDenoiser(bundle.denoiser, bundle.dtype),
         places_of(grid, bundle.device, shares),
@@ -293,7 +293,10 @@ def schedule_of(bundle: Bundle, options: ResolvedOptions, denoise_strength: floa
 
 def conditioning_of(bundle: Bundle, options: ResolvedOptions, control: Tensor) -> Conditioning:
     """Encode the negative prompt, the common one, and the common one with each region's."""
-    own = [", ".join(filter(None, (options.prompt, region.prompt))) for region in options.regions]
+    own = [
+        ", ".join(filter(None, (options.prompt, region.prompt)))
+        for region in options.placed_regions
+    ]
     text = bundle.text.encode([options.negative_prompt, options.prompt, *own])
     return Conditioning(text[1:], text[:1], control)
 

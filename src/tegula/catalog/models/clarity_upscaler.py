@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -25,12 +24,12 @@ from tegula.catalog.inputs import (
     image_field,
     seed_field,
 )
-from tegula.options import UpscaleOptions
+from tegula.options import MAX_SEED, Scheduler, Sigmas, UpscaleOptions
 
 _TILES = tuple(range(16, 257, 16))
 _LATENT = 8
 _LARGEST_GUIDANCE = 30.0
-_SOLVERS: Mapping[str, str] = {
+_SOLVERS: Mapping[str, Scheduler] = {
     "DPM++ 2M": "dpm++2m",
     "DPM++ SDE": "dpm++sde",
     "DPM++ 2M SDE": "dpm++2m-sde",
@@ -196,15 +195,14 @@ def plan(values: Values, situation: Situation) -> Recipe:
         so_far *= factor
         size = (round(situation.width * so_far), round(situation.height * so_far))
         passes.append(
-            dataclasses.replace(
-                first,
+            first.replaced(
                 size=(max(1, size[0]), max(1, size[1])),
                 creativity=min(1.0, values["creativity"] * values["multistep_factor"] ** number),
-                seed=None if values["seed"] is None else values["seed"] + number,
+                seed=None if values["seed"] is None else (values["seed"] + number) % (MAX_SEED + 1),
             )
         )
     return Recipe(
-        (*passes[:-1], dataclasses.replace(passes[-1], sharpen=values["sharpen"])),
+        (*passes[:-1], passes[-1].replaced(sharpen=values["sharpen"])),
         format=values["output_format"],
         mask="mask",
         mask_keeps_white=True,
@@ -274,10 +272,11 @@ def _window(values: Values, situation: Situation) -> int:
     return max(situation.minimum_window, int(round(mean / multiple) * multiple))
 
 
-def _solver(name: str) -> tuple[str, str]:
-    for ending in ("Karras", "Exponential"):
-        if name.endswith(f" {ending}"):
-            return _SOLVERS[name.removesuffix(f" {ending}")], ending.lower()
+def _solver(name: str) -> tuple[Scheduler, Sigmas]:
+    if name.endswith(" Karras"):
+        return _SOLVERS[name.removesuffix(" Karras")], "karras"
+    if name.endswith(" Exponential"):
+        return _SOLVERS[name.removesuffix(" Exponential")], "exponential"
     return _SOLVERS[name], "own"
 
 

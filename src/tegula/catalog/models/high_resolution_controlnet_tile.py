@@ -22,10 +22,10 @@ from tegula.catalog.inputs import (
     one_pass,
     seed_field,
 )
-from tegula.options import UpscaleOptions
+from tegula.options import Scheduler, UpscaleOptions
 
 NAME = "batouresearch/high-resolution-controlnet-tile"
-SCHEDULERS: Mapping[str, str] = {
+SCHEDULERS: Mapping[str, Scheduler] = {
     "DDIM": "ddim",
     "DPMSolverMultistep": "dpm++2m",
     "K_EULER_ANCESTRAL": "euler-ancestral",

@@ -21,7 +21,7 @@ from tegula.catalog.inputs import (
     one_pass,
     seed_field,
 )
-from tegula.options import UpscaleOptions
+from tegula.options import Scheduler, SeamFix, Sigmas, TileOrder, UpscaleOptions
 
 NAME = "fewjative/ultimate-sd-upscale"
 UPSCALERS: Mapping[str, str] = {
@@ -30,7 +30,7 @@ UPSCALERS: Mapping[str, str] = {
     "RealESRGAN_x4plus": "realesrgan-x4plus",
     "RealESRGAN_x4plus_anime_6B": "realesrgan-x4plus-anime",
 }
-SAMPLERS: Mapping[str, str] = {
+SAMPLERS: Mapping[str, Scheduler] = {
     "euler": "euler",
     "euler_ancestral": "euler-ancestral",
     "heun": "heun",
@@ -47,7 +47,7 @@ SAMPLERS: Mapping[str, str] = {
     "dpmpp_2m_sde_gpu": "dpm++2m-sde",
     "dpmpp_3m_sde": "dpm++3m-sde",
     "dpmpp_3m_sde_gpu": "dpm++3m-sde",
-    "dpmpp": "",
+    "dpmpp": "dpm++2m",
     "ddim": "ddim",
     "uni_pc": "unipc-bh1",
     "uni_pc_bh2": "unipc",
@@ -55,7 +55,7 @@ SAMPLERS: Mapping[str, str] = {
 _NEVER_EXISTED = (
     "dpmpp is no sampler: the name never existed; choose dpmpp_2m, dpmpp_2m_sde or dpmpp_sde"
 )
-SPACINGS: Mapping[str, str] = {
+SPACINGS: Mapping[str, Sigmas] = {
     "normal": "normal",
     "karras": "karras",
     "exponential": "exponential",
@@ -63,8 +63,8 @@ SPACINGS: Mapping[str, str] = {
     "simple": "simple",
     "ddim_uniform": "ddim-uniform",
 }
-ORDERS: Mapping[str, str] = {"Linear": "linear", "Chess": "chess", "None": "none"}
-SEAM_FIXES: Mapping[str, str] = {
+ORDERS: Mapping[str, TileOrder] = {"Linear": "linear", "Chess": "chess", "None": "none"}
+SEAM_FIXES: Mapping[str, SeamFix] = {
     "None": "none",
     "Band Pass": "band",
     "Half Tile": "half-tile",

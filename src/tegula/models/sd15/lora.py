@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,11 +167,8 @@ class FewStepRecipe:
 
     def applied(self, preset: PresetValues) -> PresetValues:
         """Return a preset with the scheduler, steps and guidance of this LoRA."""
-        return dataclasses.replace(
-            preset,
-            scheduler=self.scheduler,
-            steps=self.steps,
-            guidance_scale=self.guidance_scale,
+        return preset.replaced(
+            scheduler=self.scheduler, steps=self.steps, guidance_scale=self.guidance_scale
         )
 
 
