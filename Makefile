@@ -3,26 +3,37 @@
 #   make upscale                        an example photograph, through the whole pipeline
 #   make upscale IN=photo.jpg SCALE=4   a photograph of yours
 #   make serve                          the server, with a page to try it on
-#   make test                           the whole test suite
+#   make test                           the whole test suite; the next three are its parts
+#   make test-unit                      functions alone: no net, no process, no server
+#   make test-integration               nets, the database and HTTP, in one process
+#   make test-end-to-end                processes, browsers, real clients, whole upscales
+#   make coverage                       the whole test suite, and which lines it ran
 #   make check                          style, types, import direction, dependencies
 #   make bench                          the three below, one after the other
 #   make bench-speed                    speed and memory, beside other ways and the device's limit
 #   make bench-modes                    canvas and redraw mode beside each other
 #   make bench-quality                  picture quality beside other upscalers
 #   make train                          the packaged model, from scratch
-#   make docs                           the generated pages of docs/
+#   make docs                           the generated pages of docs/, and all of them as a site
+#   make lock                           the lock files of requirements/, from pyproject.toml
+#   make hooks                          the checks, before every commit
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 IN ?= examples/cat.jpg
 SCALE ?= 2
 OUT ?= out
 ARGS ?=
 TEST_ARGS ?=
+# Tests run side by side, one process for each core; each computes on one thread.
+JOBS ?= logical
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help upscale serve test check bench bench-speed bench-modes bench-quality train docs clean
+.PHONY: help upscale serve test test-unit test-integration test-end-to-end coverage check bench
+.PHONY: bench-speed bench-modes bench-quality train docs lock hooks clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -31,17 +42,26 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "tegula needs Python 3.10 or newer")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.tegula: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+# The versions that the tests pass with, by those who use tegula taken without the hashes, since
+# what they install is a part of what is locked. A Python without a lock file takes the newest.
+$(VENV)/constraints.txt: requirements/lock.py $(wildcard requirements/*.txt) | $(BIN)/python
+	$(BIN)/python requirements/lock.py --versions > $@
+
+$(VENV)/.tegula: pyproject.toml $(VENV)/constraints.txt
+	$(PIP) --constraint $(VENV)/constraints.txt --editable .
 	touch $@
 
-$(VENV)/.tegula-server: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server]'
+$(VENV)/.tegula-server: pyproject.toml $(VENV)/constraints.txt
+	$(PIP) --constraint $(VENV)/constraints.txt --editable '.[server]'
 	touch $@ $(VENV)/.tegula
 
-$(VENV)/.tegula-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'spandrel>=0.4' 'brisque>=0.2,<1'
+# Everything locked first, checked against its hashes; then tegula itself, and the torch that this
+# machine's index holds for it.
+$(VENV)/.tegula-dev: pyproject.toml $(VENV)/constraints.txt
+	lock=$$($(BIN)/python requirements/lock.py --file) && \
+	if [ -n "$$lock" ]; then $(PIP) --no-deps --require-hashes --requirement "$$lock"; \
+	else $(PIP) --no-deps --requirement requirements/alone.in; fi
+	$(PIP) --constraint $(VENV)/constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.tegula
 
 upscale: $(VENV)/.tegula
@@ -51,7 +71,19 @@ serve: $(VENV)/.tegula-server
 	$(BIN)/tegula serve --demo $(ARGS)
 
 test: $(VENV)/.tegula-dev
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(PYTEST) $(TEST_ARGS)
+
+test-unit: $(VENV)/.tegula-dev
+	$(PYTEST) tests/unit $(TEST_ARGS)
+
+test-integration: $(VENV)/.tegula-dev
+	$(PYTEST) tests/integration $(TEST_ARGS)
+
+test-end-to-end: $(VENV)/.tegula-dev
+	$(PYTEST) tests/end_to_end $(TEST_ARGS)
+
+coverage: $(VENV)/.tegula-dev
+	$(PYTEST) --cov --cov-report=term:skip-covered $(TEST_ARGS)
 
 check: $(VENV)/.tegula-dev
 	$(BIN)/ruff format --check .
@@ -77,6 +109,15 @@ train: $(VENV)/.tegula-dev
 docs: $(VENV)/.tegula-dev
 	$(BIN)/python -m docs.generate
 	$(BIN)/python -m bench.speed.page
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# uv resolves for Pythons that are not on this machine.
+lock: $(BIN)/python
+	$(PIP) 'uv>=0.5' packaging
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python requirements/lock.py
+
+hooks: $(VENV)/.tegula-dev
+	$(BIN)/pre-commit install
 
 clean:
-	rm -rf $(VENV) out build dist
+	rm -rf $(VENV) out build dist site htmlcov .coverage

@@ -1,5 +1,6 @@
 """What installing tegula brings along."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -32,7 +33,8 @@ def test_the_wheel_carries_all_that_the_default_needs(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path)]
     subprocess.run([*command, str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("tegula-*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
+    archive = zipfile.ZipFile(wheel)
+    names = set(archive.namelist())
     packaged = {
         str(path.relative_to(ROOT / "src"))
         for path in (ROOT / "src").rglob("*")
@@ -41,3 +43,9 @@ def test_the_wheel_carries_all_that_the_default_needs(tmp_path):
     assert packaged <= names
     assert "tegula/models/mini/weights/mini.safetensors" in names
     assert "tegula/py.typed" in names
+    info = f"tegula-{tegula.__version__}.dist-info"
+    assert {f"{info}/licenses/LICENSE"} < {name for name in names if "/licenses/" in name}
+    head, _, page = archive.read(f"{info}/METADATA").decode().partition("\n\n")
+    assert "Keywords: " in head
+    assert page.startswith("# tegula")
+    assert re.findall(r"\]\((?!https?:)", page) == []  # an index has none of the repository's files
