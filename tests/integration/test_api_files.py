@@ -260,7 +260,7 @@ def test_odd_data_uris_are_read(server: Server):
 
 def test_a_silent_stream_is_kept_alive_by_comments(server: Server, monkeypatch):
     monkeypatch.setattr("tegula.server.api.streams.KEEP_ALIVE_S", 0.05)
-    monkeypatch.setattr("tegula.server.api.streams.ASK_AGAIN_S", 0.02)
+    monkeypatch.setattr("tegula.server.api.streams.LOOK_AGAIN_S", 0.02)
     made = server.create()
     timer = server.work_soon(0.5)
     text = server.get(made["urls"]["stream"]).text

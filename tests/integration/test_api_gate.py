@@ -10,10 +10,12 @@ import sys
 
 import pytest
 from api_support import DATA_URI, Server, open_server
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.exceptions import HTTPException
 
+from tegula.server.api.create import parse_cancel_after, parse_prefer
 from tegula.server.api.errors import ProblemError
-from tegula.server.api.gate import _Body, normalise, parse_cancel_after, parse_prefer
+from tegula.server.api.gate import BoundedBody, normalise
 from tegula.server.settings import JsonLines, log_context
 
 NOBODY = {"authorization": ""}
@@ -47,6 +49,7 @@ def test_both_kinds_of_authorization_are_taken(server: Server, kind: str):
         "/v1/predictions/x",
         "/v1/models",
         "/v1/usage",
+        "/v1/search?query=clarity",
         "/v1/webhooks/default/secret",
         "/files",
         "/v1/v1/account",
@@ -143,7 +146,7 @@ def test_a_sender_that_falls_silent_is_given_up(monkeypatch):
         await asyncio.sleep(60)
 
     with pytest.raises(HTTPException) as refused:
-        asyncio.run(_Body(silent, 100)())
+        asyncio.run(BoundedBody(silent, 100)())
     assert refused.value.status_code == 408
 
 
@@ -196,8 +199,27 @@ def test_operators_see_life_readiness_and_counters(server: Server):
     assert server.get("/healthz", headers=NOBODY).json() == {"status": "ok"}
     assert server.get("/readyz", headers=NOBODY).json() == {"status": "ok", "waiting": 1}
     text = server.get("/metrics", headers=NOBODY).text
-    assert 'tegula_http_requests_total{method="POST",status="201"} 1' in text
-    assert "tegula_predictions_unfinished 1\n" in text
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["tegula_http_requests_total", "POST", "201"] == 1
+    assert samples["tegula_predictions_unfinished",] == 1
+    assert samples["tegula_predictions_run_total",] == 0
+    assert {name for name, *_ in samples} == {
+        "tegula_http_requests_total",
+        "tegula_http_request_seconds_total",
+        "tegula_predictions_unfinished",
+        "tegula_predictions_unfinished_seconds",
+        "tegula_predictions_run_total",
+        "tegula_predict_seconds_total",
+    }
+
+
+def test_problems_can_be_hashed_as_other_exceptions_can():
+    problems = {ProblemError(404, "No."), ProblemError(404, "No.")}
+    assert len(problems) == 2
 
 
 def test_the_own_document_names_every_operation_once(server: Server):

@@ -7,6 +7,8 @@ import re
 import pytest
 from api_support import BATOU, DATA_URI, Server
 
+from tegula.server.accounts import UserModels
+
 OWN = {"owner": "ana", "name": "portraits", "visibility": "private", "hardware": "cpu"}
 
 
@@ -42,13 +44,36 @@ def test_search_by_get_stands_in_where_query_is_blocked(server: Server):
     assert by_get == by_query
 
 
-def test_search_needs_words_and_no_token(server: Server):
-    nobody = {"authorization": ""}
-    found = server.get("/v1/search?query=clarity", headers=nobody).json()
+def test_search_needs_words_and_a_token(server: Server):
+    found = server.get("/v1/search?query=clarity").json()
     assert found["models"][0]["model"]["name"] == "clarity-upscaler"
-    missing = server.get("/v1/search", headers=nobody)
+    missing = server.get("/v1/search")
     assert missing.status_code == 400
     assert missing.json()["detail"] == 'Query parameter "query" is required'
+    assert server.get("/v1/search?query=clarity", headers={"authorization": ""}).status_code == 401
+
+
+def test_search_is_bounded_in_words_and_in_rows(server: Server, monkeypatch):
+    for path in ("/v1/search", "/v1/models"):
+        assert server.get(path, params={"query": "x" * 1001}).status_code == 422
+    limits = []
+    read = UserModels.all
+
+    def counted(self, account_id=None, limit=None):
+        limits.append(limit)
+        return read(self, account_id, limit)
+
+    monkeypatch.setattr(UserModels, "all", counted)
+    for path in ("/v1/search?query=portraits", "/v1/search?query=super", "/v1/models?query=super"):
+        assert server.get(path).status_code == 200
+    assert limits
+    assert all(limit and limit <= 1000 for limit in limits)
+
+
+def test_a_create_by_name_reads_no_other_model(server: Server, monkeypatch):
+    monkeypatch.setattr(UserModels, "all", None)
+    monkeypatch.setattr(UserModels, "versions_of", None)
+    server.create("tegula/upscale")
 
 
 def test_versions_are_found_by_id_prefix_and_latest(server: Server):

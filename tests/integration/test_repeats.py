@@ -10,7 +10,7 @@ import pytest
 from api_support import DATA_URI
 from live_server import Live, live_server
 
-from tegula.server.api.service import REMEMBERED_S, Repeats
+from tegula.server.api.create import REMEMBERED_S, RetriedRequests
 
 WAIT = {"prefer": "wait=10"}
 
@@ -64,15 +64,15 @@ def test_equal_requests_of_clients_that_wait_make_two_predictions(live: Live):
 
 def test_a_request_that_nobody_waited_for_is_forgotten_in_time():
     now = 0.0
-    repeats = Repeats(lambda: now)
+    retried = RetriedRequests(lambda: now)
 
     async def left() -> bool:
         return True
 
     async def held_and_left() -> str | None:
-        await repeats.release("key", repeats.hold("key", "id", left))
+        await retried.release("key", retried.hold("key", "id", left))
         nonlocal now
         now = REMEMBERED_S + 1
-        return await repeats.earlier("key")
+        return await retried.take_abandoned("key")
 
     assert asyncio.run(held_and_left()) is None

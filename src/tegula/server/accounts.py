@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -218,13 +218,13 @@ class UserModels:
             self.database, tables.user_models, "model", *_named(tables.user_models, owner, name)
         )
 
-    def all(self, account_id: str | None = None) -> tuple[UserModel, ...]:
+    def all(self, account_id: str | None = None, limit: int | None = None) -> tuple[UserModel, ...]:
         """Return the public models and, with an account, its private ones, newest first."""
         table = tables.user_models
         visible = table.c.visibility == "public"
         if account_id is not None:
             visible = visible | (table.c.account_id == account_id)
-        query = select(table).where(visible).order_by(table.c.created_at.desc())
+        query = select(table).where(visible).order_by(table.c.created_at.desc()).limit(limit)
         with self.database.read() as connection:
             return tuple(record(UserModel, row) for row in connection.execute(query))
 
@@ -243,6 +243,16 @@ class UserModels:
         query = select(table).where(table.c.model == model).order_by(table.c.created_at.desc())
         with self.database.read() as connection:
             return tuple(record(UserVersion, row) for row in connection.execute(query))
+
+    def versions_of(self, models: Collection[str]) -> dict[str, list[UserVersion]]:
+        """Return the versions of several models by ``owner/name``, newest first."""
+        table = tables.user_versions
+        query = select(table).where(table.c.model.in_(models)).order_by(table.c.created_at.desc())
+        found: dict[str, list[UserVersion]] = {}
+        with self.database.read() as connection:
+            for row in connection.execute(query) if models else ():
+                found.setdefault(row.model, []).append(record(UserVersion, row))
+        return found
 
     def version(self, version_id: str) -> UserVersion | None:
         """Return a version, if there is one with this id."""

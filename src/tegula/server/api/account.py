@@ -1,50 +1,41 @@
-"""The account over HTTP, and what operators ask."""
+"""The account over HTTP: hardware, usage, secrets, trainings; and what operators look at."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from tegula.server.api.errors import ProblemError, not_found
-from tegula.server.api.library import (
-    SUPER_RESOLUTION,
-    Entry,
-    account_object,
-    collection_object,
-    model_object,
-    search,
-)
-from tegula.server.api.service import Asking, Serving
+from tegula.server.api.library import account_json
+from tegula.server.api.service import CallerDep, ServiceDep
 from tegula.server.db import Page
 
-# The account and what surrounds it: hardware, usage, secrets, collections, trainings.
-
 router = APIRouter(prefix="/v1", tags=["account"])
-
-_MOST_FOUND = 50
+operations_router = APIRouter(tags=["operations"])
 
 
 @router.get("/account")
-def get_account(caller: Asking) -> JSONResponse:
+def get_account(caller: CallerDep) -> JSONResponse:
     """Get the account that the token belongs to."""
-    return JSONResponse(account_object(caller.account))
+    return JSONResponse(account_json(caller.account))
 
 
 @router.get("/hardware")
-def list_hardware(service: Serving, caller: Asking) -> JSONResponse:  # noqa: ARG001
+def list_hardware(service: ServiceDep, caller: CallerDep) -> JSONResponse:  # noqa: ARG001
     """List the devices of this server."""
     return JSONResponse([vars(device) for device in service.hardware])
 
 
 @router.get("/usage")
 def get_usage(
-    service: Serving,
-    caller: Asking,
-    since: Annotated[datetime | None, Query(description="Only what ended later.")] = None,
+    service: ServiceDep,
+    caller: CallerDep,
+    since: Annotated[
+        datetime | None, Query(description="Only predictions that ended since.")
+    ] = None,
 ) -> JSONResponse:
     """List the seconds that your tokens used, by model; it takes the place of a bill."""
     if since is not None and since.tzinfo is None:
@@ -64,101 +55,44 @@ def get_usage(
 
 
 @router.get("/webhooks/default/secret", tags=["webhooks"])
-def get_webhook_secret(service: Serving, caller: Asking) -> JSONResponse:
+def get_webhook_secret(service: ServiceDep, caller: CallerDep) -> JSONResponse:
     """Get the secret that signs your webhooks."""
     return JSONResponse({"key": service.store.webhooks.secret(caller.account.id)})
 
 
 @router.post("/webhooks/default/secret/rotate", tags=["webhooks"])
-def rotate_webhook_secret(service: Serving, caller: Asking) -> JSONResponse:
-    """Make a new secret; for a day webhooks carry the signatures of both."""
+def rotate_webhook_secret(service: ServiceDep, caller: CallerDep) -> JSONResponse:
+    """Replace the secret; for a day webhooks carry the signatures of both."""
     return JSONResponse({"key": service.store.webhooks.rotate_secret(caller.account.id)})
 
 
-@router.get("/collections", tags=["models"])
-def list_collections(request: Request, service: Serving, caller: Asking) -> JSONResponse:  # noqa: ARG001
-    """List the collections: there is one, of everything here."""
-    return JSONResponse(service.page(request, Page(()), [collection_object(SUPER_RESOLUTION)]))
-
-
-@router.get("/collections/{slug}", tags=["models"])
-def get_collection(service: Serving, caller: Asking, slug: str) -> JSONResponse:
-    """Get a collection with its models."""
-    if slug != SUPER_RESOLUTION["slug"]:
-        raise not_found()
-    counts, base = service.store.predictions.run_counts(), service.settings.public_url
-    entries = service.library.entries(caller.account.id)
-    models = [model_object(entry, base, counts.get(entry.full_name, 0)) for entry in entries]
-    full = {"full_description": SUPER_RESOLUTION["description"], "models": models}
-    return JSONResponse({**collection_object(SUPER_RESOLUTION), **full})
-
-
-@router.get("/search", tags=["models"])
-def search_everything(
-    service: Serving,
-    query: Annotated[str | None, Query(description="Words to look for.")] = None,
-    limit: Annotated[int, Query(ge=1, le=_MOST_FOUND)] = 20,
-) -> JSONResponse:
-    """Search public models and collections; needs no token."""
-    if not query:
-        raise ProblemError(400, 'Query parameter "query" is required')
-    entries = service.library.entries(None)
-    counts, base = service.store.predictions.run_counts(), service.settings.public_url
-    models = [
-        {
-            "model": model_object(entry, base, counts.get(entry.full_name, 0)),
-            "metadata": {
-                "generated_description": entry.description,
-                "tags": ["super-resolution"],
-                "score": score,
-            },
-        }
-        for score, entry in search(entries, query)[:limit]
-    ]
-    return JSONResponse(
-        {"query": query, "models": models, "collections": _collections(query, entries), "pages": []}
-    )
-
-
-def _collections(query: str, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    text = " ".join(SUPER_RESOLUTION.values()).lower()
-    if not all(word in text for word in query.lower().split()):
-        return []
-    return [{**SUPER_RESOLUTION, "models": [entry.full_name for entry in entries]}]
-
-
 @router.get("/trainings", tags=["trainings"])
-def list_trainings(request: Request, service: Serving, caller: Asking) -> JSONResponse:  # noqa: ARG001
-    """List trainings: there are none, no model here can be trained."""
-    return JSONResponse(service.page(request, Page(()), []))
+def list_trainings(request: Request, service: ServiceDep, caller: CallerDep) -> JSONResponse:  # noqa: ARG001
+    """List trainings: there are none, since no model here can be trained."""
+    return JSONResponse(service.page_json(request, Page(()), account_json))
 
 
 @router.get("/trainings/{training_id}", tags=["trainings"])
-def get_training(caller: Asking, training_id: str) -> JSONResponse:  # noqa: ARG001
-    """Find no training."""
+def get_training(caller: CallerDep, training_id: str) -> JSONResponse:  # noqa: ARG001
+    """Answer that there is no such training."""
     raise not_found()
 
 
 @router.post("/trainings/{training_id}/cancel", tags=["trainings"])
-def cancel_training(caller: Asking, training_id: str) -> JSONResponse:  # noqa: ARG001
-    """Find no training to cancel."""
+def cancel_training(caller: CallerDep, training_id: str) -> JSONResponse:  # noqa: ARG001
+    """Answer that there is no such training."""
     raise not_found()
-
-
-# What operators and their machines ask.
-
-operations_router = APIRouter(tags=["operations"])
 
 
 @operations_router.get("/healthz")
 def live() -> JSONResponse:
-    """Tell that the process answers."""
+    """Answer as long as the process lives."""
     return JSONResponse({"status": "ok"})
 
 
 @operations_router.get("/readyz")
-def ready(service: Serving) -> JSONResponse:
-    """Tell that work is taken: the database answers and the server is not stopping."""
+def ready(service: ServiceDep) -> JSONResponse:
+    """Answer 200 while work is accepted: the database answers and the server is not stopping."""
     waiting = service.store.predictions.waiting()
     if not service.ready:
         raise ProblemError(503, "The server is stopping.")
@@ -166,8 +100,8 @@ def ready(service: Serving) -> JSONResponse:
 
 
 @operations_router.get("/metrics", response_class=PlainTextResponse)
-def metrics(service: Serving) -> PlainTextResponse:
-    """Give counters in Prometheus' text form."""
+def metrics(service: ServiceDep) -> PlainTextResponse:
+    """Get counters in Prometheus' text form."""
     waiting = service.store.predictions.waiting()
     lines = service.store.usage.lines()
     gauges = {

@@ -1,4 +1,8 @@
-"""The application: routes, what stands before them, and what errors become."""
+"""The ASGI application: its routes, the middlewares before them, and errors as answers.
+
+It runs in the server's parent process, which imports neither torch nor numpy: pictures pass it
+as bytes only. What runs models is behind ``background``.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,9 @@ from tegula import __version__
 from tegula.catalog import Catalog
 from tegula.catalog.inputs import packaged_fingerprint
 from tegula.errors import BusyError, ConflictError, InputError, NotFoundError, TegulaError
-from tegula.server.api import account, files, models, pages, predictions, streams
-from tegula.server.api.bodies import invalid_body
+from tegula.server.api import account, deployments, files, models, pages, predictions, streams
+from tegula.server.api.bodies import invalid_request
+from tegula.server.api.create import RetriedRequests
 from tegula.server.api.errors import ProblemError, not_found
 from tegula.server.api.gate import CREATE, OTHER, Gate, OnePrefix, RateLimiter
 from tegula.server.api.library import Library
@@ -37,12 +42,12 @@ _ROUTERS = (
     predictions.router,
     models.router,
     files.router,
-    models.deployments_router,
+    deployments.router,
     account.router,
     account.operations_router,
     pages.router,
 )
-_BROKEN = "The server has a problem of its own; its log says more."
+_INTERNAL = "The server has a problem of its own; its log says more."
 
 
 def create_app(
@@ -58,11 +63,12 @@ def create_app(
         store: where everything is kept; its settings are the server's.
         catalog: the models on offer; those over the packaged weights by default.
         hardware: the devices that predictions run on.
-        background: what works while the server is up; started and stopped with it.
+        background: what works while the server is up, started and stopped with it.
     """
     settings = store.settings
-    models_on_offer = catalog or Catalog(packaged_fingerprint())
-    library = Library(models_on_offer, store.models, settings.default_model)
+    library = Library(
+        catalog or Catalog(packaged_fingerprint()), store.models, settings.default_model
+    )
     service = Service(store, library, hardware, background)
     app = FastAPI(
         title="tegula",
@@ -75,6 +81,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
+    app.state.retried = RetriedRequests()
     for router in _ROUTERS:
         app.include_router(router)
     _add_middleware(app, service)
@@ -119,8 +126,10 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
 
 
 def _add_handlers(app: FastAPI) -> None:
+    """Answer every error, also the framework's, as a problem."""
+
     @app.exception_handler(TegulaError)
-    def told(request: Request, error: TegulaError) -> Response:
+    def raised(request: Request, error: TegulaError) -> Response:
         return problem_of(error, request.url.path).response()
 
     @app.exception_handler(RequestValidationError)
@@ -128,7 +137,7 @@ def _add_handlers(app: FastAPI) -> None:
         errors = error.errors()
         if any(one["type"] == "json_invalid" for one in errors):
             return ProblemError(400, "The body is no JSON.", "Bad request").response()
-        return invalid_body(errors).response()
+        return invalid_request(errors).response()
 
     @app.exception_handler(HTTPException)
     def refused(_request: Request, error: HTTPException) -> Response:
@@ -137,11 +146,11 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     def broken(_request: Request, _error: Exception) -> Response:
-        return ProblemError(500, _BROKEN, "Internal error").response()
+        return ProblemError(500, _INTERNAL, "Internal error").response()
 
 
 def problem_of(error: TegulaError, path: str) -> ProblemError:
-    """Return what a client is told of an error raised below the routes."""
+    """Return the answer to an error that was raised in a route or below it."""
     if isinstance(error, ProblemError):
         return error
     if isinstance(error, NotFoundError):
@@ -155,4 +164,4 @@ def problem_of(error: TegulaError, path: str) -> ProblemError:
     if isinstance(error, InputError):
         return ProblemError(422, str(error), "Invalid request")
     LOG.error("%s: %s", path, error, exc_info=error)
-    return ProblemError(500, _BROKEN, "Internal error")
+    return ProblemError(500, _INTERNAL, "Internal error")

@@ -1,4 +1,7 @@
-"""The JSON bodies of requests, and their mistakes in Replicate's words."""
+"""The JSON bodies of requests as pydantic models, and pydantic's errors in Replicate's words.
+
+What is in ``input`` and ``defaults`` depends on the model; the catalogue checks that.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from tegula.server.api.errors import InvalidField, ProblemError, invalid
+from tegula.catalog import InvalidField
+from tegula.server.api.errors import ProblemError, invalid
 
 _DEEPEST = 64
 
@@ -26,14 +30,14 @@ OptionalUrl = Annotated[Url | None, BeforeValidator(_none_if_empty)]
 
 
 class Body(BaseModel):
-    """A JSON object without keys of its own invention."""
+    """A JSON object; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _can_be_kept(cls, value: Any) -> Any:
-        if not _can_be_kept(value, _DEEPEST):
+    def _must_be_storable(cls, value: Any) -> Any:
+        if not _is_storable(value, _DEEPEST):
             raise ValueError(
                 "Must hold only finite numbers, Unicode text without NUL, and at most "
                 f"{_DEEPEST} levels"
@@ -41,8 +45,8 @@ class Body(BaseModel):
         return value
 
 
-def _can_be_kept(value: Any, levels: int) -> bool:
-    """Whether a value survives being written as JSON and UTF-8."""
+def _is_storable(value: Any, levels: int) -> bool:
+    """Whether a value can be written as JSON and UTF-8, and kept by PostgreSQL."""
     if levels == 0:
         return False
     if isinstance(value, str):
@@ -50,21 +54,23 @@ def _can_be_kept(value: Any, levels: int) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, Mapping):
-        return all(_can_be_kept(part, levels - 1) for pair in value.items() for part in pair)
+        return all(_is_storable(part, levels - 1) for pair in value.items() for part in pair)
     if isinstance(value, list):
-        return all(_can_be_kept(part, levels - 1) for part in value)
+        return all(_is_storable(part, levels - 1) for part in value)
     return True
 
 
 class PredictionBody(Body):
-    """What every way of creating a prediction takes; older clients send the last two."""
+    """What every way of creating a prediction takes."""
 
     input: dict[str, Any] = Field(
         description="What the model takes; files as addresses, of uploads too, or as data URIs."
     )
-    webhook: OptionalUrl = Field(None, description="Told of what happens, by signed messages.")
+    webhook: OptionalUrl = Field(
+        None, description="Where to send signed messages about what happens."
+    )
     webhook_events_filter: list[WebhookEvent] | None = Field(
-        None, description="What it is told of; `output` and `completed` when left out."
+        None, description="Which messages to send; `output` and `completed` when left out."
     )
     stream: bool | None = Field(None, description="Not needed: `urls.stream` is always there.")
     webhook_completed: OptionalUrl = Field(None, description="What older clients send.")
@@ -108,14 +114,14 @@ class ModelChange(Body):
 
 
 class VersionBody(Body):
-    """A new version of the caller's model: a version of ours with other defaults."""
+    """A new version of the caller's model: a version that is here with other defaults."""
 
     base: str = Field(max_length=256)
     defaults: dict[str, Any] = Field(default_factory=dict)
 
 
 class DeploymentBody(Body):
-    """A new deployment. ``defaults`` is ours: pinned inputs."""
+    """A new deployment; ``defaults``, inputs that it pins, is an addition to Replicate's API."""
 
     name: Slug
     model: ModelName
@@ -137,7 +143,7 @@ class DeploymentChange(Body):
 
 
 class TrainingBody(Body):
-    """What a training would take."""
+    """The body of a request for a training, which is refused."""
 
     destination: str
     input: dict[str, Any]
@@ -171,8 +177,8 @@ _TYPES: Mapping[str, str] = {
 }
 
 
-def invalid_body(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
-    """Return the 422 for what pydantic found wrong with a request."""
+def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
+    """Return the 422 for pydantic's errors in a body, the query or the path."""
     return invalid(*map(_field, errors))
 
 
@@ -181,24 +187,20 @@ def _field(error: Mapping[str, Any]) -> InvalidField:
     place = parts[1:] if parts[:1] == ["body"] else parts
     kind, name = error["type"], place[-1] if place else ""
     if kind == "missing" and place:
-        return InvalidField("required", _dotted(place[:-1]), f"{name} is required")
+        return InvalidField("required", ".".join(place[:-1]), f"{name} is required")
     if kind == "extra_forbidden":
         return InvalidField(
             "additional_property_not_allowed",
-            _dotted(place[:-1]),
+            ".".join(place[:-1]),
             f"Additional property {name} is not allowed",
         )
     if kind in _TYPES:
         given = _json_type(error.get("input"))
         wrong = f"Invalid type. Expected: {_TYPES[kind]}, given: {given}"
-        return InvalidField("invalid_type", _dotted(place), wrong)
+        return InvalidField("invalid_type", ".".join(place), wrong)
     rule, words = _RULES.get(kind, ("format", "{msg}"))
     context = {"msg": error["msg"], "name": name, **error.get("ctx", {})}
-    return InvalidField(rule, _dotted(place), words.format(**context).replace("'", '"'))
-
-
-def _dotted(place: Sequence[str]) -> str:
-    return ".".join(place)
+    return InvalidField(rule, ".".join(place), words.format(**context).replace("'", '"'))
 
 
 def _json_type(value: Any) -> str:

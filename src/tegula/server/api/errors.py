@@ -1,7 +1,6 @@
-"""Errors as the HTTP API tells them: ``application/problem+json``, in Replicate's shape.
+"""Errors as the HTTP API answers them: ``application/problem+json``, in Replicate's shape.
 
-Every refusal is a ``ProblemError``; one place turns it, a framework's error and any
-``TegulaError`` into a response.
+Whatever goes wrong becomes a ``ProblemError`` and is answered in one place, ``app.py``.
 """
 
 from __future__ import annotations
@@ -12,32 +11,22 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from tegula.catalog import InvalidField
 from tegula.errors import TegulaError
 
 MEDIA_TYPE = "application/problem+json"
 INPUT_FAILED = "Input validation failed"
-_DO_NOT_RETRY = {"x-should-retry": "false"}
 
 
-@dataclass(frozen=True)
-class InvalidField:
-    """One thing wrong with a request body.
-
-    type: gojsonschema's name for the rule that was broken, as Replicate reports it.
-    field: dotted path of the object that broke it; empty for the body itself.
-    description: what would be right.
-    """
-
-    type: str
-    field: str
-    description: str
-
-
-@dataclass
+# Exceptions are compared by identity; eq=False leaves them hashable, which tracebacks need.
+@dataclass(eq=False)
 class ProblemError(TegulaError):
     """A request that is answered with an error.
 
-    status: the HTTP status. detail: one sentence. title: the kind of problem.
+    status: the HTTP status.
+    detail: one sentence, or one line for each invalid field.
+    title: the kind of problem.
+    invalid_fields: what is wrong with the body, the query or a header.
     """
 
     status: int
@@ -54,30 +43,33 @@ class ProblemError(TegulaError):
         title = {"title": self.title} if self.title else {}
         body: dict[str, Any] = {**title, "detail": self.detail, "status": self.status}
         if self.invalid_fields:
-            body["invalid_fields"] = [vars(wrong) for wrong in self.invalid_fields]
+            body["invalid_fields"] = [
+                {"type": wrong.type, "field": wrong.field, "description": wrong.description}
+                for wrong in self.invalid_fields
+            ]
         return body
 
     def response(self) -> JSONResponse:
-        """Return the answer; one that a client had better not send again says so."""
-        final = _DO_NOT_RETRY if self.status == 409 or self.status >= 500 else {}
+        """Return the answer; Replicate's clients repeat 409 and 5xx unless told not to."""
+        final = self.status == 409 or self.status >= 500
         return JSONResponse(
             self.body(),
             status_code=self.status,
-            headers={**final, **self.headers},
+            headers={**({"x-should-retry": "false"} if final else {}), **self.headers},
             media_type=MEDIA_TYPE,
         )
 
 
 def invalid(*fields: InvalidField) -> ProblemError:
-    """Return the 422 that names what is wrong with a body."""
-    lines = "".join(f"- {f'{wrong.field}: ' if wrong.field else ''}{wrong.description}\n"
-                    for wrong in fields)  # fmt: skip
-    return ProblemError(422, lines, INPUT_FAILED, fields)
+    """Return the 422 that lists everything wrong with a request."""
+    lines = [f"- {f'{wrong.field}: ' if wrong.field else ''}{wrong.description}\n"
+             for wrong in fields]  # fmt: skip
+    return ProblemError(422, "".join(lines), INPUT_FAILED, fields)
 
 
-def invalid_header(name: str, right: str) -> ProblemError:
-    """Return the 422 for a header that cannot be read; ``right`` says what would do."""
-    return invalid(InvalidField("pattern", f"header.{name}", right))
+def invalid_header(name: str, expected: str) -> ProblemError:
+    """Return the 422 for a header that cannot be read; ``expected`` says what would be right."""
+    return invalid(InvalidField("pattern", f"header.{name}", expected))
 
 
 def unauthenticated() -> ProblemError:
@@ -90,8 +82,8 @@ def unauthenticated() -> ProblemError:
     )
 
 
-def stranger() -> ProblemError:
-    """Return the 403 for pages of others, where no token is asked for."""
+def foreign_page() -> ProblemError:
+    """Return the 403 for requests from pages of other sites, on a server without tokens."""
     return ProblemError(
         403,
         "This server asks for no token, so it answers only its own pages and programs; "
@@ -100,19 +92,21 @@ def stranger() -> ProblemError:
     )
 
 
-def not_found(what: str = "The requested resource could not be found.") -> ProblemError:
-    """Return the 404 for something that does not exist or is not the caller's."""
-    return ProblemError(404, what, "Not found")
+def not_found(detail: str = "The requested resource could not be found.") -> ProblemError:
+    """Return the 404 for something that does not exist or belongs to another account."""
+    return ProblemError(404, detail, "Not found")
 
 
-def bad_version(detail: str | None = None) -> ProblemError:
-    """Return the 422 for a version that names nothing."""
-    usual = "The specified version does not exist (or perhaps you don't have permission to use it?)"
-    return ProblemError(422, detail or usual, "Invalid version or not permitted")
+def bad_version(
+    detail: str = "The specified version does not exist (or perhaps you don't have permission to "
+    "use it?)",
+) -> ProblemError:
+    """Return the 422 for a version that does not exist."""
+    return ProblemError(422, detail, "Invalid version or not permitted")
 
 
 def throttled(seconds: int) -> ProblemError:
-    """Return the 429 of the rate limits; ``seconds`` until a request fits again."""
+    """Return the 429 of the rate limits; ``seconds`` until the next request is allowed."""
     return ProblemError(
         429,
         f"Request was throttled. Your rate limit resets in ~{seconds}s.",
@@ -122,6 +116,6 @@ def throttled(seconds: int) -> ProblemError:
 
 
 def too_large(limit: int, what: str = "Request bodies") -> ProblemError:
-    """Return the 413 for more bytes than ``limit``."""
+    """Return the 413 for more than ``limit`` bytes."""
     size = f"{limit // 1_000_000}MB" if limit >= 1_000_000 else f"{limit} bytes"
     return ProblemError(413, f"{what} must be less than {size} in size", "Too large")

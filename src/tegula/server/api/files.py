@@ -12,19 +12,20 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.datastructures import FormData, UploadFile
 
+from tegula.catalog import InvalidField
 from tegula.errors import TooLargeError
-from tegula.server.api.errors import InvalidField, ProblemError, invalid, too_large
+from tegula.server.api.errors import ProblemError, invalid, too_large
 from tegula.server.api.gate import Caller
-from tegula.server.api.library import file_object
-from tegula.server.api.service import Asking, Cursor, Service, Serving
+from tegula.server.api.library import file_json
+from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
 from tegula.server.db import FileRecord
 
 router = APIRouter(tags=["files"])
 
 _METADATA_BYTES = 64 * 1024
-_GONE = "File not found"
-_SAFE = {
-    # Nothing that strangers upload may act in our name in a browser.
+_NOT_FOUND = "File not found"
+_HEADERS = {
+    # What users upload must not run as a script of this server in anybody's browser.
     "content-security-policy": "default-src 'none'; sandbox",
     "access-control-allow-origin": "*",
     "cross-origin-resource-policy": "cross-origin",
@@ -51,7 +52,7 @@ _UPLOAD: dict[str, Any] = {
 
 
 @router.post("/v1/files", status_code=201, openapi_extra=_UPLOAD)
-async def create_file(request: Request, service: Serving, caller: Asking) -> Response:
+async def create_file(request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """Upload a file, to use its address as an input; it is kept for a day."""
     kind = request.headers.get("content-type", "")
     if not kind.startswith("multipart/form-data"):
@@ -59,30 +60,31 @@ async def create_file(request: Request, service: Serving, caller: Asking) -> Res
     async with request.form(max_files=2, max_fields=8, max_part_size=_METADATA_BYTES) as form:
         metadata = await _metadata(form.get("metadata"))
         file = await service.run(_keep, service, caller, form, metadata)
-    return JSONResponse(file_object(file, service.store.links), 201)
+    return JSONResponse(file_json(file, service.store.links), 201)
 
 
 @router.get("/v1/files")
 def list_files(
-    request: Request, service: Serving, caller: Asking, cursor: Cursor = None
+    request: Request, service: ServiceDep, caller: CallerDep, cursor: Cursor = None
 ) -> JSONResponse:
     """List your uploads, newest first."""
     page = service.store.files.page(caller.account.id, cursor=cursor)
-    told = [file_object(file, service.store.links) for file in page.items]
-    return JSONResponse(service.page(request, page, told))
+    return JSONResponse(
+        service.page_json(request, page, lambda file: file_json(file, service.store.links))
+    )
 
 
 @router.get("/v1/files/{file_id}")
-def get_file(request: Request, service: Serving, caller: Asking, file_id: str) -> Response:
-    """Get what is known of an upload, or its bytes where only a picture is accepted."""
+def get_file(request: Request, service: ServiceDep, caller: CallerDep, file_id: str) -> Response:
+    """Get the description of an upload, or its bytes where only a picture is accepted."""
     file = service.store.files.get(file_id, caller.account.id)
     if request.headers.get("accept", "").startswith("image/"):
-        return bytes_of(service, file)
-    return JSONResponse(file_object(file, service.store.links))
+        return file_response(service, file)
+    return JSONResponse(file_json(file, service.store.links))
 
 
 @router.delete("/v1/files/{file_id}", status_code=204)
-def delete_file(service: Serving, caller: Asking, file_id: str) -> Response:
+def delete_file(service: ServiceDep, caller: CallerDep, file_id: str) -> Response:
     """Delete an upload."""
     service.store.files.delete(file_id, caller.account.id)
     return Response(status_code=204)
@@ -90,7 +92,7 @@ def delete_file(service: Serving, caller: Asking, file_id: str) -> Response:
 
 @router.get("/v1/files/{file_id}/download")
 def download_file(
-    service: Serving,
+    service: ServiceDep,
     file_id: str,
     owner: Annotated[str, Query(description="The username that the file belongs to.")],
     expiry: Annotated[int, Query(description="Seconds since 1970.")],
@@ -100,19 +102,19 @@ def download_file(
     expected = service.store.links.signer.download(owner, file_id, expiry)
     good = hmac.compare_digest(signature.encode(), expected.encode())
     if not good or expiry < service.store.clock().timestamp():
-        raise ProblemError(404, _GONE)
+        raise ProblemError(404, _NOT_FOUND)
     file = service.store.files.get(file_id)
-    return bytes_of(service, file)
+    return file_response(service, file)
 
 
 @router.api_route("/o/{token}/{name}", methods=["GET", "HEAD"], include_in_schema=False)
-def get_output(service: Serving, token: str, name: str) -> Response:  # noqa: ARG001
-    """Get the bytes of an output by its address, which is all the right it takes."""
+def get_output(service: ServiceDep, token: str, name: str) -> Response:  # noqa: ARG001
+    """Get the bytes of an output; whoever has its address may read it."""
     file_id = service.store.links.opened(token)
     if file_id is None:
-        raise ProblemError(404, _GONE)
+        raise ProblemError(404, _NOT_FOUND)
     file = service.store.files.get(file_id)
-    return bytes_of(service, file)
+    return file_response(service, file)
 
 
 def _keep(
@@ -152,20 +154,21 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON.")
 
 
-def bytes_of(service: Service, file: FileRecord) -> Response:
-    """Return the answer that gives the bytes of a file.
+def file_response(service: Service, file: FileRecord) -> Response:
+    """Return the bytes of a file as an answer.
 
     Raises:
-        ProblemError: they are not there any more.
+        ProblemError: they have been removed.
     """
     path = service.store.files.path(file)
     if not path.is_file():
-        raise ProblemError(404, _GONE)
+        raise ProblemError(404, _NOT_FOUND)
+    # SVG files can hold scripts.
     shown = file.content_type.startswith("image/") and "svg" not in file.content_type
     return FileResponse(
         path,
         media_type=file.content_type,
         filename=file.name,
         content_disposition_type="inline" if shown else "attachment",
-        headers={**_SAFE, "etag": f'"{file.sha256}"', "cache-control": "private, max-age=3600"},
+        headers={**_HEADERS, "etag": f'"{file.sha256}"', "cache-control": "private, max-age=3600"},
     )

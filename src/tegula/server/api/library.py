@@ -1,10 +1,15 @@
-"""Models on offer and the JSON objects that describe them."""
+"""The models that the server offers, how a request names one, and the API's JSON objects.
+
+On offer are the models of the catalogue, to everybody, and presets that users made of them, to
+everybody or to their account alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any
 
 from tegula.catalog import Catalog, Model, Version, openapi_schema
@@ -13,20 +18,23 @@ from tegula.server.api.errors import ProblemError, bad_version, not_found
 from tegula.server.db import Account, Deployment, FileRecord, UserModel, UserVersion
 from tegula.server.links import Links, timestamp
 
-# Every model the API offers: those of the catalogue, and presets that users made of them.
-
 LATEST = "latest"
 RELEASED = datetime(2026, 11, 22, tzinfo=timezone.utc)
-"""When the models of the catalogue are said to have been made; they carry no date."""
+"""The date that clients see for models of the catalogue, which carry none."""
 
-_SHORTEST_PREFIX = 8
+_SHORTEST_ID = 8
+"""An id may be shortened to so many digits."""
+
+MOST_SEARCHED = 1000
 
 
 @dataclass(frozen=True)
-class Edition:
+class ServedVersion:
     """A version that can be run.
 
-    base: the catalogue's version that does the work. defaults: inputs that it pins.
+    model: ``owner/name``.
+    base: the catalogue's version that does the work.
+    defaults: inputs that a user's version pins; a request may still override them.
     """
 
     model: str
@@ -43,18 +51,23 @@ class Edition:
         for name, value in self.defaults.items():
             if name in inputs["properties"]:
                 inputs["properties"][name] = {**inputs["properties"][name], "default": value}
-        required = [name for name in inputs.get("required", ()) if name not in self.defaults]
-        inputs.pop("required", None)
+        required = [name for name in inputs.pop("required", ()) if name not in self.defaults]
         if required:
             inputs["required"] = required
         return document
 
+    def accepts(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether every input is known and none that is required is missing."""
+        fields = self.base.fields
+        required = {known.name for known in fields if known.required} - set(self.defaults)
+        return required <= set(inputs) <= {known.name for known in fields}
+
 
 @dataclass(frozen=True)
-class Entry:
-    """A model with all its editions, the newest first.
+class ServedModel:
+    """A model with its versions, the newest first.
 
-    user_model: the row behind it; None for a model of the catalogue.
+    row: the user's model; None for a model of the catalogue.
     """
 
     owner: str
@@ -62,8 +75,8 @@ class Entry:
     description: str
     readme: str
     created_at: datetime
-    editions: tuple[Edition, ...]
-    user_model: UserModel | None = None
+    versions: tuple[ServedVersion, ...]
+    row: UserModel | None = None
 
     @property
     def full_name(self) -> str:
@@ -71,60 +84,75 @@ class Entry:
         return f"{self.owner}/{self.name}"
 
     @property
-    def latest(self) -> Edition | None:
-        """The newest edition; a user's model may have none yet."""
-        return self.editions[0] if self.editions else None
+    def latest(self) -> ServedVersion | None:
+        """The newest version; a user's model may have none yet."""
+        return self.versions[0] if self.versions else None
 
-    def edition(self, wanted: str) -> Edition | None:
-        """Return the edition of an id, of at least eight digits of it, or of ``latest``."""
-        if wanted in ("", LATEST):
+    def version(self, reference: str) -> ServedVersion | None:
+        """Return the version of an id, of at least eight digits of it, or of ``latest``."""
+        if reference in ("", LATEST):
             return self.latest
-        return next((known for known in self.editions if _names(wanted, known.id)), None)
+        if len(reference) < _SHORTEST_ID:
+            return None
+        return next((known for known in self.versions if known.id.startswith(reference)), None)
 
 
 @dataclass(frozen=True)
 class Library:
-    """Finds models and versions for an account; private ones only for their owner.
+    """Finds models and versions for an account, which sees its own private models only.
 
-    default_model: what a bare ``latest`` means when the inputs do not tell.
+    default_model: ``owner/name`` that a bare ``latest`` means where the inputs fit several.
     """
 
     catalog: Catalog
     user_models: UserModels
     default_model: str | None = None
 
-    def entries(self, account_id: str | None) -> tuple[Entry, ...]:
-        """Return every model that an account may see, the catalogue's first."""
-        own = map(self._user_entry, self.user_models.all(account_id))
-        return (*map(_catalog_entry, self.catalog.models), *own)
+    def models(self, account_id: str | None, limit: int | None = None) -> Iterator[ServedModel]:
+        """Yield the catalogue's models, then users' models that the account sees.
 
-    def entry(self, owner: str, name: str, account_id: str | None) -> Entry:
+        The database is read only once the caller gets beyond the catalogue.
+
+        Args:
+            account_id: who asks; None sees public models only.
+            limit: the most users' models, the newest.
+        """
+        yield from self._catalog_models
+        rows = self.user_models.all(account_id, limit)
+        versions = self.user_models.versions_of([row.full_name for row in rows])
+        for row in rows:
+            yield self._user_model(row, versions.get(row.full_name, ()))
+
+    def model(self, owner: str, name: str, account_id: str | None) -> ServedModel:
         """Return one model.
 
         Raises:
-            ProblemError: there is none, or it is somebody else's secret.
+            ProblemError: there is none, or it is private to another account.
         """
-        for model in self.catalog.models:
+        for model in self._catalog_models:
             if (model.owner, model.name) == (owner, name):
-                return _catalog_entry(model)
-        model_row = self.user_models.get(owner, name)
-        entry = self._user_entry(model_row) if model_row else None
-        if entry is None or not _visible(entry, account_id):
+                return model
+        row = self.user_models.get(owner, name)
+        if row is None or (row.visibility != "public" and row.account_id != account_id):
             raise not_found()
-        return entry
+        return self._user_model(row, self.user_models.versions(row.full_name))
 
-    def edition(self, owner: str, name: str, wanted: str, account_id: str | None) -> Edition:
+    def version(
+        self, owner: str, name: str, reference: str, account_id: str | None
+    ) -> ServedVersion:
         """Return one version of one model.
 
         Raises:
             ProblemError: there is none.
         """
-        found = self.entry(owner, name, account_id).edition(wanted)
+        found = self.model(owner, name, account_id).version(reference)
         if found is None:
             raise not_found("The specified version does not exist.")
         return found
 
-    def resolve(self, reference: str, inputs: Mapping[str, Any], account_id: str | None) -> Edition:
+    def resolve(
+        self, reference: str, inputs: Mapping[str, Any], account_id: str | None
+    ) -> ServedVersion:
         """Return what the ``version`` of a request stands for.
 
         It is an id, ``owner/name``, both with a colon between, or ``latest`` alone, which
@@ -133,99 +161,104 @@ class Library:
         Raises:
             ProblemError: it stands for nothing, or for several models alike.
         """
-        name, _, wanted = reference.partition(":")
-        if "/" in name:
-            owner, _, model = name.partition("/")
-            return self._named(owner, model, wanted, account_id)
+        full_name, _, version_id = reference.partition(":")
+        if "/" in full_name:
+            return self._named(full_name, version_id, account_id)
         if reference in ("", LATEST):
-            return self._guessed(inputs, account_id)
-        for entry in self.entries(account_id):
-            if len(reference) >= _SHORTEST_PREFIX and (found := entry.edition(reference)):
+            return self._guess(inputs, account_id)
+        for model in self.models(account_id):
+            if found := model.version(reference):
                 return found
         raise bad_version()
 
-    def _named(self, owner: str, name: str, wanted: str, account_id: str | None) -> Edition:
-        known = (entry for entry in self.entries(account_id))
-        for entry in known:
-            if (entry.owner, entry.name) == (owner, name) and (found := entry.edition(wanted)):
-                return found
-        raise bad_version()
+    def search(self, query: str, account_id: str | None) -> list[tuple[float, ServedModel]]:
+        """Return (score, model) of the models in which every word of a query occurs, best first.
 
-    def _guessed(self, inputs: Mapping[str, Any], account_id: str | None) -> Edition:
-        """Tell by the inputs which model was meant.
-
-        Of its versions the one with the fewest inputs beside those given is taken: who
-        writes ``latest`` wrote it against the version that was the latest then, and a
-        later one may answer in another form.
+        Of users' models the newest 1000 are searched. A word in the name counts three times
+        one in the owner, and that twice one in the description.
         """
-        runnable = [entry for entry in self.entries(account_id) if entry.latest]
-        fitting = _own_first([entry for entry in runnable if _fits(entry, inputs)])
-        chosen = runnable if len(runnable) == 1 else fitting
-        if len(chosen) == 1:
-            fits = [known for known in chosen[0].editions if _takes(known, inputs)]
-            return min(fits or chosen[0].editions, key=lambda known: len(known.base.fields))
+        words = query.lower().split()
+        scored = ((_score(model, words), model) for model in self.models(account_id, MOST_SEARCHED))
+        return sorted((pair for pair in scored if pair[0] > 0), key=lambda pair: -pair[0])
+
+    def _named(self, full_name: str, reference: str, account_id: str | None) -> ServedVersion:
+        owner, _, name = full_name.partition("/")
+        try:
+            return self.version(owner, name, reference, account_id)
+        except ProblemError as error:
+            raise bad_version() from error
+
+    def _guess(self, inputs: Mapping[str, Any], account_id: str | None) -> ServedVersion:
+        """Return the version that a bare ``latest`` means, judged by the inputs.
+
+        The catalogue's models go before users' models, which accept the same inputs. Of the
+        model's versions the one with the fewest inputs beside those given is taken: who writes
+        ``latest`` wrote it against the version that was the latest then, and a later one may
+        answer in another form.
+        """
+        runnable = [model for model in self.models(account_id) if model.latest]
+        fitting = [m for m in runnable if any(known.accepts(inputs) for known in m.versions)]
+        candidates = [model for model in fitting if model.row is None] or fitting
+        if len(runnable) == 1:
+            candidates = runnable
+        if len(candidates) == 1:
+            versions = candidates[0].versions
+            accepting = [known for known in versions if known.accepts(inputs)] or versions
+            return min(accepting, key=lambda known: len(known.base.fields))
         if self.default_model is not None:
-            owner, _, name = self.default_model.partition("/")
-            return self._named(owner, name, LATEST, account_id)
-        raise _ambiguous(fitting or runnable)
-
-    def _user_entry(self, model: UserModel) -> Entry:
-        editions = (
-            self._user_edition(version) for version in self.user_models.versions(model.full_name)
-        )
-        return Entry(
-            owner=model.owner,
-            name=model.name,
-            description=model.description,
-            readme=model.readme,
-            created_at=model.created_at,
-            editions=tuple(edition for edition in editions if edition),
-            user_model=model,
+            return self._named(self.default_model, LATEST, account_id)
+        names = ", ".join(model.full_name for model in candidates or runnable)
+        raise bad_version(
+            f'"latest" alone does not tell which model is meant; it could be {names}. '
+            "Use owner/name without :latest, or a version id."
         )
 
-    def _user_edition(self, version: UserVersion) -> Edition | None:
-        """Return the edition, unless the version below it is no longer in the catalogue."""
-        for model in self.catalog.models:
-            for base in model.versions:
-                if model.reference == version.base_model and base.id == version.base_version:
-                    return Edition(
-                        version.model, version.id, base, version.created_at, version.defaults
-                    )
-        return None
+    @cached_property
+    def _catalog_models(self) -> tuple[ServedModel, ...]:
+        return tuple(
+            ServedModel(
+                owner=model.owner,
+                name=model.name,
+                description=model.description,
+                readme=readme_of(model),
+                created_at=RELEASED,
+                versions=tuple(
+                    ServedVersion(model.reference, base.id, base) for base in model.versions
+                ),
+            )
+            for model in self.catalog.models
+        )
+
+    def _user_model(self, row: UserModel, versions: Sequence[UserVersion]) -> ServedModel:
+        """Return a user's model with those of its versions whose base is still in the catalogue."""
+        bases = {
+            (model.reference, base.id): base
+            for model in self.catalog.models
+            for base in model.versions
+        }
+        return ServedModel(
+            owner=row.owner,
+            name=row.name,
+            description=row.description,
+            readme=row.readme,
+            created_at=row.created_at,
+            versions=tuple(
+                ServedVersion(known.model, known.id, base, known.created_at, known.defaults)
+                for known in versions
+                if (base := bases.get((known.base_model, known.base_version)))
+            ),
+            row=row,
+        )
 
 
-def search(entries: Sequence[Entry], query: str) -> list[tuple[float, Entry]]:
-    """Return the models that all words of a query are found in, the best first.
-
-    A word in the name counts three times one in the owner, and that twice one in the
-    description.
-    """
-    words = query.lower().split()
-    scored = [(_score(entry, words), entry) for entry in entries]
-    found = [(score, entry) for score, entry in scored if score > 0]
-    return sorted(found, key=lambda pair: -pair[0])
-
-
-def _score(entry: Entry, words: Sequence[str]) -> float:
-    fields = ((entry.name, 6.0), (entry.owner, 2.0), (entry.description, 1.0), (entry.readme, 0.2))
-    scores = [sum(weight for text, weight in fields if word in text.lower()) for word in words]
+def _score(model: ServedModel, words: Sequence[str]) -> float:
+    texts = ((model.name, 6.0), (model.owner, 2.0), (model.description, 1.0), (model.readme, 0.2))
+    scores = [sum(weight for text, weight in texts if word in text.lower()) for word in words]
     return 0.0 if 0.0 in scores else sum(scores) or 1.0
 
 
-def _catalog_entry(model: Model) -> Entry:
-    editions = tuple(Edition(model.reference, base.id, base) for base in model.versions)
-    return Entry(
-        owner=model.owner,
-        name=model.name,
-        description=model.description,
-        readme=readme_of(model),
-        created_at=RELEASED,
-        editions=editions,
-    )
-
-
 def readme_of(model: Model) -> str:
-    """Return a page on a model of the catalogue: its inputs, and what is done otherwise."""
+    """Return a page on a model of the catalogue: its inputs, and where tegula does otherwise."""
     lines = [f"# {model.reference}", "", model.description, ""]
     if model.remark:
         lines += [model.remark, ""]
@@ -240,42 +273,8 @@ def readme_of(model: Model) -> str:
     return "\n".join(lines)
 
 
-def _names(wanted: str, version_id: str) -> bool:
-    return len(wanted) >= _SHORTEST_PREFIX and version_id.startswith(wanted)
-
-
-def _visible(entry: Entry, account_id: str | None) -> bool:
-    row = entry.user_model
-    return row is None or row.visibility == "public" or row.account_id == account_id
-
-
-def _fits(entry: Entry, inputs: Mapping[str, Any]) -> bool:
-    return any(_takes(edition, inputs) for edition in entry.editions)
-
-
-def _takes(edition: Edition, inputs: Mapping[str, Any]) -> bool:
-    """Whether an edition knows every input that is given, and is given all it needs."""
-    fields = edition.base.fields
-    names = {known.name for known in fields}
-    needed = {known.name for known in fields if known.required} - set(edition.defaults)
-    return set(inputs) <= names and needed <= set(inputs)
-
-
-def _own_first(fitting: Sequence[Entry]) -> list[Entry]:
-    """Return the models of the catalogue, or where there is none, those made from them."""
-    own = [entry for entry in fitting if entry.user_model is None]
-    return own or list(fitting)
-
-
-def _ambiguous(candidates: Sequence[Entry]) -> ProblemError:
-    names = ", ".join(entry.full_name for entry in candidates)
-    return bad_version(
-        f'"latest" alone does not tell which model is meant; it could be {names}. '
-        "Use owner/name without :latest, or a version id."
-    )
-
-
-# The JSON objects of the API other than predictions.
+# The JSON objects of the API; that of a prediction is in tegula.server.links, since webhooks
+# carry it, too.
 
 COG_VERSION = "0.16.0"
 """Clients parse it; the schemas have the form that this version writes."""
@@ -287,7 +286,7 @@ SUPER_RESOLUTION = {
 }
 
 
-def account_object(account: Account) -> dict[str, Any]:
+def account_json(account: Account) -> dict[str, Any]:
     """Return an account."""
     return {
         "type": account.kind,
@@ -298,31 +297,33 @@ def account_object(account: Account) -> dict[str, Any]:
     }
 
 
-def version_object(edition: Edition) -> dict[str, Any]:
+def version_json(version: ServedVersion) -> dict[str, Any]:
     """Return a version with its OpenAPI schema."""
     return {
-        "id": edition.id,
-        "created_at": timestamp(edition.created_at),
+        "id": version.id,
+        "created_at": timestamp(version.created_at),
         "cog_version": COG_VERSION,
-        "openapi_schema": edition.schema,
+        "openapi_schema": version.schema,
     }
 
 
-def model_object(entry: Entry, base: str, run_count: int, example: Any = None) -> dict[str, Any]:
+def model_json(
+    model: ServedModel, base: str, run_count: int, example: Any = None
+) -> dict[str, Any]:
     """Return a model.
 
     Args:
-        entry: the model.
+        model: the model.
         base: the public URL of the server.
-        run_count: predictions that were asked of it.
+        run_count: how many predictions were created with it.
         example: the object of a shared prediction, if there is one.
     """
-    row = entry.user_model
+    row = model.row
     return {
-        "url": f"{base}/{entry.full_name}",
-        "owner": entry.owner,
-        "name": entry.name,
-        "description": entry.description,
+        "url": f"{base}/{model.full_name}",
+        "owner": model.owner,
+        "name": model.name,
+        "description": model.description,
         "visibility": row.visibility if row else "public",
         "is_official": row is None,
         "github_url": row.github_url if row else None,
@@ -331,12 +332,12 @@ def model_object(entry: Entry, base: str, run_count: int, example: Any = None) -
         "run_count": run_count,
         "cover_image_url": row.cover_image_url if row else None,
         "default_example": example,
-        "latest_version": version_object(entry.latest) if entry.latest else None,
-        "created_at": timestamp(entry.created_at),
+        "latest_version": version_json(model.latest) if model.latest else None,
+        "created_at": timestamp(model.created_at),
     }
 
 
-def file_object(file: FileRecord, links: Links) -> dict[str, Any]:
+def file_json(file: FileRecord, links: Links) -> dict[str, Any]:
     """Return an upload; ``etag`` is among what the Python client insists on."""
     return {
         "id": file.id,
@@ -352,7 +353,7 @@ def file_object(file: FileRecord, links: Links) -> dict[str, Any]:
     }
 
 
-def deployment_object(deployment: Deployment, creator: Account) -> dict[str, Any]:
+def deployment_json(deployment: Deployment, creator: Account) -> dict[str, Any]:
     """Return a deployment; ``defaults`` is ours."""
     return {
         "owner": deployment.owner,
@@ -362,7 +363,7 @@ def deployment_object(deployment: Deployment, creator: Account) -> dict[str, Any
             "model": deployment.model,
             "version": deployment.version,
             "created_at": timestamp(deployment.created_at),
-            "created_by": account_object(creator),
+            "created_by": account_json(creator),
             "configuration": {
                 "hardware": deployment.hardware,
                 "min_instances": deployment.min_instances,
@@ -373,6 +374,6 @@ def deployment_object(deployment: Deployment, creator: Account) -> dict[str, Any
     }
 
 
-def collection_object(collection: Mapping[str, str]) -> dict[str, Any]:
+def collection_json(collection: Mapping[str, str]) -> dict[str, Any]:
     """Return a collection as lists show it."""
     return {key: collection[key] for key in ("name", "slug", "description")}

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from tegula.server.api.errors import not_found
-from tegula.server.api.service import Serving
+from tegula.server.api.service import ServiceDep
 
 # The OpenAPI document as a page for reading, made without anything from elsewhere.
 
@@ -189,9 +189,9 @@ def asset(request: Request, name: str) -> Response:
 
 
 @router.get("/{owner}/{name}")
-def model_page(service: Serving, owner: str, name: str) -> PlainTextResponse:
+def model_page(service: ServiceDep, owner: str, name: str) -> PlainTextResponse:
     """Show what a public model says of itself, at the address that its object gives."""
-    return PlainTextResponse(service.library.entry(owner, name, None).readme)
+    return PlainTextResponse(service.library.model(owner, name, None).readme)
 
 
 @cache

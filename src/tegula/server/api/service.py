@@ -1,4 +1,9 @@
-"""What every route works with."""
+"""What every route works with: the service behind the routes, and FastAPI's dependencies on it.
+
+Routes that only read the database are plain functions, which FastAPI runs in threads. Those that
+wait for a prediction are coroutines and reach the database by ``Service.run``, so that thousands
+may wait without a thread each.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ import binascii
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,59 +39,59 @@ from tegula.server.queue import Changes
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
 
-# How long a prediction is likely to run, by how long those before it ran.
+T = TypeVar("T")
+
+# How long a prediction is likely to run: as long as those of its model before it.
 
 UNKNOWN_S = 10.0
-"""The guess for a model that has not run yet."""
+"""The estimate for a model that has never run, on a machine that was never measured."""
 
-_FRESH_S = 60.0
+_ESTIMATES_KEPT_S = 60.0
 
 
-class UsualSeconds:
-    """The mean running time of each model, read from the ledger once a minute."""
+class RunTimeEstimates:
+    """The mean running time of each model, read from the records of usage once a minute."""
 
-    def __init__(self, ledger: Ledger, unknown: float = UNKNOWN_S) -> None:
-        """Take what to expect of a model that has not run yet."""
-        self._ledger = ledger
+    def __init__(self, usage: Ledger, unknown: float = UNKNOWN_S) -> None:
+        """Take the estimate for a model that has not run yet."""
+        self._usage = usage
         self._unknown = unknown
         self._means: dict[str, float] = {}
-        self._stale_at = 0.0
+        self._read_again_at = 0.0
         self._lock = threading.Lock()
 
     def get(self, model: str) -> float:
-        """Return the seconds to expect of a model."""
+        """Return the seconds that a prediction of a model is likely to run."""
         with self._lock:
-            if time.monotonic() >= self._stale_at:
-                self._means = self._read()
-                self._stale_at = time.monotonic() + _FRESH_S
+            if time.monotonic() >= self._read_again_at:
+                counts: defaultdict[str, int] = defaultdict(int)
+                seconds: defaultdict[str, float] = defaultdict(float)
+                for line in self._usage.lines():
+                    counts[line.model] += line.predictions
+                    seconds[line.model] += line.predict_seconds
+                self._means = {name: seconds[name] / count for name, count in counts.items()}
+                self._read_again_at = time.monotonic() + _ESTIMATES_KEPT_S
             return self._means.get(model, self._unknown)
 
-    def _read(self) -> dict[str, float]:
-        counts: dict[str, int] = {}
-        seconds: dict[str, float] = {}
-        for line in self._ledger.lines():
-            counts[line.model] = counts.get(line.model, 0) + line.predictions
-            seconds[line.model] = seconds.get(line.model, 0.0) + line.predict_seconds
-        return {model: seconds[model] / count for model, count in counts.items()}
+
+# Waiting for a prediction to change, without a thread for each request that waits.
+
+LOOK_AGAIN_S = 1.0
+"""How often to look without a notice: a change may come from another process."""
 
 
-# Waiting for predictions to change, without a thread for each who waits.
-
-ASK_AGAIN_S = 1.0
-"""How often to look without word of a change: it may come from another process."""
-
-
-class Watch:
+class ChangeNotices:
     """Wakes coroutines of one event loop when their prediction changes."""
 
     def __init__(self, changes: Changes) -> None:
+        """Subscribe; must be called within the event loop."""
         self._loop = asyncio.get_running_loop()
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self.close = changes.subscribe(self._told)
+        self.close = changes.subscribe(self._notify)
 
     @contextmanager
-    def on(self, prediction_id: str) -> Iterator[asyncio.Event]:
-        """Give an event that is set at every change from now on."""
+    def of(self, prediction_id: str) -> Iterator[asyncio.Event]:
+        """Give an event that is set at every change of a prediction from now on."""
         event = asyncio.Event()
         self._events[prediction_id].add(event)
         try:
@@ -96,120 +101,33 @@ class Watch:
             if not self._events[prediction_id]:
                 del self._events[prediction_id]
 
-    def _told(self, prediction_id: str) -> None:
+    def _notify(self, prediction_id: str) -> None:
+        """Called in the thread that changed the prediction."""
         if prediction_id in self._events and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake, prediction_id)
+            self._loop.call_soon_threadsafe(self._set_events, prediction_id)
 
-    def _wake(self, prediction_id: str) -> None:
+    def _set_events(self, prediction_id: str) -> None:
         for event in self._events.get(prediction_id, ()):
             event.set()
 
 
-async def changed(event: asyncio.Event, timeout_s: float) -> bool:
-    """Wait for the next change for at most so long; return whether one came."""
+async def next_change(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait until the event is set, or for ``timeout_s``, and clear it."""
     try:
         await asyncio.wait_for(event.wait(), timeout_s)
     except asyncio.TimeoutError:
-        return False
+        return
     event.clear()
-    return True
 
 
-async def until_finished(
-    watch: Watch,
-    prediction: Prediction,
-    read: Callable[[str], Awaitable[Prediction]],
-    hold_s: float,
-) -> Prediction:
-    """Return the prediction once it is in a terminal state, or as it is after ``hold_s``."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + hold_s
-    with watch.on(prediction.id) as event:
-        prediction = await read(prediction.id)
-        while not prediction.status.terminal and (left := end - loop.time()) > 0:
-            await changed(event, min(left, ASK_AGAIN_S))
-            prediction = await read(prediction.id)
-    return prediction
+# Pages of lists that are in memory, by the key of the item to go on from.
+
+_LONGEST_CURSOR = 512
 
 
-# Requests that clients send again because they gave up waiting for the answer.
-#
-# A create that holds the request open may take longer than the client, or a proxy between, is
-# willing to wait. Clients then send the same body again, which would start the work anew.
-
-REMEMBERED_S = 60.0
-"""How long a request that nobody waited for is remembered; clients retry within seconds."""
-
-Gone = Callable[[], Awaitable[bool]]
-
-
-@dataclass
-class _Held:
-    """A request that is held open, or that was until nobody waited for it any more.
-
-    gone: tells whether its client left, while it is held. until: when to forget it, after.
-    """
-
-    prediction_id: str
-    gone: Gone | None
-    until: float | None = None
-
-
-class Repeats:
-    """Knows the creates whose client went away, by a key of who asked for what.
-
-    Only one event loop uses it. What it knows is lost with the process: a client that must
-    not be run twice sends an ``Idempotency-Key``.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._held: dict[str, list[_Held]] = {}
-
-    async def earlier(self, key: str) -> str | None:
-        """Return the prediction of an equal request whose client is gone, once."""
-        self._forget()
-        for held in self._held.get(key, []):
-            if held.gone is None or await held.gone():
-                self._drop(key, held)
-                return held.prediction_id
-        return None
-
-    def hold(self, key: str, prediction_id: str, gone: Gone) -> _Held:
-        """Note that a request begins to be held; ``gone`` tells whether its client left."""
-        held = _Held(prediction_id, gone)
-        self._held.setdefault(key, []).append(held)
-        return held
-
-    async def release(self, key: str, held: _Held) -> None:
-        """Note that it is held no more; it is remembered if nobody waits for the answer."""
-        if held.gone is not None and await held.gone():
-            held.gone, held.until = None, self._clock() + REMEMBERED_S
-        else:
-            self._drop(key, held)
-
-    def _forget(self) -> None:
-        now = self._clock()
-        for key, several in list(self._held.items()):
-            for held in several:
-                if held.until is not None and held.until < now:
-                    self._drop(key, held)
-
-    def _drop(self, key: str, held: _Held) -> None:
-        several = [other for other in self._held.get(key, []) if other is not held]
-        if several:
-            self._held[key] = several
-        else:
-            self._held.pop(key, None)
-
-
-# Pages of lists that lie in memory, by the key of the row to go on from.
-
-T = TypeVar("T")
-_LONGEST = 512
-
-
-def page_of(items: Sequence[T], key: Callable[[T], str], cursor: str | None, limit: int) -> Page[T]:
+def paginate(
+    items: Sequence[T], key: Callable[[T], str], cursor: str | None, limit: int
+) -> Page[T]:
     """Return one page of a list in its order.
 
     Raises:
@@ -232,15 +150,13 @@ def _encode(key: str) -> str:
 
 def _decode(cursor: str) -> str:
     try:
-        padded = cursor[:_LONGEST] + "=" * (-len(cursor[:_LONGEST]) % 4)
+        padded = cursor[:_LONGEST_CURSOR] + "=" * (-len(cursor[:_LONGEST_CURSOR]) % 4)
         return base64.b64decode(padded, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError) as error:
         raise OptionError("cursor is taken from next or previous of a page.") from error
 
 
-# What every route works with.
-
-_PRIVATE = ("webhook", "webhook_events_filter", "deployment")
+# The service.
 
 
 @dataclass(frozen=True)
@@ -252,7 +168,7 @@ class Hardware:
 
 
 class Background(Protocol):
-    """Something that works while the server is up, such as the dispatcher of an engine."""
+    """Something that works while the server is up, such as the supervisor of the engines."""
 
     def start(self) -> None:
         """Begin."""
@@ -263,14 +179,16 @@ class Background(Protocol):
 
 @dataclass
 class Service:
-    """The server below its routes."""
+    """The server below its routes.
+
+    ready: false once the server is stopping.
+    """
 
     store: Store
     library: Library
     hardware: Sequence[Hardware]
     background: Sequence[Background] = ()
     metrics: Metrics = field(default_factory=Metrics)
-    repeats: Repeats = field(default_factory=Repeats)
     ready: bool = True
 
     @property
@@ -279,14 +197,15 @@ class Service:
         return self.store.settings
 
     @cached_property
-    def watch(self) -> Watch:
-        """Wakes those who wait; made in the event loop that serves."""
-        return Watch(self.store.changes)
+    def changes(self) -> ChangeNotices:
+        """Wakes requests that wait; created by the first of them, in the event loop."""
+        return ChangeNotices(self.store.changes)
 
     @cached_property
-    def _seconds(self) -> UsualSeconds:
+    def estimates(self) -> RunTimeEstimates:
+        """How long predictions of a model are likely to run."""
         measured = usual_seconds(self.settings.bundle)
-        return UsualSeconds(self.store.usage, UNKNOWN_S if measured is None else measured)
+        return RunTimeEstimates(self.store.usage, UNKNOWN_S if measured is None else measured)
 
     @cached_property
     def policy(self) -> Policy:
@@ -295,34 +214,66 @@ class Service:
 
     @cached_property
     def local_account(self) -> Account:
-        """Who asks when nobody is asked for a token."""
+        """The account of every request on a server without tokens."""
         return self.store.accounts.ensure("local", "Local")
 
-    def told(self, prediction: Prediction, *, inline: bool = True) -> dict[str, Any]:
+    async def run(self, call: Callable[..., T], *args: Any) -> T:
+        """Call something that reads or writes the database, outside the event loop."""
+        return await run_in_threadpool(call, *args)
+
+    async def read(self, prediction_id: str) -> Prediction:
+        """Return a prediction as it is now."""
+        return await run_in_threadpool(self.store.predictions.get, prediction_id)
+
+    async def wait(self, prediction: Prediction, seconds: float) -> Prediction:
+        """Return a prediction once it is in a terminal state, or as it is after ``seconds``."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        with self.changes.of(prediction.id) as event:
+            prediction = await self.read(prediction.id)
+            while not prediction.status.terminal and (left := end - loop.time()) > 0:
+                await next_change(event, min(left, LOOK_AGAIN_S))
+                prediction = await self.read(prediction.id)
+        return prediction
+
+    def deployment(self, owner: str, name: str, account_id: str) -> Deployment:
+        """Return a deployment of an account.
+
+        Raises:
+            ProblemError: there is none of this name, or it belongs to another account.
+        """
+        found = self.store.deployments.get(owner, name)
+        if found is None or found.account_id != account_id:
+            raise not_found()
+        return found
+
+    def prediction_json(self, prediction: Prediction, *, inline: bool = True) -> dict[str, Any]:
         """Return the JSON object of a prediction; ``inline`` allows outputs as data URIs."""
         return prediction_object(
             prediction,
             self.store.links,
             strict_statuses=self.settings.strict_statuses,
-            inline=self.inline if inline else None,
+            inline=self.data_uri if inline else None,
         )
 
-    def told_to_all(self, prediction: Prediction) -> dict[str, Any]:
-        """Return the JSON object of a shared prediction, without what concerns its owner."""
-        told = self.told(prediction, inline=False)
-        return {key: value for key, value in told.items() if key not in _PRIVATE}
+    def shared_prediction_json(self, prediction: Prediction) -> dict[str, Any]:
+        """Return the JSON object of a shared prediction, without what concerns its owner alone."""
+        shown = self.prediction_json(prediction, inline=False)
+        for private in ("webhook", "webhook_events_filter", "deployment"):
+            shown.pop(private, None)
+        return shown
 
-    def told_output(self, item: Any) -> Any:
-        """Return one item of an output, as streams give it."""
+    def output_json(self, item: Any) -> Any:
+        """Return one item of an output, as streams send it."""
         if isinstance(item, Mapping) and FILE_KEY in item:
-            return self.inline(item) or self.store.links.output(item)
+            return self.data_uri(item) or self.store.links.output(item)
         return self.store.links.resolve(item)
 
-    def inline(self, file: Mapping[str, Any]) -> str | None:
-        """Return an output file as a data URI, where it is told so.
+    def data_uri(self, file: Mapping[str, Any]) -> str | None:
+        """Return an output file as a data URI, or None where a link is returned.
 
-        Clients turn only ``https:`` and ``data:`` outputs into files; a program that
-        writes an ``http:`` output to a file writes its address.
+        Clients turn only ``https:`` and ``data:`` outputs into files; over plain HTTP a program
+        that writes its output to a file would write the address.
         """
         limit = 0 if self.settings.secure else self.settings.inline_output_bytes
         if int(file.get("size", limit + 1)) > limit:
@@ -333,66 +284,40 @@ class Service:
         except (NotFoundError, OSError):
             return None
 
-    async def run(self, call: Callable[..., T], *args: Any) -> T:
-        """Call something that reads the database, outside the event loop."""
-        return await run_in_threadpool(call, *args)
-
-    def deployment(self, owner: str, name: str, account_id: str) -> Deployment:
-        """Return a deployment of an account.
-
-        Raises:
-            ProblemError: there is none of this name, or it is somebody else's.
-        """
-        found = self.store.deployments.get(owner, name)
-        if found is None or found.account_id != account_id:
-            raise not_found()
-        return found
-
-    async def read(self, prediction_id: str) -> Prediction:
-        """Return a prediction as it is now."""
-        return await run_in_threadpool(self.store.predictions.get, prediction_id)
-
-    def estimate(self, model: str) -> float:
-        """Return the seconds of work that a prediction of a model is likely to be."""
-        return self._seconds.get(model)
-
-    def page(self, request: Request, page: Page[Any], results: Sequence[Any]) -> dict[str, Any]:
+    def page_json(
+        self, request: Request, page: Page[T], item_json: Callable[[T], Any]
+    ) -> dict[str, Any]:
         """Return the JSON object of a page; its links keep the filters of the request."""
+
+        def link(cursor: str | None) -> str | None:
+            if cursor is None:
+                return None
+            kept = [pair for pair in parse_qsl(request.url.query) if pair[0] != "cursor"]
+            query = urlencode([*kept, ("cursor", cursor)])
+            return f"{self.settings.public_url}{request.url.path}?{query}"
+
         return {
-            "next": self._page_url(request, page.next),
-            "previous": self._page_url(request, page.previous),
-            "results": list(results),
+            "next": link(page.next),
+            "previous": link(page.previous),
+            "results": [item_json(item) for item in page.items],
         }
 
-    def _page_url(self, request: Request, cursor: str | None) -> str | None:
-        if cursor is None:
-            return None
-        kept = [pair for pair in parse_qsl(request.url.query) if pair[0] != "cursor"]
-        query = urlencode([*kept, ("cursor", cursor)])
-        return f"{self.settings.public_url}{request.url.path}?{query}"
 
-
-def service_of(request: Request) -> Service:
-    """Return the service of the app that a request came to."""
-    service: Service = request.app.state.service
-    return service
-
-
-# What FastAPI gives to routes.
+# FastAPI's dependencies. They are coroutines because FastAPI would run functions in threads.
 
 _BEARER = HTTPBearer(auto_error=False, description="A token of `tegula tokens create`.")
 
 
 async def _service(request: Request) -> Service:
-    """Return the service; a coroutine, because FastAPI runs functions in other threads."""
-    return service_of(request)
+    service: Service = request.app.state.service
+    return service
 
 
 async def _caller(request: Request, _scheme: Annotated[object, Depends(_BEARER)]) -> Caller:
-    """Return who asks; the scheme is only for the OpenAPI document, the gate has checked."""
+    """Return the caller; the scheme is there for the OpenAPI document, the gate has checked it."""
     return caller_of(request.state)
 
 
-Serving = Annotated[Service, Depends(_service)]
-Asking = Annotated[Caller, Depends(_caller)]
+ServiceDep = Annotated[Service, Depends(_service)]
+CallerDep = Annotated[Caller, Depends(_caller)]
 Cursor = Annotated[str | None, Query(description="From `next` or `previous` of a page.")]

@@ -1,0 +1,326 @@
+"""Creating a prediction: from the request to its answer, 201 or 202.
+
+``create`` is the whole way, top to bottom: read the headers; look whether this is a request that
+a client sends again; check the inputs and keep files given as data URIs; add the prediction to the
+queue; hold the request open for as long as ``Prefer: wait`` asks; answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from tegula.catalog import InvalidField, InvalidInputsError, validate
+from tegula.catalog.inputs import FILE
+from tegula.errors import FetchError, InputError, TooLargeError
+from tegula.server.api.bodies import PredictionBody
+from tegula.server.api.errors import ProblemError, invalid, invalid_header
+from tegula.server.api.gate import caller_of, from_own_page
+from tegula.server.api.library import ServedVersion
+from tegula.server.api.service import Service
+from tegula.server.db import DEFAULT_WEBHOOK_EVENTS, Created, NewPrediction, State
+from tegula.server.files import is_data_uri
+
+LOG = logging.getLogger("tegula.api")
+
+# The headers of a create.
+
+MAX_WAIT_S = 60
+_LONGEST_HOLD_S = 55.0
+_SHORTEST_DEADLINE_S = 5
+_LONGEST_KEY = 255
+_WAIT = re.compile(r"wait(?:=(\d{1,18}))?", re.ASCII)
+_DURATION = re.compile(r"(?:(\d{1,18})h)?(?:(\d{1,18})m)?(?:(\d{1,18})s?)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """How long a create may be held open.
+
+    seconds: what the client asked for, 1..60.
+    """
+
+    seconds: int
+
+    @property
+    def hold_s(self) -> float:
+        """Seconds to hold: a little less, because clients time out at the stroke.
+
+        Some give up at 60 seconds in all and send the request again, which would start a
+        second prediction.
+        """
+        return min(self.seconds - min(1.0, 0.2 * self.seconds), _LONGEST_HOLD_S)
+
+
+def parse_prefer(value: str | None) -> Wait | None:
+    """Return the wait that a ``Prefer`` header asks for, if any.
+
+    Other preferences are passed over, as RFC 7240 wants. A wait of more than a minute is
+    taken as a minute.
+
+    Raises:
+        ProblemError: the wait is no number of seconds from 1.
+    """
+    for part in (value or "").replace(";", ",").split(","):
+        preference = part.strip().replace('"', "")
+        if preference.partition("=")[0].strip() != "wait":
+            continue
+        match = _WAIT.fullmatch(preference.replace(" ", ""))
+        seconds = int(match[1] or MAX_WAIT_S) if match else 0
+        if seconds < 1:
+            raise invalid_header("Prefer", "Must be wait or wait=n with n from 1 to 60 seconds")
+        return Wait(min(seconds, MAX_WAIT_S))
+    return None
+
+
+def parse_cancel_after(value: str | None) -> int | None:
+    """Return the seconds of a ``Cancel-After`` header such as 30, 5m or 1h30m45s.
+
+    Raises:
+        ProblemError: it cannot be read, or is less than five seconds.
+    """
+    if value is None or not value.strip():
+        return None
+    match = _DURATION.fullmatch(value.strip())
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    total = min(hours * 3600 + minutes * 60 + seconds, 10**9)
+    if total < _SHORTEST_DEADLINE_S:
+        raise invalid_header("Cancel-After", "Must be a duration of at least 5s, like 30s or 1h30m")
+    return total
+
+
+# Retried requests. A create that is held open may take longer than the client, or a proxy on the
+# way, is willing to wait. Such clients then send the same body again, which would start the work
+# anew. An equal request whose client is still connected is another matter: both get a prediction.
+
+REMEMBERED_S = 60.0
+"""How long an abandoned request is remembered; clients retry within seconds."""
+
+Disconnected = Callable[[], Awaitable[bool]]
+
+
+@dataclass
+class _Held:
+    """A create that is held open, or was until its client disconnected.
+
+    disconnected: asks whether the client did, while the request is held; None afterwards.
+    forget_at: when an abandoned request is forgotten.
+    """
+
+    prediction_id: str
+    disconnected: Disconnected | None
+    forget_at: float | None = None
+
+
+class RetriedRequests:
+    """Remembers creates whose client went away, by a key of caller and body.
+
+    Used by one event loop only. What it knows is lost with the process: a client for which two
+    runs must be ruled out sends an ``Idempotency-Key``.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._held: dict[str, list[_Held]] = {}
+
+    async def take_abandoned(self, key: str) -> str | None:
+        """Return the prediction of an equal request whose client is gone, and forget it."""
+        now = self._clock()
+        for other, entries in list(self._held.items()):
+            for held in list(entries):
+                if held.forget_at is not None and held.forget_at < now:
+                    self._drop(other, held)
+        for held in list(self._held.get(key, ())):
+            if held.disconnected is None or await held.disconnected():
+                self._drop(key, held)
+                return held.prediction_id
+        return None
+
+    def hold(self, key: str, prediction_id: str, disconnected: Disconnected) -> _Held:
+        """Note that a request is held open from now on."""
+        held = _Held(prediction_id, disconnected)
+        self._held.setdefault(key, []).append(held)
+        return held
+
+    async def release(self, key: str, held: _Held) -> None:
+        """Note that it is answered; if nobody is there to receive the answer, remember it."""
+        if held.disconnected is not None and await held.disconnected():
+            held.disconnected, held.forget_at = None, self._clock() + REMEMBERED_S
+        else:
+            self._drop(key, held)
+
+    def _drop(self, key: str, held: _Held) -> None:
+        left = [other for other in self._held.get(key, ()) if other is not held]
+        if left:
+            self._held[key] = left
+        else:
+            self._held.pop(key, None)
+
+
+# The create itself.
+
+
+@dataclass(frozen=True)
+class PredictionRequest:
+    """What a request asks for, once its version is found.
+
+    deployment: ``owner/name``, if it came through one.
+    pinned: the deployment's inputs; those of the request override them.
+    """
+
+    version: ServedVersion
+    body: PredictionBody
+    deployment: str | None = None
+    pinned: Mapping[str, Any] | None = None
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Every input that is given, by the request or for it."""
+        return {**self.version.defaults, **(self.pinned or {}), **self.body.input}
+
+    @property
+    def webhook(self) -> str | None:
+        """Where to send webhooks, by its name of today or of older clients."""
+        return self.body.webhook or self.body.webhook_completed
+
+    @property
+    def webhook_events(self) -> tuple[str, ...]:
+        """Which webhooks to send; the name ``webhook_completed`` stands for one event."""
+        body = self.body
+        completed = ["completed"] if body.webhook is None and body.webhook_completed else None
+        chosen = body.webhook_events_filter or body.webhook_event_filter or completed
+        return tuple(chosen or DEFAULT_WEBHOOK_EVENTS)
+
+
+async def create(request: Request, service: Service, wanted: PredictionRequest) -> Response:
+    """Accept a prediction, hold the request open if it prefers that, and answer.
+
+    A client that disconnects while it waits cancels nothing.
+
+    Raises:
+        ProblemError: an input or a header is wrong.
+        BusyError, ConflictError: as the store raises them.
+    """
+    caller = caller_of(request.state)
+    retried: RetriedRequests = request.app.state.retried
+    wait = parse_prefer(request.headers.get("prefer"))
+    cancel_after = parse_cancel_after(request.headers.get("cancel-after"))
+    idempotency_key = request.headers.get("idempotency-key")
+    if idempotency_key is not None and not 0 < len(idempotency_key) <= _LONGEST_KEY:
+        raise invalid_header("Idempotency-Key", f"Must have 1 to {_LONGEST_KEY} characters")
+
+    # Bodies may hold megabytes of data URIs: hashing and keeping them would stop the event loop.
+    request_hash = await run_in_threadpool(_hash, request.url.path, wanted.body)
+    retry_key = f"{caller.key} {request_hash}"
+    created = None if idempotency_key else await _abandoned(service, retried, retry_key)
+
+    def accept() -> Created:
+        _check(service, wanted)
+        store = service.store
+        now = store.clock()
+        new = NewPrediction(
+            account_id=caller.account.id,
+            model=wanted.version.model,
+            version=wanted.version.id,
+            input=_keep_files(service, caller.account.id, wanted),
+            source="web" if from_own_page(request.headers, service.settings) else "api",
+            token_id=caller.token_id,
+            deployment=wanted.deployment,
+            deadline=now + timedelta(seconds=cancel_after) if cancel_after else None,
+            webhook=wanted.webhook,
+            webhook_events=wanted.webhook_events,
+            estimated_seconds=service.estimates.get(wanted.version.model),
+        )
+        return store.predictions.create(
+            new, idempotency_key=idempotency_key, request_hash=request_hash
+        )
+
+    if created is None:
+        created = await run_in_threadpool(accept)
+    prediction = created.prediction
+    request.state.prediction = prediction.id  # for the log
+    if not created.replayed:
+        extra = {"prediction": prediction.id, "account": caller.account.username}
+        LOG.info("accepted %s", prediction.model, extra=extra)
+
+    if wait is not None:
+        held = retried.hold(retry_key, prediction.id, request.is_disconnected)
+        try:
+            prediction = await service.wait(prediction, wait.hold_s)
+        finally:
+            await retried.release(retry_key, held)
+
+    headers = {"preference-applied": f"wait={wait.seconds}"} if wait else {}
+    if created.replayed:
+        headers["idempotent-replayed"] = "true"
+    shown = await run_in_threadpool(service.prediction_json, prediction)
+    if wait is None or prediction.status.terminal:
+        return JSONResponse(shown, 201, headers)
+    # Clients take any other state than this one as the end of a wait.
+    return JSONResponse({**shown, "status": State.STARTING.value}, 202, headers)
+
+
+def _hash(path: str, body: PredictionBody) -> str:
+    """Return what two requests have in common if they ask for the same."""
+    content = json.dumps([path, body.model_dump(mode="json")], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+async def _abandoned(service: Service, retried: RetriedRequests, retry_key: str) -> Created | None:
+    """Return the prediction of an equal, abandoned request, unless it came to nothing."""
+    prediction_id = await retried.take_abandoned(retry_key)
+    if prediction_id is None:
+        return None
+    prediction = await service.read(prediction_id)
+    failed = prediction.status.terminal and prediction.status is not State.SUCCEEDED
+    return None if failed or prediction.data_removed else Created(prediction, replayed=True)
+
+
+def _check(service: Service, wanted: PredictionRequest) -> None:
+    """Check the inputs, and at once what could only fail later: addresses that are out of bounds.
+
+    Raises:
+        ProblemError: lists what is wrong.
+    """
+    try:
+        validate(wanted.version.base, wanted.inputs)
+    except InvalidInputsError as error:
+        raise invalid(*error.fields) from error
+    links = service.store.links
+    addresses = [("webhook", wanted.webhook)] if wanted.webhook else []
+    addresses += [
+        (f"input.{known.name}", address)
+        for known in wanted.version.base.fields
+        if known.kind == FILE and isinstance(address := wanted.inputs.get(known.name), str)
+        if address and not is_data_uri(address) and not links.own_file(address)
+    ]
+    wrong = []
+    for field, address in addresses:
+        try:
+            service.policy.check(address)
+        except FetchError as error:  # noqa: PERF203
+            wrong.append(InvalidField("format", field, str(error)))
+    if wrong:
+        raise invalid(*wrong)
+
+
+def _keep_files(service: Service, account_id: str, wanted: PredictionRequest) -> Mapping[str, Any]:
+    """Return the inputs with the data URIs among them kept as files."""
+    names = [known.name for known in wanted.version.base.fields if known.kind == FILE]
+    try:
+        return service.store.files.adopt(wanted.inputs, account_id, names)
+    except TooLargeError as error:
+        raise ProblemError(413, str(error), "Too large") from error
+    except InputError as error:
+        raise invalid(InvalidField("format", "input", str(error))) from error
