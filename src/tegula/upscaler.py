@@ -29,8 +29,8 @@ from tegula.models.prescalers import Prescaler, load_prescaler
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
 from tegula.pipeline.batches import SharedDenoiser, in_order
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
-from tegula.pipeline.finish import finish, lock_colour, source_image
-from tegula.pipeline.prepare import Prepared, prepare, read_control
+from tegula.pipeline.finish import finish, lock_colour
+from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
 from tegula.pipeline.prescale import prescale
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
@@ -171,8 +171,9 @@ class Upscaler:
         """Enlarge one picture.
 
         Args:
-            source: path, bytes, binary file or PIL image; or what ``prepare`` of
-                ``tegula.stages.prepare`` made of one with the same options.
+            source: a path, the bytes of a file, a binary file, a Pillow image, a numpy array
+                or a torch tensor, as ``tegula.images.open.decode`` takes them; or what
+                ``tegula.pipeline.prepare`` made of one with the same options.
             options: what to do; the balanced preset at 2x by default.
             mask: a picture of any size, laid over the source: white is refined, black
                 stays as prescaled.
@@ -194,7 +195,7 @@ class Upscaler:
         with clock("prepare"):
             asked = options or UpscaleOptions()
             prepared, resolved, plan = self.prepare(source, asked)
-            where = read_control(mask, strength_map, asked, resolved, prepared)
+            control = read_spatial_control(mask, strength_map, asked, resolved, prepared)
             prescaler = self._prescaler(resolved.prescaler)
             restore_faces = self._face_work(resolved)
             reporter = self._reporter(on_progress, plan)
@@ -206,7 +207,7 @@ class Upscaler:
             prescaled = lock_colour(prescaled, enlarged, resolved, out=prescaled)
             prescaled = fuse_exposures(prescaled, resolved.hdr)
         with clock("refine"):
-            strength = where.strength(prescaled, resolved.flat_skip)
+            strength = control.strength(prescaled, resolved.flat_skip)
             refined = prescaled
             if resolved.refines:
                 refine = refine_redraw if resolved.mode == "redraw" else refine_canvas
@@ -218,11 +219,11 @@ class Upscaler:
         with clock("finish"):
             reporter.begin("finish")
             faces = restore_faces(prepared.rgb, cancel) if restore_faces else ()
-            finished = finish(refined, prescaled, prepared, resolved, where.mask, faces)
+            finished = finish(refined, prescaled, prepared, resolved, control.mask, faces)
         reporter.finished()
         return UpscaleResult(
             image=finished.image,
-            source=source_image(prepared),
+            source=to_image(prepared.rgb, prepared.alpha),
             options=resolved,
             settings=self._settings(asked, resolved),
             metadata=finished.metadata,

@@ -13,8 +13,9 @@ from support import options, photograph
 
 from tegula.cli.program import PROGRAM
 from tegula.errors import OptionError
-from tegula.images.adjust import flatness, margins, scale_detail, sharpen, unwrapped, wrapped
-from tegula.images.open import inverted, read_mask
+from tegula.images.adjust import flatness, scale_detail, sharpen
+from tegula.images.open import inverted
+from tegula.images.pixels import margins, unwrapped, wrapped
 from tegula.options import (
     PlacedRegion,
     Region,
@@ -22,6 +23,7 @@ from tegula.options import (
     parse_region,
     place_region,
 )
+from tegula.pipeline.prepare import read_mask
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.pipeline.sampler import blend_weights, first_steps

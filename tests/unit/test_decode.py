@@ -136,6 +136,83 @@ def test_images_in_memory_of_any_mode_decode(mode):
     assert (picture.alpha is not None) == mode.lower().endswith("a")
 
 
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float16, np.float32, np.float64, ">u2"])
+def test_an_array_is_the_same_picture_as_a_file_of_its_pixels(mode, kind):
+    image = noise().convert("RGBA").convert(mode)
+    expected = read(encoded(image, "PNG"))
+    values = np.asarray(image)
+    array = values / 255 if np.issubdtype(kind, np.floating) else values.astype(np.uint16) * 257
+    given = (values if kind is np.uint8 else array).astype(kind)
+    before = given.copy()
+    picture = read(given)
+    tolerance = {"float16": 5e-4, "uint8": 0}.get(given.dtype.name, 1e-6)
+    assert picture.rgb.dtype == np.float32
+    assert picture.rgb.flags.c_contiguous
+    np.testing.assert_allclose(picture.rgb, expected.rgb, rtol=0, atol=tolerance)
+    assert (picture.alpha is None) == (expected.alpha is None)
+    if picture.alpha is not None:
+        np.testing.assert_allclose(picture.alpha, expected.alpha, rtol=0, atol=tolerance)
+    assert picture.facts.size == expected.facts.size
+    assert picture.facts.greyscale == expected.facts.greyscale
+    assert picture.facts.format is None
+    assert np.array_equal(given, before)
+
+
+def test_arrays_of_other_layouts_in_memory_decode():
+    values = np.asarray(noise())
+    expected = read(values).rgb
+    for same in (values[::-1, ::-1][::-1, ::-1], np.asfortranarray(values), values[None]):
+        assert np.array_equal(read(same).rgb, expected)
+    grey = np.asarray(noise().convert("L"))
+    assert np.array_equal(read(grey).rgb, read(grey[..., None]).rgb)
+    assert np.array_equal(read(grey > 128).rgb, read((grey > 128).astype(np.float32)).rgb)
+
+
+def test_floats_of_an_array_are_clipped_and_nan_is_black():
+    rgb = read(np.array([[[-0.1, 0.5, 1.1], [np.nan] * 3]])).rgb
+    assert np.array_equal(rgb, np.float32([[[0, 0.5, 1], [0, 0, 0]]]))
+    assert read(np.full((2, 2), np.nan)).rgb.max() == 0
+
+
+@pytest.mark.parametrize(
+    ("array", "sentence"),
+    [
+        (np.zeros((3, 20, 30), np.uint8), "has the shape [3, 20, 30]; give an array [height"),
+        (np.zeros((2, 20, 30, 3)), "has the shape [2, 20, 30, 3]; give an array [height"),
+        (np.zeros(5), "has the shape [5]; give an array [height"),
+        (np.float32(1), "has the shape []; give an array [height"),
+        (np.zeros((4, 4, 3), int), "holds int64; give uint8, uint16, or floats"),
+        (np.zeros((4, 4, 3), complex), "holds complex128; give uint8"),
+        (np.full((4, 4), "a"), "; give uint8"),
+        (np.full((4, 4, 3), 200.0), "holds floats from 200 to 200; give floats from 0 to 1"),
+        (np.linspace(-1, 1, 48).reshape(4, 4, 3), "holds floats from -1 to 1; give floats"),
+        (np.zeros((0, 4, 3)), "has no pixels"),
+    ],
+)
+def test_what_is_no_picture_among_arrays_is_refused_in_one_sentence(array, sentence):
+    with pytest.raises(ImageError) as caught:
+        read(array)
+    assert sentence in str(caught.value)
+
+
+def test_the_limit_counts_the_pixels_of_arrays_too():
+    with pytest.raises(TooLargeError, match="20x10"):
+        decode(np.zeros((10, 20, 3), np.uint8), max_pixels=199)
+
+
+@pytest.mark.parametrize("thing", [None, 7, ["a.png"], io.StringIO("a")])
+def test_what_is_no_source_is_refused_with_what_would_be(thing):
+    with pytest.raises(ImageError, match=r"is a \w+; give a path, bytes, a file opened in binary"):
+        read(thing)
+
+
+def test_bytes_of_any_kind_decode():
+    data = encoded(noise(), "PNG")
+    for same in (bytearray(data), memoryview(data)):
+        assert np.array_equal(read(same).rgb, read(data).rgb)
+
+
 @pytest.mark.parametrize("format_name", ["PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "JPEG"])
 def test_every_format_decodes_whatever_its_name(format_name, tmp_path):
     path = tmp_path / "picture.txt"

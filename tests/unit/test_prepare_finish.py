@@ -12,10 +12,10 @@ from support import options as resolved
 from support import photograph
 
 from tegula.errors import OptionError, TooLargeError
-from tegula.images.metadata import soften_blocks
+from tegula.images.adjust import soften_blocks
 from tegula.images.pixels import enlarge_alpha, enlarge_lanczos, fill_hidden, to_bytes, to_image
 from tegula.options import UpscaleOptions
-from tegula.pipeline.finish import finish, lock_colour, source_image
+from tegula.pipeline.finish import finish, lock_colour
 from tegula.pipeline.prepare import MENDED_BELOW, MENDED_BELOW_FOR_RESAMPLING, prepare
 
 
@@ -95,7 +95,7 @@ def test_a_crop_is_cut_and_the_whole_size_remembered():
     assert prepared.size == (20, 10)
     assert prepared.facts.size == (48, 40)
     cut = np.asarray(portrait().crop((5, 7, 25, 17)))
-    assert np.array_equal(np.asarray(source_image(prepared)), cut)
+    assert np.array_equal(np.asarray(to_image(prepared.rgb, prepared.alpha)), cut)
 
 
 @pytest.mark.parametrize("crop", [(40, 0, 9, 5), (0, 39, 5, 2), (48, 0, 1, 1)])

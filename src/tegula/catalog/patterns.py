@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from tegula.images.adjust import margins, unwrapped, wrapped
 from tegula.images.open import Source, decode
-from tegula.images.pixels import to_image
+from tegula.images.pixels import margins, to_image, unwrapped, wrapped
 from tegula.options import UpscaleOptions, target_size
 from tegula.progress import Cancelled, OnProgress
 from tegula.upscaler import Upscaler, UpscaleResult

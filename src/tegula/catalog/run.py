@@ -94,8 +94,9 @@ def _situation(
     from PIL import Image
 
     from tegula.images.open import decode
+    from tegula.images.samples import ArrayLike
 
-    if not isinstance(source, str | Path | bytes | Image.Image):
+    if not isinstance(source, str | Path | bytes | Image.Image | ArrayLike):
         source = source.read()
     width, height = decode(source, max_pixels=limits.max_pixels).facts.size
     facts = upscaler.bundle.facts

@@ -27,6 +27,7 @@ from tegula.images.metadata import (
     to_json,
 )
 from tegula.images.open import Source, describe, guarded, open_image, opened_file
+from tegula.images.samples import ArrayLike
 
 # From a result to the bytes of a file, and the settings back out of it.
 
@@ -115,9 +116,11 @@ def read_settings(source: Source) -> dict[str, Any] | None:
         PathError: the path cannot be read.
         ImageError: it is not an image.
     """
-    name = describe(source)
     if isinstance(source, Image.Image):
         return settings_of(source)
+    if isinstance(source, ArrayLike):
+        return None
+    name = describe(source)
     with opened_file(source, _SETTINGS_LIMIT) as file:
         image = open_image(file, name)
         if image is None:

@@ -1,8 +1,12 @@
-"""Pixels: arrays, resampling, alpha and patches."""
+"""Pixels: conversion, resampling, patches, wrapped patterns and transparency.
+
+Everywhere in tegula a picture is a float32 array [height, width, 3] in 0..1, sRGB, and its
+transparency a second array [height, width]. Bytes and Pillow images are made at the ends.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -10,24 +14,31 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Between Pillow's many modes and the two arrays that tegula works on.
-
 Float = NDArray[np.float32]
-_BAND = 1024
-_EIGHT_BIT = 255
-_SIXTEEN_BIT = 65_535
-_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
-_GREY_MODES = ("1", "L", "LA", "La", "F")
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels, not necessarily whole."""
+
+_ROWS_PER_BAND = 1024
+
+
+def bands(height: int) -> Iterator[slice]:
+    """Yield slices of rows to work through, so that no temporary is as large as a picture."""
+    for top in range(0, height, _ROWS_PER_BAND):
+        yield slice(top, min(height, top + _ROWS_PER_BAND))
 
 
 def to_bytes(values: Float) -> NDArray[np.uint8]:
-    """Round 0..1 to 0..255 in bands of rows, so that no large temporary is made."""
+    """Round 0..1 to 0..255; values outside are clipped."""
     out = np.empty(values.shape, np.uint8)
-    for top in range(0, values.shape[0], _BAND):
-        band = np.clip(values[top : top + _BAND], 0, 1)
+    for rows in bands(values.shape[0]):
+        band = np.clip(values[rows], 0, 1)
         band *= 255
         np.rint(band, out=band)
-        out[top : top + _BAND] = band
+        out[rows] = band
     return out
 
 
@@ -39,82 +50,16 @@ def to_image(rgb: Float, alpha: Float | None = None) -> Image.Image:
     return image
 
 
-def to_floats(values: NDArray[np.generic], white: float) -> Float:
-    """Scale numbers of any type so that ``white`` becomes 1; clip to 0..1, NaN to 0."""
-    out: Float = np.asarray(values, np.float32) * np.float32(1 / white)
-    if np.issubdtype(values.dtype, np.floating):
-        np.nan_to_num(out, copy=False, nan=0.0, posinf=1.0, neginf=0.0)
-    np.clip(out, 0, 1, out=out)
-    return out
-
-
-def as_rgb(grey: Float) -> Float:
-    """Repeat one channel three times."""
-    return np.repeat(grey[..., None], 3, axis=2)
-
-
-def is_grey(image: Image.Image) -> bool:
-    """Whether the mode, or every colour of the palette, has no colour."""
-    if image.mode in ("P", "PA"):
-        palette = np.array(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
-        return bool((palette == palette[:, :1]).all())
-    return image.mode in _GREY_MODES or image.mode.startswith("I")
-
-
-def split(image: Image.Image, sample_bits: int | None = None) -> tuple[Float, Float | None]:
-    """Return the pixels of a loaded image and its alpha.
-
-    Args:
-        image: any mode but CMYK and LAB, which need colour management first.
-        sample_bits: bits of a sample in the file where it differs from the mode's.
-
-    Returns:
-        float32 [height, width, 3] and, when the image has transparency, float32
-        [height, width]; both 0..1.
-    """
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _split_deep(image)
-    transparent = image.info.get("transparency")
-    if image.mode in ("1", "L") and isinstance(transparent, int):
-        return _split_keyed(image, transparent, sample_bits)
-    if image.mode in _ALPHA_MODES or transparent is not None:
-        straight = image.convert("LA") if image.mode == "La" else image
-        pixels = np.asarray(straight.convert("RGBA"))
-        return to_floats(pixels[..., :3], _EIGHT_BIT), to_floats(pixels[..., 3], _EIGHT_BIT)
-    return to_floats(np.asarray(image.convert("RGB")), _EIGHT_BIT), None
-
-
-def _split_deep(image: Image.Image) -> tuple[Float, Float | None]:
-    values = np.asarray(image)
-    if image.mode == "F":
-        return as_rgb(to_floats(values, 1)), None
-    deeper = image.mode == "I" and values.max(initial=0) > _SIXTEEN_BIT
-    rgb = as_rgb(to_floats(values, 2**31 - 1 if deeper else _SIXTEEN_BIT))
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        return rgb, (values != transparent).astype(np.float32)
-    return rgb, None
-
-
-def _split_keyed(
-    image: Image.Image, transparent: int, sample_bits: int | None
-) -> tuple[Float, Float | None]:
-    values = np.asarray(image.convert("L"))
-    largest = (1 << (sample_bits or 8)) - 1
-    key = min(transparent, largest) * 255 // largest
-    return as_rgb(to_floats(values, _EIGHT_BIT)), (values != key).astype(np.float32)
-
-
-# Resampling of float pictures by Lanczos' windowed sinc.
-
-Array = NDArray[np.float32]
-Box = tuple[float, float, float, float]
+# Resampling by Lanczos' windowed sinc.
+#
+# Pillow's, because it widens the kernel when it shrinks, takes a box with fractions and
+# reads beyond that box. It does so for floats in images of one channel only.
 
 LANCZOS_LOBES = 3
 """Samples that the kernel reaches to each side, in pixels of the coarser picture."""
 
 
-def enlarge_lanczos(rgb: Array, size: tuple[int, int]) -> Array:
+def enlarge_lanczos(rgb: Float, size: Size) -> Float:
     """Resample a picture to exactly this size, larger or smaller.
 
     Args:
@@ -128,7 +73,7 @@ def enlarge_lanczos(rgb: Array, size: tuple[int, int]) -> Array:
     return resample_box(rgb, size, (0.0, 0.0, float(rgb.shape[1]), float(rgb.shape[0])))
 
 
-def resample_box(rgb: Array, size: tuple[int, int], box: Box) -> Array:
+def resample_box(rgb: Float, size: Size, box: Box) -> Float:
     """Resample a part of a picture; the kernel may read pixels outside that part.
 
     Tiles use this: with ``LANCZOS_LOBES`` coarse pixels of context around the box, the
@@ -137,25 +82,21 @@ def resample_box(rgb: Array, size: tuple[int, int], box: Box) -> Array:
     Args:
         rgb: float32 [height, width, channels] in 0..1.
         size: width and height of the result in pixels.
-        box: left, top, right and bottom of the part, in pixels of ``rgb``, not
-            necessarily whole.
+        box: the part, in pixels of ``rgb``.
 
     Returns:
         float32 [size[1], size[0], channels] in 0..1.
     """
-    result: Array = np.empty((size[1], size[0], rgb.shape[2]), np.float32)
+    result: Float = np.empty((size[1], size[0], rgb.shape[2]), np.float32)
     for channel in range(rgb.shape[2]):
         plane = Image.fromarray(np.ascontiguousarray(rgb[..., channel]))
         result[..., channel] = np.asarray(plane.resize(size, Image.Resampling.LANCZOS, box=box))
     return np.clip(result, 0.0, 1.0, out=result)
 
 
-# Small pictures that are laid over a large one.
-
-
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """A piece of a picture.
+    """A small picture that is laid over a large one.
 
     x, y: of its first pixel in the large picture.
     pixels: float32 [height, width, 3], wholly inside the large picture.
@@ -185,12 +126,64 @@ def paste(picture: Float, patches: Sequence[Patch]) -> Float:
     return result
 
 
-# Transparency beside the picture: no hidden colour may bleed, no edge may blur.
+# Patterns whose opposite edges meet: wrapped around before the work, joined after it.
 
+_MARGIN = 1 / 8
+
+
+def margins(width: int, height: int) -> Size:
+    """Return how many pixels to repeat beyond each side of a pattern, across and down."""
+    return max(1, round(width * _MARGIN)), max(1, round(height * _MARGIN))
+
+
+def wrapped(image: Image.Image, across: int, down: int) -> Image.Image:
+    """Repeat a pattern beyond its edges by so many pixels on each side."""
+    pixels = np.asarray(image)
+    padding = ((down, down), (across, across), (0, 0))[: pixels.ndim]
+    return Image.fromarray(np.pad(pixels, padding, mode="wrap"))
+
+
+def unwrapped(image: Image.Image, across: int, down: int) -> Image.Image:
+    """Cut the repeated margins off, faded into the edges that they repeat.
+
+    Beyond its right edge the wide picture continues as the pattern begins on the left.
+    Where both are mixed half and half at the edge, each side is as likely the one as the
+    other, and so the two edges meet.
+    """
+    pixels: Float = np.asarray(image).astype(np.float32)
+    pixels = _joined(_joined(pixels, down).swapaxes(0, 1), across).swapaxes(0, 1)
+    return Image.fromarray(np.rint(np.clip(pixels, 0, 255)).astype(np.uint8))
+
+
+def _joined(pixels: Float, margin: int) -> Float:
+    """Join along the first axis: half of each margin fades into the edge it repeats."""
+    inner: Float = pixels[margin:-margin].copy()
+    reach = min(margin, len(inner) // 2)
+    rise = (np.arange(reach, dtype=np.float32) + 0.5) / reach / 2
+    rise = rise.reshape(-1, *[1] * (pixels.ndim - 1))
+    after_end = pixels[len(pixels) - margin : len(pixels) - margin + reach]
+    before_start = pixels[margin - reach : margin]
+    inner[:reach] = inner[:reach] * (0.5 + rise) + after_end * (0.5 - rise)
+    inner[-reach:] = inner[-reach:] * (1 - rise) + before_start * rise
+    return inner
+
+
+# Transparency: no hidden colour may bleed, no edge may blur.
+
+# Alpha from which a colour counts in full. Below it the eight bits of a colour that was
+# multiplied by alpha leave too few tones to be believed, so its surroundings count more.
 _TRUSTED = 1 / 16
+
 _SPECK = 0.5 / 255
+"""Alpha nearer than this to 0 or 1 is one of them: half a step of eight bits."""
+
+# An enlarged outline is blurred by this share of the scale, which rounds the stairs of the
+# source's pixels, and then made steeper by this factor times the scale around one half,
+# which brings it back to a width of about one pixel.
 _ROUNDING = 0.45
 _STEEPNESS = 1.5
+
+_NOT_ZERO = np.float32(1e-6)
 
 
 def fill_hidden(rgb: Float, alpha: Float) -> Float:
@@ -214,6 +207,35 @@ def fill_hidden(rgb: Float, alpha: Float) -> Float:
     return _pushed_and_pulled(rgb * visible[..., None], visible)
 
 
+def _pushed_and_pulled(weighted: Float, weight: Float) -> Float:
+    """Fill where the weight is below one from a picture of half the size, filled likewise.
+
+    Args:
+        weighted: float32 [height, width, 3], colours multiplied by their weight.
+        weight: float32 [height, width] in 0..1.
+    """
+    height, width = weight.shape
+    colour = np.asarray(weighted / np.maximum(weight, _NOT_ZERO)[..., None])
+    if weight.min() >= 1 or (height == 1 and width == 1):
+        return colour
+    half = ((width + 1) // 2, (height + 1) // 2)
+    coarse_weight = np.asarray(cv2.resize(weight, half, interpolation=cv2.INTER_AREA))
+    coarse_colour = np.asarray(cv2.resize(weighted, half, interpolation=cv2.INTER_AREA))
+    # One visible pixel of the four in a cell is enough for the cell to be visible. The
+    # colours are multiplied by the weight, so they grow by the same share.
+    amplified = np.minimum(coarse_weight * 4, 1)
+    share = amplified / np.maximum(coarse_weight, _NOT_ZERO)
+    # OpenCV drops the last axis of a picture one pixel wide, and reshape restores it.
+    coarse_colour = coarse_colour.reshape(half[1], half[0], 3) * share[..., None]
+    filled = _pushed_and_pulled(coarse_colour, amplified)
+    around = cv2.resize(filled, (width, height), interpolation=cv2.INTER_LINEAR)
+    around = around.reshape(height, width, 3)
+    colour -= around
+    colour *= weight[..., None]
+    colour += around
+    return colour
+
+
 def enlarge_alpha(alpha: Float, width: int, height: int) -> Float:
     """Scale alpha to a size; a cut-out of only 0 and 1 keeps edges about one pixel wide.
 
@@ -225,34 +247,8 @@ def enlarge_alpha(alpha: Float, width: int, height: int) -> Float:
     """
     scale = min(width / alpha.shape[1], height / alpha.shape[0])
     scaled = enlarge_lanczos(alpha[..., None], (width, height))[..., 0]
-    if scale > 1 and _is_cut_out(alpha):
+    if scale > 1 and (np.minimum(alpha, 1 - alpha) < _SPECK).all():
         scaled = cv2.GaussianBlur(scaled, (0, 0), _ROUNDING * scale)
         scaled = (scaled - np.float32(0.5)) * np.float32(_STEEPNESS * scale) + np.float32(0.5)
     np.clip(scaled, 0, 1, out=scaled)
     return scaled
-
-
-def _is_cut_out(alpha: Float) -> bool:
-    return bool((np.minimum(alpha, 1 - alpha) < _SPECK).all())
-
-
-def _pushed_and_pulled(weighted: Float, weight: Float) -> Float:
-    """Fill where the weight is below one from the next coarser level."""
-    height, width = weight.shape
-    colour = np.asarray(weighted / np.maximum(weight, np.float32(1e-6))[..., None])
-    if weight.min() >= 1 or (height == 1 and width == 1):
-        return colour
-    half = ((width + 1) // 2, (height + 1) // 2)
-    coarse_weight = np.asarray(cv2.resize(weight, half, interpolation=cv2.INTER_AREA))
-    coarse_colour = np.asarray(cv2.resize(weighted, half, interpolation=cv2.INTER_AREA))
-    amplified = np.minimum(coarse_weight * 4, 1)
-    share = amplified / np.maximum(coarse_weight, np.float32(1e-6))
-    filled = _pushed_and_pulled(
-        coarse_colour.reshape(half[1], half[0], 3) * share[..., None], amplified
-    )
-    around = cv2.resize(filled, (width, height), interpolation=cv2.INTER_LINEAR)
-    around = around.reshape(height, width, 3)
-    colour -= around
-    colour *= weight[..., None]
-    colour += around
-    return colour

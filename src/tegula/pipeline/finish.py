@@ -1,4 +1,4 @@
-"""From a refined picture to the image that the user gets."""
+"""Finish: from a refined picture to the image that the user gets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from tegula.images.adjust import adain_lock, scale_detail, sharpen, wavelet_lock
 from tegula.images.metadata import Metadata, from_srgb
-from tegula.images.pixels import Float, Patch, enlarge_alpha, paste, to_bytes, to_image
+from tegula.images.pixels import Float, Patch, enlarge_alpha, paste, to_bytes
 from tegula.options import ResolvedOptions
 from tegula.pipeline.prepare import Prepared
 
@@ -51,19 +51,25 @@ def finish(
         done = scale_detail(refined, prescaled, options.detail)
         done = lock_colour(done, prescaled, options)
     done = paste(sharpen(done, options.sharpen), patches)
-    if mask is not None:
+    if mask is not None:  # last, so that nothing changes where it is black, not even a face
         done = done - prescaled
         done *= mask[..., None]
         done += prescaled
     image = Image.fromarray(to_bytes(done))
-    facts = prepared.facts
-    if facts.greyscale:
+    if prepared.facts.greyscale:
         image = image.convert("L")
-    image, metadata, warnings = _with_profile(image, facts.metadata)
+    metadata, warnings = prepared.facts.metadata, prepared.facts.warnings
+    if metadata.profile is not None:
+        restored = from_srgb(image, metadata.profile)
+        if restored is None:
+            metadata = dataclasses.replace(metadata, profile=None)
+            warnings = (*warnings, _PROFILE_DROPPED)
+        else:
+            image = restored
     if prepared.alpha is not None:
         alpha = enlarge_alpha(prepared.alpha, image.width, image.height)
         image.putalpha(Image.fromarray(to_bytes(alpha)))
-    return Finished(image, metadata, (*facts.warnings, *warnings))
+    return Finished(image, metadata, warnings)
 
 
 def lock_colour(
@@ -93,19 +99,3 @@ def lock_colour(
         larger = max(picture.shape[:2]) > options.window
         return adain_lock(picture, origin, window=options.window if larger else None, out=out)
     return picture
-
-
-def source_image(prepared: Prepared) -> Image.Image:
-    """Return the source as the comparison shows it: upright, cropped, sRGB."""
-    return to_image(prepared.rgb, prepared.alpha)
-
-
-def _with_profile(
-    image: Image.Image, metadata: Metadata
-) -> tuple[Image.Image, Metadata, tuple[str, ...]]:
-    if metadata.profile is None:
-        return image, metadata, ()
-    restored = from_srgb(image, metadata.profile)
-    if restored is None:
-        return image, dataclasses.replace(metadata, profile=None), (_PROFILE_DROPPED,)
-    return restored, metadata, ()

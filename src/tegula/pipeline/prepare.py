@@ -1,23 +1,21 @@
-"""Prepare: from a file to pixels, and what is known of them."""
+"""Prepare: from whatever the user has to a clean picture, and where it may change."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from tegula.errors import OptionError
-from tegula.images.adjust import flatness
-from tegula.images.metadata import soften_blocks
-from tegula.images.open import Facts, Source, decode, read_mask
-from tegula.images.pixels import Float, fill_hidden
+from tegula.images.adjust import flatness, soften_blocks
+from tegula.images.open import Facts, Source, decode
+from tegula.images.pixels import Float, Size, fill_hidden
 from tegula.models.prescalers.catalogue import LANCZOS
 from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part
 
-# From whatever the user has to a clean picture: decode, crop, mend.
-
-# Measured on photographs damaged at known quality, by PSNR of the result to the truth.
-# The nets were trained on compressed pictures and undo most of it themselves.
+# JPEG qualities, measured on photographs damaged at known quality, by PSNR of the result to
+# the truth. The nets were trained on compressed pictures and undo most of it themselves.
 MENDED_BELOW = 16
 MENDED_BELOW_FOR_RESAMPLING = 75
 
@@ -38,7 +36,7 @@ class Prepared:
     mended: bool
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """Width and height of what will be enlarged, in pixels: after the crop."""
         return self.rgb.shape[1], self.rgb.shape[0]
 
@@ -55,38 +53,37 @@ def prepare(source: Source, options: UpscaleOptions) -> Prepared:
     picture = decode(source, max_pixels=options.max_pixels)
     rgb, alpha, facts = picture.rgb, picture.alpha, picture.facts
     if options.crop is not None:
-        rows, columns = _slices(options.crop, facts.size)
-        rgb = np.ascontiguousarray(rgb[rows, columns])
-        alpha = None if alpha is None else np.ascontiguousarray(alpha[rows, columns])
+        x, y, width, height = options.crop
+        across, down = facts.size
+        if width < 1 or height < 1 or x + width > across or y + height > down:
+            raise OptionError(
+                f"The crop {x},{y},{width},{height} leaves the picture, which is "
+                f"{across}x{down}; give x,y,width,height inside it."
+            )
+        # Copies, so that the whole source can be freed.
+        rgb = rgb[y : y + height, x : x + width].copy()
+        alpha = None if alpha is None else alpha[y : y + height, x : x + width].copy()
     if alpha is not None:
         rgb = fill_hidden(rgb, alpha)
-    quality = facts.jpeg_quality
-    resampled = options.prescaler == LANCZOS
-    limit = MENDED_BELOW_FOR_RESAMPLING if resampled else MENDED_BELOW
-    if quality is None or quality >= limit:
+    is_resampled = options.prescaler == LANCZOS
+    limit = MENDED_BELOW_FOR_RESAMPLING if is_resampled else MENDED_BELOW
+    if facts.jpeg_quality is None or facts.jpeg_quality >= limit:
         return Prepared(rgb, alpha, facts, mended=False)
-    return Prepared(soften_blocks(rgb, quality), alpha, facts, mended=True)
-
-
-def _slices(crop: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[slice, slice]:
-    x, y, width, height = crop
-    if x < 0 or y < 0 or width < 1 or height < 1 or x + width > size[0] or y + height > size[1]:
-        raise OptionError(
-            f"The crop {x},{y},{width},{height} leaves the picture, which is "
-            f"{size[0]}x{size[1]}; give x,y,width,height inside it."
-        )
-    return slice(y, y + height), slice(x, x + width)
+    return Prepared(soften_blocks(rgb, facts.jpeg_quality), alpha, facts, mended=True)
 
 
 # Where the picture may change, and how much: mask, strength map, flat areas.
 
+# Weights of red, green and blue in brightness (ITU-R BT.601), as Pillow takes them.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
 
 @dataclass(frozen=True)
-class ControlByPlace:
-    """Both at the size of the result, float32 [height, width] in 0..1, or None.
+class SpatialControl:
+    """Mask and strength map at the size of the result, float32 [height, width] in 0..1.
 
-    mask: how far the result may differ from the prescaled picture.
-    strength_map: share of the denoise strength.
+    mask: how far the result may differ from the prescaled picture; None lets it everywhere.
+    strength_map: share of the denoise strength; None is all of it.
     """
 
     mask: Float | None
@@ -101,6 +98,7 @@ class ControlByPlace:
         """
         shares = [] if self.strength_map is None else [self.strength_map]
         if self.mask is not None:
+            # A place that changes a little is refined in full and mixed in when finishing.
             shares.append((self.mask > 0).astype(np.float32))
         if flat_skip > 0:
             shares.append(1 - np.float32(flat_skip) * flatness(prescaled))
@@ -109,22 +107,56 @@ class ControlByPlace:
         return np.asarray(np.prod(shares, axis=0, dtype=np.float32))
 
 
-def read_control(
+def read_spatial_control(
     mask: Source | None,
     strength_map: Source | None,
-    asked: UpscaleOptions,
-    options: ResolvedOptions,
+    options: UpscaleOptions,
+    resolved: ResolvedOptions,
     prepared: Prepared,
-) -> ControlByPlace:
+) -> SpatialControl:
     """Read mask and strength map and lay them over what is enlarged.
 
     Raises:
         ImageError, TooLargeError, PathError: one of them cannot be read.
     """
-    size = (options.width, options.height)
-    part = enlarged_part(asked, prepared.facts.size)
-    read = [
-        None if source is None else read_mask(source, size, asked.max_pixels, part)
+    size = (resolved.width, resolved.height)
+    part = enlarged_part(options, prepared.facts.size)
+    planes = [
+        None if source is None else read_mask(source, size, options.max_pixels, part)
         for source in (mask, strength_map)
     ]
-    return ControlByPlace(read[0], read[1])
+    return SpatialControl(*planes)
+
+
+def read_mask(
+    source: Source,
+    size: Size,
+    max_pixels: int,
+    part: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
+) -> Float:
+    """Read a mask of any size and bring it to the size of the result.
+
+    Transparent places count as black.
+
+    Args:
+        source: a grey picture; of a coloured one the brightness counts.
+        size: width and height of the result in pixels.
+        max_pixels: of the mask at most.
+        part: x, y, width and height of what is wanted, as shares of the mask.
+
+    Returns:
+        float32 [height, width] in 0..1.
+
+    Raises:
+        ImageError, TooLargeError, PathError: it cannot be read.
+    """
+    picture = decode(source, max_pixels=max_pixels)
+    grey = picture.rgb @ _LUMA
+    if picture.alpha is not None:
+        grey = grey * picture.alpha
+    height, width = grey.shape
+    x, y, across, down = part
+    box = (x * width, y * height, (x + across) * width, (y + down) * height)
+    # Lanczos would ring into places that the mask leaves out.
+    plane = Image.fromarray(np.ascontiguousarray(grey))
+    return np.asarray(plane.resize(size, Image.Resampling.BILINEAR, box=box), np.float32)

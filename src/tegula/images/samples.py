@@ -1,0 +1,245 @@
+"""Samples: float32 of whatever mode, depth and channels a picture has.
+
+Pillow decodes nearly everything, but narrows sixteen-bit colour to eight bits and has no
+mode for float colour. OpenCV reads both. It is only given files whose size has been checked,
+and PNG files only after their checksums have been. Arrays and tensors need no decoder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin
+
+from tegula.errors import ImageError
+from tegula.images.metadata import cmyk_to_srgb, lab_to_srgb
+from tegula.images.pixels import Float, Size
+
+_EIGHT_BIT, _SIXTEEN_BIT = 255, 65_535
+_DEEP = 16
+_PNG_DEPTH_AND_COLOUR = slice(24, 26)
+_GREY_PNG_COLOURS = (0, 4)
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS = 256, 257, 258
+_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+_GREY_MODES = ("1", "L", "LA", "La")
+_RED_FIRST, _BLUE_FIRST = slice(3), slice(2, None, -1)
+
+# Floats beyond 0..1 by more than this are in another range, such as -1..1 or 0..255; less
+# is the overshoot of a resampling kernel, and is cut off.
+_OVERSHOOT = 0.5
+
+
+@runtime_checkable
+class ArrayLike(Protocol):
+    """A numpy array or a torch tensor, known by what it can do."""
+
+    @property
+    def shape(self) -> Any:
+        """Its length along each axis."""
+
+    def __array__(self) -> Any:
+        """Return it as a numpy array."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pixels as the source has them: not yet upright, nor in sRGB.
+
+    rgb: float32 [height, width, 3], 0..1; three equal channels where the source is grey.
+    alpha: float32 [height, width], 0..1, or None when there is no transparency.
+    greyscale: the source has no colour, by its mode, channels or palette.
+    """
+
+    rgb: Float
+    alpha: Float | None
+    greyscale: bool
+
+
+def image_samples(image: Image.Image, file: BinaryIO | None) -> Samples:
+    """Return the samples of a loaded image at the depth of its file.
+
+    Args:
+        image: of any mode but CMYK and LAB.
+        file: that it was read from, if any.
+    """
+    bits, is_grey_png = 8, False
+    if file is not None and image.format == "PNG":
+        file.seek(0)
+        bits, colour = file.read(_PNG_DEPTH_AND_COLOUR.stop)[_PNG_DEPTH_AND_COLOUR]
+        is_grey_png = colour in _GREY_PNG_COLOURS
+    if file is not None and _is_narrowed(image, bits):
+        samples = deep_samples(file)
+        if samples is not None:
+            # Of grey with alpha, OpenCV makes three equal channels and alpha.
+            grey = samples.greyscale or is_grey_png
+            return dataclasses.replace(samples, greyscale=grey)
+    return _pillow_samples(image, bits)
+
+
+def _is_narrowed(image: Image.Image, png_bits: int) -> bool:
+    """Whether the file has deeper samples than the mode that Pillow reads them into."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(_TIFF_BITS, (8,))
+        return image.mode in ("RGB", "RGBA") and max(bits) == _DEEP
+    return png_bits == _DEEP and not image.mode.startswith("I")
+
+
+def _pillow_samples(image: Image.Image, bits: int) -> Samples:
+    """Return the samples that Pillow decoded; ``bits`` is the depth of those in the file."""
+    key = image.info.get("transparency")
+    if image.mode == "F":
+        return Samples(_as_rgb(_to_floats(np.asarray(image), 1)), None, greyscale=True)
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        # Mode I has 32 bits, of which files mostly use sixteen.
+        white = _SIXTEEN_BIT if values.max(initial=0) <= _SIXTEEN_BIT else 2**31 - 1
+    elif image.mode in ("1", "L") and isinstance(key, int):
+        values, white = np.asarray(image.convert("L")), _EIGHT_BIT
+        # Pillow widens samples of one, two and four bits to eight, but leaves the one that
+        # stands for transparency as it is in the file.
+        largest = (1 << bits) - 1
+        key = min(key, largest) * _EIGHT_BIT // largest
+    else:
+        # Grey multiplied by alpha converts to nothing but plain grey with alpha.
+        straight = image.convert("LA") if image.mode == "La" else image
+        has_alpha = image.mode in _ALPHA_MODES or key is not None
+        pixels = np.asarray(straight.convert("RGBA" if has_alpha else "RGB"))
+        samples = _split(pixels, _EIGHT_BIT)
+        return dataclasses.replace(samples, greyscale=_is_grey(image))
+    alpha = (values != key).astype(np.float32) if isinstance(key, int) else None
+    return Samples(_as_rgb(_to_floats(values, white)), alpha, greyscale=True)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Whether the mode, or every colour of the palette, has no colour."""
+    if image.mode in ("P", "PA"):
+        palette = np.array(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
+        return bool((palette == palette[:, :1]).all())
+    return image.mode in _GREY_MODES
+
+
+def print_samples(image: Image.Image, profile: bytes | None) -> Samples:
+    """Return the samples of a CMYK or L*a*b* image, in sRGB.
+
+    CMYK without a usable profile is converted as if inks were ideal.
+    """
+    converted = None
+    if image.mode == "LAB":
+        converted = lab_to_srgb(image)
+    elif profile is not None:
+        converted = cmyk_to_srgb(image, profile)
+    return _split(np.asarray(image.convert("RGB") if converted is None else converted), _EIGHT_BIT)
+
+
+def deep_tiff_size(file: BinaryIO) -> Size | None:
+    """Return width and height that a TIFF file claims; None unless it has deep samples."""
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+            file.seek(directory.next)
+            directory.load(file)
+        if max(directory[_TIFF_BITS]) < _DEEP:
+            return None
+        return int(directory[_TIFF_WIDTH]), int(directory[_TIFF_HEIGHT])
+    except Exception:  # a hostile directory raises nearly anything: it is no TIFF then
+        return None
+
+
+def deep_samples(file: BinaryIO) -> Samples | None:
+    """Decode at full depth; None when OpenCV cannot. Float samples are taken as 0..1."""
+    file.seek(0)
+    try:
+        values = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    if values is None:
+        return None
+    white = 256.0**values.dtype.itemsize - 1 if values.dtype.kind == "u" else 1.0
+    return _split(values, white, _BLUE_FIRST)
+
+
+def channels_last(source: ArrayLike, name: str) -> NDArray[Any]:
+    """Return an array or tensor as [height, width, channels], of the type it has.
+
+    Args:
+        source: a numpy array [height, width] or [height, width, channels], or a torch
+            tensor [height, width] or [channels, height, width]; a leading axis of 1 is
+            a batch of one.
+        name: how messages call it.
+
+    Raises:
+        ImageError: another shape.
+    """
+    values, layout = source, "an array [height, width, channels]"
+    # Torch is not imported for this: only tensors can be detached.
+    is_tensor = hasattr(source, "detach")
+    if is_tensor:
+        tensor: Any = source
+        tensor = tensor.detach().cpu()
+        # Numpy has no bfloat16.
+        values = tensor.float() if tensor.is_floating_point() else tensor
+        layout = "a tensor [channels, height, width]"
+    array = np.asarray(values)
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
+    if array.ndim == 2:
+        return array[..., None]
+    if array.ndim == 3 and is_tensor:
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim != 3 or not 1 <= array.shape[2] <= 4:
+        shape = ", ".join(map(str, source.shape))
+        raise ImageError(f"{name} has the shape [{shape}]; give {layout} with 1 to 4 channels.")
+    return array
+
+
+def array_samples(values: NDArray[Any], name: str) -> Samples:
+    """Return the samples of [height, width, channels]: grey, grey and alpha, RGB or RGBA.
+
+    Raises:
+        ImageError: neither uint8, uint16, booleans nor floats in 0..1.
+    """
+    white = {"bool": 1, "uint8": _EIGHT_BIT, "uint16": _SIXTEEN_BIT}.get(values.dtype.name)
+    if white is None and values.dtype.kind != "f":
+        raise ImageError(
+            f"{name} holds {values.dtype.name}; give uint8, uint16, or floats from 0 to 1."
+        )
+    if white is None and values.size:
+        # These two pass over NaN, and say nothing of an array that holds nothing else.
+        low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
+        if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+            raise ImageError(
+                f"{name} holds floats from {low:g} to {high:g}; give floats from 0 to 1, or uint8."
+            )
+    return _split(values, white or 1)
+
+
+def _split(values: NDArray[Any], white: float, order: slice = _RED_FIRST) -> Samples:
+    """Split [height, width] or [height, width, 1..4] into colour, in this order, and alpha."""
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    alpha = _to_floats(values[..., -1], white) if channels in (2, 4) else None
+    if channels >= 3:
+        return Samples(_to_floats(values[..., order], white), alpha, greyscale=False)
+    grey = values if values.ndim == 2 else values[..., 0]
+    return Samples(_as_rgb(_to_floats(grey, white)), alpha, greyscale=True)
+
+
+def _to_floats(values: NDArray[Any], white: float) -> Float:
+    """Scale numbers of any type so that ``white`` becomes 1; clip to 0..1, NaN to 0."""
+    out: Float = np.multiply(values, np.float32(1 / white), dtype=np.float32, order="C")
+    if values.dtype.kind == "f":
+        np.nan_to_num(out, copy=False, nan=0.0, posinf=1.0, neginf=0.0)
+    np.clip(out, 0, 1, out=out)
+    return out
+
+
+def _as_rgb(grey: Float) -> Float:
+    """Repeat one channel three times."""
+    return np.repeat(grey[..., None], 3, axis=2)
