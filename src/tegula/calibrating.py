@@ -25,13 +25,8 @@ from torch import Tensor, nn
 from tegula.calibration import Calibration
 from tegula.images.encode import encode
 from tegula.models.bundle import Bundle, ControlImage, ControlScale, Denoiser, WindowBatch
-from tegula.models.prescalers import (
-    Prescaler,
-    PrescalerFacts,
-    is_installed,
-    list_prescalers,
-    load_prescaler,
-)
+from tegula.models.prescalers import Prescaler, PrescalerFacts, is_installed, list_prescalers
+from tegula.models.prescalers.load import load_prescaler
 from tegula.options import UpscaleOptions, resolve
 from tegula.pipeline.prescale import DEFAULT_TILE
 from tegula.pipeline.refine import window_batch
