@@ -25,11 +25,11 @@ from bench.quality.features import EarlyFeatures
 from bench.quality.measures import extract, perceptual_distance, psnr
 from tegula.images.adjust import flatness
 from tegula.models.bundle import Bundle, ControlImage, Features, SplitDenoiser, WindowBatch
+from tegula.models.costs import Counter
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.load import load_bundle
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
 from tegula.pipeline.refine import RefineJob, refine_canvas
-from tegula.plan import Counter
 
 Picture = NDArray[np.float32]
 Cases = Mapping[str, Mapping[str, Any]]

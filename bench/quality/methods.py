@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tegula.images.pixels import enlarge_lanczos
-from tegula.models.prescalers import Prescaler
-from tegula.models.prescalers.load import load_prescaler
+from tegula.models.prescalers import Prescaler, load_prescaler
 from tegula.options import PRESETS, ResolvedOptions, UpscaleOptions
 from tegula.pipeline.finish import finish, lock_colour
 from tegula.pipeline.prepare import Prepared
 from tegula.pipeline.prescale import prescale
-from tegula.pipeline.refine import RefineJob, canvas_for, latent_grid, refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline.windows import canvas_piece
 from tegula.upscaler import Upscaler
 
 Picture = NDArray[np.float32]
@@ -113,8 +113,8 @@ class Runner:
     def _borders(self, options: ResolvedOptions) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return where windows begin or end inside the picture, in pixels."""
         facts = self._upscaler.bundle.facts
-        canvas = canvas_for(facts, options.width, options.height, options.window)
-        grid = latent_grid(facts, canvas, options.overlap)
+        size = options.width, options.height
+        grid = canvas_piece(facts, *size, options.window, options.overlap).grid
         factor = facts.latent_factor
         columns = _inside(grid.columns, grid.window_width, factor, options.width)
         return columns, _inside(grid.rows, grid.window_height, factor, options.height)

@@ -16,14 +16,14 @@ from bench.speed.clock import settle
 from tegula.models.bundle import Bundle
 from tegula.models.prescalers import Prescaler
 from tegula.pipeline import autoencoder as tiled_autoencoder
-from tegula.pipeline import refine as refine_canvas
+from tegula.pipeline import refine
 from tegula.pipeline.sampler import CanvasSampler
 
 NETS = "nets"
 _STAGES: tuple[tuple[Any, str, str], ...] = (
     (tiled_autoencoder, "encode", "encode"),
-    (refine_canvas, "conditioning_of", "denoise"),
-    (refine_canvas, "embed_windows", "denoise"),
+    (refine, "encode_prompts", "denoise"),
+    (refine, "embed_windows", "denoise"),
     (CanvasSampler, "sample", "denoise"),
     (tiled_autoencoder, "decode", "decode"),
 )

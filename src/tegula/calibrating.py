@@ -25,12 +25,17 @@ from torch import Tensor, nn
 from tegula.calibration import Calibration
 from tegula.images.encode import encode
 from tegula.models.bundle import Bundle, ControlImage, ControlScale, Denoiser, WindowBatch
-from tegula.models.prescalers import Prescaler, PrescalerFacts, is_installed, list_prescalers
-from tegula.models.prescalers.load import load_prescaler
+from tegula.models.costs import BundleCost, bundle_cost, prescaler_flops
+from tegula.models.prescalers import (
+    Prescaler,
+    PrescalerFacts,
+    is_installed,
+    list_prescalers,
+    load_prescaler,
+)
 from tegula.options import UpscaleOptions, resolve
 from tegula.pipeline.prescale import DEFAULT_TILE
-from tegula.pipeline.refine import window_batch
-from tegula.plan import BundleCost, bundle_cost, prescaler_flops
+from tegula.pipeline.sampler import BatchSize
 from tegula.upscaler import Upscaler, UpscaleResult
 
 _SCALE = 4
@@ -93,7 +98,7 @@ def started(
 def _denoiser_rate(bundle: Bundle, cost: BundleCost) -> float:
     facts = bundle.facts
     usual = resolve(UpscaleOptions(), facts.presets, facts.window, (1, 1))
-    count, side = window_batch(bundle, usual).size, facts.window // facts.latent_factor
+    count, side = BatchSize.of(bundle, usual).windows, facts.window // facts.latent_factor
     picture = torch.zeros(count, 3, facts.window, facts.window, device=bundle.device)
     with torch.inference_mode():
         batch = WindowBatch(
@@ -196,7 +201,7 @@ def _outside(bundle: Bundle, steps: int) -> _Outside:
         best["refine"] / megapixels,
         best["finish"] / megapixels,
         write / megapixels,
-        plan.levels,
+        plan.steps,
     )
 
 

@@ -78,7 +78,7 @@ class Calibration:
         slowest = min(self.prescalers.values(), default=math.inf)
         prescaler = self.prescalers.get(plan.prescaler, slowest)
         nets = plan.denoise_flops / self.denoiser + plan.autoencoder_flops / self.autoencoder
-        outside = (self.refine + plan.levels * self.level) * result if plan.windows else 0.0
+        outside = (self.refine + plan.steps * self.level) * result if plan.windows else 0.0
         return {
             "prepare": self.prepare * source,
             "prescale": plan.prescale_flops / prescaler + self.prescale * result,

@@ -1,263 +1,28 @@
-"""The work and the memory of an upscale, counted before it is done."""
+"""The work and the memory of an upscale, counted before it is done.
+
+Both follow from what the stages themselves plan, so that the two cannot drift apart.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
-
-from tegula.models.bundle import (
-    Bundle,
-    ControlImage,
-    ControlScale,
-    SplitDenoiser,
-    TileableAutoencoder,
-    WindowBatch,
-)
-from tegula.models.compiled import uncompiled
+from tegula.models.bundle import Bundle, SplitDenoiser, TileableAutoencoder
+from tegula.models.costs import BundleCost, Cost, prescaler_memory
 from tegula.models.device import home_of
 from tegula.models.prescalers import Prescaler, PrescalerFacts
-from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
 from tegula.options import ResolvedOptions
 from tegula.pipeline.autoencoder import MEASURED_TILES, tiling_of
 from tegula.pipeline.prescale import DEFAULT_TILE, padding, plan_sizes, plan_tiles
-from tegula.pipeline.redraw import evaluations_of, redraw_plan, strength_of, windows_of
-from tegula.pipeline.refine import (
-    PICTURES,
-    canvas_for,
-    guidance_of,
-    latent_grid,
-    schedule_of,
-    window_batch,
-)
-from tegula.pipeline.sampler import Rows, rows_of
-from tegula.pipeline.windows import count_told, grid_windows
-
-# What nets take, by the size of what they see: FLOPs and memory, counted by torch.
-#
-# Each net runs once on three tiny areas, and a parabola goes through the three counts:
-# convolutions grow with the area, attention with its square, and what is done once a row
-# does not grow. FLOPs are two for a multiply-add.
-
-T = TypeVar("T")
-_AREAS = ((1, 1), (1, 2), (2, 2))
-_SMALL_TILE = 16
-
-
-@dataclass(frozen=True)
-class Cost:
-    """A count that depends on pixels: ``fixed + linear * pixels + quadratic * pixels**2``."""
-
-    fixed: float = 0.0
-    linear: float = 0.0
-    quadratic: float = 0.0
-
-    def of(self, pixels: float) -> float:
-        """Return the count for an area."""
-        return self.fixed + pixels * (self.linear + pixels * self.quadratic)
-
-
-@dataclass(frozen=True)
-class NetCost:
-    """FLOPs, and bytes that are alive at once beside the input and the weights."""
-
-    flops: Cost = Cost()
-    memory: Cost = Cost()
-
-
-@dataclass(frozen=True)
-class BundleCost:
-    """What the nets of a bundle take, by image pixels.
-
-    denoiser: one row of a batch. decoder: of its second half, where it has two.
-    control: embedding one control window. embedded: bytes of what comes out, for keeps.
-    encoder, autodecoder: the autoencoder's two ways, on one picture.
-    """
-
-    denoiser: NetCost
-    control: NetCost
-    encoder: NetCost
-    autodecoder: NetCost
-    embedded: Cost = Cost()
-    decoder: NetCost | None = None
-
-
-def bundle_cost(bundle: Bundle) -> BundleCost:
-    """Count a bundle; a tenth of the work of a window."""
-    side = bundle.facts.window_multiple
-    shapes = [(side * down, side * across) for down, across in _AREAS]
-    with uncompiled():
-        counts = [_counts(bundle, *shape) for shape in shapes]
-    pixels = [height * width for height, width in shapes]
-
-    def fitted(net: str) -> NetCost:
-        flops, memory = zip(*(count[net] for count in counts), strict=True)
-        return NetCost(_parabola(pixels, flops), _line(pixels, memory))
-
-    return BundleCost(
-        fitted("denoiser"),
-        fitted("control"),
-        fitted("encoder"),
-        fitted("autodecoder"),
-        fitted("embedded").memory,
-        fitted("decoder") if "decoder" in counts[0] else None,
-    )
-
-
-def prescaler_flops(prescaler: Prescaler) -> Cost:
-    """Count the FLOPs of a prescaler by source pixels."""
-    network = prescaler.network
-    if network is None:
-        return Cost()
-    if not isinstance(network, RRDBNet | SRVGGNetCompact):
-        # Nets of others convolve at the size of the source nearly throughout.
-        return Cost(linear=2 * sum(parameter.numel() for parameter in network.parameters()))
-    picture = torch.zeros(1, 3, _SMALL_TILE, _SMALL_TILE, device=prescaler.device)
-    flops, _ = _counted(lambda: network(picture))[1]
-    return Cost(linear=flops / _SMALL_TILE**2)
-
-
-def prescaler_memory(prescaler: Prescaler) -> Cost:
-    """Count the bytes of a prescaler by source pixels, without computing anything."""
-    network = prescaler.network
-    if not isinstance(network, RRDBNet | SRVGGNetCompact):
-        return Cost()
-    # torch takes a second to get ready for weights that are not there.
-    weights = {
-        name: torch.empty_like(tensor, device="meta")
-        for name, tensor in network.state_dict().items()
-    }
-    picture = torch.empty(1, 3, DEFAULT_TILE, DEFAULT_TILE, device="meta")
-    _, memory = _counted(lambda: functional_call(network, weights, (picture,)))[1]
-    return Cost(linear=memory / DEFAULT_TILE**2)
-
-
-def _counts(bundle: Bundle, height: int, width: int) -> Mapping[str, tuple[int, int]]:
-    """Return FLOPs and peak bytes of each net on an area."""
-    device = bundle.device
-    # Compiled and converted denoisers hand out the plain one, whose work is the same.
-    denoiser = bundle.denoiser.to_dtype(bundle.dtype)
-    picture = torch.zeros(1, 3, height, width, device=device)
-    control = ControlImage(picture, picture)
-    latents, encoder = _counted(
-        lambda: bundle.autoencoder.encode(picture, control, torch.Generator())
-    )
-    _, autodecoder = _counted(lambda: bundle.autoencoder.decode(latents, control))
-    embedded, embedding = _counted(lambda: denoiser.embed_control(control))
-    text, timestep = bundle.text.encode([""]), torch.tensor(1, device=device)
-    scale = ControlScale(1.0)
-    batch = WindowBatch(latents, timestep, text, embedded, scale, slice(0, 1))
-    counts = {
-        "encoder": encoder,
-        "autodecoder": autodecoder,
-        "control": embedding,
-        "embedded": (0, embedded.numel() * embedded.element_size()),
-        "denoiser": _counted(lambda: denoiser(batch))[1],
-    }
-    if isinstance(denoiser, SplitDenoiser):
-        features = denoiser.encode(batch)
-        counts["decoder"] = _counted(lambda: denoiser.decode(features, timestep, text))[1]
-    return counts
-
-
-def _counted(run: Callable[[], T]) -> tuple[T, tuple[int, int]]:
-    with torch.no_grad(), Counter() as counter:
-        result = run()
-    return result, (counter.flops, counter.peak)
-
-
-def _attention_on_cpu(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    rows = math.prod(query.shape[:-1])
-    return 2 * rows * key.shape[-2] * (key.shape[-1] + value.shape[-1])
-
-
-_FORMULAS: Mapping[Any, Callable[..., int]] = {
-    **flop_registry,
-    # torch's own table lacks it.
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu,
-}
-
-
-class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts FLOPs, and the bytes of tensors made inside that are alive at once.
-
-    What kernels allocate and free within one operation is not seen.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
-        self.now = 0
-        self.peak = 0
-        self._known: dict[int, object] = {}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Keep torch from importing its compiler only to tell it to stay away."""
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run an operation, in its parts where it has some, and count."""
-        named = kwargs or {}
-        formula = _FORMULAS.get(func._overloadpacket)
-        if formula is None and func is not torch.ops.prim.device.default:
-            with self:
-                whole = func.decompose(*args, **named)
-            if whole is not NotImplemented:
-                return whole
-        given = {_address(tensor) for tensor in _tensors((args, named))}
-        result = func(*args, **named)
-        if formula is not None:
-            self.flops += formula(*args, **named, out_val=result)
-        for tensor in _tensors(result):
-            if _address(tensor) not in given and _address(tensor) not in self._known:
-                self._add(tensor.untyped_storage())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _add(self, storage: Any) -> None:
-        address, size = storage._cdata, storage.nbytes()
-        self.now += size
-        self._known[address] = weakref.finalize(storage, self._remove, address, size)
-
-    def _remove(self, address: int, size: int) -> None:
-        self._known.pop(address, None)
-        self.now -= size
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-
-
-def _address(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-def _parabola(pixels: Sequence[int], counts: Sequence[int]) -> Cost:
-    powers = np.vander(np.asarray(pixels, np.float64), 3, increasing=True)
-    return Cost(*(float(part) for part in np.linalg.solve(powers, np.asarray(counts, np.float64))))
-
-
-def _line(pixels: Sequence[int], counts: Sequence[int]) -> Cost:
-    """Go through the first and the last: peaks may lie elsewhere in between."""
-    slope = (counts[-1] - counts[0]) / (pixels[-1] - pixels[0])
-    return Cost(counts[0] - slope * pixels[0], slope)
-
-
-# The work of an upscale, counted before it is done, from what the stages themselves plan.
+from tegula.pipeline.redraw_plan import evaluations_of, piece_of, redraw_plan, strength_of
+from tegula.pipeline.refine import PICTURES
+from tegula.pipeline.sampler import BatchSize
+from tegula.pipeline.schedulers import schedule_of
+from tegula.pipeline.steps import Guidance, Rows, rows_of
+from tegula.pipeline.windows import Piece, canvas_piece, count_places, grid_windows
 
 _FIXED_SHARE = 0.05
 Size = tuple[int, int]
@@ -272,8 +37,8 @@ class Plan:
     tiles: of the prescaler, in all passes; 0 when it is no net.
     windows: of the latent canvas, or of all tiles of all passes in redraw mode, once for
         each prompt that holds in them; 0 when nothing is refined.
-    levels: noise levels that are evaluated, with both evaluations of a Heun step; in
-        redraw mode those of the longest pass.
+    steps: those that are run, with both evaluations of a Heun step; in redraw mode those
+        of the longest pass.
     evaluations: forward passes of the denoiser, in windows; guidance counts twice.
     prescale_flops, denoise_flops, autoencoder_flops: of the nets alone, two for a
         multiply-add.
@@ -285,7 +50,7 @@ class Plan:
     prescaler: str
     tiles: int
     windows: int
-    levels: int
+    steps: int
     evaluations: int
     prescale_flops: int
     denoise_flops: int
@@ -336,14 +101,14 @@ def make_plan(
     """
     size = options.width, options.height
     tiles = prescale_tiles(prescaler, source, size)
-    runs = runs_of(bundle, options) if options.refines else ()
+    runs = list(runs_of(bundle, options)) if options.refines else []
     return Plan(
         *size,
         source=source,
         prescaler=prescaler.name,
         tiles=len(tiles),
         windows=sum(run.windows for run in runs),
-        levels=max((run.levels for run in runs), default=0),
+        steps=max((run.steps for run in runs), default=0),
         evaluations=sum(run.windows * run.rows.decoder for run in runs),
         prescale_flops=round(sum(costs.prescaler.of(pixels) for pixels in tiles)),
         denoise_flops=round(sum(_denoise_flops(run, costs.bundle) for run in runs)),
@@ -365,45 +130,45 @@ def prescale_tiles(prescaler: PrescalerFacts, source: Size, target: Size) -> lis
 class Run:
     """Equal windows that go through one schedule on one canvas.
 
-    window: image pixels of one. rows: evaluations of one over all levels.
+    window: image pixels of one. rows: evaluations of one over all steps.
     canvas: width and height of what goes through the autoencoder.
     """
 
     windows: int
     window: int
-    levels: int
+    steps: int
     rows: Rows
     canvas: Size
 
 
-def runs_of(bundle: Bundle, options: ResolvedOptions) -> Sequence[Run]:
-    """Return what refine runs."""
-    if options.mode == "redraw":
-        return list(_redraw_runs(bundle, options))
-    canvas = canvas_for(bundle.facts, options.width, options.height, options.window)
-    grid = latent_grid(bundle.facts, canvas, options.overlap)
-    factor = bundle.facts.latent_factor
-    told = count_told(options.placed_regions, [w.scaled(factor) for w in grid.windows], factor)
-    levels, rows = _levels(bundle, options, options.creativity)
-    window = canvas.window_width * canvas.window_height
-    return (Run(told, window, levels, rows, (canvas.width, canvas.height)),)
-
-
-def _redraw_runs(bundle: Bundle, options: ResolvedOptions) -> Iterator[Run]:
-    for tiles in redraw_plan(bundle.facts, options).passes:
-        levels, rows = _levels(bundle, options, strength_of(tiles, options))
+def runs_of(bundle: Bundle, options: ResolvedOptions) -> Iterator[Run]:
+    """Yield what refine runs."""
+    facts, factor = bundle.facts, bundle.facts.latent_factor
+    if options.mode == "canvas":
+        size = options.width, options.height
+        piece = canvas_piece(facts, *size, options.window, options.overlap)
+        windows = count_places(options.placed_regions, piece.windows(factor), factor)
+        yield _run(bundle, options, options.creativity, piece, windows)
+        return
+    for tiles in redraw_plan(facts, options).passes:
         for tile in tiles.tiles:
-            grid = windows_of(tiles, tile.crop, bundle.facts, options)
-            window = grid.window_width * grid.window_height * bundle.facts.latent_factor**2
-            told = evaluations_of(tiles, tile.crop, bundle.facts, options)
-            yield Run(told, window, levels, rows, (tile.crop.width, tile.crop.height))
+            piece = piece_of(tiles, tile, facts, options)
+            windows = evaluations_of(tiles, tile, facts, options)
+            yield _run(bundle, options, strength_of(tiles, options), piece, windows)
 
 
-def _levels(bundle: Bundle, options: ResolvedOptions, strength: float) -> tuple[int, Rows]:
-    """Return the noise levels of a denoise strength, and their evaluations per window."""
-    levels = len(schedule_of(bundle, options, strength))
+def _run(
+    bundle: Bundle, options: ResolvedOptions, strength: float, piece: Piece, windows: int
+) -> Run:
+    steps = len(schedule_of(bundle.scheduler, options, strength))
     every = options.feature_reuse if isinstance(bundle.denoiser, SplitDenoiser) else 1
-    return levels, rows_of(guidance_of(options), levels, every)
+    return Run(
+        windows,
+        piece.grid.window_width * piece.grid.window_height * bundle.facts.latent_factor**2,
+        steps,
+        rows_of(Guidance.of(options), steps, every),
+        (piece.area.width, piece.area.height),
+    )
 
 
 def _denoise_flops(run: Run, cost: BundleCost) -> float:
@@ -507,12 +272,14 @@ def _tile_bytes(prescaler: Prescaler, plan: Plan) -> int:
     if not tiles:
         return 0
     largest, factor = max(tiles), prescaler.facts.factor or 1
-    return round(prescaler_memory(prescaler).of(largest) + 2 * largest * factor**2 * _PIXEL)
+    return round(
+        prescaler_memory(prescaler, DEFAULT_TILE).of(largest) + 2 * largest * factor**2 * _PIXEL
+    )
 
 
 def _refine_bytes(bundle: Bundle, cost: BundleCost, options: ResolvedOptions) -> _Refine:
-    run, facts = runs_of(bundle, options)[0], bundle.facts
-    rows = min(run.windows, window_batch(bundle, options).size)
+    run, facts = next(runs_of(bundle, options)), bundle.facts
+    rows = min(run.windows, BatchSize.of(bundle, options).windows)
     rows *= _ROWS if options.guidance_scale > 1 else 1
     pixels = run.canvas[0] * run.canvas[1]
     latents = pixels // facts.latent_factor**2 * facts.latent_channels * _FLOAT

@@ -21,30 +21,21 @@ from tegula.images.open import Source
 from tegula.images.pixels import enlarge_lanczos, to_image
 from tegula.models.bundle import Bundle, SplitDenoiser
 from tegula.models.compiled import made_ready, usual_batch
+from tegula.models.costs import BundleCost, Cost, bundle_cost, prescaler_flops
 from tegula.models.device import pick_device, pick_dtype
-from tegula.models.faces.networks import FaceRestorer, load_detector, load_restorer
+from tegula.models.faces import load_detector, load_restorer
+from tegula.models.faces.networks import FaceRestorer
 from tegula.models.load import load_bundle
-from tegula.models.prescalers import Prescaler
-from tegula.models.prescalers.load import load_prescaler
+from tegula.models.prescalers import Prescaler, load_prescaler
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
-from tegula.pipeline.batches import SharedDenoiser, in_order
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish, lock_colour
 from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
 from tegula.pipeline.prescale import prescale
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
-from tegula.plan import (
-    BundleCost,
-    Cost,
-    Costs,
-    Memory,
-    Plan,
-    bundle_cost,
-    expected_memory,
-    make_plan,
-    prescaler_flops,
-)
+from tegula.pipeline.sharing import in_order, shared
+from tegula.plan import Costs, Memory, Plan, expected_memory, make_plan
 from tegula.progress import (
     Cancel,
     Cancelled,
@@ -262,14 +253,14 @@ class Upscaler:
                 are in work beside it are given up.
         """
         rows = 2 * at_once * usual_batch(self.bundle)
-        shared = SharedDenoiser(self.bundle.denoiser, rows)
+        denoiser = shared(self.bundle.denoiser, rows)
         together = dataclasses.replace(
-            self, bundle=dataclasses.replace(self.bundle, denoiser=shared)
+            self, bundle=dataclasses.replace(self.bundle, denoiser=denoiser)
         )
         given_up = threading.Event()
 
         def one(source: Source) -> UpscaleResult:
-            with shared.member():
+            with denoiser.member():
                 return together.upscale(
                     source, options, cancelled=lambda: given_up.is_set() or cancelled()
                 )

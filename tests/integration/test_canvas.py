@@ -1,6 +1,7 @@
 """What canvas mode promises whatever the model: no seams, no dependence on batches."""
 
 import dataclasses
+import weakref
 from contextlib import nullcontext
 
 import numpy as np
@@ -174,6 +175,67 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_result(bundle):
     np.testing.assert_allclose(result, refine(bundle), atol=1e-5)
     assert tight.calls[:3] == [6, 3, 1]
     assert max(tight.calls[3:]) <= 2
+
+
+class Tight(torch.Tensor):
+    """Predictions of which one product does not fit into memory, as on a nearly full GPU."""
+
+    products = 0
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func.__name__ in ("mul", "__mul__"):
+            Tight.products += 1
+            if Tight.products == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_window_is_added_once_though_memory_runs_out_while_adding(bundle):
+    Tight.products = 0
+    tight = FailingDenoiser(bundle.denoiser, lambda p, n: p.as_subclass(Tight))
+    result = refine(with_denoiser(bundle, tight), window_batch=6)
+    assert tight.calls[:2] == [6, 3]
+    np.testing.assert_allclose(result, refine(bundle), atol=1e-5)
+
+
+def test_memory_is_given_back_when_nothing_of_the_failed_batch_is_left(bundle, monkeypatch):
+    failed, left = [], []
+
+    def spoil(prediction, rows):
+        if rows > 2:
+            failed.append(weakref.ref(prediction))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return prediction
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "empty_cache", lambda: left.append([ref() is not None for ref in failed])
+    )
+    refine(with_denoiser(bundle, FailingDenoiser(bundle.denoiser, spoil)), window_batch=6)
+    assert left == [[False], [False, False]]
+
+
+class OverflowingAutoencoder:
+    """One that overflows in half precision, after it has drawn."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def encode(self, image, control, generator):
+        return self.inner.encode(image, control, generator) * float("inf")
+
+    def decode(self, latents, control):
+        return self.inner.decode(latents, control)
+
+    def to_dtype(self, dtype):
+        return self.inner
+
+
+def test_latents_that_are_drawn_again_in_fp32_are_those_of_fp32(bundle):
+    overflowing = OverflowingAutoencoder(bundle.autoencoder)
+    half = dataclasses.replace(bundle, autoencoder=overflowing, dtype=torch.bfloat16)
+    np.testing.assert_allclose(refine(half), refine(bundle), atol=1e-6)
 
 
 def test_a_window_that_does_not_fit_at_all_is_an_error(bundle):

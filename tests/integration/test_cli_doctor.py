@@ -10,8 +10,7 @@ from tegula.cli.doctor import Finding, why_precision, works
 from tegula.cli.models import in_words
 from tegula.errors import MissingWeightsError, UnknownModelError
 from tegula.models import load as registry
-from tegula.models import prescalers as catalogue
-from tegula.models.prescalers import list_prescalers
+from tegula.models.prescalers import catalogue, list_prescalers
 
 
 @pytest.fixture(autouse=True)

@@ -26,8 +26,8 @@ from tegula.options import (
 from tegula.pipeline.prepare import read_mask
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
-from tegula.pipeline.sampler import blend_weights, first_steps
-from tegula.pipeline.windows import Window, count_told, prompt_shares
+from tegula.pipeline.steps import blend_weights, first_steps
+from tegula.pipeline.windows import Window, count_places, prompt_shares
 from tegula.progress import StageProgress
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
@@ -156,8 +156,8 @@ def test_a_region_changes_its_own_part(bundle, refine):
 def test_windows_count_once_for_each_prompt_in_them():
     left = PlacedRegion(0, 0, 60, 64, 8, "a")
     windows = [Window(0, 0, 64, 64), Window(64, 0, 64, 64)]
-    assert count_told((), windows, 8) == 2
-    assert count_told((left,), windows, 8) == 3
+    assert count_places((), windows, 8) == 2
+    assert count_places((left,), windows, 8) == 3
 
 
 def test_a_region_is_read_in_pixels_or_in_shares():

@@ -14,7 +14,7 @@ from tegula.models.bundle import ControlImage
 from tegula.models.device import MOST_WINDOWS, SHARE, side_that_fits, windows_that_fit
 from tegula.pipeline import autoencoder as tiled_autoencoder
 from tegula.pipeline.autoencoder import AutoencoderTiling
-from tegula.pipeline.refine import window_batch
+from tegula.pipeline.sampler import BatchSize
 from tests.tiny.networks import tiny_bundle
 
 BYTES = st.integers(0, 10**12)
@@ -45,15 +45,15 @@ def on_a_gpu(monkeypatch, free, window_bytes):
 
 def test_free_memory_decides_how_many_windows_run_together(monkeypatch):
     bundle = on_a_gpu(monkeypatch, free=1000, window_bytes=100)
-    assert window_batch(bundle, options(window=64)).size == 8
-    assert window_batch(bundle, options(window=128)).size == 2
-    assert window_batch(bundle, options(window=64, window_batch=3)).size == 3
+    assert BatchSize.of(bundle, options(window=64)).windows == 8
+    assert BatchSize.of(bundle, options(window=128)).windows == 2
+    assert BatchSize.of(bundle, options(window=64, window_batch=3)).windows == 3
 
 
 def test_without_a_measurement_the_batch_is_the_usual_one(monkeypatch):
     bundle = on_a_gpu(monkeypatch, free=1000, window_bytes=None)
-    assert window_batch(bundle, options()).size == running.GPU_WINDOW_BATCH
-    assert window_batch(tiny_bundle(), options()).size == running.CPU_WINDOW_BATCH
+    assert BatchSize.of(bundle, options()).windows == running.GPU_WINDOW_BATCH
+    assert BatchSize.of(tiny_bundle(), options()).windows == running.CPU_WINDOW_BATCH
 
 
 class Greedy:

@@ -14,7 +14,7 @@ from tegula.models.bundle import ControlScale, SplitDenoiser
 from tegula.models.load import load_bundle
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
-from tegula.pipeline.sampler import Guidance, Interval, Rows, key_levels, rows_of
+from tegula.pipeline.steps import Guidance, Interval, Rows, key_steps, rows_of
 from tests.tiny.networks import tiny_bundle
 
 SIZE = (150, 110)
@@ -125,28 +125,28 @@ def test_an_embedding_made_once_is_bit_for_bit_one_made_at_every_step(bundle):
 # Features of the encoder and the ControlNet, reused.
 
 
-def test_key_levels_are_the_first_two_the_last_and_every_nth_between():
-    kept = [key_levels(guidance(), 12, every) for every in (1, 2, 3)]
+def test_key_steps_are_the_first_two_the_last_and_every_nth_between():
+    kept = [key_steps(guidance(), 12, every) for every in (1, 2, 3)]
     assert [[level for level in range(12) if keys[level]] for keys in kept] == [
         list(range(12)),
         [0, 1, 3, 5, 7, 9, 11],
         [0, 1, 4, 7, 10, 11],
     ]
-    assert key_levels(guidance(), 1, 4) == (True,)
+    assert key_steps(guidance(), 1, 4) == (True,)
 
 
 def test_a_level_where_guidance_sets_in_or_control_is_switched_is_a_key_level():
-    late = key_levels(guidance(start=0.5), 12, 10)
+    late = key_steps(guidance(start=0.5), 12, 10)
     assert [level for level in range(12) if late[level]] == [0, 1, 6, 11]
-    ends = key_levels(guidance(end=0.5), 12, 10)
+    ends = key_steps(guidance(end=0.5), 12, 10)
     assert [level for level in range(12) if ends[level]] == [0, 1, 11]
-    released = key_levels(guidance(control=(0.0, 0.5)), 12, 10)
+    released = key_steps(guidance(control=(0.0, 0.5)), 12, 10)
     assert [level for level in range(12) if released[level]] == [0, 1, 6, 11]
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 10])
 @pytest.mark.parametrize("how", REFINERS)
-def test_encoder_and_controlnet_run_at_key_levels_alone(bundle, every, how):
+def test_encoder_and_controlnet_run_at_key_steps_alone(bundle, every, how):
     own, rows, _ = counted(bundle)
     changes = {"creativity": 1.0, "steps": 12, "guidance_scale": 4.0, "guidance_end": 0.5}
     refine(own, how, feature_reuse=1, **changes)
@@ -209,7 +209,7 @@ def test_reuse_does_not_depend_on_the_window_batch(bundle, how, changes):
     np.testing.assert_allclose(results[1], results[0], atol=1e-5)
 
 
-def test_a_window_that_wakes_between_key_levels_runs_whole(bundle):
+def test_a_window_that_wakes_between_key_steps_runs_whole(bundle):
     own, rows, _ = counted(bundle)
     strength = np.full((128, 192), np.float32(1))
     strength[:, 64:] = 0.7

@@ -17,9 +17,9 @@ from tegula import UpscaleOptions, Upscaler, calibration
 from tegula.calibrating import calibrate, started
 from tegula.calibration import Calibration, Setting
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
-from tegula.models.prescalers.load import load_prescaler
+from tegula.models.costs import Counter, bundle_cost, prescaler_flops
+from tegula.models.prescalers import load_prescaler
 from tegula.pipeline.refine import RefineJob, refine_canvas
-from tegula.plan import Counter, bundle_cost, prescaler_flops
 from tegula.progress import Reporter
 from tests.tiny.networks import tiny_bundle
 
@@ -134,7 +134,7 @@ def test_seconds_follow_from_what_was_measured(bundle):
     assert seconds["prepare"] == pytest.approx(40 * 30 / 1e6)
     assert seconds["prescale"] == pytest.approx(2 * result)
     nets = plan.denoise_flops / 1e9 + plan.autoencoder_flops / 2e9
-    assert seconds["refine"] == pytest.approx(nets + (3 + plan.levels * 0.5) * result)
+    assert seconds["refine"] == pytest.approx(nets + (3 + plan.steps * 0.5) * result)
     unknown = dataclasses.replace(plan, prescaler="mine.pth", prescale_flops=10**8)
     assert MEASURED.seconds(unknown)["prescale"] == pytest.approx(1 + 2 * result)
 

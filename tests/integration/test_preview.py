@@ -18,7 +18,7 @@ from tegula.models.sd15.facts import LIGHT_VAE, SCHEDULER
 from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.networks import SdAutoencoder
 from tegula.options import SCHEDULERS, UpscaleOptions
-from tegula.pipeline import refine as preview
+from tegula.pipeline import preview
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.pipeline.schedulers import ScheduleChoice, make_schedule

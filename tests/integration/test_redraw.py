@@ -6,10 +6,11 @@ import torch
 from support import options, photograph
 
 from tegula.errors import CancelledError
-from tegula.models.prescalers.load import load_prescaler
+from tegula.models.costs import bundle_cost, prescaler_flops
+from tegula.models.prescalers import load_prescaler
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
-from tegula.plan import Costs, bundle_cost, make_plan, prescaler_flops
+from tegula.plan import Costs, make_plan
 from tegula.progress import Cancel, StageProgress
 from tests.tiny.networks import tiny_bundle
 
@@ -151,7 +152,7 @@ def test_progress_and_plan_count_the_same_windows(bundle):
         settings,
     )
     assert plan.evaluations == 2 * total
-    assert plan.windows * plan.levels == total
+    assert plan.windows * plan.steps == total
     assert plan.denoise_flops > 0
 
 
@@ -169,3 +170,25 @@ def test_the_same_seed_repeats_bit_for_bit(bundle):
     first, again, other = (redraw(bundle, 128, 128, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+SEAM_FIX = {"seam_fix": "band", "seam_fix_denoise": 0.5}
+
+
+@pytest.mark.parametrize("exact_steps", [True, False])
+def test_without_creativity_the_seam_fix_alone_paints(bundle, exact_steps):
+    result = redraw(bundle, 128, 128, SEAM_FIX, exact_steps=exact_steps, creativity=0.0)
+    change = np.abs(result - photograph(128, 128)).max(axis=2)
+    assert change[52:76, 52:76].max() > 0.01
+    # Beyond half of the band's width from every border nothing is painted.
+    assert change[:52, :52].max() < 1e-6
+
+
+def test_progress_reaches_the_end_where_tiles_change_only_from_a_later_step_on(bundle):
+    seen, picture = [], photograph(128, 128)
+    strength = np.full((128, 128), 0.5, np.float32)
+    refine_redraw(
+        RefineJob(bundle, picture, picture, asked(128, 128, SMALL), strength),
+        StageProgress(lambda *units: seen.append(units)),
+    )
+    assert seen[-1][0] == seen[-1][1]

@@ -7,7 +7,7 @@ import torch
 
 from tegula.models.sd15.facts import SCHEDULER
 from tegula.options import SCHEDULERS, SIGMAS
-from tegula.pipeline.schedulers import RECIPES, SIGMA_SETTINGS, ScheduleChoice, make_schedule
+from tegula.pipeline.schedulers import SIGMA_SETTINGS, SOLVERS, ScheduleChoice, make_schedule
 
 
 def schedule(name, sigmas="own", steps=10, strength=1.0, **others):
@@ -15,7 +15,7 @@ def schedule(name, sigmas="own", steps=10, strength=1.0, **others):
 
 
 def test_the_options_name_every_recipe_and_spacing():
-    assert set(SCHEDULERS) == set(RECIPES)
+    assert set(SCHEDULERS) == set(SOLVERS)
     assert set(SIGMAS) == set(SIGMA_SETTINGS)
 
 
@@ -41,6 +41,12 @@ def _noise_in(walk, latents, timestep, clean, share):
         sigma = (latents / scaled).square().mean().sub(1).clamp_min(1e-8).sqrt()
         return (latents - clean) / sigma
     return (latents - share.sqrt() * clean) / (1 - share).sqrt().clamp_min(1e-4)
+
+
+def test_the_smallest_strength_is_the_longest_schedule():
+    walk = schedule("dpm++2m", steps=4, strength=5e-324, exact_steps=True)
+    assert len(walk) == 4
+    assert walk.timesteps.max() < 5
 
 
 @pytest.mark.parametrize("name", ["euler", "euler-ancestral", "dpm++2m"])

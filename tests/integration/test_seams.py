@@ -8,7 +8,8 @@ from support import options, photograph
 from bench.seams import seam_score
 from tegula.models.bundle import ControlImage
 from tegula.models.mini.bundle import load_mini
-from tegula.pipeline.refine import RefineJob, canvas_for, latent_grid, refine_canvas
+from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline.windows import canvas_piece
 
 SIDE, WINDOW = 512, 128
 
@@ -19,9 +20,8 @@ def mini():
 
 
 def borders(bundle):
-    canvas = canvas_for(bundle.facts, SIDE, SIDE, WINDOW)
     factor = bundle.facts.latent_factor
-    grid = latent_grid(bundle.facts, canvas, 0.125)
+    grid = canvas_piece(bundle.facts, SIDE, SIDE, WINDOW, 0.125).grid
     edges = {x * factor for x in grid.columns} | {x * factor + WINDOW for x in grid.columns}
     return sorted(edges - {0, SIDE})
 

@@ -1,6 +1,8 @@
 """Several upscales that share one denoiser."""
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +15,7 @@ from tegula.errors import CancelledError, InputError
 from tegula.images.pixels import to_image
 from tegula.models.mini.bundle import load_mini
 from tegula.options import UpscaleOptions
-from tegula.pipeline.batches import SharedDenoiser
+from tegula.pipeline.sharing import SharedDenoiser
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
 
@@ -137,6 +139,66 @@ def test_pictures_upscaled_together_are_those_upscaled_alone(bundle):
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_allclose(np.asarray(one, float), np.asarray(other, float), atol=1)
     assert sum(counting.rows) == sum(alone.rows)
+
+
+class CountingHalves(Counting):
+    """One whose denoiser has halves."""
+
+    encoded = 0
+
+    def encode(self, batch):
+        self.encoded += len(batch.latents)
+        return self.denoiser.encode(batch)
+
+    def decode(self, features, timestep, text):
+        return self.denoiser.decode(features, timestep, text)
+
+
+def test_encoder_propagation_saves_as_much_together_as_alone(bundle):
+    reused = OPTIONS.replaced(steps=12, creativity=1.0, feature_reuse=3)
+    counts, results = [], []
+    for run in (
+        lambda upscaler: [upscaler.upscale(each, reused) for each in pictures()],
+        lambda upscaler: list(upscaler.upscale_many(pictures(), reused)),
+    ):
+        counting = CountingHalves(bundle.denoiser)
+        results.append(run(Upscaler(_with(bundle, counting))))
+        counts.append((counting.encoded, sum(counting.rows)))
+    assert counts[0] == counts[1]
+    assert counts[0][0] > 0
+    for alone, together_ in zip(*results, strict=True):
+        assert alone.warnings == together_.warnings == ()
+        difference = np.asarray(alone.image, float) - np.asarray(together_.image, float)
+        assert np.abs(difference).max() <= 1
+
+
+def test_a_batch_that_does_not_fit_leaves_nothing_behind(bundle):
+    failed = []
+
+    class Full(Counting):
+        def __call__(self, batch):
+            failed.append(weakref.ref(batch.latents.clone()))
+            kept = torch.zeros(8)
+            failed.append(weakref.ref(kept))
+            raise torch.OutOfMemoryError("out of memory")
+
+    shared = SharedDenoiser(Full(bundle.denoiser), 99)
+    batch = batch_of(bundle, 1)
+    gc.disable()
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            _call(shared, batch)
+        assert not any(ref() is not None for ref in failed)
+    finally:
+        gc.enable()
+
+
+def _call(shared, batch):
+    try:
+        shared(batch)
+    except torch.OutOfMemoryError as error:
+        fresh = type(error)(str(error))
+    raise fresh
 
 
 def test_mini_takes_rows_of_several_noise_levels():

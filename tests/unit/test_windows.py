@@ -91,7 +91,7 @@ def test_the_canvas_holds_the_picture_and_suits_the_net(width, height):
 def test_padding_keeps_the_picture_and_mirrors_its_edge():
     picture = np.random.default_rng(0).random((5, 3, 3), np.float32)
     canvas = fit_canvas(3, 5, 64, minimum_window=64, window_multiple=64, factor=8)
-    padded = pad_to_canvas(picture, canvas)
+    padded = pad_to_canvas(picture, canvas.width, canvas.height)
     assert padded.shape == (64, 64, 3)
     np.testing.assert_array_equal(padded[:5, :3], picture)
     np.testing.assert_array_equal(padded[5], padded[4])

@@ -1,8 +1,4 @@
-"""The file formats of results, as data.
-
-No decoder or encoder is imported here: the command line needs these names for its help, and
-starts without Pillow and numpy.
-"""
+"""The file formats of results, as data: no decoder or encoder is imported here."""
 
 from __future__ import annotations
 
@@ -21,9 +17,7 @@ EXTENSIONS: Mapping[str, str] = {
     ".tiff": "tiff",
 }
 FORMATS = tuple(dict.fromkeys(EXTENSIONS.values()))
-
 LONGEST_SIDE: Mapping[str, int] = {"jpeg": 65_500, "webp": 16_383, "avif": 65_535}
-"""Pixels: libjpeg's own limit, and what fits into 14 bits of WebP and 16 bits of AV1."""
 
 
 def format_for(path: Path | None, wanted: str | None = None) -> str:
@@ -33,14 +27,14 @@ def format_for(path: Path | None, wanted: str | None = None) -> str:
         OptionError: no such format, or the extension stands for none.
     """
     if wanted is not None:
-        given, extension = wanted, "." + wanted.lstrip(".")
-    elif path is not None:
-        given, extension = path.name, path.suffix
+        name = EXTENSIONS.get("." + wanted.lower().lstrip("."))
+    elif path is None:
+        name = "png"
     else:
-        return "png"
-    name = EXTENSIONS.get(extension.lower())
+        name = EXTENSIONS.get(path.suffix.lower())
     if name is None:
-        raise OptionError(f"The format is one of {', '.join(FORMATS)}, which {given!r} is not.")
+        asked = wanted if wanted is not None or path is None else path.name
+        raise OptionError(f"The format is one of {', '.join(FORMATS)}, which {asked!r} is not.")
     return name
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -31,11 +31,11 @@ from tegula.models.bundle import (
 )
 from tegula.models.device import (
     free_memory,
-    is_out_of_memory,
     lay_out,
     processor_choice,
     windows_that_fit,
 )
+from tegula.models.retry import WINDOW_DOES_NOT_FIT, until_it_fits
 
 # diffusers, imported without torch's compiler, and what to do where that is loaded.
 #
@@ -167,13 +167,11 @@ class StaticDenoiser:
         if not self._takes(batch):
             with self._bypass():
                 return self._denoiser(batch)
-        halves = 2 if batch.controlled.start else 1
-        sizes = [size // halves for size in self.sizes if size % halves == 0] or [1]
-        windows = len(batch.latents) // halves
-        runs = static_runs(windows, sizes)
-        predictions = [self._predict(batch, run, halves) for run in runs]
-        parts = [prediction.chunk(halves) for prediction in predictions]
-        return torch.cat([whole_again(runs, half) for half in zip(*parts, strict=True)])
+        predict = partial(self._predict, batch)
+        prediction, self.sizes = until_it_fits(
+            predict, self.sizes, _smaller_sizes, WINDOW_DOES_NOT_FIT
+        )
+        return prediction
 
     def to_dtype(self, dtype: torch.dtype) -> Denoiser:
         """Return the denoiser inside in another precision, which takes any batch."""
@@ -186,22 +184,19 @@ class StaticDenoiser:
                 self._shapes.add(shape)
             return shape in self._shapes
 
-    def _predict(self, batch: WindowBatch, run: StaticRun, halves: int) -> Tensor:
+    def _predict(self, batch: WindowBatch, sizes: Sequence[int]) -> Tensor:
+        halves = 2 if batch.controlled.start else 1
         windows = len(batch.latents) // halves
-        picked = torch.arange(run.first, run.first + run.size).clamp_max(windows - 1)
-        rows = torch.cat([picked + half * windows for half in range(halves)])
-        try:
+        runs = static_runs(windows, [n // halves for n in sizes if n % halves == 0] or [1])
+        predictions = []
+        for run in runs:
+            picked = torch.arange(run.first, run.first + run.size).clamp_max(windows - 1)
+            rows = torch.cat([picked + half * windows for half in range(halves)])
             # The memory that the result lies in belongs to the network's graph, which
             # writes the next one there.
-            return self._denoiser(_picked(batch, rows, halves)).clone()
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                self._give_up(run.size * halves)
-            raise
-
-    def _give_up(self, size: int) -> None:
-        smaller = tuple(each for each in self.sizes if each < size)
-        self.sizes = smaller or (max(1, size // 2),)
+            predictions.append(self._denoiser(_picked(batch, rows, halves)).clone())
+        parts = [prediction.chunk(halves) for prediction in predictions]
+        return torch.cat([whole_again(runs, half) for half in zip(*parts, strict=True)])
 
 
 class StaticSplitDenoiser(StaticDenoiser):
@@ -222,6 +217,11 @@ class StaticSplitDenoiser(StaticDenoiser):
         """Run the second half."""
         with self._bypass():
             return self._halves.decode(features, timestep, text)
+
+
+def _smaller_sizes(sizes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return static sizes without the largest, for what did not fit into memory."""
+    return sizes[1:] or ((sizes[0] // 2,) if sizes[0] > 1 else None)
 
 
 def made_static(denoiser: Denoiser, sizes: Sequence[int], bypass: Bypass) -> StaticDenoiser:

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tegula.errors import NumericalError, OutOfMemoryError
 from tegula.models.bundle import Autoencoder, Bundle, ControlImage, TileableAutoencoder
-from tegula.models.device import free_memory, is_out_of_memory, side_that_fits
+from tegula.models.device import free_memory, side_that_fits
+from tegula.models.retry import first_finite, until_it_fits
 from tegula.pipeline.windows import Window, WindowGrid, feather, grid_windows
 from tegula.progress import SILENT, Cancel
 
@@ -61,25 +61,13 @@ def tiling_of(bundle: Bundle) -> AutoencoderTiling:
     return AutoencoderTiling(whole_side=side)
 
 
-def _fitted(run: Callable[[AutoencoderTiling], Tensor], tiling: AutoencoderTiling) -> Tensor:
-    """Run with smaller tiles as long as memory runs out.
-
-    Raises:
-        OutOfMemoryError: not even the smallest tile fits.
-    """
-    while True:
-        try:
-            return run(tiling)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        if tiling.whole_side == 0 and tiling.tile_side <= SMALLEST_TILE:
-            raise OutOfMemoryError(
-                "A single tile of the autoencoder does not fit into memory; free some, or "
-                "compute on a machine with more."
-            )
-        side = tiling.tile_side if tiling.whole_side else tiling.tile_side // 2
-        tiling = AutoencoderTiling(0, side, tiling.overlap)
+def _smaller(tiling: AutoencoderTiling) -> AutoencoderTiling | None:
+    """Return the tiling to try where memory ran out: tiles in place of the whole, then halves."""
+    if tiling.whole_side:
+        return AutoencoderTiling(0, tiling.tile_side, tiling.overlap)
+    if tiling.tile_side <= SMALLEST_TILE:
+        return None
+    return AutoencoderTiling(0, tiling.tile_side // 2, tiling.overlap)
 
 
 def encode(
@@ -95,11 +83,13 @@ def encode(
     Raises:
         CancelledError: ``cancel`` was requested, which is checked between tiles.
         NumericalError: the autoencoder is not finite in fp32 either.
+        OutOfMemoryError: not even the smallest tile fits.
     """
-    factor = bundle.facts.latent_factor
-    room = tiling or tiling_of(bundle)
+    factor, fresh = bundle.facts.latent_factor, generator.get_state()
 
     def run(autoencoder: Autoencoder, tiling: AutoencoderTiling) -> Tensor:
+        # A run that failed may have drawn already; the next one draws the same again.
+        generator.set_state(fresh)
         if not isinstance(autoencoder, TileableAutoencoder):
             return autoencoder.encode(image, control, generator)
         if _fits(image, tiling):
@@ -115,7 +105,7 @@ def encode(
         )
         return autoencoder.draw(moments, generator)
 
-    return _finite(bundle, lambda autoencoder: _fitted(partial(run, autoencoder), room))
+    return _safely(bundle, run, tiling)
 
 
 def decode(
@@ -132,9 +122,9 @@ def decode(
     Raises:
         CancelledError: ``cancel`` was requested, which is checked between tiles.
         NumericalError: the autoencoder is not finite in fp32 either.
+        OutOfMemoryError: not even the smallest tile fits.
     """
     factor, home = bundle.facts.latent_factor, control.prescaled.device
-    room = tiling or tiling_of(bundle)
 
     def run(autoencoder: Autoencoder, tiling: AutoencoderTiling) -> Tensor:
         if not isinstance(autoencoder, TileableAutoencoder) or _fits(control.prescaled, tiling):
@@ -147,7 +137,7 @@ def decode(
             cancel,
         )
 
-    return _finite(bundle, lambda autoencoder: _fitted(partial(run, autoencoder), room))
+    return _safely(bundle, run, tiling)
 
 
 @dataclass(frozen=True)
@@ -282,18 +272,29 @@ def _fixed_group_norms(measured: _Measured) -> Iterator[None]:
             hook.remove()
 
 
-def _finite(bundle: Bundle, run: Callable[[Autoencoder], Tensor]) -> Tensor:
-    result = run(bundle.autoencoder).float()
-    if not _all_finite(result) and bundle.dtype != torch.float32:
-        result = run(bundle.autoencoder.to_dtype(torch.float32)).float()
-    if not _all_finite(result):
-        raise NumericalError(
-            "The autoencoder returned NaN or infinity even in fp32; its weights are damaged."
+def _safely(
+    bundle: Bundle,
+    run: Callable[[Autoencoder, AutoencoderTiling], Tensor],
+    tiling: AutoencoderTiling | None,
+) -> Tensor:
+    """Run in tiles that fit into memory, and again in fp32 where the result is not finite."""
+    room = tiling or tiling_of(bundle)
+
+    def attempt(dtype: torch.dtype) -> list[Tensor]:
+        autoencoder = bundle.autoencoder
+        if dtype != bundle.dtype:
+            autoencoder = autoencoder.to_dtype(dtype)
+        result, _ = until_it_fits(
+            lambda tiling: run(autoencoder, tiling),
+            room,
+            _smaller,
+            "A single tile of the autoencoder does not fit into memory; free some, or "
+            "compute on a machine with more.",
         )
+        return [result]
+
+    (result,) = first_finite(
+        [partial(attempt, dtype) for dtype in dict.fromkeys((bundle.dtype, torch.float32))],
+        "The autoencoder returned NaN or infinity even in fp32; its weights are damaged.",
+    )
     return result
-
-
-def _all_finite(values: Tensor) -> bool:
-    """Tell whether there is no NaN and no infinity, without a copy of the values."""
-    least, largest = torch.aminmax(values)
-    return bool(torch.isfinite(least) & torch.isfinite(largest))

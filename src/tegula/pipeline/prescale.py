@@ -35,18 +35,19 @@ import contextlib
 import itertools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from tegula.errors import NumericalError, OptionError, OutOfMemoryError
+from tegula.errors import OptionError
 from tegula.images.pixels import LANCZOS_LOBES, enlarge_lanczos, resample_box
-from tegula.models.device import is_out_of_memory
 from tegula.models.prescalers import Prescaler, PrescalerFacts
+from tegula.models.retry import first_finite, until_it_fits
 from tegula.progress import SILENT, Cancel, StageProgress
 
 Array = NDArray[np.float32]
@@ -99,8 +100,20 @@ def prescale(
     if not sizes:
         progress.on_unit(1, 1)
         return enlarge_lanczos(rgb, target)
-    run = _Run(prescaler, tile or max(DEFAULT_TILE, smallest), smallest, progress)
-    return run.chain(rgb, sizes)
+    finished, side = 0, tile or max(DEFAULT_TILE, smallest)
+    for index, size in enumerate(sizes):
+        later = list(itertools.pairwise(sizes[index:]))
+        enlarge = partial(_enlarge, rgb, size, prescaler, progress, finished, later)
+        # A tile that was too large for one pass is too large for the next, too.
+        (rgb, tiles), side = until_it_fits(
+            enlarge,
+            side,
+            lambda failed: max(failed // 2, smallest) if failed > smallest else None,
+            f"A tile of {smallest} px does not fit into memory; take a smaller prescaler, free "
+            "memory, or compute on the CPU.",
+        )
+        finished += tiles
+    return rgb
 
 
 def plan_sizes(source: Size, target: Size, factor: int | None) -> list[Size]:
@@ -170,64 +183,40 @@ def plan_tiles(
     return list(itertools.product(vertical, horizontal))
 
 
-@dataclass
-class _Run:
-    """One call of ``prescale``; ``tile`` shrinks when memory runs out."""
+def _enlarge(
+    rgb: Array,
+    size: Size,
+    prescaler: Prescaler,
+    progress: StageProgress,
+    finished: int,
+    later: Sequence[tuple[Size, Size]],
+    tile: int,
+) -> tuple[Array, int]:
+    """Run one pass; return its result and the number of its tiles.
 
-    prescaler: Prescaler
-    tile: int
-    smallest: int
-    progress: StageProgress
-
-    def chain(self, rgb: Array, sizes: list[Size]) -> Array:
-        """Run all passes."""
-        finished = 0
-        for index, size in enumerate(sizes):
-            later = list(itertools.pairwise(sizes[index:]))
-            rgb, tiles = self.enlarge(rgb, size, finished, later)
-            finished += tiles
-        return rgb
-
-    def enlarge(
-        self, rgb: Array, size: Size, finished: int, later: list[tuple[Size, Size]]
-    ) -> tuple[Array, int]:
-        """Run one pass, in smaller tiles when memory runs out; also count its tiles."""
-        while True:
-            grid = self.grid((rgb.shape[1], rgb.shape[0]), size)
-            total = finished + len(grid) + sum(len(self.grid(*pair)) for pair in later)
-            try:
-                return self.fill(rgb, size, grid, finished, total), len(grid)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self.tile <= self.smallest:
-                    raise OutOfMemoryError(
-                        f"A tile of {self.tile} px does not fit into memory; take a smaller "
-                        "prescaler, free memory, or compute on the CPU."
-                    ) from error
-            self.tile = max(self.tile // 2, self.smallest)
-
-    def grid(self, source: Size, size: Size) -> list[tuple[Span, Span]]:
-        """Return the vertical and horizontal span of every tile of a pass."""
-        return plan_tiles(source, size, self.prescaler.facts, self.tile)
-
-    def fill(
-        self, rgb: Array, size: Size, grid: list[tuple[Span, Span]], finished: int, total: int
-    ) -> Array:
-        """Run the tiles of one pass."""
-        result: Array = np.empty((size[1], size[0], 3), np.float32)
-        scale = (size[0] / rgb.shape[1], size[1] / rgb.shape[0])
-        for done, (y, x) in enumerate(grid, finished + 1):
-            read = rgb[y.start : y.stop, x.start : x.stop]
-            larger = run_network(read, self.prescaler, self.progress.cancel)
-            factor = self.prescaler.facts.factor or 1
-            left, right = ((edge / scale[0] - x.start) * factor for edge in (x.first, x.last))
-            top, bottom = ((edge / scale[1] - y.start) * factor for edge in (y.first, y.last))
-            result[y.first : y.last, x.first : x.last] = resample_box(
-                larger, (x.last - x.first, y.last - y.first), (left, top, right, bottom)
-            )
-            self.progress.on_unit(done, total)
-        return result
+    Args:
+        rgb: float32 [height, width, 3] in 0..1.
+        size: width and height of the result.
+        prescaler: one with a network.
+        progress: counts the tiles of all passes.
+        finished: tiles of the passes before.
+        later: sizes before and after the passes that follow.
+        tile: longest side of a tile in source pixels.
+    """
+    facts, source = prescaler.facts, (rgb.shape[1], rgb.shape[0])
+    grid = plan_tiles(source, size, facts, tile)
+    total = finished + len(grid) + sum(len(plan_tiles(*pair, facts, tile)) for pair in later)
+    result: Array = np.empty((size[1], size[0], 3), np.float32)
+    scale, factor = (size[0] / source[0], size[1] / source[1]), facts.factor or 1
+    for done, (y, x) in enumerate(grid, finished + 1):
+        larger = run_network(rgb[y.start : y.stop, x.start : x.stop], prescaler, progress.cancel)
+        left, right = ((edge / scale[0] - x.start) * factor for edge in (x.first, x.last))
+        top, bottom = ((edge / scale[1] - y.start) * factor for edge in (y.first, y.last))
+        result[y.first : y.last, x.first : x.last] = resample_box(
+            larger, (x.last - x.first, y.last - y.first), (left, top, right, bottom)
+        )
+        progress.on_unit(done, total)
+    return result, len(grid)
 
 
 def _reach(source: int, target: int, factor: int) -> int:
@@ -256,18 +245,21 @@ def run_network(rgb: Array, prescaler: Prescaler, cancel: Cancel = SILENT.cancel
     down, right = (padding(side, prescaler.facts) for side in (height, width))
     padded = np.pad(rgb, ((down, down), (right, right), (0, 0)), "symmetric")
     x = torch.from_numpy(padded).permute(2, 0, 1)[None].to(prescaler.device)
+
+    def attempt(network: nn.Module) -> list[Tensor]:
+        with _checking(network, cancel):
+            return [network(x)]
+
+    networks = filter(None, (prescaler.network, prescaler.full_precision))
     with torch.inference_mode():
-        for network in filter(None, (prescaler.network, prescaler.full_precision)):
-            with _checking(network, cancel):
-                y = network(x)
-            if bool(torch.isfinite(y).all()):
-                picture: Array = y[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-                rows = slice(down * factor, (down + height) * factor)
-                return picture[rows, right * factor : (right + width) * factor]
-    raise NumericalError(
-        f"Prescaler {prescaler.facts.name} returned values that are no numbers, in full "
-        "precision too; use another prescaler."
-    )
+        (y,) = first_finite(
+            [partial(attempt, network) for network in networks],
+            f"Prescaler {prescaler.facts.name} returned values that are no numbers, in full "
+            "precision too; use another prescaler.",
+        )
+    picture: Array = y[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    rows = slice(down * factor, (down + height) * factor)
+    return picture[rows, right * factor : (right + width) * factor]
 
 
 def padding(side: int, facts: PrescalerFacts) -> int:

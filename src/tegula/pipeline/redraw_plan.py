@@ -15,12 +15,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tegula.options import ResolvedOptions
-from tegula.pipeline.windows import Window
+from tegula.pipeline.windows import Piece, Window, count_places, grid_windows
+
+if TYPE_CHECKING:
+    from tegula.models.bundle import BundleFacts
 
 _KERNEL_DEVIATIONS = 2.5
 
@@ -80,27 +84,39 @@ class RedrawPass:
             self.blur,
         )
 
+    def one_by_one(self) -> tuple[tuple[int, ...], ...]:
+        """Return the indices of the tiles in runs of one."""
+        return tuple((index,) for index in range(len(self.tiles)))
+
     def fronts(self) -> tuple[tuple[int, ...], ...]:
         """Return the indices of the tiles in runs that may be computed at once.
 
-        All tiles of a run read the canvas before any of them is pasted. None reads what
-        another of its run or of a later run paints although it comes after that one, so
-        the picture is the one that the tiles give one by one.
+        All tiles of a run read the canvas before any of them is pasted, and then they are
+        pasted in order. The picture is the one that the tiles give one by one, because of
+        two rules on every pair of an earlier and a later tile:
+
+        * The later one reads what the earlier one paints: it must see the painting, so it
+          belongs to a run behind that of the earlier one.
+        * The later one paints what the earlier one reads: the earlier one must not see the
+          painting, so the later one may share its run but not come in one before it.
+
+        Where both paint the same pixels, one of the rules holds too, as a tile reads all
+        that it paints. The first run that the rules allow is taken. Row by row with
+        tiles that read their neighbours, the runs are slanted lines that move over the
+        picture from its top left corner, hence the name.
         """
-        levels: list[int] = []
-        for later, tile in enumerate(self.tiles):
-            level = 0
-            for earlier in range(later):
-                other = self.tiles[earlier]
-                if overlap(tile.crop, other.painted):
-                    level = max(level, levels[earlier] + 1)
-                elif overlap(tile.painted, other.crop):
-                    level = max(level, levels[earlier])
-            levels.append(level)
         runs: dict[int, list[int]] = {}
-        for index, level in enumerate(levels):
-            runs.setdefault(level, []).append(index)
-        return tuple(tuple(runs[level]) for level in sorted(runs))
+        run_of: list[int] = []
+        for later, tile in enumerate(self.tiles):
+            run = 0
+            for other, other_run in zip(self.tiles[:later], run_of, strict=True):
+                if overlap(tile.crop, other.painted):
+                    run = max(run, other_run + 1)
+                elif overlap(tile.painted, other.crop):
+                    run = max(run, other_run)
+            run_of.append(run)
+            runs.setdefault(run, []).append(later)
+        return tuple(tuple(runs[run]) for run in sorted(runs))
 
 
 @dataclass(frozen=True)
@@ -131,6 +147,43 @@ def plan_redraw(width: int, height: int, options: ResolvedOptions, rule: CropRul
     )
 
 
+def redraw_plan(facts: BundleFacts, options: ResolvedOptions) -> RedrawPlan:
+    """Return the passes of an upscale that change anything, with crops that the model takes."""
+    return plan_redraw(options.width, options.height, options, _rule(facts))
+
+
+def strength_of(tiles: RedrawPass, options: ResolvedOptions) -> float:
+    """Return the denoise strength of a pass."""
+    return options.seam_fix_denoise if tiles.seam_fix else options.creativity
+
+
+def piece_of(
+    tiles: RedrawPass, tile: RedrawTile, facts: BundleFacts, options: ResolvedOptions
+) -> Piece:
+    """Return the crop of a tile with its windows: one, but for bands longer than a tile.
+
+    Bands reach over the whole picture; in windows they need no more memory than tiles.
+    """
+    factor = facts.latent_factor
+    width, height = tile.crop.width // factor, tile.crop.height // factor
+    side = max(width, height)
+    if tiles.seam_fix and options.seam_fix == "band":
+        side = _rule(facts).fit(max(options.tile_width, options.tile_height)) // factor
+    return Piece(tile.crop, grid_windows(width, height, side, side, options.overlap))
+
+
+def evaluations_of(
+    tiles: RedrawPass, tile: RedrawTile, facts: BundleFacts, options: ResolvedOptions
+) -> int:
+    """Return how many evaluations a tile takes in one step, one for each prompt in a window."""
+    windows = piece_of(tiles, tile, facts, options).windows(facts.latent_factor)
+    return count_places(options.placed_regions, windows, facts.latent_factor)
+
+
+def _rule(facts: BundleFacts) -> CropRule:
+    return CropRule(facts.minimum_window, facts.window_multiple)
+
+
 @dataclass(frozen=True)
 class _Layout:
     width: int
@@ -148,7 +201,8 @@ class _Layout:
 
     def redraw(self) -> RedrawPass:
         options = self.options
-        areas = [self._tile(x, y) for x, y in ordered(self.columns, self.rows, options.tile_order)]
+        order = options.tile_order if options.creativity > 0 else "none"
+        areas = [self._tile(x, y) for x, y in ordered(self.columns, self.rows, order)]
         return self._pass(areas, "flat", options.tile_blur, options.tile_padding, seam_fix=False)
 
     def seam_fix(self) -> Iterator[RedrawPass]:
@@ -157,8 +211,17 @@ class _Layout:
             return
         padding, blur = options.seam_fix_padding, options.seam_fix_blur
         if options.seam_fix == "band":
-            yield self._pass(self._upright_bands(), "x", 0, padding)
-            yield self._pass(self._level_bands(), "y", 0, padding)
+            width, half = options.seam_fix_width, options.seam_fix_width // 2
+            upright = [
+                Window(column * options.tile_width - half, 0, width, self.height)
+                for column in range(1, self.columns)
+            ]
+            level = [
+                Window(0, row * options.tile_height - half, self.width, width)
+                for row in range(1, self.rows)
+            ]
+            yield self._pass(upright, "x", 0, padding)
+            yield self._pass(level, "y", 0, padding)
             return
         half_x, half_y = options.tile_width // 2, options.tile_height // 2
         columns, rows = range(self.columns), range(self.rows)
@@ -173,19 +236,6 @@ class _Layout:
     def _tile(self, column: int, row: int, right: int = 0, down: int = 0) -> Window:
         width, height = self.options.tile_width, self.options.tile_height
         return Window(column * width + right, row * height + down, width, height)
-
-    def _upright_bands(self) -> list[Window]:
-        width, tile = self.options.seam_fix_width, self.options.tile_width
-        return [
-            Window(column * tile - width // 2, 0, width, self.height)
-            for column in range(1, self.columns)
-        ]
-
-    def _level_bands(self) -> list[Window]:
-        width, tile = self.options.seam_fix_width, self.options.tile_height
-        return [
-            Window(0, row * tile - width // 2, self.width, width) for row in range(1, self.rows)
-        ]
 
     def _pass(
         self,

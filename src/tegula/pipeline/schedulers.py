@@ -1,4 +1,4 @@
-"""Schedulers by their usual names, and the noise levels that a denoise strength runs."""
+"""Schedulers by their usual names, and the steps that a denoise strength runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from tegula.models.compiled import diffusers
+from tegula.options import ResolvedOptions
 
 Generators = torch.Generator | list[torch.Generator]
 """One source of noise for a whole stack of canvases, or one for each of them."""
 
 
 @dataclass(frozen=True)
-class SchedulerRecipe:
+class Solver:
     """A diffusers scheduler and the settings that make it the one people mean.
 
     few_step: the strength shortens the range of noise levels and ``steps`` of them are
@@ -34,28 +35,28 @@ _BH1: dict[str, object] = {"solver_type": "bh1", "final_sigmas_type": "sigma_min
 _KARRAS: dict[str, object] = {"use_karras_sigmas": True}
 _SDE: dict[str, object] = {"algorithm_type": "sde-dpmsolver++"}
 
-RECIPES: Mapping[str, SchedulerRecipe] = {
-    "ddim": SchedulerRecipe("DDIMScheduler"),
-    "ddim-trailing": SchedulerRecipe("DDIMScheduler", {"timestep_spacing": "trailing"}),
-    "dpm++2m": SchedulerRecipe("DPMSolverMultistepScheduler"),
-    "dpm++2m-karras": SchedulerRecipe("DPMSolverMultistepScheduler", _KARRAS),
-    "dpm++2m-sde": SchedulerRecipe("DPMSolverMultistepScheduler", _SDE),
-    "dpm++2m-sde-karras": SchedulerRecipe("DPMSolverMultistepScheduler", _SDE | _KARRAS),
-    "dpm++sde": SchedulerRecipe("DPMSolverSinglestepScheduler", _SDE),
-    "dpm++sde-karras": SchedulerRecipe("DPMSolverSinglestepScheduler", _SDE | _KARRAS),
-    "euler": SchedulerRecipe("EulerDiscreteScheduler"),
-    "euler-ancestral": SchedulerRecipe("EulerAncestralDiscreteScheduler"),
-    "heun": SchedulerRecipe("HeunDiscreteScheduler"),
-    "dpm2": SchedulerRecipe("KDPM2DiscreteScheduler"),
-    "dpm2-ancestral": SchedulerRecipe("KDPM2AncestralDiscreteScheduler"),
-    "lms": SchedulerRecipe("LMSDiscreteScheduler"),
-    "dpm++2s": SchedulerRecipe("DPMSolverSinglestepScheduler"),
-    "dpm++3s": SchedulerRecipe("DPMSolverSinglestepScheduler", {"solver_order": 3}),
-    "dpm++3m-sde": SchedulerRecipe("DPMSolverMultistepScheduler", _SDE | {"solver_order": 3}),
-    "unipc": SchedulerRecipe("UniPCMultistepScheduler"),
-    "unipc-bh1": SchedulerRecipe("UniPCMultistepScheduler", _BH1),
-    "lcm": SchedulerRecipe("LCMScheduler", few_step=True),
-    "tcd": SchedulerRecipe("TCDScheduler", few_step=True),
+SOLVERS: Mapping[str, Solver] = {
+    "ddim": Solver("DDIMScheduler"),
+    "ddim-trailing": Solver("DDIMScheduler", {"timestep_spacing": "trailing"}),
+    "dpm++2m": Solver("DPMSolverMultistepScheduler"),
+    "dpm++2m-karras": Solver("DPMSolverMultistepScheduler", _KARRAS),
+    "dpm++2m-sde": Solver("DPMSolverMultistepScheduler", _SDE),
+    "dpm++2m-sde-karras": Solver("DPMSolverMultistepScheduler", _SDE | _KARRAS),
+    "dpm++sde": Solver("DPMSolverSinglestepScheduler", _SDE),
+    "dpm++sde-karras": Solver("DPMSolverSinglestepScheduler", _SDE | _KARRAS),
+    "euler": Solver("EulerDiscreteScheduler"),
+    "euler-ancestral": Solver("EulerAncestralDiscreteScheduler"),
+    "heun": Solver("HeunDiscreteScheduler"),
+    "dpm2": Solver("KDPM2DiscreteScheduler"),
+    "dpm2-ancestral": Solver("KDPM2AncestralDiscreteScheduler"),
+    "lms": Solver("LMSDiscreteScheduler"),
+    "dpm++2s": Solver("DPMSolverSinglestepScheduler"),
+    "dpm++3s": Solver("DPMSolverSinglestepScheduler", {"solver_order": 3}),
+    "dpm++3m-sde": Solver("DPMSolverMultistepScheduler", _SDE | {"solver_order": 3}),
+    "unipc": Solver("UniPCMultistepScheduler"),
+    "unipc-bh1": Solver("UniPCMultistepScheduler", _BH1),
+    "lcm": Solver("LCMScheduler", few_step=True),
+    "tcd": Solver("TCDScheduler", few_step=True),
 }
 
 SIGMA_SETTINGS: Mapping[str, Mapping[str, object]] = {
@@ -158,18 +159,31 @@ class NoiseSchedule:
         return scaled * share.sqrt() - prediction * (1 - share).sqrt()
 
     def _as_noise(self, clean: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
-        """Return the noise in latents whose clean part the model answered."""
-        scaled = self.scheduler.scale_model_input(latents, timestep)
-        level = (latents.square().mean() / scaled.square().mean() - 1).clamp_min(1e-8).sqrt()
-        noise: Tensor = (latents - clean) / level
+        """Return the noise in latents whose clean part the model answered.
+
+        Latents are clean + sigma * noise. These schedulers keep sigma to themselves, and one
+        has more of them than steps, but all shrink their input by sqrt(sigma**2 + 1): what
+        they make of a one tells the sigma that they are at.
+        """
+        shrunk = self.scheduler.scale_model_input(torch.ones((), dtype=torch.float64), timestep)
+        sigma = (1 / shrunk.square() - 1).clamp_min(1e-8).sqrt()
+        noise: Tensor = (latents - clean) / sigma.to(latents)
         return noise
+
+
+def schedule_of(
+    config: Mapping[str, object], options: ResolvedOptions, denoise_strength: float
+) -> NoiseSchedule:
+    """Return a fresh schedule of a bundle's settings, as ``make_schedule`` does by options."""
+    choice = ScheduleChoice(options.scheduler, options.steps, options.sigmas, options.exact_steps)
+    return make_schedule(choice, config, denoise_strength)
 
 
 @dataclass(frozen=True)
 class ScheduleChoice:
     """Which solver walks which noise levels.
 
-    name: one of ``RECIPES``; sigmas: one of ``SIGMA_SETTINGS``.
+    name: one of ``SOLVERS``; sigmas: one of ``SIGMA_SETTINGS``.
     steps: length of the whole schedule, at least 1.
     exact_steps: ``steps`` are those that are run, and the schedule is as much longer as
         the strength is below 1; ComfyUI counts like this.
@@ -191,18 +205,17 @@ def make_schedule(
         config: the bundle's diffusers scheduler settings (noise schedule, prediction type).
         denoise_strength: share of it that is run, 0 < strength <= 1; at least one step is.
     """
-    recipe, steps = RECIPES[choice.name], choice.steps
+    solver, steps = SOLVERS[choice.name], choice.steps
     answers = str(config.get("prediction_type", "epsilon"))
-    if recipe.few_step:
-        scheduler = _scheduler(recipe, config)
+    if solver.few_step:
+        scheduler = _scheduler(solver, config)
         scheduler.set_timesteps(**_few_step_arguments(scheduler, steps, denoise_strength))
         return NoiseSchedule(scheduler, scheduler.timesteps, 1, answers)
     scheduler = _spaced_scheduler(choice, config)
     run = max(1, min(int(steps * denoise_strength), steps))
     if choice.exact_steps:
-        run, steps = steps, int(steps / denoise_strength)
         longest = int(scheduler.config.num_train_timesteps)
-        run, steps = min(run, longest), min(steps, longest)
+        run, steps = min(steps, longest), int(min(steps / denoise_strength, longest))
     scheduler.set_timesteps(steps)
     ancestral = isinstance(scheduler, diffusers.EulerAncestralDiscreteScheduler)
     if ancestral and config.get("beta_schedule") != _COSINE:
@@ -216,25 +229,25 @@ def make_schedule(
 def _spaced_scheduler(choice: ScheduleChoice, config: Mapping[str, object]) -> Any:
     respaced = choice.sigmas in ("karras", "exponential")
     name = "euler" if respaced and choice.name in _SPACED_BY_EULER else choice.name
-    recipe, spacing = RECIPES[name], SIGMA_SETTINGS[choice.sigmas]
+    solver, spacing = SOLVERS[name], SIGMA_SETTINGS[choice.sigmas]
     if choice.sigmas not in ("own", "karras"):
         spacing = {**spacing, "use_karras_sigmas": False}
-    known = inspect.signature(getattr(diffusers, recipe.scheduler)).parameters
+    known = inspect.signature(getattr(diffusers, solver.scheduler)).parameters
     settings = {key: value for key, value in spacing.items() if key in known}
-    return _scheduler(recipe, config, settings)
+    return _scheduler(solver, config, settings)
 
 
 def _scheduler(
-    recipe: SchedulerRecipe,
+    solver: Solver,
     config: Mapping[str, object],
     spacing: Mapping[str, object] | None = None,
 ) -> Any:
-    kind = getattr(diffusers, recipe.scheduler)
-    settings = {**recipe.settings, **(spacing or {})}
+    kind = getattr(diffusers, solver.scheduler)
+    settings = {**solver.settings, **(spacing or {})}
     answers_clean = config.get("prediction_type") == "sample"
-    if answers_clean and recipe.scheduler in _WITHOUT_SAMPLE:
+    if answers_clean and solver.scheduler in _WITHOUT_SAMPLE:
         settings["prediction_type"] = "epsilon"
-    if answers_clean and recipe.scheduler in _SECOND_ORDER:
+    if answers_clean and solver.scheduler in _SECOND_ORDER:
         settings["timestep_spacing"] = "trailing"
         settings.pop("use_exponential_sigmas", None)
     if config.get("beta_schedule") == _COSINE:

@@ -1,26 +1,31 @@
-"""Windows of a canvas and their weights: integers and numpy, no torch."""
+"""Where the windows of a canvas lie and how they are weighed against each other.
+
+Integers and numpy only. Coordinates are in the units of the canvas: latent pixels for
+refine, image pixels for nets that work on pictures.
+
+Windows are spread evenly, all of full size and all inside the canvas, as in Tiled
+Diffusion's MultiDiffusion; what differs is the weight of a window, which falls off
+towards its neighbours and sums with theirs to one, so that little overlap is enough.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import EllipsisType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tegula.errors import OptionError
 from tegula.options import PlacedRegion
 
-# Where the windows of a canvas lie and how they are weighed against each other.
-#
-# Integers and numpy only. Coordinates are in the units of the canvas: latent pixels for
-# refine, image pixels for nets that work on pictures.
-#
-# Windows are spread evenly, all of full size and all inside the canvas, as in Tiled
-# Diffusion's MultiDiffusion; what differs is the weight of a window, which falls off
-# towards its neighbours and sums with theirs to one, so that little overlap is enough.
+if TYPE_CHECKING:
+    from tegula.models.bundle import BundleFacts
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,60 @@ def balanced_batch(remaining: int, largest: int) -> int:
     return math.ceil(remaining / math.ceil(remaining / largest))
 
 
-# The canvas: the picture padded until windows fit it.
+@dataclass(frozen=True)
+class Piece:
+    """A part of a canvas that is diffused as one: all of it, or a tile of redraw mode.
+
+    area: in pixels of the canvas.
+    grid: its windows, in latent pixels of the part.
+    """
+
+    area: Window
+    grid: WindowGrid
+
+    def windows(self, factor: int) -> list[Window]:
+        """Return the windows in pixels of the canvas; ``factor`` pixels a latent pixel."""
+        return [
+            dataclasses.replace(window, x=self.area.x + window.x, y=self.area.y + window.y)
+            for window in (each.scaled(factor) for each in self.grid.windows)
+        ]
+
+
+def canvas_piece(facts: BundleFacts, width: int, height: int, window: int, overlap: float) -> Piece:
+    """Return the canvas of a result of this size as one piece.
+
+    Args:
+        facts: what windows the model takes.
+        width: of the result, in pixels.
+        height: of the result, in pixels.
+        window: side in pixels.
+        overlap: least share of a window that neighbours have in common.
+
+    Raises:
+        OptionError: the window is too small for the model or no multiple of its step.
+    """
+    multiple, factor = facts.window_multiple, facts.latent_factor
+    if window < facts.minimum_window or window % multiple:
+        raise OptionError(
+            f"A window of {window} px does not fit {facts.name}; it takes multiples of "
+            f"{multiple} px from {facts.minimum_window} px up."
+        )
+    canvas = fit_canvas(
+        width,
+        height,
+        window,
+        minimum_window=facts.minimum_window,
+        window_multiple=multiple,
+        factor=factor,
+    )
+    grid = grid_windows(
+        canvas.width // factor,
+        canvas.height // factor,
+        canvas.window_width // factor,
+        canvas.window_height // factor,
+        overlap,
+    )
+    return Piece(Window(0, 0, canvas.width, canvas.height), grid)
 
 
 @dataclass(frozen=True)
@@ -187,28 +245,24 @@ def fit_canvas(
     return CanvasSize(canvas_width, canvas_height, window_width, window_height)
 
 
-def pad_to_canvas(picture: NDArray[np.float32], canvas: CanvasSize) -> NDArray[np.float32]:
-    """Extend [height, width, channels] to the canvas by mirroring its right and bottom edges."""
-    height, width = picture.shape[:2]
-    if (width, height) == (canvas.width, canvas.height):
+def pad_to_canvas(picture: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+    """Extend [height, width, channels] to a canvas by mirroring its right and bottom edges."""
+    below, beside = height - picture.shape[0], width - picture.shape[1]
+    if (below, beside) == (0, 0):
         return picture
-    padding = ((0, canvas.height - height), (0, canvas.width - width), (0, 0))
-    return np.pad(picture, padding, mode="symmetric")
+    return np.pad(picture, ((0, below), (0, beside), (0, 0)), mode="symmetric")
 
 
 def _ceil_to(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-# How much each prompt counts at each latent pixel, for regions with soft edges.
-
-
 def prompt_shares(
     boxes: Sequence[PlacedRegion], window: Window, factor: int
 ) -> list[NDArray[np.float32]]:
-    """Return the share of the common prompt and of each region's; they sum to one.
+    """Return the share of the common prompt and of each region's at every latent pixel.
 
-    Later regions lie over earlier ones.
+    They sum to one. Regions have soft edges, and later ones lie over earlier ones.
 
     Args:
         boxes: from ``place_region``.
@@ -230,8 +284,8 @@ def prompt_shares(
     return [share.astype(np.float32) for share in shares]
 
 
-def count_told(regions: Sequence[PlacedRegion], windows: Sequence[Window], factor: int) -> int:
-    """Return how many pairs there are of a window and a prompt that has a share in it."""
+def count_places(regions: Sequence[PlacedRegion], windows: Sequence[Window], factor: int) -> int:
+    """Return how often windows are evaluated in a step: once for each prompt with a share."""
     if not regions:
         return len(windows)
     return sum(bool(s.any()) for w in windows for s in prompt_shares(regions, w, factor))

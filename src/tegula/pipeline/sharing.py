@@ -1,4 +1,19 @@
-"""Batches of windows: in half precision, halved when memory runs out, shared by pictures."""
+"""One denoiser for several upscales at once: their windows go through it together.
+
+Every upscale runs in a thread of its own and knows nothing of the others. Batches that
+come while the denoiser is busy, or within a moment, are joined into one where their
+windows have the same shape and control; each row keeps its own timestep. A network is
+busier with one large batch than with several small ones.
+
+There is no thread of the denoiser's own: one of the callers computes for all. A caller
+puts its batch into the queue and then waits until its batch is answered, until the
+denoiser has been idle for as long as its patience lasts, or until every member waits.
+Whoever finds it idle then takes the oldest batch and all that go with it, gives up the
+lock while it computes, and wakes everybody when it is done: those whose batches are
+answered leave, and of the others the first to get the lock computes next. A new batch
+and a member that leaves wake everybody too, since either may complete the group that the
+others are waiting for.
+"""
 
 from __future__ import annotations
 
@@ -9,126 +24,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from tegula.errors import NumericalError, OutOfMemoryError
-from tegula.models.bundle import ControlImage, Denoiser, SplitDenoiser, WindowBatch
+from tegula.models.bundle import ControlImage, Denoiser, Features, SplitDenoiser, WindowBatch
 from tegula.models.compiled import per_row
-from tegula.models.device import is_out_of_memory
-from tegula.pipeline.windows import balanced_batch
-
-# One safe evaluation of the denoiser on many equal windows.
-#
-# Half precision that yields NaN is run again in fp32, and a batch that does not fit into
-# memory is halved, so that neither ever shows in the picture.
-
-Level = tuple[Tensor, slice]
-"""The timestep of a noise level and rows of a batch."""
-
-
-class SafeDenoiser:
-    """A denoiser that answers in finite fp32 numbers or raises.
-
-    Raises:
-        NumericalError: NaN or infinity in fp32 too.
-    """
-
-    def __init__(self, denoiser: Denoiser, dtype: torch.dtype) -> None:
-        self._denoiser = denoiser
-        self._dtype = dtype
-        self.reruns = 0
-
-    @property
-    def splits(self) -> bool:
-        """Tell whether ``ahead`` can be called."""
-        return isinstance(self._denoiser, SplitDenoiser)
-
-    def __call__(self, batch: WindowBatch) -> Tensor:
-        """Return the prediction for a batch, fp32, shaped like its latents."""
-        return self._finite(lambda denoiser: [denoiser(batch)])[0]
-
-    def ahead(self, batch: WindowBatch, levels: Sequence[Level]) -> Sequence[Tensor]:
-        """Return the predictions at several noise levels from one run of the encoder.
-
-        Args:
-            batch: at the first of the levels.
-            levels: timestep and the rows of the batch that are wanted there.
-        """
-
-        def run(denoiser: Denoiser) -> list[Tensor]:
-            split = cast("SplitDenoiser", denoiser)
-            features = split.encode(batch)
-            return [
-                split.decode(tuple(part[rows] for part in features), timestep, batch.text[rows])
-                for timestep, rows in levels
-            ]
-
-        return self._finite(run)
-
-    def _finite(self, run: Callable[[Denoiser], list[Tensor]]) -> list[Tensor]:
-        predictions = [prediction.float() for prediction in run(self._denoiser)]
-        if _are_finite(predictions):
-            return predictions
-        if self._dtype != torch.float32:
-            self.reruns += 1
-            whole = self._denoiser.to_dtype(torch.float32)
-            predictions = [prediction.float() for prediction in run(whole)]
-            if _are_finite(predictions):
-                return predictions
-        raise NumericalError(
-            "The model returned NaN or infinity even in fp32; its weights are damaged, or a "
-            "LoRA or the guidance scale is far too strong."
-        )
-
-
-def _are_finite(predictions: Sequence[Tensor]) -> bool:
-    return all(bool(torch.isfinite(prediction).all()) for prediction in predictions)
-
-
-class HalvingBatch:
-    """A batch size that shrinks when memory runs out and never grows back."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def run(self, evaluate: Callable[[int, int], None], count: int) -> None:
-        """Call ``evaluate(start, end)`` over ``count`` windows in equal runs of at most ``size``.
-
-        Raises:
-            OutOfMemoryError: a single window does not fit.
-        """
-        start = 0
-        while start < count:
-            end = start + balanced_batch(count - start, self.size)
-            try:
-                evaluate(start, end)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._halve(end - start)
-            else:
-                start = end
-
-    def _halve(self, failed: int) -> None:
-        if failed == 1:
-            raise OutOfMemoryError(
-                "A single window does not fit into memory; choose a smaller window or a "
-                "machine with more memory."
-            )
-        self.size = failed // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-# One denoiser for several upscales at once: their windows go through it together.
-#
-# Every upscale runs in a thread of its own and knows nothing of the others. Batches that
-# come while the denoiser is busy, or within a moment, are joined into one where their
-# windows have the same shape and control; each row keeps its own noise level. A network is
-# busier with one large batch than with several small ones.
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -160,6 +62,13 @@ class _Request:
         tensors = (batch.latents, batch.text, batch.control)
         shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in tensors)
         return shapes, batch.control_scale, self.halves
+
+
+def shared(denoiser: Denoiser, most_rows: int) -> SharedDenoiser:
+    """Return a denoiser for several threads, with halves where the one inside has them."""
+    if isinstance(denoiser, SplitDenoiser):
+        return SharedSplitDenoiser(denoiser, most_rows)
+    return SharedDenoiser(denoiser, most_rows)
 
 
 class SharedDenoiser:
@@ -215,9 +124,16 @@ class SharedDenoiser:
                     self._turn.wait(left)
                 else:
                     self._run_next()
-        if request.prediction is None:
-            assert request.error is not None  # noqa: S101 - it was answered
-            raise request.error
+        if request.error is not None:
+            # The traceback of an error holds this frame, the frame its request, and the
+            # request the error: a circle that would keep the tensors of a batch that did not
+            # fit into memory beyond the moment in which a smaller one is tried.
+            error, request.error = request.error, None
+            try:
+                raise error
+            finally:
+                del error
+        assert request.prediction is not None  # noqa: S101 - it was answered
         return request.prediction
 
     def to_dtype(self, dtype: torch.dtype) -> Denoiser:
@@ -225,13 +141,19 @@ class SharedDenoiser:
         return self._denoiser.to_dtype(dtype)
 
     def _run_next(self) -> None:
-        """Run the oldest batch and those that go with it; called and left in turn."""
+        """Run the oldest batch and those that go with it; called and left with the lock."""
         group = self._group()
         self._waiting = [request for request in self._waiting if request not in group]
+        with self._computing():
+            self._answer(group)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Keep the denoiser, but not the lock, for what is done inside."""
         self._busy = True
         self._turn.release()
         try:
-            self._answer(group)
+            yield
         finally:
             self._turn.acquire()
             self._busy = False
@@ -254,12 +176,42 @@ class SharedDenoiser:
             if len(group) == 1:
                 group[0].error = error
                 return
-            # Together they may be too many for the memory, and a fault belongs to one.
-            for request in group:
-                self._answer([request])
+        else:
+            for request, prediction in zip(group, predictions, strict=True):
+                request.prediction = prediction
             return
-        for request, prediction in zip(group, predictions, strict=True):
-            request.prediction = prediction
+        # Together they may be too many for the memory, and a fault belongs to one. This is
+        # outside the except block, which would keep the tensors of the failed run.
+        for request in group:
+            self._answer([request])
+
+
+class SharedSplitDenoiser(SharedDenoiser):
+    """One whose halves are there too; they run batch by batch, in turn with what is joined."""
+
+    def __init__(
+        self, denoiser: SplitDenoiser, most_rows: int, patience: float = PATIENCE_S
+    ) -> None:
+        super().__init__(denoiser, most_rows, patience)
+        self._halves = denoiser
+
+    def encode(self, batch: WindowBatch) -> Features:
+        """Run the first half."""
+        with self._alone():
+            return self._halves.encode(batch)
+
+    def decode(self, features: Features, timestep: Tensor, text: Tensor) -> Tensor:
+        """Run the second half."""
+        with self._alone():
+            return self._halves.decode(features, timestep, text)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._turn:
+            while self._busy:
+                self._turn.wait()
+            with self._computing():
+                yield
 
 
 def _joined(group: Sequence[_Request]) -> WindowBatch:

@@ -1,0 +1,240 @@
+"""What nets take, by the size of what they see: FLOPs and memory, counted by torch.
+
+Each net runs once on three tiny areas, and a parabola goes through the three counts:
+convolutions grow with the area, attention with its square, and what is done once a row
+does not grow. FLOPs are two for a multiply-add.
+
+torch.utils.flop_counter counts FLOPs alone and hooks the modules of every thread; what is
+alive at once has to be counted as well, so its table of formulas is used by a mode of our
+own that does both.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from tegula.models.bundle import Bundle, ControlImage, ControlScale, SplitDenoiser, WindowBatch
+from tegula.models.compiled import uncompiled
+from tegula.models.prescalers import Prescaler
+from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
+
+T = TypeVar("T")
+_AREAS = ((1, 1), (1, 2), (2, 2))
+_SMALL_TILE = 16
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A count that depends on pixels: ``fixed + linear * pixels + quadratic * pixels**2``."""
+
+    fixed: float = 0.0
+    linear: float = 0.0
+    quadratic: float = 0.0
+
+    def of(self, pixels: float) -> float:
+        """Return the count for an area."""
+        return self.fixed + pixels * (self.linear + pixels * self.quadratic)
+
+
+@dataclass(frozen=True)
+class NetCost:
+    """FLOPs, and bytes that are alive at once beside the input and the weights."""
+
+    flops: Cost = Cost()
+    memory: Cost = Cost()
+
+
+@dataclass(frozen=True)
+class BundleCost:
+    """What the nets of a bundle take, by image pixels.
+
+    denoiser: one row of a batch. decoder: of its second half, where it has two.
+    control: embedding one control window. embedded: bytes of what comes out, for keeps.
+    encoder, autodecoder: the autoencoder's two ways, on one picture.
+    """
+
+    denoiser: NetCost
+    control: NetCost
+    encoder: NetCost
+    autodecoder: NetCost
+    embedded: Cost = Cost()
+    decoder: NetCost | None = None
+
+
+def bundle_cost(bundle: Bundle) -> BundleCost:
+    """Count a bundle; a tenth of the work of a window."""
+    side = bundle.facts.window_multiple
+    shapes = [(side * down, side * across) for down, across in _AREAS]
+    with uncompiled():
+        counts = [_counts(bundle, *shape) for shape in shapes]
+    pixels = [height * width for height, width in shapes]
+
+    def fitted(net: str) -> NetCost:
+        flops, memory = zip(*(count[net] for count in counts), strict=True)
+        return NetCost(_parabola(pixels, flops), _line(pixels, memory))
+
+    return BundleCost(
+        fitted("denoiser"),
+        fitted("control"),
+        fitted("encoder"),
+        fitted("autodecoder"),
+        fitted("embedded").memory,
+        fitted("decoder") if "decoder" in counts[0] else None,
+    )
+
+
+def prescaler_flops(prescaler: Prescaler) -> Cost:
+    """Count the FLOPs of a prescaler by source pixels."""
+    network = prescaler.network
+    if network is None:
+        return Cost()
+    if not isinstance(network, RRDBNet | SRVGGNetCompact):
+        # Nets of others convolve at the size of the source nearly throughout.
+        return Cost(linear=2 * sum(parameter.numel() for parameter in network.parameters()))
+    picture = torch.zeros(1, 3, _SMALL_TILE, _SMALL_TILE, device=prescaler.device)
+    flops, _ = _counted(lambda: network(picture))[1]
+    return Cost(linear=flops / _SMALL_TILE**2)
+
+
+def prescaler_memory(prescaler: Prescaler, tile: int) -> Cost:
+    """Count the bytes of a prescaler by source pixels, in tiles of this side.
+
+    Nothing is computed: its weights and the picture are of shapes alone.
+    """
+    network = prescaler.network
+    if not isinstance(network, RRDBNet | SRVGGNetCompact):
+        return Cost()
+    # torch takes a second to get ready for weights that are not there.
+    weights = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in network.state_dict().items()
+    }
+    picture = torch.empty(1, 3, tile, tile, device="meta")
+    _, memory = _counted(lambda: functional_call(network, weights, (picture,)))[1]
+    return Cost(linear=memory / tile**2)
+
+
+def _counts(bundle: Bundle, height: int, width: int) -> Mapping[str, tuple[int, int]]:
+    """Return FLOPs and peak bytes of each net on an area."""
+    device = bundle.device
+    # Compiled and converted denoisers hand out the plain one, whose work is the same.
+    denoiser = bundle.denoiser.to_dtype(bundle.dtype)
+    picture = torch.zeros(1, 3, height, width, device=device)
+    control = ControlImage(picture, picture)
+    latents, encoder = _counted(
+        lambda: bundle.autoencoder.encode(picture, control, torch.Generator())
+    )
+    _, autodecoder = _counted(lambda: bundle.autoencoder.decode(latents, control))
+    embedded, embedding = _counted(lambda: denoiser.embed_control(control))
+    text, timestep = bundle.text.encode([""]), torch.tensor(1, device=device)
+    scale = ControlScale(1.0)
+    batch = WindowBatch(latents, timestep, text, embedded, scale, slice(0, 1))
+    counts = {
+        "encoder": encoder,
+        "autodecoder": autodecoder,
+        "control": embedding,
+        "embedded": (0, embedded.numel() * embedded.element_size()),
+        "denoiser": _counted(lambda: denoiser(batch))[1],
+    }
+    if isinstance(denoiser, SplitDenoiser):
+        features = denoiser.encode(batch)
+        counts["decoder"] = _counted(lambda: denoiser.decode(features, timestep, text))[1]
+    return counts
+
+
+def _counted(run: Callable[[], T]) -> tuple[T, tuple[int, int]]:
+    with torch.no_grad(), Counter() as counter:
+        result = run()
+    return result, (counter.flops, counter.peak)
+
+
+def _attention_on_cpu(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    rows = math.prod(query.shape[:-1])
+    return 2 * rows * key.shape[-2] * (key.shape[-1] + value.shape[-1])
+
+
+_FORMULAS: Mapping[Any, Callable[..., int]] = {
+    **flop_registry,
+    # torch's own table lacks it.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu,
+}
+
+
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts FLOPs, and the bytes of tensors made inside that are alive at once.
+
+    What kernels allocate and free within one operation is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+        self.now = 0
+        self.peak = 0
+        self._known: dict[int, object] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from importing its compiler only to tell it to stay away."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation, in its parts where it has some, and count."""
+        named = kwargs or {}
+        formula = _FORMULAS.get(func._overloadpacket)
+        if formula is None and func is not torch.ops.prim.device.default:
+            with self:
+                whole = func.decompose(*args, **named)
+            if whole is not NotImplemented:
+                return whole
+        given = {_address(tensor) for tensor in _tensors((args, named))}
+        result = func(*args, **named)
+        if formula is not None:
+            self.flops += formula(*args, **named, out_val=result)
+        for tensor in _tensors(result):
+            if _address(tensor) not in given and _address(tensor) not in self._known:
+                self._add(tensor.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _add(self, storage: Any) -> None:
+        address, size = storage._cdata, storage.nbytes()
+        self.now += size
+        self._known[address] = weakref.finalize(storage, self._remove, address, size)
+
+    def _remove(self, address: int, size: int) -> None:
+        self._known.pop(address, None)
+        self.now -= size
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _address(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _parabola(pixels: Sequence[int], counts: Sequence[int]) -> Cost:
+    powers = np.vander(np.asarray(pixels, np.float64), 3, increasing=True)
+    return Cost(*(float(part) for part in np.linalg.solve(powers, np.asarray(counts, np.float64))))
+
+
+def _line(pixels: Sequence[int], counts: Sequence[int]) -> Cost:
+    """Go through the first and the last: peaks may lie elsewhere in between."""
+    slope = (counts[-1] - counts[0]) / (pixels[-1] - pixels[0])
+    return Cost(counts[0] - slope * pixels[0], slope)

@@ -1,0 +1,118 @@
+"""Small pictures of a refine that is under way.
+
+Nothing here draws a random number or changes what it is shown, so that a run with
+previews gives the same result as one without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from tegula.models.bundle import Bundle, ControlImage, TileableAutoencoder
+from tegula.pipeline.sampler import Watch
+from tegula.progress import OnPicture
+
+PREVIEWS = 8
+"""About as many are shown of one run."""
+
+SIDE = 512
+"""Longest side of a preview in pixels, at most."""
+
+HEAVY_SIDE = 256
+"""The same where the bundle's own autoencoder has to decode it."""
+
+_STRIP = 16
+"""Latent rows that are decoded at once, for each time that the preview is smaller."""
+
+
+def latents_watcher(
+    bundle: Bundle, control: ControlImage, size: tuple[int, int], steps: int, show: OnPicture
+) -> Watch:
+    """Return what shows previews of latents, at about ``PREVIEWS`` of the steps.
+
+    Args:
+        bundle: decodes them, with its light autoencoder where it has one.
+        control: of the whole canvas.
+        size: height and width of the picture on the canvas.
+        steps: of the run.
+        show: is given the previews.
+    """
+    return _seldom(steps - 1, lambda latents: show(_decoded(bundle, latents, control, size)))
+
+
+def canvas_watcher(size: tuple[int, int], offers: int, show: OnPicture | None) -> Watch:
+    """Return what shows previews of a canvas of pixels, the first and about ``PREVIEWS`` more.
+
+    Args:
+        size: height and width of the picture on the canvas.
+        offers: how many canvases follow the first.
+        show: is given the previews; None leaves them all out.
+    """
+    if show is None:
+        return lambda _canvas: None
+    height, width = size
+    return _seldom(offers, lambda canvas: show(small_picture(canvas[..., :height, :width])), 0)
+
+
+def _seldom(offers: int, take: Watch, first: int = 1) -> Watch:
+    """Return what hands on about ``PREVIEWS`` of what it is offered, evenly spread.
+
+    The first offer has the number ``first``; number 0 is always handed on.
+    """
+    every, numbers = max(1, -(-offers // PREVIEWS)), count(first)
+
+    def offer(tensor: Tensor) -> None:
+        if next(numbers) % every == 0:
+            take(tensor)
+
+    return offer
+
+
+def small_picture(image: Tensor) -> NDArray[np.float32]:
+    """Return a canvas [1, 3, height, width] as a picture of at most ``SIDE``, in 0..1."""
+    small = _shrunk(image, _times(image.shape[-2:], SIDE))
+    array: NDArray[np.float32] = small[0].float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    return array
+
+
+def _decoded(
+    bundle: Bundle, latents: Tensor, control: ControlImage, size: tuple[int, int]
+) -> NDArray[np.float32]:
+    height, width = size
+    if not isinstance(bundle.autoencoder, TileableAutoencoder):
+        return small_picture(_decoded_in_strips(bundle, latents, control, size))
+    factor, light = bundle.facts.latent_factor, bundle.light_autoencoder
+    side = HEAVY_SIDE if light is None else SIDE
+    shown = latents[..., : -(-height // factor), : -(-width // factor)]
+    shrunk = _shrunk(shown, _times(shown.shape[-2:], side // factor))
+    return small_picture((light or bundle.autoencoder).decode(shrunk, control))
+
+
+def _decoded_in_strips(
+    bundle: Bundle, latents: Tensor, control: ControlImage, size: tuple[int, int]
+) -> Tensor:
+    """Decode latents that mean nothing without their control image, and shrink the picture."""
+    (height, width), factor = size, bundle.facts.latent_factor
+    times = _times(size, SIDE)
+    strips, step = [], times * _STRIP
+    for top in range(0, -(-height // factor), step):
+        rows = slice(top * factor, (top + step) * factor)
+        part = ControlImage(control.prescaled[..., rows, :], control.source[..., rows, :])
+        picture = bundle.autoencoder.decode(latents[..., top : top + step, :], part)
+        strips.append(_shrunk(picture, times))
+    return torch.cat(strips, dim=2)[..., : -(-height // times), : -(-width // times)]
+
+
+def _times(size: Sequence[int], side: int) -> int:
+    return max(1, -(-max(size) // side))
+
+
+def _shrunk(values: Tensor, times: int) -> Tensor:
+    return functional.avg_pool2d(values.float(), times, ceil_mode=True) if times > 1 else values
