@@ -29,7 +29,7 @@ Cycle = Callable[[], None]
 
 def open_runner(_device: str, _options: Mapping[str, Any]) -> Callable[..., None]:
     """Return a model that gives the picture back."""
-    from tegula.server.engine import FileMade, Log, Progressed, Started
+    from tegula.server.engine import Log, OutputFile, Progressed, Started
 
     def run(job: Any, emit: Callable[[Any], None], _cancelled: Callable[[], bool]) -> None:
         emit(Started())
@@ -37,7 +37,7 @@ def open_runner(_device: str, _options: Mapping[str, Any]) -> Callable[..., None
         emit(Progressed(0.5))
         path = job.folder / "out-0.png"
         path.write_bytes(Path(job.input["image"]).read_bytes())
-        emit(FileMade(path, path.name, "image/png"))
+        emit(OutputFile(path, path.name, "image/png"))
 
     return run
 

@@ -12,27 +12,27 @@ import time
 import pytest
 
 from tegula.server.engine import (
+    Alive,
     Done,
     Failed,
-    FileMade,
     Job,
     Log,
-    Quiet,
+    OutputFile,
     Started,
     device_of,
     discover_devices,
 )
-from tegula.server.runner import LocalEngine, Patience, RunnerSpec
+from tegula.server.runner import LocalEngine, RunnerSpec, Timeouts
 
-PATIENCE = Patience(load=20.0, run=20.0, cancel=20.0)
+TIMEOUTS = Timeouts(load=20.0, run=20.0, cancel=20.0)
 
 
 @pytest.fixture
 def make_engine():
     made = []
 
-    def make(patience=PATIENCE, **options):
-        made.append(LocalEngine(RunnerSpec("engine_support:open_runner", options), "cpu", patience))
+    def make(timeouts=TIMEOUTS, **options):
+        made.append(LocalEngine(RunnerSpec("engine_support:open_runner", options), "cpu", timeouts))
         return made[-1]
 
     yield make
@@ -44,7 +44,7 @@ def make_engine():
 def run(tmp_path):
     def run_job(engine, do="finish", cancelled=lambda: False):
         job = Job("name", 1, "tegula/upscale", "ab", {"do": do}, tmp_path)
-        return [event for event in engine.run(job, cancelled) if not isinstance(event, Quiet)]
+        return [event for event in engine.run(job, cancelled) if not isinstance(event, Alive)]
 
     return run_job
 
@@ -65,9 +65,9 @@ def test_one_process_takes_one_job_after_the_other(make_engine, run):
     engine = make_engine()
     assert engine.loaded == frozenset()
     first, second = run(engine), run(engine)
-    assert [type(event) for event in first if isinstance(event, Started | FileMade | Done)] == [
+    assert [type(event) for event in first if isinstance(event, Started | OutputFile | Done)] == [
         Started,
-        FileMade,
+        OutputFile,
         Done,
     ]
     assert pid_of(first) == pid_of(second) == engine.pid
@@ -96,7 +96,7 @@ def test_a_process_that_died_while_idle_is_replaced(make_engine, run):
 def test_a_silent_process_is_taken_for_dead(make_engine, run, do):
     engine = make_engine()
     run(engine)
-    engine._patience = Patience(load=20, run=0.3, cancel=0.3)
+    engine._timeouts = Timeouts(load=20, run=0.3, cancel=0.3)
     events = run(engine, do)
     assert events[-1].lost
     assert "silent" in events[-1].error
@@ -106,7 +106,7 @@ def test_a_silent_process_is_taken_for_dead(make_engine, run, do):
 def test_a_process_that_asks_whether_to_go_on_is_alive(make_engine, run):
     engine = make_engine()
     run(engine)
-    engine._patience = Patience(load=20, run=2, cancel=20)
+    engine._timeouts = Timeouts(load=20, run=2, cancel=20)
     assert isinstance(run(engine, "toil")[-1], Done)
 
 
@@ -143,7 +143,7 @@ def test_cancelling_ends_the_job_and_keeps_the_process(make_engine, run):
 
 
 def test_a_job_that_will_not_stop_is_stopped(make_engine, run):
-    engine = make_engine(Patience(load=20, run=20, cancel=0.3))
+    engine = make_engine(Timeouts(load=20, run=20, cancel=0.3))
     events = run(engine, "hang", cancelled=lambda: True)
     assert events[-1].cancelled
     assert engine.pid is None
@@ -161,8 +161,8 @@ def test_a_model_that_cannot_be_loaded_says_why(make_engine, run):
     assert run(make_engine(open="fail"))[-1] == Failed("The weights are not here.")
 
 
-def test_loading_has_its_own_patience(make_engine, run):
-    engine = make_engine(Patience(load=0.5, run=60, cancel=1), open="hang")
+def test_loading_has_a_timeout_of_its_own(make_engine, run):
+    engine = make_engine(Timeouts(load=0.5, run=60, cancel=1), open="hang")
     assert "loading" in run(engine)[-1].error
 
 
@@ -191,10 +191,15 @@ def test_the_process_ends_with_the_server(make_engine, run):
     assert gone(pid)
 
 
-def test_the_server_itself_has_no_torch_and_the_store_no_web_framework():
-    look = "import {}, sys; sys.exit(bool({{'torch', 'starlette'}} & set(sys.modules)))"
-    for module in ("tegula.server.supervisor", "tegula.server.store"):
-        subprocess.run([sys.executable, "-c", look.format(module)], check=True)
+def test_the_servers_process_has_neither_torch_nor_numpy_and_the_store_no_web_framework():
+    heavy = {"torch", "numpy", "PIL", "diffusers", "transformers"}
+    look = "import {}, sys; sys.exit(str({!r} & set(sys.modules) or '') or 0)"
+    for module, unwanted in (
+        ("tegula.server.api.app, tegula.server.supervisor", heavy),
+        ("tegula.server.supervisor", {*heavy, "starlette"}),
+        ("tegula.server.store", {*heavy, "starlette"}),
+    ):
+        subprocess.run([sys.executable, "-c", look.format(module, unwanted)], check=True)
 
 
 @pytest.mark.parametrize(

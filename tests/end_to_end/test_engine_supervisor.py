@@ -13,11 +13,11 @@ from store_support import VERSION, ask, open_store
 from tegula.catalog import find
 from tegula.errors import CancelledError, UnknownModelError
 from tegula.server.db import FILE_KEY, NewPrediction, State, UserModel, UserVersion, utc_now
-from tegula.server.engine import Done, Failed, Quiet, progress_line
+from tegula.server.engine import Alive, Done, Failed, progress_line
 from tegula.server.fetch import Fetcher, Policy
-from tegula.server.runner import LocalEngine, Patience, RunnerSpec
+from tegula.server.runner import LocalEngine, RunnerSpec, Timeouts
 from tegula.server.supervisor import Supervisor
-from tegula.server.work import CatalogResolver, InputReader, Resolved
+from tegula.server.work import CatalogResolver, InputReader, ResolvedVersion
 
 
 class HereEngine:
@@ -53,7 +53,7 @@ class HereEngine:
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         while not events or not isinstance(events[0], Done | Failed):
-            yield events.pop(0) if events else Quiet()
+            yield events.pop(0) if events else Alive()
             time.sleep(0.002)
         yield events.pop(0)
 
@@ -69,7 +69,7 @@ def store(tmp_path):
 def supervise(store):
     started = []
 
-    def start(*engines, resolver=lambda _: Resolved("ab", ("image",), True)):
+    def start(*engines, resolver=lambda _: ResolvedVersion("ab", ("image",), True)):
         fetcher = Fetcher(Policy(), tls=ssl.create_default_context())
         inputs = InputReader(store.files, fetcher, 1000, 1.0)
         supervisor = Supervisor(store, engines, resolver, inputs)
@@ -126,7 +126,7 @@ def test_the_last_output_is_recorded_together_with_the_success(store, supervise)
 
 
 def test_a_model_of_one_picture_has_no_list(store, supervise):
-    supervise(HereEngine(), resolver=lambda _: Resolved("ab", (), False))
+    supervise(HereEngine(), resolver=lambda _: ResolvedVersion("ab", (), False))
     assert ended(store, ask(store).id).output["name"] == "out-0.png"
 
 
@@ -262,7 +262,7 @@ def test_a_full_disk_fails_the_prediction_and_others_go_on(store, supervise, mon
 
 @pytest.fixture
 def process():
-    return LocalEngine(RunnerSpec("engine_support:open_runner", {}), "cpu", Patience(20, 20, 1))
+    return LocalEngine(RunnerSpec("engine_support:open_runner", {}), "cpu", Timeouts(20, 20, 1))
 
 
 def test_a_death_is_survived_once(store, supervise, process):

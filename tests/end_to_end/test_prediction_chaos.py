@@ -19,7 +19,7 @@ from store_support import ask
 
 from tegula.server.db import FILE_KEY, State
 from tegula.server.queue import MOST_LOSSES
-from tegula.server.runner import LocalEngine, Patience, RunnerSpec
+from tegula.server.runner import LocalEngine, RunnerSpec, Timeouts
 
 
 def started(folder, hook, *, accepting):
@@ -45,7 +45,8 @@ def said(pipe):
 
 @pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
 def test_nothing_accepted_is_lost_or_done_twice(tmp_path, kills, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(chaos_support.__file__).parent))  # for the preloading
+    folder = str(Path(chaos_support.__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", folder, prepend=os.pathsep)  # for the preloading
     moments, accepted = random.Random(5), []
     with receiving() as receiver:
         for _ in range(kills):
@@ -71,7 +72,7 @@ def test_nothing_accepted_is_lost_or_done_twice(tmp_path, kills, monkeypatch):
 def test_a_worker_that_is_killed_again_and_again_loses_nothing(tmp_path, kills):
     moments = random.Random(6)
     store = open_chaos_store(tmp_path)
-    engine = LocalEngine(RunnerSpec("engine_support:open_runner", {}), "cpu", Patience(20, 20, 1))
+    engine = LocalEngine(RunnerSpec("engine_support:open_runner", {}), "cpu", Timeouts(20, 20, 1))
     supervisor = supervisor_of(store, engine)
     supervisor.start()
     names = []

@@ -10,9 +10,16 @@ from store_support import VERSION, ask, open_store
 
 from tegula.errors import MissingExtraError
 from tegula.server.db import State
-from tegula.server.engine import Done, FileMade, Started
+from tegula.server.engine import Done, OutputFile, Started
 from tegula.server.settings import ServerSettings
-from tegula.server.work import UNSAFE, OpenNsfw, Resolved, Running, allow_all, open_checker
+from tegula.server.work import (
+    UNSAFE,
+    OpenNsfw,
+    PredictionRunner,
+    ResolvedVersion,
+    allow_all,
+    open_checker,
+)
 
 
 class OnePicture:
@@ -24,7 +31,7 @@ class OnePicture:
         yield Started()
         path = job.folder / "out-0.png"
         path.write_bytes(b"\x89PNG\r\n\x1a\n")
-        yield FileMade(path, "out-0.png", "image/png")
+        yield OutputFile(path, "out-0.png", "image/png")
         yield Done()
 
 
@@ -33,7 +40,7 @@ def run(tmp_path, unsafe):
     ask(store)
     claimed = store.queue.claim("tests")
     inputs = SimpleNamespace(read=lambda prediction, fields: {})
-    running = Running(store, lambda _: Resolved(VERSION, (), True), inputs, unsafe)
+    running = PredictionRunner(store, lambda _: ResolvedVersion(VERSION, (), True), inputs, unsafe)
     running.run(claimed, OnePicture(), lambda: False)
     return store, store.predictions.get(claimed.id)
 

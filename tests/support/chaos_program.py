@@ -13,7 +13,7 @@ SINGLE_MODEL, ARRAY_MODEL = "tegula/upscale", "philz1337x/clarity-upscaler"
 
 def open_runner(_device, _options):
     """A model that takes some steps and gives out what its picture's bytes come to."""
-    from tegula.server.engine import FileMade, Log, Progressed, Started
+    from tegula.server.engine import Log, OutputFile, Progressed, Started
 
     def run(job, emit, _cancelled):
         emit(Started())
@@ -25,7 +25,7 @@ def open_runner(_device, _options):
                 emit(Progressed(step / 4))
             path = job.folder / f"out-{number}.png"
             path.write_bytes(result(data, number))
-            emit(FileMade(path, path.name, "image/png"))
+            emit(OutputFile(path, path.name, "image/png"))
 
     return run
 

@@ -11,12 +11,12 @@ from typing import Any
 from store_support import ask
 
 from tegula.server.background import Deliverer
-from tegula.server.engine import Done, FileMade, Log, Progressed, Quiet, Started
+from tegula.server.engine import Alive, Done, Log, OutputFile, Progressed, Started
 from tegula.server.fetch import Fetcher, Policy
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
 from tegula.server.supervisor import Supervisor
-from tegula.server.work import InputReader, Resolved
+from tegula.server.work import InputReader, ResolvedVersion
 
 FETCHER = Fetcher(Policy(private=True, ports=()), tls=ssl.create_default_context())
 MOST_WAITING = 100
@@ -38,10 +38,10 @@ class QuickEngine:
             time.sleep(0.002)
             yield Log(f"step {step}")
             yield Progressed(step / 4)
-            yield Quiet()
+            yield Alive()
         path = job.folder / "out-0.png"
         path.write_bytes(job.id.encode())
-        yield FileMade(path, "out-0.png", "image/png")
+        yield OutputFile(path, "out-0.png", "image/png")
         yield Done()
 
 
@@ -52,7 +52,7 @@ def open_chaos_store(folder: Path) -> Store:
 
 def supervisor_of(store: Store, engine: Any) -> Supervisor:
     inputs = InputReader(store.files, FETCHER, 1000, 1.0)
-    return Supervisor(store, [engine], lambda _: Resolved("ab", (), many=True), inputs)
+    return Supervisor(store, [engine], lambda _: ResolvedVersion("ab", (), many=True), inputs)
 
 
 def serve(folder: Path, hook: str, accepted: Connection, *, accepting: bool) -> None:

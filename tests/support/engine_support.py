@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tegula.errors import CancelledError, ImageError, MissingWeightsError, OutOfMemoryError
-from tegula.server.engine import FileMade, Job, Log, Progressed, Started
+from tegula.server.engine import Job, Log, OutputFile, Progressed, Started
 from tegula.server.runner import Emit
 
 Cancelled = Callable[[], bool]
@@ -30,7 +30,7 @@ def run(job: Job, emit: Emit, cancelled: Cancelled) -> None:
     ACTS[job.input.get("do", "finish")](job, cancelled)
     path = job.folder / "out-0.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + job.id.encode())
-    emit(FileMade(path, "out-0.png", "image/png"))
+    emit(OutputFile(path, "out-0.png", "image/png"))
     emit(Progressed(1.0))
 
 

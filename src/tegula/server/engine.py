@@ -1,4 +1,18 @@
-"""What an engine is: what it is given, and the events it yields."""
+"""What an engine is: it runs one prediction at a time on one device and reports what happens.
+
+Who runs what in which process, from here down to ``runner.py``:
+
+The **server's process** (``tegula serve``) answers HTTP in its main thread's event loop and in a
+pool of threads. Beside these it has one thread for each engine, which claims a prediction from the
+queue, brings its files to the disk and records what the engine reports (``supervisor.py``,
+``work.py``), and one thread that keeps leases and deadlines. It imports neither torch nor numpy:
+it stays small and quick, and no model can take it down.
+
+The **engine's process**, one for each device, loads the models and runs them (``runner.py``). It
+is started for the first job and kept. A pipe connects the two: jobs and cancellations go in, the
+events below come out. It may crash, hang or run out of memory; the thread of its engine then kills
+it, reports the job as lost, and starts another process for the next job.
+"""
 
 from __future__ import annotations
 
@@ -11,55 +25,20 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
+from tqdm import tqdm
+
 from tegula.progress import Cancelled
-
-# The devices of this machine, asked for in a process of its own: torch stays out of ours.
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device: its name for torch, a short one for addresses, one for people."""
-
-    name: str
-    sku: str
-    title: str
-
-
-def discover_devices() -> tuple[Device, ...]:
-    """Return what predictions would run on: every GPU, or else the processor."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_devices).result()
-
-
-def device_of(name: str, title: str) -> Device:
-    """Return a device of this name; the words of its title make its short name."""
-    if name == "cpu":
-        return Device(name, "cpu", title)
-    words = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-    return Device(name, f"gpu-{words.removeprefix('nvidia-')}", title)
-
-
-def _devices() -> tuple[Device, ...]:
-    import torch
-
-    if torch.cuda.is_available():
-        names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-        return tuple(device_of(name, torch.cuda.get_device_name(name)) for name in names)
-    if torch.backends.mps.is_available():
-        return (device_of("mps", "Apple GPU"),)
-    return (device_of("cpu", f"CPU ({platform.machine()})"),)
-
-
-# What an engine is: it runs one job at a time and tells what happens.
 
 
 @dataclass(frozen=True)
 class Job:
     """One prediction, ready to run.
 
-    id, attempt: which prediction, and its how manieth run.
-    version: the 64 hex digits of the version of ours that does the work.
-    input: with paths in the place of files.
+    id: of the prediction.
+    attempt: 1 for its first run; more after a worker was lost.
+    model: ``owner/name`` as the prediction names it.
+    version: the 64 hex digits of the catalogue's version that does the work.
+    input: with paths in place of files.
     folder: an empty folder for the output files.
     """
 
@@ -92,8 +71,8 @@ class Progressed:
 
 
 @dataclass(frozen=True)
-class FileMade:
-    """An output file is finished; ``path`` lies in the folder of the job."""
+class OutputFile:
+    """An output file is complete; ``path`` is in the folder of the job."""
 
     path: Path
     name: str
@@ -102,7 +81,7 @@ class FileMade:
 
 @dataclass(frozen=True)
 class Done:
-    """The job ended well."""
+    """The job succeeded."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +89,8 @@ class Failed:
     """The job ended otherwise.
 
     error: for the caller to read.
-    lost: the process died, hung or ran out of memory, and another run may go well.
-    cancelled: it ended because it was asked to.
+    lost: the process died, hung or ran out of memory; another run may succeed.
+    cancelled: it ended because the caller cancelled it.
     """
 
     error: str
@@ -120,18 +99,17 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Quiet:
-    """Nothing happened for a moment."""
+class Alive:
+    """A sign of life: nothing else happened for a moment."""
 
 
-EngineEvent = Started | Log | Progressed | FileMade | Done | Failed | Quiet
+EngineEvent = Started | Log | Progressed | OutputFile | Done | Failed | Alive
 
 
 class Engine(Protocol):
     """Runs jobs on one device.
 
     device: such as ``cuda:0``.
-    loaded: versions that would start without loading anything.
     """
 
     device: str
@@ -146,9 +124,9 @@ class Engine(Protocol):
     def run(self, job: Job, cancelled: Cancelled) -> Generator[EngineEvent, None, None]:
         """Run a job; the last event is ``Done`` or ``Failed``.
 
-        Something is yielded several times a second, ``Quiet`` if nothing happens.
-        ``cancelled`` is asked as often; after True the job ends soon. Closing the
-        generator early ends the job too.
+        Something is yielded several times a second, ``Alive`` if nothing happens, and
+        ``cancelled`` is called as often. Once it returns True the job ends soon. Closing the
+        generator early ends the job, too.
         """
 
     def unload(self) -> None:
@@ -158,13 +136,51 @@ class Engine(Protocol):
         """Stop for good, at once."""
 
 
-# Progress as lines that every client's parser of progress bars reads.
+# The devices of this machine.
 
-_WIDTH = 10
+
+@dataclass(frozen=True)
+class Device:
+    """A device: its name for torch, a short one for addresses, one for people."""
+
+    name: str
+    sku: str
+    title: str
+
+
+def discover_devices() -> tuple[Device, ...]:
+    """Return what predictions would run on: every GPU, or else the CPU.
+
+    Only torch knows, so a process of its own asks it; the server's never imports torch.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_devices).result()
+
+
+def device_of(name: str, title: str) -> Device:
+    """Return a device of this name; the words of its title make its short name."""
+    if name == "cpu":
+        return Device(name, "cpu", title)
+    words = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return Device(name, f"gpu-{words.removeprefix('nvidia-')}", title)
+
+
+def _devices() -> tuple[Device, ...]:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        return tuple(device_of(name, torch.cuda.get_device_name(name)) for name in names)
+    if torch.backends.mps.is_available():
+        return (device_of("mps", "Apple GPU"),)
+    return (device_of("cpu", f"CPU ({platform.machine()})"),)
 
 
 def progress_line(fraction: float, spent: float, left: float | None) -> str:
-    """Return a line like a bar of tqdm, counting in hundredths of the work.
+    """Return a line of progress for the log, in the form that Replicate's clients parse.
+
+    It looks like a bar of tqdm that counts in hundredths of the work; the time left is not
+    tqdm's, which would assume that every hundredth takes as long.
 
     Args:
         fraction: share of the work that is done, 0..1.
@@ -174,14 +190,6 @@ def progress_line(fraction: float, spent: float, left: float | None) -> str:
     >>> progress_line(0.42, 3.0, 4.2)
     ' 42%|####      | 42/100 [00:03<00:04]'
     """
-    percent = int(fraction * 100)
-    bar = ("#" * (percent * _WIDTH // 100)).ljust(_WIDTH)
-    return f"{percent:3d}%|{bar}| {percent}/100 [{_clock(spent)}<{_clock(left)}]"
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+    remaining = "?" if left is None else tqdm.format_interval(left)
+    form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<" + remaining + "]"
+    return str(tqdm.format_meter(int(fraction * 100), 100, spent, ascii=" #", bar_format=form))

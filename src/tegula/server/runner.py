@@ -1,4 +1,9 @@
-"""The local engine: one killable child process per device."""
+"""The local engine and the process that it runs: one for each device, which may die without harm.
+
+``LocalEngine`` lives in the server's process and talks over a pipe to ``main``, which lives in the
+engine's process; ``engine.py`` says why they are two. Both sides are in this module because what
+one sends is what the other receives.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +24,19 @@ from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from tegula.catalog import Catalog, Output, run, validate
+from tegula.catalog import Catalog, run, validate
 from tegula.errors import CancelledError, OutOfMemoryError, TegulaError
 from tegula.options import UpscaleOptions
-from tegula.progress import Cancelled, Progress
+from tegula.progress import Cancelled
 from tegula.server.engine import (
+    Alive,
     Done,
     EngineEvent,
     Failed,
-    FileMade,
     Job,
     Log,
+    OutputFile,
     Progressed,
-    Quiet,
     Started,
 )
 from tegula.server.settings import log_as_json, log_context
@@ -39,40 +44,25 @@ from tegula.server.settings import log_as_json, log_context
 if TYPE_CHECKING:
     from tegula.upscaler import Upscaler
 
-
-# The process that runs models: jobs come in over a pipe, events go out over it.
-#
-# It lives apart from the server, so that whatever a model does to it, the server lives on.
-
 log = logging.getLogger(__name__)
 
 Emit = Callable[[EngineEvent], None]
 Runner = Callable[[Job, Emit, Cancelled], None]
-"""Runs a job, tells what happens, and raises what goes wrong."""
-
-_SIGN_OF_LIFE_EVERY_S = 1.0
+"""Runs a job, emits what happens, and raises what goes wrong."""
 
 
-@dataclass(frozen=True)
-class RunnerSpec:
-    """How the process gets its runner: it imports ``module:function`` and calls it.
-
-    options: given to the function, with the device; plain values.
-    """
-
-    entry: str
-    options: Mapping[str, Any]
+# What goes over the pipe: these to the engine's process, ``Ready`` and engine events from it.
 
 
 @dataclass(frozen=True)
-class Run:
+class RunJob:
     """Asks for a job to be run."""
 
     job: Job
 
 
 @dataclass(frozen=True)
-class Cancel:
+class CancelJob:
     """Asks for a job to be ended."""
 
     job_id: str
@@ -83,86 +73,287 @@ class Ready:
     """Says that the runner is loaded."""
 
 
+@dataclass(frozen=True)
+class RunnerSpec:
+    """How the process gets its runner: it imports ``module:function`` and calls it.
+
+    entry: ``module:function``.
+    options: given to the function, after the device; plain values that can be pickled.
+    """
+
+    entry: str
+    options: Mapping[str, Any]
+
+
+# The server's side.
+
+_LOOK_EVERY_S = 0.1
+_FAREWELL_S = 2.0
+_START_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds after which a process is given up.
+
+    load: silent while it loads a model.
+    run: silent while it runs a job.
+    cancel: still running after its job was cancelled, silent or not.
+    """
+
+    load: float = 900.0
+    run: float = 300.0
+    cancel: float = 15.0
+
+
+@dataclass
+class _Child:
+    """The engine's process. ``closed``: the pipe is, and nothing more will come."""
+
+    process: BaseProcess
+    pipe: Connection
+    ready: bool = False
+    closed: bool = False
+
+    def send(self, message: RunJob | CancelJob) -> None:
+        with contextlib.suppress(OSError):  # a dead process is found out by receiving
+            self.pipe.send(message)
+
+    def receive(self) -> list[EngineEvent]:
+        """Return what the process sent, after waiting for a moment if it sent nothing."""
+        events: list[EngineEvent] = []
+        try:
+            while self.pipe.poll(0 if events else _LOOK_EVERY_S):
+                event = self.pipe.recv()
+                self.ready = self.ready or isinstance(event, Ready)
+                events.append(Alive() if isinstance(event, Ready) else event)
+        except (EOFError, OSError):
+            self.closed = True
+        return events
+
+    def has_died(self) -> bool:
+        """Whether it is gone and everything that it sent has been received."""
+        if self.closed or self.process.is_alive():
+            return self.closed
+        try:
+            return not self.pipe.poll(0)
+        except (EOFError, OSError):
+            return True
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(_FAREWELL_S)
+        self.pipe.close()
+
+
+class LocalEngine:
+    """Runs jobs one after the other in a process of its own on one device.
+
+    The process is started for the first job and kept with what it has loaded. After a crash, a
+    hang or running out of memory the next job gets a new one. Used by one thread at a time.
+    """
+
+    def __init__(self, spec: RunnerSpec, device: str, timeouts: Timeouts = Timeouts()) -> None:
+        self.device = device
+        self._spec = spec
+        self._timeouts = timeouts
+        self._child: _Child | None = None
+        self._loaded: set[str] = set()
+        self._started_at = -math.inf
+
+    @property
+    def loaded(self) -> Collection[str]:
+        """Versions that ran in the present process."""
+        return frozenset(self._loaded) if self._is_alive() else frozenset()
+
+    @property
+    def pid(self) -> int | None:
+        """The present process, if there is one."""
+        child = self._child
+        return child.process.pid if child is not None and self._is_alive() else None
+
+    def load(self) -> None:
+        """Start the process, which loads its models; one that fails is not tried again soon."""
+        if not self._is_alive() and time.monotonic() - self._started_at >= _START_EVERY_S:
+            self._living_child()
+
+    def run(self, job: Job, cancelled: Cancelled) -> Generator[EngineEvent, None, None]:
+        """Run a job; the last event is ``Done`` or ``Failed``."""
+        child = self._living_child()
+        ended = False
+        try:
+            for event in self._events(child, job, cancelled):
+                ended = isinstance(event, Done) or (isinstance(event, Failed) and not event.lost)
+                if isinstance(event, Done):
+                    self._loaded.add(job.version)
+                yield event
+        finally:
+            # The job may have ended by an error of ours, by a lost process, or by a caller that
+            # closed this generator. In the last two cases the process is dead or still busy with
+            # a job that nobody follows, and the next job needs another one.
+            if not ended:
+                self.unload()
+
+    def unload(self) -> None:
+        """End the process, which gives back all memory."""
+        child, self._child = self._child, None
+        self._loaded.clear()
+        if child is not None:
+            child.kill()
+
+    def close(self) -> None:
+        """Stop for good, at once."""
+        self.unload()
+
+    def _events(self, child: _Child, job: Job, cancelled: Cancelled) -> Iterator[EngineEvent]:
+        """Follow a job from its start to ``Done`` or ``Failed``.
+
+        Each turn of the loop takes a tenth of a second at most, and looks, in this order: does
+        the caller want to cancel? what did the process send? has it died? is it overdue? The
+        order matters. A process may send its last event and die at once, so what it sent is
+        passed on before its death is noticed. A job that ends while it is being cancelled has
+        ended. And a process is overdue only after it was given the chance to be heard.
+        """
+        child.send(RunJob(job))
+        heard_at = time.monotonic()
+        cancelled_at: float | None = None
+        while True:
+            if cancelled_at is None and cancelled():
+                cancelled_at = time.monotonic()
+                child.send(CancelJob(job.id))
+            for event in child.receive():
+                heard_at = time.monotonic()
+                yield event
+                if isinstance(event, Done | Failed):
+                    return
+            if child.has_died():
+                yield self._death(child)
+                return
+            if failure := self._overdue(child, heard_at, cancelled_at):
+                yield failure
+                return
+            yield Alive()
+
+    def _overdue(self, child: _Child, heard_at: float, cancelled_at: float | None) -> Failed | None:
+        now = time.monotonic()
+        if cancelled_at is not None and now - cancelled_at > self._timeouts.cancel:
+            self.unload()
+            return Failed("It was cancelled and did not stop by itself.", cancelled=True)
+        timeout = self._timeouts.run if child.ready else self._timeouts.load
+        if now - heard_at <= timeout:
+            return None
+        doing = "running" if child.ready else "loading the model"
+        return Failed(f"it was silent for {timeout:.0f} s while {doing}", lost=True)
+
+    def _death(self, child: _Child) -> Failed:
+        child.process.join(_FAREWELL_S)
+        code = child.process.exitcode
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
+        return Failed(f"its process ended with {how}", lost=True)
+
+    def _is_alive(self) -> bool:
+        return self._child is not None and self._child.process.is_alive()
+
+    def _living_child(self) -> _Child:
+        """Return the present process, or a new one where there is none or it has died."""
+        child = self._child
+        if child is not None and child.process.is_alive():
+            return child
+        self.unload()
+        # Spawned: a fork would copy the server's threads' locks, and CUDA does not survive it.
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=main,
+            args=(theirs, self._spec, self.device, logging.getLogger().level),
+            name=f"tegula {self.device}",
+            daemon=True,
+        )
+        self._started_at = time.monotonic()
+        process.start()
+        theirs.close()
+        child = self._child = _Child(process, ours)
+        return child
+
+
+# The engine's process: its main thread runs jobs, another one reads the pipe.
+
+_SIGN_OF_LIFE_EVERY_S = 1.0
+
+
 def main(pipe: Connection, spec: RunnerSpec, device: str, log_level: int) -> None:
     """Serve jobs until the pipe closes, which it does when the server is gone."""
     log_as_json(log_level)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the server decides
     jobs: SimpleQueue[Job] = SimpleQueue()
     cancelled: set[str] = set()
-    threading.Thread(target=_listen, args=(pipe, jobs, cancelled), daemon=True).start()
+    threading.Thread(target=_read_pipe, args=(pipe, jobs, cancelled), daemon=True).start()
 
-    talking = threading.Lock()
+    sending = threading.Lock()  # models may report progress from threads of their own
 
-    def tell(event: EngineEvent | Ready) -> None:
+    def emit(event: EngineEvent | Ready) -> None:
         try:
-            with talking:
+            with sending:
                 pipe.send(event)
         except OSError:
             os._exit(0)
 
     try:
-        runner = _open(spec, device)
+        module, _, name = spec.entry.partition(":")
+        runner: Runner = getattr(importlib.import_module(module), name)(device, spec.options)
     except Exception as error:
-        tell(_failure(error))
+        emit(_failure(error))
         os._exit(1)
-    tell(Ready())
+    emit(Ready())
     while True:
         job = jobs.get()
-        end = _ended(runner, job, tell, _Asked(job.id, cancelled, tell))
-        cancelled.discard(job.id)  # once it is told, the next job of this name may be cancelled
-        tell(end)
+        end: EngineEvent = Done()
+        with log_context(prediction=job.id):
+            try:
+                runner(job, emit, _CancelCheck(job.id, cancelled, emit))
+            except Exception as error:
+                end = _failure(error)
+        # Forgotten before the end is sent: the same prediction may be the next job, and then a
+        # new cancellation of it may come at once.
+        cancelled.discard(job.id)
+        emit(end)
 
 
-class _Asked:
-    """Answers whether a job is cancelled; to ask is a sign of life, which it passes on.
+def _read_pipe(pipe: Connection, jobs: SimpleQueue[Job], cancelled: set[str]) -> None:
+    while True:
+        try:
+            message = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        if isinstance(message, RunJob):
+            jobs.put(message.job)
+        elif isinstance(message, CancelJob):
+            cancelled.add(message.job_id)
 
-    A net on a slow processor may take minutes from one report of progress to the next,
-    and asks this all the while.
+
+class _CancelCheck:
+    """Answers whether a job is cancelled, and sends a sign of life when it is called.
+
+    A net on a slow CPU may take minutes between two reports of progress, and calls this all the
+    while. A net that hangs does not.
     """
 
     def __init__(self, job_id: str, cancelled: set[str], emit: Emit) -> None:
         self._job_id = job_id
         self._cancelled = cancelled
         self._emit = emit
-        self._told = time.monotonic()
+        self._sent_at = time.monotonic()
 
     def __call__(self) -> bool:
         now = time.monotonic()
-        if now - self._told >= _SIGN_OF_LIFE_EVERY_S:
-            self._told = now
-            self._emit(Quiet())
+        if now - self._sent_at >= _SIGN_OF_LIFE_EVERY_S:
+            self._sent_at = now
+            self._emit(Alive())
         return self._job_id in self._cancelled
 
 
-def _listen(pipe: Connection, jobs: SimpleQueue[Job], cancelled: set[str]) -> None:
-    while True:
-        try:
-            message = pipe.recv()
-        except (EOFError, OSError):
-            os._exit(0)
-        if isinstance(message, Run):
-            jobs.put(message.job)
-        elif isinstance(message, Cancel):
-            cancelled.add(message.job_id)
-
-
-def _open(spec: RunnerSpec, device: str) -> Runner:
-    module, _, name = spec.entry.partition(":")
-    runner: Runner = getattr(importlib.import_module(module), name)(device, spec.options)
-    return runner
-
-
-def _ended(runner: Runner, job: Job, emit: Emit, cancelled: Cancelled) -> EngineEvent:
-    with log_context(prediction=job.id):
-        try:
-            runner(job, emit, cancelled)
-        except Exception as error:
-            return _failure(error)
-    return Done()
-
-
 def _failure(error: Exception) -> Failed:
-    """Say what went wrong; only of our own errors are the words fit for strangers."""
+    """Return how a job ended; only the words of our own errors are fit for its caller."""
     if isinstance(error, CancelledError):
         return Failed(str(error), cancelled=True)
     if isinstance(error, OutOfMemoryError | MemoryError):
@@ -174,18 +365,18 @@ def _failure(error: Exception) -> Failed:
     return Failed(f"The model failed with an internal error ({type(error).__name__}).")
 
 
-# What runs in the engine's process: the catalogue over one loaded upscaler.
+# What runs in it: the catalogue over one loaded upscaler.
 
 Loras = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
 class RunnerOptions:
-    """What a process loads and takes.
+    """What a process loads and accepts.
 
     bundle: name, folder or file of the weights.
     weights: their fingerprint, which is part of the ids of versions.
-    max_pixels: the largest picture that is taken or made.
+    max_pixels: the largest picture that is taken or returned.
     backend, compile: as ``Upscaler.load`` takes them.
     """
 
@@ -197,12 +388,12 @@ class RunnerOptions:
 
 
 def upscaling_spec(options: RunnerOptions) -> RunnerSpec:
-    """Return how a process gets its runner."""
+    """Return how a process gets a runner of the catalogue."""
     return RunnerSpec(f"{__name__}:open_runner", dataclasses.asdict(options))
 
 
 def open_runner(device: str, options: Mapping[str, Any]) -> UpscaleRunner:
-    """Load the bundle; called in the process of an engine.
+    """Load the bundle; called in the engine's process.
 
     Raises:
         ModelError: its weights are missing or broken.
@@ -213,7 +404,7 @@ def open_runner(device: str, options: Mapping[str, Any]) -> UpscaleRunner:
 class UpscaleRunner:
     """Runs versions of the catalogue with the upscaler that is loaded.
 
-    One more upscaler, that with the LoRAs last asked for, is kept beside the plain one.
+    One more upscaler, with the LoRAs of the last job that wanted some, is kept beside it.
     """
 
     def __init__(self, device: str, options: RunnerOptions) -> None:
@@ -222,7 +413,7 @@ class UpscaleRunner:
         self._catalog = Catalog(options.weights)
         self._limits = UpscaleOptions(max_pixels=options.max_pixels)
         self._plain = self._load(())
-        self._other: tuple[Loras, Upscaler] | None = None
+        self._with_loras: tuple[Loras, Upscaler] | None = None
 
     def __call__(self, job: Job, emit: Emit, cancelled: Cancelled) -> None:
         """Run a job."""
@@ -231,23 +422,25 @@ class UpscaleRunner:
         outputs = run(
             version,
             validate(version, job.input),
-            self._provide,
+            self._upscaler,
             limits=self._limits,
-            on_progress=lambda progress: emit(_progressed(progress)),
+            on_progress=lambda progress: emit(Progressed(progress.fraction, progress.seconds_left)),
             on_log=lambda text: emit(Log(text)),
             cancelled=cancelled,
         )
         for output in outputs:
-            emit(_written(output, job))
+            path = job.folder / output.name
+            path.write_bytes(output.data)
+            emit(OutputFile(path, output.name, output.media_type))
 
-    def _provide(self, loras: Sequence[tuple[str, float]]) -> Upscaler:
+    def _upscaler(self, loras: Sequence[tuple[str, float]]) -> Upscaler:
         wanted = tuple(loras)
         if not wanted:
             return self._plain
-        if self._other is None or self._other[0] != wanted:
-            self._other = None
-            self._other = (wanted, self._load(wanted))
-        return self._other[1]
+        if self._with_loras is None or self._with_loras[0] != wanted:
+            self._with_loras = None  # first give back the memory of the one before
+            self._with_loras = (wanted, self._load(wanted))
+        return self._with_loras[1]
 
     def _load(self, loras: Loras) -> Upscaler:
         from tegula.upscaler import Upscaler
@@ -260,192 +453,3 @@ class UpscaleRunner:
             backend=options.backend,
             compile=options.compile,
         )
-
-
-def _progressed(progress: Progress) -> Progressed:
-    return Progressed(progress.fraction, progress.seconds_left)
-
-
-def _written(output: Output, job: Job) -> FileMade:
-    path = job.folder / output.name
-    path.write_bytes(output.data)
-    return FileMade(path, output.name, output.media_type)
-
-
-# The local engine: one process per device, which may die without harm and is replaced.
-
-_LOOK_EVERY_S = 0.1
-_FAREWELL_S = 2.0
-_START_EVERY_S = 60.0
-
-
-@dataclass(frozen=True)
-class Patience:
-    """Seconds after which a silent process is taken for dead.
-
-    load: while it loads a model. run: while it runs a job. cancel: after a job was
-    cancelled, whether or not it is silent.
-    """
-
-    load: float = 900.0
-    run: float = 300.0
-    cancel: float = 15.0
-
-
-@dataclass
-class _Child:
-    process: BaseProcess
-    pipe: Connection
-    ready: bool = False
-    closed: bool = False
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.join(_FAREWELL_S)
-        self.pipe.close()
-
-
-class LocalEngine:
-    """Runs jobs one after the other in a process of its own on one device.
-
-    The process is started for the first job and kept with what it has loaded. After a
-    death, a hang or an end of memory the next job gets a new one.
-    """
-
-    def __init__(self, spec: RunnerSpec, device: str, patience: Patience = Patience()) -> None:
-        self.device = device
-        self._spec = spec
-        self._patience = patience
-        self._child: _Child | None = None
-        self._versions: set[str] = set()
-        self._started = -math.inf
-
-    @property
-    def loaded(self) -> Collection[str]:
-        """Versions that ran in the present process."""
-        return frozenset(self._versions) if self._alive() else frozenset()
-
-    @property
-    def pid(self) -> int | None:
-        """The present process, if there is one."""
-        child = self._child
-        return child.process.pid if child is not None and self._alive() else None
-
-    def load(self) -> None:
-        """Start the process, which loads its models; one that fails is not tried again soon."""
-        now = time.monotonic()
-        if not self._alive() and now - self._started >= _START_EVERY_S:
-            self._get()
-
-    def run(self, job: Job, cancelled: Cancelled) -> Generator[EngineEvent, None, None]:
-        """Run a job; the last event is ``Done`` or ``Failed``."""
-        child = self._get()
-        ended = False
-        try:
-            for event in self._events(child, job, cancelled):
-                ended = isinstance(event, Done) or (isinstance(event, Failed) and not event.lost)
-                if isinstance(event, Done):
-                    self._versions.add(job.version)
-                yield event
-        finally:
-            # A process that is lost, or still at a job that nobody follows, is of no use.
-            if not ended:
-                self.unload()
-
-    def unload(self) -> None:
-        """End the process, and with it give back all memory."""
-        child, self._child = self._child, None
-        self._versions.clear()
-        if child is not None:
-            child.kill()
-
-    def close(self) -> None:
-        """Stop for good, at once."""
-        self.unload()
-
-    def _events(self, child: _Child, job: Job, cancelled: Cancelled) -> Iterator[EngineEvent]:
-        heard = time.monotonic()
-        asked: float | None = None
-        with contextlib.suppress(OSError):
-            child.pipe.send(Run(job))
-        while True:
-            if asked is None and cancelled():
-                asked = time.monotonic()
-                with contextlib.suppress(OSError):
-                    child.pipe.send(Cancel(job.id))
-            for event in _received(child):
-                heard = time.monotonic()
-                yield event
-                if isinstance(event, Done | Failed):
-                    return
-            if child.closed or not (child.process.is_alive() or _waiting(child)):
-                yield self._lost(child)
-                return
-            if late := self._late(child, heard, asked):
-                yield late
-                return
-            yield Quiet()
-
-    def _late(self, child: _Child, heard: float, asked: float | None) -> Failed | None:
-        now = time.monotonic()
-        if asked is not None and now - asked > self._patience.cancel:
-            self.unload()
-            return Failed("It was cancelled and did not stop by itself.", cancelled=True)
-        patience = self._patience.run if child.ready else self._patience.load
-        if now - heard <= patience:
-            return None
-        doing = "running" if child.ready else "loading the model"
-        return Failed(f"it was silent for {patience:.0f} s while {doing}", lost=True)
-
-    def _lost(self, child: _Child) -> Failed:
-        child.process.join(_FAREWELL_S)
-        code = child.process.exitcode
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
-        return Failed(f"its process ended with {how}", lost=True)
-
-    def _alive(self) -> bool:
-        return self._child is not None and self._child.process.is_alive()
-
-    def _get(self) -> _Child:
-        child = self._child
-        if child is None or not child.process.is_alive():
-            self.unload()
-            child = self._child = self._start()
-        return child
-
-    def _start(self) -> _Child:
-        context = get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=main,
-            args=(theirs, self._spec, self.device, logging.getLogger().level),
-            name=f"tegula {self.device}",
-            daemon=True,
-        )
-        self._started = time.monotonic()
-        process.start()
-        theirs.close()
-        return _Child(process, ours)
-
-
-def _received(child: _Child) -> list[Any]:
-    """Return what the process says, after waiting for a moment if it says nothing."""
-    events: list[Any] = []
-    try:
-        while child.pipe.poll(0 if events else _LOOK_EVERY_S):
-            event = child.pipe.recv()
-            if isinstance(event, Ready):
-                child.ready = True
-                events.append(Quiet())
-            else:
-                events.append(event)
-    except (EOFError, OSError):
-        child.closed = True
-    return events
-
-
-def _waiting(child: _Child) -> bool:
-    try:
-        return child.pipe.poll(0)
-    except (EOFError, OSError):
-        return False

@@ -1,4 +1,7 @@
-"""Everything that works in the background of a server, wired from its store."""
+"""Brings predictions and engines together: claim, run, renew leases, keep deadlines.
+
+All threads here are of the server's process; ``engine.py`` says which process runs what.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,18 @@ from tegula.catalog import Catalog
 from tegula.server.db import Prediction
 from tegula.server.engine import Engine
 from tegula.server.fetch import Fetcher
-from tegula.server.runner import LocalEngine, Patience, RunnerOptions, upscaling_spec
+from tegula.server.runner import LocalEngine, RunnerOptions, Timeouts, upscaling_spec
 from tegula.server.settings import ServerSettings, log_context
 from tegula.server.store import Store
 from tegula.server.work import (
     CatalogResolver,
     Checker,
     InputReader,
+    PredictionRunner,
     Resolver,
-    Running,
     allow_all,
     open_checker,
 )
-
-# Brings predictions and engines together: claim, run, record, and watch over it all.
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,11 @@ _LOOK_EVERY_S = 0.5
 
 
 @dataclass
-class _Hold:
-    """A prediction that a worker of ours holds; ``lost`` once it is ours no more."""
+class _Claim:
+    """A prediction that an engine of this supervisor runs.
+
+    lost: set once it is no longer ours: it ended, was cancelled, or another worker has it.
+    """
 
     prediction: Prediction
     since: float = field(default_factory=time.monotonic)
@@ -44,9 +48,14 @@ class _Hold:
 
 
 class Supervisor:
-    """One thread for each engine, and one that keeps leases, deadlines and lost workers.
+    """One thread for each engine, and one that keeps leases and deadlines.
 
-    Several may work on one store, in one process or in many.
+    An engine's thread claims the next prediction, runs it to its end, and claims again. While
+    there is none it sleeps, and is woken by any change of a prediction, which may be a new one;
+    it also looks twice a second, since other processes on the same database wake nobody here.
+
+    Several supervisors may work on one store, in one process or in many: a claim is a lease that
+    runs out unless it is renewed, and what a worker writes after it lost a claim is ignored.
     """
 
     def __init__(
@@ -55,15 +64,16 @@ class Supervisor:
         engines: Sequence[Engine],
         resolver: Resolver,
         inputs: InputReader,
-        unsafe: Checker = allow_all,
+        is_unsafe: Checker = allow_all,
     ) -> None:
         self._store = store
         self._engines = engines
-        self._running = Running(store, resolver, inputs, unsafe)
-        self._holds: dict[str, _Hold] = {}
+        self._runner = PredictionRunner(store, resolver, inputs, is_unsafe)
+        self._claims: dict[str, _Claim] = {}
         self._lock = threading.Lock()
+        # Stopping goes in three steps: claim nothing more; hand back what still runs; end.
         self._stopping = threading.Event()
-        self._giving_up = threading.Event()
+        self._handing_back = threading.Event()
         self._ended = threading.Event()
         self._wakes = [threading.Event() for _ in engines]
         self._workers = [
@@ -72,11 +82,11 @@ class Supervisor:
             )
             for engine, wake in zip(engines, self._wakes, strict=True)
         ]
-        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._keeper = threading.Thread(target=self._keep_leases, name="leases", daemon=True)
 
     def start(self) -> None:
         """Begin to work."""
-        self._forget = self._store.changes.subscribe(self._told)
+        self._unsubscribe = self._store.changes.subscribe(self._on_change)
         for thread in (*self._workers, self._keeper):
             thread.start()
 
@@ -92,12 +102,13 @@ class Supervisor:
         for worker in self._workers:
             worker.join(max(0.0, end - time.monotonic()))
         clean = not any(worker.is_alive() for worker in self._workers)
-        self._giving_up.set()
+        self._handing_back.set()
         for worker in self._workers:
             worker.join()
+        # Leases are kept until here: what runs within the grace must not go to another worker.
         self._ended.set()
         self._keeper.join()
-        self._forget()
+        self._unsubscribe()
         for engine in self._engines:
             engine.close()
         return clean
@@ -105,122 +116,125 @@ class Supervisor:
     @property
     def busy(self) -> int:
         """How many predictions run now."""
-        return len(self._holds)
+        return len(self._claims)
+
+    # The thread of an engine.
 
     def _work(self, engine: Engine, wake: threading.Event) -> None:
-        used = time.monotonic()
+        worker = f"{socket.gethostname()}:{os.getpid()}:{engine.device}"
+        last_used = time.monotonic()
         while not self._stopping.is_set():
-            wake.clear()
+            wake.clear()  # before the look: a prediction that comes meanwhile sets it again
             try:
-                if self._run_next(engine):
-                    used = time.monotonic()
+                prediction = self._store.queue.claim(worker, engine.loaded)
+                if prediction is not None:
+                    self._run(prediction, engine)
+                    last_used = time.monotonic()
                     continue
-                self._rest(engine, time.monotonic() - used)
+                self._rest(engine, time.monotonic() - last_used)
             except Exception:
                 log.exception("Nothing could be claimed; trying again.")
             wake.wait(_LOOK_EVERY_S)
 
-    def _run_next(self, engine: Engine) -> bool:
-        worker = f"{socket.gethostname()}:{os.getpid()}:{engine.device}"
-        claimed = self._store.queue.claim(worker, engine.loaded)
-        if claimed is None:
-            return False
-        hold = _Hold(claimed)
+    def _run(self, prediction: Prediction, engine: Engine) -> None:
+        claim = _Claim(prediction)
         with self._lock:
-            self._holds[claimed.id] = hold
+            self._claims[prediction.id] = claim
         try:
-            with log_context(prediction=claimed.id, account=claimed.account_id):
-                self._run(hold, engine)
+            with log_context(prediction=prediction.id, account=prediction.account_id):
+                log.info("Attempt %d on %s", prediction.attempt, engine.device)
+                try:
+                    self._runner.run(
+                        prediction,
+                        engine,
+                        lambda: claim.lost.is_set() or self._handing_back.is_set(),
+                    )
+                except Exception:
+                    log.exception("An engine met an error that nobody expected; it goes on.")
+                if self._handing_back.is_set():
+                    self._store.queue.release(prediction.id, prediction.attempt)
+                now = self._store.predictions.get(prediction.id)
+                log.info("Now %s", now.status.value, extra={"seconds": now.predict_seconds})
         finally:
             with self._lock:
-                del self._holds[claimed.id]
-        return True
-
-    def _run(self, hold: _Hold, engine: Engine) -> None:
-        claimed, store = hold.prediction, self._store
-        log.info("Attempt %d on %s", claimed.attempt, engine.device)
-        try:
-            self._running.run(claimed, engine, lambda: self._unwanted(hold))
-        except Exception:
-            log.exception("An engine met an error that nobody expected; it goes on.")
-        if self._giving_up.is_set():
-            store.queue.release(claimed.id, claimed.attempt)
-        ended = store.predictions.get(claimed.id)
-        log.info("Now %s", ended.status.value, extra={"seconds": ended.predict_seconds})
-
-    def _unwanted(self, hold: _Hold) -> bool:
-        return hold.lost.is_set() or self._giving_up.is_set()
+                del self._claims[prediction.id]
 
     def _rest(self, engine: Engine, idle: float) -> None:
-        """Unload what nobody used for long, unless a deployment wants it kept."""
-        most = self._store.settings.idle_unload_seconds
+        """Unload models that nobody used for long, unless a deployment wants them kept."""
+        longest = self._store.settings.idle_unload_seconds
         if any(known.min_instances for known in self._store.deployments.all()):
             engine.load()
-        elif most and idle > most:
+        elif longest and idle > longest:
             engine.unload()
 
-    def _told(self, prediction_id: str) -> None:
-        if hold := self._holds.get(prediction_id):
-            self._look_at(hold)
+    # Changes of predictions, in the thread that made them.
+
+    def _on_change(self, prediction_id: str) -> None:
+        if claim := self._claims.get(prediction_id):
+            self._check(claim)
             return
         for wake in self._wakes:
             wake.set()
 
-    def _look_at(self, hold: _Hold) -> None:
-        now = self._store.predictions.get(hold.prediction.id)
-        if now.attempt != hold.prediction.attempt or now.status.terminal:
-            hold.lost.set()
+    def _check(self, claim: _Claim) -> None:
+        now = self._store.predictions.get(claim.prediction.id)
+        if now.attempt != claim.prediction.attempt or now.status.terminal:
+            claim.lost.set()
 
-    def _keep(self) -> None:
+    # The thread that keeps leases and deadlines.
+
+    def _keep_leases(self) -> None:
         renewed = time.monotonic()
         while not self._ended.wait(_LOOK_EVERY_S):
             try:
+                # A third of a lease leaves two more tries before it runs out.
                 due = time.monotonic() - renewed > self._store.settings.lease_seconds / 3
                 renewed = time.monotonic() if due else renewed
-                self._keep_holds(renew=due)
+                with self._lock:
+                    claims = list(self._claims.values())
+                for claim in claims:
+                    self._keep(claim, renew=due)
                 self._store.queue.expire()
-                for name in self._store.queue.rescue():
-                    log.warning("Its worker fell silent", extra={"prediction": name})
+                for prediction_id in self._store.queue.rescue():
+                    log.warning("Its worker fell silent", extra={"prediction": prediction_id})
             except Exception:  # noqa: PERF203
                 log.exception("Leases and deadlines could not be kept; trying again.")
 
-    def _keep_holds(self, *, renew: bool) -> None:
-        with self._lock:
-            holds = list(self._holds.values())
-        queue, most = self._store.queue, self._store.settings.run_seconds
-        for hold in holds:
-            prediction = hold.prediction
-            if time.monotonic() - hold.since > most:
-                about = f"The prediction ran for more than {most:.0f} seconds."
-                queue.fail(prediction.id, prediction.attempt, about)
-            if renew and not queue.report(prediction.id, prediction.attempt):
-                hold.lost.set()
-            elif not renew:
-                self._look_at(hold)
+    def _keep(self, claim: _Claim, *, renew: bool) -> None:
+        """End a prediction that runs for too long, and renew the lease or see that it is ours."""
+        prediction, queue = claim.prediction, self._store.queue
+        longest = self._store.settings.run_seconds
+        if time.monotonic() - claim.since > longest:
+            reason = f"The prediction ran for more than {longest:.0f} seconds."
+            queue.fail(prediction.id, prediction.attempt, reason)
+        if not renew:
+            self._check(claim)
+        elif not queue.report(prediction.id, prediction.attempt):
+            claim.lost.set()
 
 
-# Everything that works in the background of a server, wired from its store.
+# Wiring.
 
 
 def local_engines(
     settings: ServerSettings, catalog: Catalog, devices: Sequence[str]
 ) -> list[Engine]:
-    """Return one engine for each device; none of them has started anything yet."""
+    """Return one engine for each device; none has started its process yet."""
     options = RunnerOptions(
         settings.bundle, catalog.weights, settings.max_pixels, settings.backend, settings.compile
     )
     spec = upscaling_spec(options)
-    patience = Patience(settings.load_seconds, settings.hang_seconds, settings.cancel_seconds)
-    return [LocalEngine(spec, device, patience) for device in devices]
+    timeouts = Timeouts(settings.load_seconds, settings.hang_seconds, settings.cancel_seconds)
+    return [LocalEngine(spec, device, timeouts) for device in devices]
 
 
 def open_supervisor(
     store: Store, catalog: Catalog, engines: Sequence[Engine], fetcher: Fetcher
 ) -> Supervisor:
-    """Return what runs the predictions of a store on these engines, once started.
+    """Return the supervisor of these engines, not started yet.
 
     Raises:
-        MissingExtraError: the safety checker is wanted and not installed.
+        MissingExtraError: the safety checker is switched on and not installed.
     """
     settings = store.settings
     inputs = InputReader(store.files, fetcher, settings.max_fetch_bytes, settings.fetch_seconds)

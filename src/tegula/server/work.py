@@ -1,4 +1,8 @@
-"""One claimed prediction: its version, its inputs, its run, its outputs."""
+"""Running one claimed prediction: its version, its inputs, its outputs, and their record.
+
+All of it happens in the server's process, in the thread of the engine; the engine's process sees
+files only. ``PredictionRunner.run`` is the whole way.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,9 +29,9 @@ from tegula.server.engine import (
     Engine,
     EngineEvent,
     Failed,
-    FileMade,
     Job,
     Log,
+    OutputFile,
     Progressed,
     Started,
     progress_line,
@@ -38,59 +42,64 @@ from tegula.server.queue import Report
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
 
-# From the version that a prediction names to the version of ours that does the work.
+log = logging.getLogger(__name__)
+
+_WRITE_EVERY_S = 0.25
+
+
+# The version that does the work.
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """What is to be known for a run.
+class ResolvedVersion:
+    """What a run needs to know of its version.
 
-    version: id of the version of ours.
+    version: id of the catalogue's version that does the work.
     files: names of the inputs that are files.
-    many: the output is a list of files, not one.
+    is_list: the output is a list of files, not one.
     """
 
     version: str
     files: Collection[str]
-    many: bool
+    is_list: bool
 
 
 class Resolver(Protocol):
-    """Knows the versions."""
+    """Finds the version of a prediction."""
 
-    def __call__(self, prediction: Prediction) -> Resolved:
-        """Return what is to be known.
+    def __call__(self, prediction: Prediction) -> ResolvedVersion:
+        """Return the version.
 
         Raises:
-            UnknownModelError: the version is not there any more.
+            UnknownModelError: it is not there any more.
         """
 
 
 @dataclass(frozen=True)
 class CatalogResolver:
-    """Knows the versions of the catalogue and those that users made of them."""
+    """Finds versions of the catalogue, and behind those that users made the one below."""
 
     catalog: Catalog
     user_models: UserModels
 
-    def __call__(self, prediction: Prediction) -> Resolved:
-        """Return what is to be known.
+    def __call__(self, prediction: Prediction) -> ResolvedVersion:
+        """Return the version.
 
         Raises:
-            UnknownModelError: the version is not there any more.
+            UnknownModelError: it is not there any more.
         """
         own = self.user_models.version(prediction.version)
         version: Version = self.catalog.find(own.base_version if own else prediction.version)
         files = frozenset(field.name for field in version.fields if field.kind == FILE)
-        return Resolved(version.id, files, version.output == ARRAY)
+        return ResolvedVersion(version.id, files, version.output == ARRAY)
 
 
-# From the files that an input names to files on the disk.
+# Files that inputs name, brought to the disk.
 
 
 @dataclass(frozen=True)
 class InputReader:
-    """Brings inputs to this machine when their prediction is about to run.
+    """Brings the files of an input to this machine when the prediction is about to run.
 
     limit: bytes of the largest file. seconds: time for fetching one.
     """
@@ -101,12 +110,12 @@ class InputReader:
     seconds: float
 
     def read(self, prediction: Prediction, fields: Collection[str]) -> Mapping[str, Any]:
-        """Return the input with a path in the place of each file.
+        """Return the input with a path in place of each file.
 
-        What is fetched is kept and removed with the prediction.
+        What is fetched is kept, and removed with the prediction.
 
         Raises:
-            InputError: a file is not there, may not be fetched or cannot be.
+            InputError: a file has been removed, may not be fetched, or cannot be.
         """
         read = {
             name: self._read(value, name, prediction)
@@ -154,30 +163,28 @@ class InputReader:
             )
 
 
-# An optional look at outputs before they are kept: the Open NSFW classifier.
-#
-# A self-hosted upscaler shows people their own pictures, so it is off unless the operator
-# wants it.
+# The optional safety checker: the Open NSFW classifier looks at outputs before they are kept.
+# A self-hosted upscaler shows people their own pictures, so it is off unless the operator wants it.
 
 UNSAFE = "NSFW content detected. Try running it again, or try a different prompt."
-"""The error of a prediction whose output is held back, as callers of hosted models know it."""
+"""The error of a prediction with an unsafe output, in the words of hosted models."""
 
 OPT_OUT = "disable_safety_checker"
 
 Checker = Callable[[Prediction, Path], bool]
-"""Says whether an output picture is to be held back."""
+"""Says whether an output picture is unsafe."""
 
 
 def allow_all(prediction: Prediction, picture: Path) -> bool:  # noqa: ARG001
-    """Hold nothing back."""
+    """Call no picture unsafe."""
     return False
 
 
 def open_checker(settings: ServerSettings) -> Checker:
-    """Return the checker that the settings want.
+    """Return the checker of the settings.
 
     Raises:
-        MissingExtraError: it is wanted and not installed.
+        MissingExtraError: it is switched on and not installed.
     """
     if not settings.safety_checker:
         return allow_all
@@ -189,9 +196,9 @@ def open_checker(settings: ServerSettings) -> Checker:
 
 
 class OpenNsfw:
-    """Classifies on the processor, one picture after the other.
+    """Classifies on the CPU, one picture after the other.
 
-    threshold: probability from which a picture is held back.
+    threshold: probability from which a picture is unsafe.
     optional: whether the input ``disable_safety_checker`` is honoured.
     """
 
@@ -202,7 +209,7 @@ class OpenNsfw:
         self._classifier: Any = None
 
     def __call__(self, prediction: Prediction, picture: Path) -> bool:
-        """Say whether a picture is to be held back."""
+        """Say whether a picture is unsafe."""
         if self._optional and prediction.input.get(OPT_OUT) is True:
             return False
         with self._lock:
@@ -214,21 +221,17 @@ class OpenNsfw:
         return float(found.nsfw) >= self._threshold
 
 
-# One prediction on one engine, from its claim to its end, with everything recorded.
-
-log = logging.getLogger(__name__)
-
-_RECORD_EVERY_S = 0.25
+# The run itself.
 
 
 @dataclass(frozen=True)
-class Running:
-    """Runs claimed predictions and records what becomes of them."""
+class PredictionRunner:
+    """Runs claimed predictions on engines and records what becomes of them."""
 
     store: Store
     resolver: Resolver
     inputs: InputReader
-    unsafe: Checker = allow_all
+    is_unsafe: Checker = allow_all
 
     def run(self, prediction: Prediction, engine: Engine, cancelled: Cancelled) -> None:
         """Run a prediction to its end, unless it is cancelled before."""
@@ -238,104 +241,100 @@ class Running:
         folder = Path(tempfile.mkdtemp(prefix=f"{prediction.id}-", dir=spool))
         try:
             resolved = self.resolver(prediction)
-            values = self.inputs.read(prediction, resolved.files)
             job = Job(
                 prediction.id,
                 prediction.attempt,
                 prediction.model,
                 resolved.version,
-                values,
+                self.inputs.read(prediction, resolved.files),
                 folder,
             )
-            record = _Record(self.store, prediction, resolved)
+            recorder = _Recorder(self.store, prediction, is_list=resolved.is_list)
             with closing(engine.run(job, cancelled)) as events:
-                held_back = False
                 for event in events:
-                    held_back = held_back or self._holds_back(prediction, event)
-                    if not held_back:
-                        record.note(event)
+                    if isinstance(event, OutputFile) and self.is_unsafe(prediction, event.path):
+                        queue.fail(prediction.id, prediction.attempt, UNSAFE)
+                        # Not closed: that would kill the process with all it has loaded. The
+                        # prediction has ended, which cancels the job within moments.
+                        for _ in events:
+                            pass
+                        return
+                    recorder.record(event)
         except TegulaError as error:
             queue.fail(prediction.id, prediction.attempt, str(error))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _holds_back(self, prediction: Prediction, event: EngineEvent) -> bool:
-        """Fail a prediction over an unsafe output, and say whether it was one."""
-        if not (isinstance(event, FileMade) and self.unsafe(prediction, event.path)):
-            return False
-        self.store.queue.fail(prediction.id, prediction.attempt, UNSAFE)
-        return True
 
+class _Recorder:
+    """Writes what an engine reports to the store, several events in one transaction."""
 
-@dataclass
-class _Record:
-    """Notes events in the store, several of them at a time."""
+    def __init__(self, store: Store, prediction: Prediction, *, is_list: bool) -> None:
+        self._store = store
+        self._prediction = prediction
+        self._is_list = is_list
+        self._lines: list[str] = []
+        self._outputs: list[Any] = []
+        self._fraction = 0.0
+        self._percent = -1
+        self._began_at = time.monotonic()
+        self._written_at = 0.0
 
-    store: Store
-    prediction: Prediction
-    resolved: Resolved
-    _lines: list[str] = field(default_factory=list)
-    _outputs: list[Any] = field(default_factory=list)
-    _fraction: float = 0.0
-    _percent: int = -1
-    _began: float = field(default_factory=time.monotonic)
-    _recorded: float = 0.0
-
-    def note(self, event: EngineEvent) -> None:
-        name, attempt, queue = self.prediction.id, self.prediction.attempt, self.store.queue
+    def record(self, event: EngineEvent) -> None:
+        name, attempt, queue = self._prediction.id, self._prediction.attempt, self._store.queue
         if isinstance(event, Started):
-            self._began = time.monotonic()
+            self._began_at = time.monotonic()
             queue.start(name, attempt)
         elif isinstance(event, Log):
             self._lines.append(event.text.rstrip().replace("\r", "\n"))
         elif isinstance(event, Progressed):
-            self._progress(event)
-        elif isinstance(event, FileMade):
+            self._fraction, percent = event.fraction, int(event.fraction * 100)
+            if percent > self._percent:
+                self._percent = percent
+                spent = time.monotonic() - self._began_at
+                self._lines.append(progress_line(event.fraction, spent, event.seconds_left))
+        elif isinstance(event, OutputFile):
             self._outputs.append(self._keep(event))
-            # The last output goes on the disk with the success, and can then not be lost alone.
-            self._recorded = time.monotonic()
-        if isinstance(event, Done):
+            # Wait a little: the last output is then written together with the success, and no
+            # crash in between can leave a prediction that has its output and is not done.
+            self._written_at = time.monotonic()
+        elif isinstance(event, Done):
             queue.succeed(name, attempt, self._report())
+            return
         elif isinstance(event, Failed):
-            self._flush()
+            self._write()
             self._fail(event)
-        elif time.monotonic() - self._recorded > _RECORD_EVERY_S:
-            self._flush()
-
-    def _progress(self, event: Progressed) -> None:
-        self._fraction, percent = event.fraction, int(event.fraction * 100)
-        if percent > self._percent:
-            self._percent = percent
-            spent = time.monotonic() - self._began
-            self._lines.append(progress_line(event.fraction, spent, event.seconds_left))
-
-    def _keep(self, made: FileMade) -> Any:
-        files = self.store.files
-        with made.path.open("rb") as source:
-            kept = files.keep(
-                self.prediction.account_id,
-                made.name,
-                source,
-                content_type=made.content_type,
-                prediction_id=self.prediction.id,
-                limit=self.store.settings.max_output_bytes,
-            )
-        return files.reference(kept)
-
-    def _flush(self) -> None:
-        if self._lines or self._outputs:
-            self.store.queue.report(self.prediction.id, self.prediction.attempt, self._report())
-
-    def _report(self) -> Report:
-        logs = "".join(f"{line}\n" for line in self._lines)
-        report = Report(logs, tuple(self._outputs), self.resolved.many, self._fraction)
-        self._lines, self._outputs, self._recorded = [], [], time.monotonic()
-        return report
+            return
+        if time.monotonic() - self._written_at > _WRITE_EVERY_S:
+            self._write()
 
     def _fail(self, event: Failed) -> None:
-        name, attempt, queue = self.prediction.id, self.prediction.attempt, self.store.queue
+        name, attempt, queue = self._prediction.id, self._prediction.attempt, self._store.queue
         if event.lost:
             log.warning("Its worker was lost: %s", event.error)
             queue.lose(name, attempt, event.error)
-        elif not event.cancelled:
+        elif not event.cancelled:  # whoever cancelled it has recorded that already
             queue.fail(name, attempt, event.error)
+
+    def _keep(self, output: OutputFile) -> Any:
+        files = self._store.files
+        with output.path.open("rb") as source:
+            kept = files.keep(
+                self._prediction.account_id,
+                output.name,
+                source,
+                content_type=output.content_type,
+                prediction_id=self._prediction.id,
+                limit=self._store.settings.max_output_bytes,
+            )
+        return files.reference(kept)
+
+    def _write(self) -> None:
+        if self._lines or self._outputs:
+            self._store.queue.report(self._prediction.id, self._prediction.attempt, self._report())
+
+    def _report(self) -> Report:
+        logs = "".join(f"{line}\n" for line in self._lines)
+        report = Report(logs, tuple(self._outputs), self._is_list, self._fraction)
+        self._lines, self._outputs, self._written_at = [], [], time.monotonic()
+        return report
