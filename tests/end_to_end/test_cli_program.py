@@ -15,7 +15,7 @@ from cli_support import names_in, put, run, start_fake
 import tegula.errors
 from tegula import __version__, errors
 from tegula import upscaler as upscaler_module
-from tegula.cli.upscale import BACKENDS, PRECISIONS
+from tegula.cli.models import BACKENDS, PRECISIONS
 from tegula.errors import TegulaError
 from tegula.models import compiled as running
 from tegula.models import device as devices
@@ -148,6 +148,16 @@ def test_a_signal_stops_the_work_and_leaves_nothing(tmp_path, number, code):
     assert names_in(tmp_path) == ["a.png"]
 
 
+def test_a_signal_stops_the_loading_of_a_model_by_its_name_at_once(tmp_path):
+    source = put(tmp_path / "a.png")
+    process = start_fake("tegula/upscale", f"image=@{source}", command="run", load=LOADING)
+    assert process.stderr.readline() == "busy\n"
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert told.splitlines()[-1].startswith("tegula: Cancelled")
+
+
 def test_a_terminal_shows_stage_windows_and_time_left(tmp_path):
     reader, writer = os.openpty()
     process = start_fake(put(tmp_path / "a.png"), upscale=REPORTING, stderr=writer)
@@ -161,7 +171,7 @@ def test_a_terminal_shows_stage_windows_and_time_left(tmp_path):
     assert process.returncode == 130
     assert b"refine 3/12 windows" in shown
     assert b"75%" in shown
-    assert b"1:05 min left" in shown
+    assert b"0:01:05 left" in shown
 
 
 def test_a_second_signal_kills_what_does_not_listen(tmp_path):

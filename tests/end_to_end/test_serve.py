@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import socket
+import subprocess
+import sys
 import time
 
 import httpx
 import pytest
+from cli_support import names_in, run
 from PIL import Image
-from serve_support import photo, served
+from serve_support import free_port, photo, served
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +40,27 @@ def test_a_picture_is_uploaded_enlarged_and_read_back(api):
     listed = api.get("/v1/predictions").json()["results"][0]["output"]
     picture = Image.open(io.BytesIO(api.get(listed, headers={"authorization": ""}).content))
     assert picture.size == (128, 96)
+
+
+def test_a_port_that_is_taken_is_told_in_a_sentence(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        result = run("serve", "--port", port, "--device", "cpu", "--folder", tmp_path)
+    assert result.exit_code == 2
+    assert f"127.0.0.1, port {port}: Address already in use" in result.stderr
+    assert names_in(tmp_path) == []
+
+
+def test_a_certificate_that_is_none_is_told_in_a_sentence(tmp_path):
+    bad = tmp_path / "cert.pem"
+    bad.write_text("no certificate")
+    words = ["--tls-cert", bad, "--tls-key", bad, "--folder", tmp_path, "--port", free_port()]
+    command = [sys.executable, "-m", "tegula", "serve", "--device", "cpu", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no PEM files of a certificate and its key" in done.stderr.splitlines()[-1]
 
 
 def test_a_picture_that_is_none_fails_with_a_sentence(api):

@@ -6,8 +6,8 @@ import pytest
 from cli_support import run
 
 from tegula.cli import doctor as machine_module
-from tegula.cli.doctor import Finding, why_precision, works
-from tegula.cli.models import in_words
+from tegula.cli.console import format_bytes
+from tegula.cli.doctor import Finding, findings, is_ready, why_precision
 from tegula.errors import MissingWeightsError, UnknownModelError
 from tegula.models import load as registry
 from tegula.models.prescalers import catalogue, list_prescalers
@@ -24,7 +24,7 @@ def test_doctor_tells_what_is_here_and_what_to_do():
     assert "`tegula upscale` is ready." in result.stdout
     for words in ("device", "data type", "cores", "memory", "torch 2", "diffusers", "models in"):
         assert words in result.stdout
-    assert "prescaler  realesrgan-x4plus: here" in result.stdout
+    assert "prescaler  realesrgan-x4plus: installed" in result.stdout
     assert "tegula models pull realistic-vision-5.1" in result.stdout
 
 
@@ -47,9 +47,19 @@ def test_doctor_fails_when_the_default_cannot_run(monkeypatch):
 
 
 def test_only_what_the_default_needs_decides():
-    assert works([Finding("bundle", "mini", here=True), Finding("bundle", "big", here=False)])
-    assert not works([Finding("bundle", "mini", here=False)])
-    assert not works([Finding("bundle", "mini", here=True), Finding("prescaler", "x", here=False)])
+    assert is_ready([Finding("bundle", "mini", here=True), Finding("bundle", "big", here=False)])
+    assert not is_ready([Finding("bundle", "mini", here=False)])
+    assert not is_ready(
+        [Finding("bundle", "mini", here=True), Finding("prescaler", "x", here=False)]
+    )
+
+
+def test_what_is_missing_is_installed_by_the_command_of_its_own():
+    todos = {finding.name: finding.todo for finding in findings() if finding.kind == "extra"}
+    assert todos["openvino"].endswith("pip install 'tegula[openvino]'")
+    assert todos["server"].endswith("pip install 'tegula[server]'")
+    assert "spandrel" in todos["formats"]
+    assert "spandrel" in todos["faces"]
 
 
 def test_the_limit_of_a_container_counts_as_its_memory(tmp_path, monkeypatch):
@@ -103,5 +113,5 @@ def test_pull_of_an_unknown_name_lists_the_known():
 @pytest.mark.parametrize(
     ("size", "words"), [(5_700_000_000, "5.7 GB"), (20_000_000, "20.0 MB"), (999, "999 bytes")]
 )
-def test_sizes_in_words(size, words):
-    assert in_words(size) == words
+def test_sizes_format_bytes(size, words):
+    assert format_bytes(size) == words

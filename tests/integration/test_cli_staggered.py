@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from tegula.cli.console import staggered
+from tegula.cli.batch import staggered
 
 LONG = 20
 """Seconds that only a failing test waits."""

@@ -280,6 +280,11 @@ def test_nothing_is_loaded_for_what_cannot_be_done(folder, loads):
         ("a.png", "--scale", "16", "--max-pixels", "100"),
         ("a.png", "--quality", "0"),
         ("a.png", "out.png", "--format", "gif"),
+        ("a.png", "out.png", "--preview", "nowhere/preview.png"),
+        ("a.png", "out.png", "--preview", "preview.gif"),
+        ("a.png", "out.png", "--preview", "a.png"),
+        ("a.png", "out.png", "--mask", "missing.png"),
+        ("a.png", "out.png", "--strength-map", "no.png"),
     ):
         result = upscale(*words)
         assert result.exit_code in (2, 3, 4, 5), words

@@ -34,7 +34,7 @@ sys.modules["tegula.upscaler"] = fake
 from tegula.cli import main
 main()
 """
-"""A program with an upscaler that does as told, and no torch."""
+"""A program whose upscaler runs the given code, and no torch."""
 
 
 def run(*words, stdin=None):
@@ -70,10 +70,10 @@ def names_in(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def start_fake(*words, load="pass", upscale="pass", stderr=subprocess.PIPE):
+def start_fake(*words, command="upscale", load="pass", upscale="pass", stderr=subprocess.PIPE):
     program = FAKE.format(load=load, upscale=textwrap.indent(upscale, " " * 8).strip())
     return subprocess.Popen(
-        [sys.executable, "-c", program, "upscale", *(str(word) for word in words)],
+        [sys.executable, "-c", program, command, *(str(word) for word in words)],
         stdout=subprocess.PIPE,
         stderr=stderr,
         stdin=subprocess.DEVNULL,

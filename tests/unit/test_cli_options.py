@@ -1,13 +1,12 @@
 """Options of an upscale as options of the command line, and progress as lines."""
 
-import dataclasses
-
 import click
 import pytest
 from cli_support import run
 
-from tegula.cli.console import Lines, stage_text, time_left
-from tegula.cli.options import Models, given_options, models_like, options_like, word
+from tegula.cli.console import ProgressLines, stage_text, time_left
+from tegula.cli.models import Models, models_like
+from tegula.cli.options import given_options, option_name, options_like
 from tegula.cli.upscale import UPSCALE
 from tegula.errors import InputError, OptionError
 from tegula.options import OPTIONS, UpscaleOptions
@@ -40,7 +39,7 @@ def sample(name):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_is_an_option_of_its_type(name):
     text, value = sample(name)
-    words = [word(name)] if text is None else [word(name), text]
+    words = [option_name(name)] if text is None else [option_name(name), text]
     assert given_options(parsed(*words)) == {name: value}
     assert getattr(UpscaleOptions(**{name: value}), name) == value
 
@@ -58,7 +57,7 @@ def test_the_help_tells_the_effect_of_every_option(name):
     told = "".join(run("upscale", "--help").stdout.split())
     effect = "".join(OPTIONS[name]["description"].removeprefix("Redraw mode: ").split())
     assert effect[1:] in told
-    assert word(name) in told
+    assert option_name(name) in told
 
 
 @pytest.mark.parametrize("words", [("--size", "30"), ("--crop", "1,2,3"), ("--size", "-1x4")])
@@ -120,21 +119,48 @@ def test_settings_out_of_bounds_are_refused():
         options_like(SETTINGS, {"creativity": 8})
 
 
-def test_damaged_models_are_refused():
-    with pytest.raises(InputError, match="damaged"):
-        models_like({"models": {"loras": 5}}, Models())
+@pytest.mark.parametrize("damage", [{"asked": [1]}, {"redraw": 5}, {"asked": None}])
+def test_settings_that_are_no_objects_are_refused(damage):
+    with pytest.raises(InputError, match=r"damaged: (asked|redraw) is"):
+        options_like({**SETTINGS, **damage}, {})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        5,
+        [1],
+        {"loras": 5},
+        {"loras": [["a", 1.0, 2]]},
+        {"loras": ["ab"]},
+        {"bundle": 5},
+        {"vae": ["a"]},
+        {"embeddings": "abc"},
+        {"few_step": 1},
+    ],
+)
+def test_damaged_models_are_refused(damage):
+    with pytest.raises(InputError, match="damaged: models"):
+        models_like({"models": damage}, Models())
+
+
+def test_models_of_a_result_become_models_again():
+    found = {"models": {"bundle": "mine", "loras": [["a", 1], ["b", 0.5]], "embeddings": ["e"]}}
+    assert models_like(found, Models(vae="v")) == Models(
+        bundle="mine", loras=(("a", 1.0), ("b", 0.5)), embeddings=("e",), vae="v"
+    )
 
 
 def test_lines_are_few_and_none_for_quick_work():
     now = iter(range(0, 1000, 2))
     written = []
-    lines = Lines("a.png", written.append, clock=lambda: next(now))
+    lines = ProgressLines("a.png", written.append, clock=lambda: next(now))
     for done in range(101):
         lines(Progress("refine", done, 100, done / 100, 65.0))
     assert [line.split(",")[0] for line in written] == ["a.png: 25%", "a.png: 50%", "a.png: 75%"]
-    assert written[0] == "a.png: 25%, refine 25/100 windows, 1:05 min left"
+    assert written[0] == "a.png: 25%, refine 25/100 windows, 0:01:05 left"
     quick = []
-    lines = Lines("a.png", quick.append, clock=lambda: 0.0)
+    lines = ProgressLines("a.png", quick.append, clock=lambda: 0.0)
     for done in range(101):
         lines(Progress("refine", done, 100, done / 100, 0.0))
     assert quick == []
@@ -144,10 +170,10 @@ def test_lines_are_few_and_none_for_quick_work():
     ("seconds", "text"),
     [
         (None, ""),
-        (0.2, "0 s left"),
-        (59.4, "59 s left"),
-        (125, "2:05 min left"),
-        (7300, "2:01 h left"),
+        (0.2, "0:00:00 left"),
+        (59.4, "0:00:59 left"),
+        (125, "0:02:05 left"),
+        (7300, "2:01:40 left"),
     ],
 )
 def test_time_left_is_told_as_people_say_it(seconds, text):
@@ -164,6 +190,6 @@ def test_stages_without_units_are_told_by_name():
 
 
 def test_models_record_only_what_was_asked_for():
-    assert Models().asked() == {}
-    assert Models(vae="x").asked() == {"vae": "x"}
-    assert {f.name for f in dataclasses.fields(Models)} <= set(parsed())
+    assert Models().given() == {}
+    assert Models(vae="x").given() == {"vae": "x"}
+    assert set(Models.model_fields) <= set(parsed())

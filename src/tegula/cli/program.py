@@ -7,20 +7,22 @@ from typing import Any
 import click
 
 from tegula import __version__
-from tegula.cli.console import asks_for_json, failure_of, quieten_libraries, tell_failure
+from tegula.cli.console import Console, Failure, quieten_libraries
 from tegula.cli.doctor import DOCTOR
 from tegula.cli.models import MODELS
+from tegula.cli.options import Option
 from tegula.cli.plan import PLAN
 from tegula.cli.run import RUN
-from tegula.cli.serve import SERVE, TOKENS
+from tegula.cli.serve import SERVE
+from tegula.cli.tokens import TOKENS
 from tegula.cli.upscale import UPSCALE
 
 
 class _Program(click.Group):
-    """Tells every error in one sentence; ``--debug`` shows where it came from."""
+    """Turns every error into one sentence and an exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command and turn what it raises into a sentence and an exit status."""
+        """Run the command; with ``--debug``, errors pass with their traceback."""
         debug = bool(ctx.params["debug"])
         if not debug:
             quieten_libraries()
@@ -31,18 +33,20 @@ class _Program(click.Group):
         except (Exception, KeyboardInterrupt) as error:
             if debug and not isinstance(error, KeyboardInterrupt):
                 raise
-            failure = failure_of(error)
-            tell_failure(failure, as_json=asks_for_json(ctx))
+            failure = Failure.of(error)
+            Console.current().error(failure)
             ctx.exit(failure.exit_status)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """List the commands in the order in which they are declared, not by the alphabet."""
+        return list(self.commands)
 
 
 PROGRAM = _Program(
     name="tegula",
-    help="Makes pictures larger and better, on your own machine.",
-    commands=[UPSCALE, PLAN, RUN, MODELS, DOCTOR, SERVE, TOKENS],
-    params=[
-        click.Option(["--debug"], is_flag=True, help="Show where an error came from."),
-    ],
+    help="Make pictures larger and better, on your own machine.",
+    commands=[UPSCALE, PLAN, MODELS, DOCTOR, RUN, SERVE, TOKENS],
+    params=[Option(["--debug"], "Show where an error came from.", is_flag=True)],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 click.version_option(__version__, prog_name="tegula", message="%(prog)s %(version)s")(PROGRAM)

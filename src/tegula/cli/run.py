@@ -1,108 +1,122 @@
-"""`tegula run`: a model of the catalogue by its name, with its own inputs."""
+"""`tegula run`: a model of the API by its name, with its own inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tegula.cli.console import Console, Interruption, showing, waiting, wants_json
+from tegula.cli.console import Console, Interruption, show_progress
+from tegula.cli.models import DEVICE, MODEL, PRECISION, Models, Runtime, load_upscaler
+from tegula.cli.options import JSON, QUIET, Option
 from tegula.errors import OptionError, PathError
 
 if TYPE_CHECKING:
-    from tegula.catalog import Output, Version
+    from tegula.catalog import Version
+    from tegula.catalog.run import Provider
     from tegula.upscaler import Upscaler
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-_HELP = """Run a model by the name that the API has for it.
+_HELP = """Run a model by the name that it has in the API.
 
 \b
+  tegula run                                    list the models
+  tegula run philz1337x/clarity-upscaler        list the inputs of one
   tegula run tegula/upscale image=@photo.jpg scale=4
   tegula run fewjative/ultimate-sd-upscale image=@photo.jpg denoise=0.4 mode_type=Chess
-  tegula run                                    lists the models
-  tegula run philz1337x/clarity-upscaler        lists the inputs of one
 
-`@` names a file. A version follows the name after a colon.
+`@` stands before the name of a file. A version may follow the model after a colon.
 """
 
 
 def _run(
     model: str | None,
-    words: tuple[str, ...],
+    inputs: tuple[str, ...],
     output: Path,
     bundle: str | None,
     device: str,
     precision: str,
     *,
-    as_json: bool,
+    json: bool,
     quiet: bool,
 ) -> None:
     from tegula.catalog import find
 
-    console = Console(quiet=quiet, json=as_json)
-    wants_json(click.get_current_context(), json=as_json)
+    console = Console.open(quiet=quiet, json=json)
     if model is None:
         _list_models(console)
         return
     version = find(model)
-    if not words:
+    if not inputs:
         _list_inputs(version, console)
         return
     interruption = Interruption()
+
+    def load(loras: Sequence[tuple[str, float]]) -> Upscaler:
+        models = Models(bundle=bundle, loras=tuple(loras))
+        with interruption.unpolled():
+            return load_upscaler(console, models, Runtime(device, precision))
+
     with interruption.installed():
-        loading = {"bundle": bundle, "device": device, "precision": precision}
-        written = _written(version, words, output, loading, console, interruption)
-    for path in written:
-        console.tell(f"{path}")
+        _run_version(version, inputs, output, load, console, interruption)
 
 
-def _written(
+def _run_version(
     version: Version,
-    words: Sequence[str],
+    arguments: Sequence[str],
     folder: Path,
-    loading: Mapping[str, Any],
+    load: Provider,
     console: Console,
     interruption: Interruption,
-) -> list[Path]:
+) -> None:
+    """Run a model and write its pictures into a folder.
+
+    Raises:
+        TegulaError: an input is wrong, or as ``Upscaler.load`` and ``Upscaler.upscale``.
+    """
     from tegula.catalog import run, validate
     from tegula.folders import write_atomically
 
-    inputs = validate(version, _inputs(version, words))
-    _make(folder)
-    stem = _stem(inputs.values[version.image])
-    paths = []
-    with showing(console, stem) as on_progress, interruption.polled():
-        outputs = run(
-            version,
-            inputs,
-            lambda loras: _load(console, loading, loras),
-            on_progress=on_progress,
-            on_log=console.tell,
-            cancelled=interruption.cancelled,
+    inputs = validate(version, _parse_inputs(version, arguments))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PathError(f"{folder} cannot be created: {error.strerror}.") from error
+    image = inputs.values[version.image]
+    source = image.stem if isinstance(image, Path) else "out"
+    with show_progress(console, source) as on_progress, interruption.polled():
+        outputs = list(
+            run(
+                version,
+                inputs,
+                load,
+                on_progress=on_progress,
+                on_log=console.message,
+                cancelled=interruption.requested,
+            )
         )
-        for number, output in enumerate(outputs):
-            path = folder / f"{stem}-{version.name.split('/')[1]}-{number}{_suffix(output)}"
-            write_atomically(path, output.data)
-            paths.append(path)
-            console.data({"output": str(path), "width": output.width, "height": output.height})
-    return paths
+    name = version.name.split("/")[1]
+    for number, output in enumerate(outputs):
+        path = folder / f"{source}-{name}-{number}{Path(output.name).suffix}"
+        write_atomically(path, output.data)
+        console.message(str(path))
+        console.record({"output": str(path), "width": output.width, "height": output.height})
 
 
-def _inputs(version: Version, words: Sequence[str]) -> dict[str, Any]:
-    """Read ``key=value`` and ``key=@file``.
+def _parse_inputs(version: Version, arguments: Sequence[str]) -> dict[str, Any]:
+    """Read ``name=value`` and ``name=@file``.
 
     Raises:
-        OptionError: a word has no equals sign, or a key comes twice.
+        OptionError: an argument has no equals sign, or a name comes twice.
     """
     from tegula.catalog import from_text
 
     texts: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
         if not equals or not name:
-            raise OptionError(f"Inputs are name=value or name=@file, which {word!r} is not.")
+            raise OptionError(f"Inputs are name=value or name=@file, which {argument!r} is not.")
         if name in texts:
             raise OptionError(f"The input {name} is given twice.")
         texts[name] = value
@@ -110,57 +124,28 @@ def _inputs(version: Version, words: Sequence[str]) -> dict[str, Any]:
     return {**from_text(version, texts), **files}
 
 
-def _load(
-    console: Console, loading: Mapping[str, Any], loras: Sequence[tuple[str, float]]
-) -> Upscaler:
-    from tegula.upscaler import DEFAULT_BUNDLE, Upscaler
-
-    with waiting(console, "Loading the model"):
-        return Upscaler.load(
-            loading["bundle"] or DEFAULT_BUNDLE,
-            loras=loras,
-            device=loading["device"],
-            precision=loading["precision"],
-        )
-
-
-def _stem(image: object) -> str:
-    return image.stem if isinstance(image, Path) else "out"
-
-
-def _suffix(output: Output) -> str:
-    return Path(output.name).suffix
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PathError(f"{folder} cannot be made: {error.strerror}.") from error
-
-
 def _list_models(console: Console) -> None:
     from tegula.catalog import models
 
     for model in models():
         for version in model.versions:
-            console.data({"model": model.reference, "version": version.id})
-        if not console.json:
-            click.echo(f"{model.reference:48} {model.description}")
+            console.record({"model": model.reference, "version": version.id})
+        console.text(f"{model.reference:48} {model.description}")
 
 
 def _list_inputs(version: Version, console: Console) -> None:
     from tegula.catalog import openapi_schema
 
-    console.data(openapi_schema(version))
-    if console.json:
-        return
-    click.echo(f"{version.name}:{version.id}\n")
+    console.record(openapi_schema(version))
+    console.text(f"{version.name}:{version.id}\n")
     for known in version.fields:
-        default = "required" if known.required else f"default: {known.default!r}"
-        if known.default is None and not known.required:
+        if known.required:
+            default = "required"
+        elif known.default is None:
             default = "optional"
-        click.echo(f"  {known.name:24} {known.description} [{default}]")
+        else:
+            default = f"default: {known.default}"
+        console.text(f"  {known.name:24} {known.description} [{default}]")
 
 
 RUN = click.Command(
@@ -170,24 +155,19 @@ RUN = click.Command(
     short_help="Run a model by its name in the API.",
     params=[
         click.Argument(["model"], required=False, metavar="[OWNER/NAME[:VERSION]]"),
-        click.Argument(["words"], nargs=-1, metavar="[NAME=VALUE]..."),
-        click.Option(
+        click.Argument(["inputs"], nargs=-1, metavar="[NAME=VALUE]..."),
+        Option(
             ["-o", "--output"],
+            "The folder of the results.",
+            ["default: this one"],
             type=click.Path(path_type=Path),
             default=Path(),
             metavar="FOLDER",
-            help="Where results go. [default: here]",
         ),
-        click.Option(
-            ["--model", "--bundle", "bundle"],
-            metavar="NAME|PATH",
-            help="The bundle to run on. [default: the packaged one]",
-        ),
-        click.Option(["--device"], default="auto", help="auto, cpu, cuda, cuda:N or mps."),
-        click.Option(
-            ["--precision"], type=click.Choice(PRECISIONS), default="auto", help="To compute in."
-        ),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON for programs."),
-        click.Option(["-q", "--quiet"], is_flag=True, help="Print errors only."),
+        MODEL,
+        DEVICE,
+        PRECISION,
+        JSON,
+        QUIET,
     ],
 )

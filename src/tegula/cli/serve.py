@@ -5,156 +5,59 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ipaddress
+import os
 import signal
 import sys
 import tempfile
 import threading
-import webbrowser
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tegula.errors import MissingExtraError, NotFoundError, OptionError
+from tegula.cli.options import Option, SectionedCommand
+from tegula.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from tegula.server.api.service import Background
+    from tegula.catalog import Catalog
+    from tegula.server.api.service import Background, Hardware
+    from tegula.server.engine import Device
     from tegula.server.settings import ServerSettings
     from tegula.server.store import Store
     from tegula.server.supervisor import Supervisor
 
-
-# What `tegula serve` and `tegula tokens` share: where the server's settings come from.
-
-OPTIONS: tuple[Callable[..., Any], ...] = (
-    click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        help="JSON file of settings; the environment goes before it (TEGULA_PUBLIC_URL, ...).",
-    ),
-    click.option(
-        "--folder",
-        type=click.Path(path_type=Path),
-        help="Where the database and the files lie.",
-    ),
-)
+_EXTRA_COMMAND = "pip install 'tegula[server]'"
+_CLOSE_CONNECTIONS_S = 5
+_KEEP_CONNECTIONS_S = 75
+"""Longer than proxies keep an idle connection; they would send into one closed by us."""
+_M_ARENA_MAX = -8
+_STARTUP_FAILED = 3
 
 
-def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
-
-
-def read_settings(config: Path | None, folder: Path | None, **others: Any) -> ServerSettings:
-    """Return the settings; what is given here goes before file and environment.
+def read_settings(config: Path | None, given: Mapping[str, Any]) -> ServerSettings:
+    """Return the settings of a file and the environment; what is given here wins.
 
     Raises:
         MissingExtraError: the server's packages are not installed.
-        PathError, OptionError: a setting is wrong.
+        PathError, OptionError: the file cannot be read, or a setting is wrong.
     """
     try:
         import alembic  # noqa: F401
         import fastapi  # noqa: F401
         import httpcore  # noqa: F401
-        import pydantic_settings  # noqa: F401
         import uvicorn  # noqa: F401
+
+        from tegula.server.settings import load_settings
     except ImportError as error:
         raise MissingExtraError(
-            "The server needs packages of its own: pip install 'tegula[server]'."
+            f"The server needs packages of its own: {_EXTRA_COMMAND}."
         ) from error
-    from tegula.server.settings import load_settings
-
-    given = {name: value for name, value in {**others, "folder": folder}.items() if value}
-    return load_settings(config, **given)
-
-
-# `tegula tokens`: who may use the server.
-
-
-@click.group(name="tokens", help="Make, list and revoke the tokens that open the server.")
-def TOKENS() -> None:  # noqa: N802 - named as the other commands are
-    """Group the commands."""
-
-
-@TOKENS.command(help="Make a token and print it; it is shown this once and kept nowhere.")
-@click.argument("name")
-@click.option(
-    "--account", default="local", show_default=True,
-    help="Whose predictions, files and models it opens; made if it is new.",
-)  # fmt: skip
-@server_options
-def create(name: str, account: str, config: Path | None, folder: Path | None) -> None:
-    """Make a token."""
-    with _store(config, folder) as store:
-        _, plain = store.accounts.create_token(store.accounts.ensure(account).id, name)
-    click.echo(plain)
-
-
-@TOKENS.command(name="list", help="List the tokens, without their text.")
-@server_options
-def list_tokens(config: Path | None, folder: Path | None) -> None:
-    """List the tokens."""
-    with _store(config, folder) as store:
-        for token in store.accounts.tokens():
-            account = store.accounts.get(token.account_id).username
-            state = "revoked" if token.revoked_at else f"used {_day(token.last_used_at)}"
-            click.echo(
-                f"{token.name}  {account}  ...{token.hint}  {_day(token.created_at)}  {state}"
-            )
-
-
-@TOKENS.command(help="Revoke a token by its name or id, from its next request on.")
-@click.argument("name")
-@server_options
-def revoke(name: str, config: Path | None, folder: Path | None) -> None:
-    """Revoke a token."""
-    with _store(config, folder) as store:
-        if not store.accounts.revoke(name):
-            raise NotFoundError(
-                f"No valid token is named {name!r}; `tegula tokens list` lists them."
-            )
-    click.echo(f"{name} is revoked.", err=True)
-
-
-@contextmanager
-def _store(config: Path | None, folder: Path | None) -> Iterator[Store]:
-    settings = read_settings(config, folder)
-    from tegula.server.store import Store
-
-    store = Store.open(settings)
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def _day(moment: datetime | None) -> str:
-    return moment.date().isoformat() if moment else "never"
-
-
-# `tegula serve`: the HTTP API and the engine behind it.
-
-_HELP = """Serve Replicate's HTTP API on this machine.
-
-\b
-  tegula serve --demo                    try it: a token is printed, nothing is kept
-  tegula tokens create laptop            make a token
-  tegula serve                           serve at http://127.0.0.1:8000
-
-Point a Replicate client at the address; docs/server.md has an example for each.
-"""
-_CLOSE_CONNECTIONS_S = 5
-_M_ARENA_MAX = -8
-_KEEP_CONNECTIONS_S = 75
-"""Longer than proxies keep an idle connection, which would else send into a closed one."""
+    return load_settings(config, **{name: value for name, value in given.items() if value})
 
 
 @dataclass(frozen=True)
@@ -166,8 +69,8 @@ class Address:
 
     host: str
     port: int
-    cert: Path | None
-    key: Path | None
+    cert: Path | None = None
+    key: Path | None = None
 
     @property
     def url(self) -> str:
@@ -176,7 +79,7 @@ class Address:
         return f"{'https' if self.cert else 'http'}://{host}:{self.port}"
 
     @property
-    def loopback(self) -> bool:
+    def is_loopback(self) -> bool:
         """Whether only this machine reaches it."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
@@ -184,9 +87,133 @@ class Address:
             return self.host == "localhost"
 
     @property
-    def wildcard(self) -> bool:
-        """Whether it stands for every address of this machine, and so for none to give out."""
+    def is_wildcard(self) -> bool:
+        """Whether it stands for every address of this machine, and so for none to publish."""
         return self.host in ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
+
+
+def _serve(
+    host: str,
+    port: int,
+    public_url: str | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    bundle: str | None,
+    devices: tuple[str, ...],
+    config: Path | None,
+    folder: Path | None,
+    grace: float,
+    log_level: str,
+    *,
+    demo: bool,
+    no_auth: bool,
+    force: bool,
+) -> None:
+    """Serve until a signal comes."""
+    address = Address(host, port, tls_cert, tls_key)
+    given = {"public_url": public_url, "bundle": bundle, "devices": devices, "no_auth": no_auth}
+    with ExitStack() as stack:
+        if demo:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tegula-demo-")))
+        settings = read_settings(config, {**given, "folder": folder})
+        settings = check_address(settings, address, force=force)
+        serve(settings, address, grace=grace, log_level=log_level, demo=demo)
+
+
+def check_address(settings: ServerSettings, address: Address, *, force: bool) -> ServerSettings:
+    """Return the settings with the public URL that fits the address.
+
+    Raises:
+        OptionError: the address is not free, everybody could use the server, or clients
+            would be given useless links.
+    """
+    if settings.no_auth and not address.is_loopback and not force:
+        raise OptionError(
+            f"Without tokens everybody who reaches {address.host} could use the server; "
+            "leave --no-auth out, or add --force."
+        )
+    if (address.cert is None) != (address.key is None):
+        raise OptionError("--tls-cert and --tls-key go together.")
+    if settings.public_url == type(settings).model_fields["public_url"].default:
+        if address.is_wildcard:
+            raise OptionError("Give --public-url: the address at which clients reach the server.")
+        settings = settings.model_copy(update={"public_url": address.url})
+    _check_free(address)
+    return settings
+
+
+def _check_free(address: Address) -> None:
+    """Listen for a moment, to find out before the store is opened and the engine starts."""
+    import asyncio
+    import socket
+
+    async def listen() -> None:
+        loop = asyncio.get_running_loop()
+        (await loop.create_server(asyncio.Protocol, address.host, address.port)).close()
+
+    try:
+        asyncio.run(listen())
+    except OSError as error:
+        # asyncio puts a text of its own around the system's, except where a name is unknown.
+        known = error.errno is not None and not isinstance(error, socket.gaierror)
+        reason = os.strerror(error.errno or 0) if known else error.strerror
+        raise OptionError(
+            f"The server cannot listen on {address.host or 'all addresses'}, port "
+            f"{address.port}: {reason}; choose others with --host and --port."
+        ) from error
+
+
+def serve(
+    settings: ServerSettings, address: Address, *, grace: float, log_level: str, demo: bool
+) -> None:
+    """Open the store, start the engine and answer requests until a signal comes.
+
+    Raises:
+        OptionError: the certificate cannot be used.
+    """
+    from tegula.catalog import Catalog
+    from tegula.catalog.inputs import packaged_fingerprint
+    from tegula.server.api.app import create_app
+    from tegula.server.engine import device_of, discover_devices
+    from tegula.server.settings import log_as_json
+    from tegula.server.store import Store
+
+    log_as_json(log_level.upper())
+    share_heaps()
+    only_cpu = set(settings.devices) == {"cpu"}
+    devices = (device_of("cpu", "CPU"),) if only_cpu else discover_devices()
+    used = settings.devices or tuple(device.name for device in devices)
+    # The ids of versions contain the weights: those of the package by their content.
+    weights = packaged_fingerprint() if settings.bundle == "mini" else settings.bundle
+    store, catalog = Store.open(settings), Catalog(weights)
+    try:
+        app = create_app(
+            store,
+            catalog=catalog,
+            hardware=_hardware(used, devices),
+            background=_background(store, catalog, used, grace),
+        )
+        _listen(app, address, lambda: _greet(settings, _demo_token(store) if demo else None))
+    finally:
+        store.close()
+
+
+def share_heaps() -> None:
+    """Keep memory flat: glibc gives every thread a heap, and each becomes full of holes."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+
+
+def _hardware(used: Sequence[str], devices: Sequence[Device]) -> list[Hardware]:
+    """Return the devices in use as the API lists them, each kind once."""
+    from tegula.server.api.service import Hardware
+
+    known = {device.name: device for device in devices}
+    titles = {}
+    for name in used:
+        device = known.get(name)
+        titles[device.sku if device else name] = device.title if device else name
+    return [Hardware(sku, title) for sku, title in titles.items()]
 
 
 @dataclass(frozen=True)
@@ -203,175 +230,8 @@ class _Graceful:
         self.supervisor.stop(self.seconds)
 
 
-class _Serve(click.Command):
-    """Describes the settings in ``--help`` with the words of ``ServerSettings``.
-
-    They are read only then: the class needs packages that other commands do without.
-    """
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, and then what only the file and the environment set."""
-        try:
-            from tegula.server.settings import describe_settings
-        except ImportError:
-            super().format_options(ctx, formatter)
-            return
-        settings = {setting.name: setting for setting in describe_settings()}
-        for parameter in self.params:
-            setting = settings.pop(_SETTING_OF_OPTION.get(parameter.name or "", ""), None)
-            if setting and isinstance(parameter, click.Option):
-                parameter.help = setting.effect
-        super().format_options(ctx, formatter)
-        rows = [
-            (f"TEGULA_{name.upper()}", f"{setting.effect}  [default: {setting.default}]")
-            for name, setting in settings.items()
-        ]
-        with formatter.section("Other settings (environment, or in lower case in --config)"):
-            formatter.write_dl(rows)
-
-
-_SETTING_OF_OPTION = {
-    "public_url": "public_url",
-    "bundle": "bundle",
-    "device": "devices",
-    "folder": "folder",
-    "no_auth": "no_auth",
-}
-
-
-@click.command(name="serve", help=_HELP, cls=_Serve)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--public-url", help="How clients reach the server, without /v1.")
-@click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM file of the certificate.")
-@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file of its key.")
-@click.option("--bundle", help="Weights to run; see `tegula models`.")
-@click.option("--device", multiple=True, help="Where to run, such as cpu or cuda:1; repeatable.")
-@click.option("--no-auth", is_flag=True, help="Ask for no token; only on this machine.")
-@click.option("--force", is_flag=True, help="Allow --no-auth on an address others reach.")
-@click.option("--demo", is_flag=True, help="Try it out of a temporary folder, token included.")
-@click.option(
-    "--grace", default=30.0, show_default=True, type=click.FloatRange(0),
-    help="Seconds for what runs to finish when the server stops; the rest is run again later.",
-)  # fmt: skip
-@click.option(
-    "--log-level", default="info", show_default=True,
-    type=click.Choice(["debug", "info", "warning", "error"]),
-)  # fmt: skip
-@server_options
-def SERVE(  # noqa: N802 - named as the other commands are
-    host: str,
-    port: int,
-    public_url: str | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    bundle: str | None,
-    device: tuple[str, ...],
-    config: Path | None,
-    folder: Path | None,
-    grace: float,
-    log_level: str,
-    *,
-    no_auth: bool,
-    force: bool,
-    demo: bool,
-) -> None:
-    """Serve until a signal comes."""
-    address = Address(host, port, tls_cert, tls_key)
-    given = {"public_url": public_url, "bundle": bundle, "devices": device, "no_auth": no_auth}
-    with ExitStack() as stack:
-        if demo:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tegula-demo-")))
-        settings = read_settings(config, folder, **given)
-        settings = check_address(settings, address, force=force)
-        serve(settings, address, grace=grace, log_level=log_level, demo=demo)
-
-
-def check_address(settings: ServerSettings, address: Address, *, force: bool) -> ServerSettings:
-    """Return the settings with the public URL that fits the address.
-
-    Raises:
-        OptionError: strangers could come in, or clients would be given useless links.
-    """
-    if settings.no_auth and not address.loopback and not force:
-        raise OptionError(
-            f"Without tokens everybody who reaches {address.host} could use the server; "
-            "leave --no-auth out, or add --force."
-        )
-    if (address.cert is None) != (address.key is None):
-        raise OptionError("--tls-cert and --tls-key go together.")
-    if settings.public_url != _default_public_url():
-        return settings
-    if address.wildcard:
-        raise OptionError("Say with --public-url how clients reach the server.")
-    return settings.model_copy(update={"public_url": address.url})
-
-
-def _default_public_url() -> str:
-    from tegula.server.settings import ServerSettings
-
-    return str(ServerSettings.model_fields["public_url"].default)
-
-
-def serve(
-    settings: ServerSettings, address: Address, *, grace: float, log_level: str, demo: bool
-) -> None:
-    """Open the store, start the engine and answer requests until a signal comes."""
-    from tegula.catalog import Catalog
-    from tegula.server.api.app import create_app
-    from tegula.server.engine import device_of, discover_devices
-    from tegula.server.settings import log_as_json
-    from tegula.server.store import Store
-
-    log_as_json(log_level.upper())
-    share_heaps()
-    only_cpu = set(settings.devices) == {"cpu"}
-    devices = (device_of("cpu", "CPU"),) if only_cpu else discover_devices()
-    store, catalog = Store.open(settings), Catalog(_weights(settings.bundle))
-    used = settings.devices or tuple(device.name for device in devices)
-    app = create_app(
-        store,
-        catalog=catalog,
-        hardware=_hardware(used, devices),
-        background=_background(store, catalog, used, grace),
-    )
-    _greet(settings, _demo_token(store) if demo else None)
-    try:
-        _listen(app, address)
-    finally:
-        store.close()
-
-
-def share_heaps() -> None:
-    """Keep memory flat: glibc gives every thread a heap, and each becomes full of holes."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
-
-
-def _listen(app: FastAPI, address: Address) -> None:
-    import uvicorn
-
-    tls: dict[str, Any] = {}
-    if address.cert:
-        tls = {"ssl_certfile": str(address.cert), "ssl_keyfile": str(address.key)}
-    # After its own orderly stop uvicorn raises the signal again, which would kill us here.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    uvicorn.run(
-        app,
-        host=address.host,
-        port=address.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_CONNECTIONS_S,
-        timeout_graceful_shutdown=_CLOSE_CONNECTIONS_S,
-        **tls,
-    )
-
-
 def _background(
-    store: Store, catalog: Any, devices: tuple[str, ...], grace: float
+    store: Store, catalog: Catalog, devices: tuple[str, ...], grace: float
 ) -> list[Background]:
     from tegula.server.background import Deliverer, Sweeper
     from tegula.server.fetch import Fetcher, Policy
@@ -383,22 +243,36 @@ def _background(
     return [Deliverer(store, fetcher), Sweeper(store), _Graceful(supervisor, grace)]
 
 
-def _hardware(used: tuple[str, ...], devices: Any) -> list[Any]:
-    from tegula.server.api.service import Hardware
+def _listen(app: FastAPI, address: Address, greet: Callable[[], None]) -> None:
+    import uvicorn
 
-    known = {device.name: device for device in devices}
-    told = {
-        known[name].sku if name in known else name: known[name].title if name in known else name
-        for name in used
-    }
-    return [Hardware(sku, title) for sku, title in told.items()]
-
-
-def _weights(bundle: str) -> str:
-    """Return what of the weights goes into the ids of versions."""
-    from tegula.catalog.inputs import packaged_fingerprint
-
-    return packaged_fingerprint() if bundle == "mini" else bundle
+    config = uvicorn.Config(
+        app,
+        host=address.host,
+        port=address.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_CONNECTIONS_S,
+        timeout_graceful_shutdown=_CLOSE_CONNECTIONS_S,
+        ssl_certfile=address.cert,
+        ssl_keyfile=address.key and str(address.key),
+    )
+    try:
+        config.load()
+    except OSError as error:
+        raise OptionError(
+            f"--tls-cert {address.cert} and --tls-key {address.key} are no PEM files of a "
+            f"certificate and its key: {error.strerror or error}."
+        ) from error
+    greet()
+    # After its own orderly stop uvicorn raises the signal again, which would kill us here.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    server = uvicorn.Server(config)
+    server.run()
+    if not server.started:
+        click.get_current_context().exit(_STARTUP_FAILED)
 
 
 def _demo_token(store: Store) -> str:
@@ -407,14 +281,131 @@ def _demo_token(store: Store) -> str:
 
 
 def _greet(settings: ServerSettings, token: str | None) -> None:
-    say = click.echo
-    say(f"tegula serves {settings.public_url}/v1; its documentation is at /docs.", err=True)
+    """Print where the server is; in a demo also a token and a page that has it."""
+    click.echo(f"The API is at {settings.public_url}/v1, its documentation at /docs.", err=True)
     if token is None:
         return
     # Browsers send nowhere what stands behind the #; the page takes it out of the address.
     page = f"{settings.public_url}/#token={token}"
-    say(f"Token: {token}", err=True)
-    say(f"A page to try it, with the token in it: {page}", err=True)
-    say(f"Everything lies in {settings.folder} and goes with it at the end.", err=True)
+    click.echo(f"Token: {token}", err=True)
+    click.echo(f"A page to try it, with the token in it: {page}", err=True)
+    click.echo(f"All data is in {settings.folder}, which is deleted at the end.", err=True)
     if sys.stderr.isatty():
+        import webbrowser
+
         threading.Timer(1.5, webbrowser.open, [page]).start()
+
+
+_HELP = f"""Serve Replicate's HTTP API on this machine.
+
+\b
+  tegula serve --demo                    try it: prints a token, keeps nothing
+  tegula tokens create laptop            create a token
+  tegula serve                           serve at http://127.0.0.1:8000
+
+Point a Replicate client at the address; docs/server.md has an example for each. The server
+needs packages of its own: {_EXTRA_COMMAND}.
+"""
+_PATH = click.Path(path_type=Path)
+CONFIG = Option(
+    ["--config"],
+    "JSON file of settings; the environment goes before it (TEGULA_PUBLIC_URL, ...).",
+    type=_PATH,
+    metavar="FILE",
+)
+FOLDER = Option(
+    ["--folder"], "Where the database and the files are kept.", type=_PATH, metavar="FOLDER"
+)
+
+
+class _ServeCommand(SectionedCommand):
+    """Describes options that are settings, and all other settings, as ``ServerSettings`` does.
+
+    They are read for the help alone: the class needs packages that other commands do without.
+    """
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, and then what only the file and the environment set."""
+        try:
+            from tegula.server.settings import describe_settings
+        except ImportError:
+            super().format_options(ctx, formatter)
+            return
+        settings = {setting.name: setting for setting in describe_settings()}
+        for parameter in self.params:
+            setting = settings.pop(parameter.name or "", None)
+            if setting is not None and isinstance(parameter, click.Option):
+                parameter.help = f"{setting.effect} [default: {setting.default}]"
+        super().format_options(ctx, formatter)
+        with formatter.section("Other settings (environment, or in lower case in --config)"):
+            formatter.write_dl(
+                [
+                    (f"TEGULA_{name.upper()}", f"{setting.effect} [default: {setting.default}]")
+                    for name, setting in settings.items()
+                ]
+            )
+
+
+SERVE = _ServeCommand(
+    "serve",
+    _serve,
+    [],
+    {
+        "Address": [
+            Option(
+                ["--host"], "Address to listen on.", ["default: 127.0.0.1"], default="127.0.0.1"
+            ),
+            Option(
+                ["--port"],
+                "Port to listen on.",
+                ["default: 8000"],
+                type=click.IntRange(1, 65535),
+                default=8000,
+                metavar="INTEGER",
+            ),
+            Option(["--public-url"], "How clients reach the server.", metavar="URL"),
+            Option(["--tls-cert"], "PEM file of the certificate.", type=_PATH, metavar="FILE"),
+            Option(["--tls-key"], "PEM file of its key.", type=_PATH, metavar="FILE"),
+        ],
+        "Access": [
+            Option(["--demo"], "Try it out in a temporary folder, token included.", is_flag=True),
+            Option(["--no-auth"], "Ask for no token.", is_flag=True),
+            Option(
+                ["--force"],
+                "Allow --no-auth on an address that other machines reach.",
+                is_flag=True,
+            ),
+        ],
+        "Models": [
+            Option(["--model", "--bundle", "bundle"], "What to run.", metavar="NAME|PATH"),
+            Option(
+                ["--device", "devices"],
+                "Where to run it; may be repeated.",
+                multiple=True,
+                metavar="DEVICE",
+            ),
+        ],
+        "Running": [
+            CONFIG,
+            FOLDER,
+            Option(
+                ["--grace"],
+                "Seconds for running predictions to finish when the server stops; those that "
+                "do not are run again later.",
+                ["default: 30"],
+                type=click.FloatRange(0),
+                default=30.0,
+                metavar="SECONDS",
+            ),
+            Option(
+                ["--log-level"],
+                "What is logged, and what is more important.",
+                ["default: info"],
+                type=click.Choice(["debug", "info", "warning", "error"]),
+                default="info",
+            ),
+        ],
+    },
+    help_text=_HELP,
+    short_help="Serve Replicate's HTTP API on this machine.",
+)

@@ -1,19 +1,27 @@
-"""Where results go, and what can be refused before any work."""
+"""Which pictures a command reads, where their results go, and what is refused before the work.
+
+Nothing here loads a model or decodes a picture: a mistake in the arguments, a file that is no
+picture or a folder that cannot be written is found in milliseconds.
+"""
 
 from __future__ import annotations
 
 import glob
 import os
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from tegula.errors import InputError, OptionError, PathError
-from tegula.images.formats import EXTENSIONS, format_for
+from tegula.images.formats import EXTENSIONS, check_sides, format_for
+from tegula.options import UpscaleOptions, target_size
 
 STREAM = "-"
 PICTURES = frozenset({*EXTENSIONS, ".bmp", ".gif"})
-_MAGIC = frozenset("*?[")
+_WILDCARDS = frozenset("*?[")
 
 
 @dataclass(frozen=True)
@@ -34,13 +42,18 @@ class Job:
         """How messages call the source."""
         return "Standard input" if self.source is None else str(self.source)
 
+    @property
+    def comparison(self) -> Path | None:
+        """Where ``--compare`` writes; standard output has no such place."""
+        return self.target and self.target.with_name(f"{self.target.stem}.compare.png")
+
 
 @dataclass(frozen=True)
 class Work:
     """All pictures of one command.
 
-    resumes: results go into a folder, where those that are there already are skipped.
-    guessed: the place of the result is a bare word that could be a second input.
+    resumes: results go into a folder, where those that exist already are skipped.
+    guessed: the output is a bare last argument, which could have been meant as a picture.
     """
 
     jobs: tuple[Job, ...]
@@ -50,68 +63,98 @@ class Work:
 
 @dataclass(frozen=True)
 class Naming:
-    """How results are called.
+    """How results are named.
 
     format: one of ``FORMATS``; None keeps that of the source, or takes PNG.
-    size: what is added beside the source, such as ``_x2``.
-    crop: what is added everywhere when only a part is run: ``_crop`` or nothing.
+    size: suffix of a result in the folder of its source, such as ``_x2``.
+    crop: suffix of every result of a part: ``_crop`` or nothing.
     """
 
     format: str | None = None
     size: str = "_x2"
     crop: str = ""
 
-    def of(self, source: Path, *, beside: bool) -> str:
-        """Return the name of the file of a result."""
-        return source.stem + (self.size if beside else "") + self.crop + self._ending(source)
-
-    def _ending(self, source: Path) -> str:
+    def file_name(self, source: Path, *, beside: bool) -> str:
+        """Return the file name of a result; ``beside`` its source it needs another one."""
         own = EXTENSIONS.get(source.suffix.lower())
         if own is not None and self.format in (None, own):
-            return source.suffix
-        wanted = self.format or "png"
-        return next(ending for ending, name in EXTENSIONS.items() if name == wanted)
+            ending = source.suffix
+        else:
+            wanted = self.format or "png"
+            ending = next(ending for ending, name in EXTENSIONS.items() if name == wanted)
+        return source.stem + (self.size if beside else "") + self.crop + ending
+
+
+@dataclass(frozen=True)
+class SideFiles:
+    """The files that a command reads and writes beside its sources and results.
+
+    compare: every result has a comparison beside it.
+    preview: a picture of the running work.
+    mask, strength_map: pictures laid over every source.
+    """
+
+    compare: bool = False
+    preview: Path | None = None
+    mask: Path | None = None
+    strength_map: Path | None = None
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A source; ``relative`` is where its result lies in a folder of results."""
+    """A source; ``relative`` is the path of its result within a folder of results."""
 
     path: Path
     relative: Path
     listed: bool = False
 
 
-def find_work(words: Sequence[str], output: str | None, naming: Naming) -> Work:
-    """Settle what the words of the command line mean.
+def find_work(
+    arguments: Sequence[str],
+    output: str | None,
+    naming: Naming,
+    side_files: SideFiles = SideFiles(),
+) -> Work:
+    """Decide what the arguments of the command line mean.
 
     Args:
-        words: pictures, folders and patterns; and the output, unless it is given apart.
-        output: what ``--output`` says.
-        naming: how results are called.
+        arguments: pictures, folders and patterns; the last one of several is the output,
+            unless there is ``output``.
+        output: the value of ``--output``.
+        naming: how results are named.
+        side_files: must be neither a source nor a result.
 
     Raises:
-        OptionError: the words contradict each other or could mean two things.
-        InputError: a pattern or folder holds no picture, or a source would be replaced.
+        OptionError: the arguments contradict each other or could mean two things.
+        InputError: a pattern or folder holds no picture, or a file would be replaced that
+            the command reads or writes itself.
         PathError: a folder cannot be read.
     """
-    inputs, place = _divided(words, output)
+    inputs, place = list(arguments), output
+    if output is None and len(inputs) > 1:
+        place = inputs.pop()
+    elif output is None and inputs == [STREAM]:
+        place = STREAM
+    many = len(inputs) > 1 or Path(inputs[0]).is_dir() or _is_pattern(inputs[0])
     if STREAM in inputs:
-        return _stream_work(inputs, place, naming)
-    if place == STREAM and not _is_many(inputs):
-        return Work((Job(Path(inputs[0]), None, naming.format or "png"),))
-    if _is_many(inputs) or (place is not None and is_folder(place)):
-        return _folder_work(inputs, place, naming)
-    source = Path(inputs[0])
-    target = source.with_name(naming.of(source, beside=True)) if place is None else Path(place)
-    job = Job(source, target, settle_format(target, naming.format))
-    _check_distinct([job])
-    return Work((job,), guessed=place is not None and output is None)
+        work = _stream_work(inputs, place, naming)
+    elif place == STREAM and not many:
+        work = Work((Job(Path(inputs[0]), None, naming.format or "png"),))
+    elif many or (place is not None and is_folder(place)):
+        work = _folder_work(inputs, place, naming)
+    else:
+        source = Path(inputs[0])
+        beside = source.with_name(naming.file_name(source, beside=True))
+        target = beside if place is None else Path(place)
+        job = Job(source, target, settle_format(target, naming.format))
+        work = Work((job,), guessed=place is not None and output is None)
+    _check_distinct(work.jobs, side_files)
+    return work
 
 
-def is_folder(word: str) -> bool:
-    """Tell whether a word names a folder, by its slash or because there is one."""
-    return word.endswith(("/", os.sep)) or Path(word).is_dir()
+def is_folder(argument: str) -> bool:
+    """Tell whether an argument means a folder: it ends in a slash, or the folder exists."""
+    return argument.endswith(("/", os.sep)) or Path(argument).is_dir()
 
 
 def settle_format(target: Path, wanted: str | None) -> str:
@@ -126,29 +169,18 @@ def settle_format(target: Path, wanted: str | None) -> str:
     return format_for(target, wanted)
 
 
-def _divided(words: Sequence[str], output: str | None) -> tuple[list[str], str | None]:
-    if output is not None or len(words) == 1:
-        alone = output is None and words[0] == STREAM
-        return list(words), STREAM if alone else output
-    return list(words[:-1]), words[-1]
-
-
-def _is_many(inputs: Sequence[str]) -> bool:
-    return len(inputs) > 1 or Path(inputs[0]).is_dir() or _is_pattern(inputs[0])
-
-
-def _is_pattern(word: str) -> bool:
-    return not _MAGIC.isdisjoint(word) and not Path(word).exists()
+def _is_pattern(argument: str) -> bool:
+    return not _WILDCARDS.isdisjoint(argument) and not Path(argument).exists()
 
 
 def _stream_work(inputs: Sequence[str], place: str | None, naming: Naming) -> Work:
     if len(inputs) > 1:
-        raise OptionError("Standard input is one picture; give it alone.")
+        raise OptionError("Standard input is one picture; give no other pictures with it.")
     if place is None or place == STREAM:
         return Work((Job(None, None, naming.format or "png"),))
     if is_folder(place):
         raise OptionError(
-            f"A picture from standard input has no name; give that of a file in {place}."
+            f"A picture from standard input has no name; name the file of its result in {place}."
         )
     target = Path(place)
     return Work((Job(None, target, settle_format(target, naming.format)),))
@@ -165,15 +197,13 @@ def _folder_work(inputs: Sequence[str], place: str | None, naming: Naming) -> Wo
         state = "is a file" if folder.exists() else "does not exist"
         raise OptionError(
             f"{place} {state}, and several pictures need a folder for their results: end "
-            f"its name with a slash to have it made."
+            f"its name with a slash to create it."
         )
     if folder.exists() and not folder.is_dir():
         raise PathError(f"{place} is a file, not a folder.")
-    found = [each for word in inputs for each in _expanded(word)]
+    found = [each for argument in inputs for each in _expanded(argument)]
     unique = {os.path.realpath(each.path): each for each in found}
-    jobs = [_folder_job(each, folder, naming) for each in unique.values()]
-    _check_distinct(jobs)
-    return Work(tuple(jobs), resumes=True)
+    return Work(tuple(_folder_job(each, folder, naming) for each in unique.values()), resumes=True)
 
 
 def _folder_job(found: _Found, folder: Path, naming: Naming) -> Job:
@@ -183,34 +213,29 @@ def _folder_job(found: _Found, folder: Path, naming: Naming) -> Job:
         raise InputError(
             f"The results would lie among their sources in {source.parent}; name another folder."
         )
-    target = into / naming.of(source, beside=beside)
+    target = into / naming.file_name(source, beside=beside)
     return Job(source, target, settle_format(target, naming.format))
 
 
-def _expanded(word: str) -> Iterator[_Found]:
-    path = Path(word)
+def _expanded(argument: str) -> Iterator[_Found]:
+    """Yield what an argument stands for: the pictures of a folder or pattern, or itself."""
+    path = Path(argument)
     if path.is_dir():
-        yield from _listed(_entries(path), path, f"The folder {word}")
-    elif _is_pattern(word):
-        files = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207
-        yield from _listed(files, _fixed_part(path), f"The pattern {word}")
+        try:
+            files, base, name = sorted(path.iterdir()), path, f"The folder {argument}"
+        except OSError as error:
+            raise PathError(f"{path} cannot be read: {error.strerror}.") from error
+    elif _is_pattern(argument):
+        files = [Path(name) for name in sorted(glob.glob(argument, recursive=True))]  # noqa: PTH207
+        base, name = _fixed_part(path), f"The pattern {argument}"
     else:
         yield _Found(path, Path(path.name))
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise PathError(f"{folder} cannot be read: {error.strerror}.") from error
-
-
-def _listed(paths: Sequence[Path], base: Path, name: str) -> Iterator[_Found]:
-    pictures = [path for path in paths if _is_picture(path)]
+        return
+    pictures = [file for file in files if _is_picture(file)]
     if not pictures:
         raise InputError(f"{name} holds no picture; known are {', '.join(sorted(PICTURES))}.")
-    for path in pictures:
-        yield _Found(path, path.relative_to(base), listed=True)
+    for picture in pictures:
+        yield _Found(picture, picture.relative_to(base), listed=True)
 
 
 def _is_picture(path: Path) -> bool:
@@ -219,27 +244,128 @@ def _is_picture(path: Path) -> bool:
 
 
 def _fixed_part(pattern: Path) -> Path:
-    """Return the folders of a pattern before its first magic part."""
+    """Return the folders of a pattern before its first wildcard."""
     fixed = Path(pattern.anchor)
     for part in pattern.relative_to(pattern.anchor).parts[:-1]:
-        if not _MAGIC.isdisjoint(part):
+        if not _WILDCARDS.isdisjoint(part):
             break
         fixed /= part
     return fixed
 
 
-def _check_distinct(jobs: Sequence[Job]) -> None:
-    """Refuse results in one and the same place, or in that of a source."""
-    sources = {os.path.realpath(job.source): job.name for job in jobs if job.source is not None}
-    taken: dict[str, str] = {}
-    for job in jobs:
-        if job.target is None:
-            continue
-        place = os.path.realpath(job.target)
-        if place in sources:
-            raise InputError(f"The result of {job.name} would replace {sources[place]}, a source.")
-        if place in taken:
+def _check_distinct(jobs: Sequence[Job], side_files: SideFiles) -> None:
+    """Refuse to write a file that is read, or to write one twice."""
+    read = {os.path.realpath(job.source): f"{job.name}, a source" for job in jobs if job.source}
+    for overlay in (side_files.mask, side_files.strength_map):
+        if overlay is not None:
+            read.setdefault(os.path.realpath(overlay), f"{overlay}, which is read too")
+    written: dict[str, str] = {}
+    for file, what in _written_files(jobs, side_files):
+        place = os.path.realpath(file)
+        if place in read:
+            raise InputError(f"{what} would replace {read[place]}.")
+        if place in written:
             raise InputError(
-                f"{taken[place]} and {job.name} would both become {job.target}; upscale them apart."
+                f"{written[place]} and {what[0].lower()}{what[1:]} would both be {file}; "
+                f"choose other names or separate folders."
             )
-        taken[place] = job.name
+        written[place] = what
+
+
+def _written_files(jobs: Sequence[Job], side_files: SideFiles) -> Iterator[tuple[Path, str]]:
+    for job in jobs:
+        if job.target is not None:
+            yield job.target, f"The result of {job.name}"
+        if side_files.compare and job.comparison is not None:
+            yield job.comparison, f"The comparison of {job.name}"
+    if side_files.preview is not None:
+        yield side_files.preview, "The preview"
+
+
+def read_source(job: Job, max_pixels: int) -> Path | bytes:
+    """Return the path of a file, or the bytes of what can be read only once.
+
+    Raises:
+        OptionError: standard input is a terminal.
+        TooLargeError: there is more to read than any picture within the limit has.
+        PathError: it cannot be read.
+    """
+    from tegula.images.open import opened_file
+
+    path = job.source
+    if path is not None and not _is_stream(path):
+        return path
+    stream: Path | BinaryIO = sys.stdin.buffer if path is None else path
+    if not isinstance(stream, Path) and stream.isatty():
+        raise OptionError("Standard input is a terminal; pipe a picture into it.")
+    with opened_file(stream, max_pixels) as file:
+        file.seek(0)
+        return file.read()
+
+
+def _is_stream(path: Path) -> bool:
+    """Tell whether a path is a pipe or device, which can be read only once."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
+def check_job(
+    job: Job, source: Path | bytes, options: UpscaleOptions, *, makes_folder: bool
+) -> None:
+    """Refuse a source that is no picture, a result too large, and a target not writable.
+
+    Raises:
+        InputError: see its subclasses.
+        PathError: the source cannot be read or the target not written.
+    """
+    from tegula.images.open import upright_size
+
+    if job.target is not None:
+        check_place(job.target, makes_folder=makes_folder)
+    elif sys.stdout.isatty():
+        raise OptionError(
+            "Standard output is a terminal, which shows no picture; send it to a file or a pipe."
+        )
+    width, height = upright_size(source, max_pixels=options.max_pixels)
+    check_sides(*target_size(options, width, height), job.format)
+
+
+def check_side_files(side_files: SideFiles, max_pixels: int) -> None:
+    """Refuse a mask or strength map that is no picture, and a preview that cannot be written.
+
+    Raises:
+        InputError: see its subclasses.
+        PathError: a file cannot be read or written.
+    """
+    from tegula.images.open import upright_size
+
+    if side_files.preview is not None:
+        format_for(side_files.preview)
+        check_place(side_files.preview, makes_folder=False)
+    for overlay in (side_files.mask, side_files.strength_map):
+        if overlay is not None and not _is_stream(overlay):
+            upright_size(overlay, max_pixels=max_pixels)
+
+
+def check_place(target: Path, *, makes_folder: bool) -> None:
+    """Refuse a place where no file can be written, by writing a nameless one there.
+
+    Args:
+        target: the file to be.
+        makes_folder: whether a missing folder is created for it later.
+
+    Raises:
+        PathError: says why.
+    """
+    if target.is_dir():
+        raise PathError(f"{target} is a folder; give the name of a file.")
+    if target.exists() and not target.is_file():
+        return
+    folder = next(folder for folder in target.absolute().parents if folder.exists())
+    if folder != target.absolute().parent and not makes_folder:
+        raise PathError(f"{target} cannot be written: its folder does not exist.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PathError(f"{target} cannot be written: {reason}.") from error

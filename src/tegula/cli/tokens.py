@@ -1,0 +1,97 @@
+"""`tegula tokens`: who may use the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tegula.cli.options import Option
+from tegula.cli.serve import CONFIG, FOLDER, read_settings
+from tegula.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from tegula.server.store import Store
+
+
+@contextmanager
+def _open_store(config: Path | None, folder: Path | None) -> Iterator[Store]:
+    settings = read_settings(config, {"folder": folder})
+    from tegula.server.store import Store
+
+    store = Store.open(settings)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _create_token(name: str, account: str, config: Path | None, folder: Path | None) -> None:
+    with _open_store(config, folder) as store:
+        _, plain = store.accounts.create_token(store.accounts.ensure(account).id, name)
+    click.echo(plain)
+
+
+def _list_tokens(config: Path | None, folder: Path | None) -> None:
+    def day(moment: datetime | None) -> str:
+        return moment.date().isoformat() if moment else "never"
+
+    with _open_store(config, folder) as store:
+        for token in store.accounts.tokens():
+            account = store.accounts.get(token.account_id).username
+            state = "revoked" if token.revoked_at else f"last used {day(token.last_used_at)}"
+            created = f"created {day(token.created_at)}"
+            click.echo(f"{token.name}  {account}  ...{token.hint}  {created}  {state}")
+
+
+def _revoke_token(name: str, config: Path | None, folder: Path | None) -> None:
+    with _open_store(config, folder) as store:
+        if not store.accounts.revoke(name):
+            raise NotFoundError(
+                f"No valid token is named {name!r}; `tegula tokens list` lists them."
+            )
+    click.echo(f"{name} is revoked.", err=True)
+
+
+TOKENS = click.Group(
+    "tokens",
+    help="Create, list and revoke the tokens that give access to the server.",
+    commands=[
+        click.Command(
+            "create",
+            callback=_create_token,
+            help="Create a token and print it: this once, since only its hash is kept.",
+            short_help="Create a token and print it.",
+            params=[
+                click.Argument(["name"]),
+                Option(
+                    ["--account"],
+                    "The account whose predictions, files and models it gives access to; "
+                    "created if it is new.",
+                    ["default: local"],
+                    default="local",
+                    metavar="NAME",
+                ),
+                CONFIG,
+                FOLDER,
+            ],
+        ),
+        click.Command(
+            "list",
+            callback=_list_tokens,
+            help="List the tokens, without their text.",
+            params=[CONFIG, FOLDER],
+        ),
+        click.Command(
+            "revoke",
+            callback=_revoke_token,
+            help="Revoke a token by its name or id, from its next request on.",
+            short_help="Revoke a token.",
+            params=[click.Argument(["name"]), CONFIG, FOLDER],
+        ),
+    ],
+)
