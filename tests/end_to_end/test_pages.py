@@ -20,7 +20,7 @@ pytestmark = [
 ]
 DONE = "document.getElementById('state').textContent === 'Done'"
 DRAWN = "document.images.length === 2 && [...document.images].every(one => one.naturalWidth > 0)"
-PERCENT = "/\\d %/.test(document.getElementById('told').textContent)"
+PERCENT = "/\\d %/.test(document.getElementById('status').textContent)"
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,9 @@ def predict(live: Live, model: str = "tegula/upscale", **inputs) -> str:
 
 
 def sign_in(browser: Browser, live: Live) -> None:
-    browser.until("!document.getElementById('ask').hidden")
+    browser.until("!document.getElementById('token-form').hidden")
     browser.run(f"document.getElementById('token').value = {live.token!r}")
-    browser.run("document.getElementById('ask').requestSubmit()")
+    browser.run("document.getElementById('token-form').requestSubmit()")
 
 
 def shown(browser: Browser, live: Live, prediction_id: str) -> None:
@@ -88,7 +88,7 @@ def test_a_photograph_is_chosen_watched_compared_and_saved(
 ):
     browser.open(f"{live.url}/")
     sign_in(browser, live)
-    browser.until("!document.getElementById('order').hidden")
+    browser.until("!document.getElementById('upscale-form').hidden")
     assert browser.run("document.getElementById('go').disabled")
     browser.choose_file("#file", photo)
     browser.until("/60 . 40/.test(document.getElementById('scales').textContent)")
@@ -111,15 +111,15 @@ def test_a_photograph_is_chosen_watched_compared_and_saved(
 def test_a_dropped_file_is_taken_and_one_that_is_no_picture_is_not(browser: Browser, live: Live):
     browser.open(f"{live.url}/")
     sign_in(browser, live)
-    browser.until("!document.getElementById('order').hidden")
+    browser.until("!document.getElementById('upscale-form').hidden")
     drop = """(() => {{
       const all = new DataTransfer();
       all.items.add(new File(["x"], "{name}", {{ type: "{kind}" }}));
       document.dispatchEvent(new DragEvent("drop", {{ dataTransfer: all, cancelable: true }}));
     }})()"""
     browser.run(drop.format(name="letter.txt", kind="text/plain"))
-    assert browser.run("document.getElementById('trouble').textContent") == (
-        "letter.txt is no picture."
+    assert browser.run("document.getElementById('page-error').textContent") == (
+        "letter.txt is not a picture."
     )
     assert browser.run("document.getElementById('go').disabled")
     browser.run(drop.format(name="cat.tif", kind="image/tiff"))
@@ -164,20 +164,20 @@ def test_a_shared_page_opens_to_others_until_it_is_taken_back(browser: Browser, 
     browser.run("sessionStorage.clear()")
     browser.open(link)
     browser.until(DRAWN)
-    assert browser.run("document.getElementById('ask').hidden")
+    assert browser.run("document.getElementById('token-form').hidden")
     assert browser.run("document.getElementById('sharing').hidden")
     shown(browser, live, made)
     browser.until("document.getElementById('share').checked")
     browser.run("document.getElementById('share').click()")
     browser.until("!document.getElementById('share').checked")
     browser.open(link)
-    browser.until("document.getElementById('trouble').textContent.length > 0")
+    browser.until("document.getElementById('page-error').textContent.length > 0")
     assert browser.run("document.getElementById('shown').hidden")
 
 
 def test_a_token_is_in_no_address_and_nothing_leaves_the_server(browser: Browser, live: Live):
     browser.open(f"{live.url}/#token={live.token}")
-    browser.until("!document.getElementById('order').hidden")
+    browser.until("!document.getElementById('upscale-form').hidden")
     assert browser.run("location.href") == f"{live.url}/"
     browser.open(f"{live.url}/p/{predict(live)}")
     browser.until(DRAWN)
@@ -190,10 +190,10 @@ def test_a_token_is_in_no_address_and_nothing_leaves_the_server(browser: Browser
 
 def test_an_unknown_token_is_asked_for_again(browser: Browser, live: Live):
     browser.open(f"{live.url}/")
-    browser.until("!document.getElementById('ask').hidden")
+    browser.until("!document.getElementById('token-form').hidden")
     browser.run("document.getElementById('token').value = 'nonsense'")
-    browser.run("document.getElementById('ask').requestSubmit()")
-    browser.until("document.getElementById('ask-trouble').textContent.includes('not know')")
+    browser.run("document.getElementById('token-form').requestSubmit()")
+    browser.until("document.getElementById('token-error').textContent.includes('not know')")
     assert not browser.run("sessionStorage.length")
 
 

@@ -1,4 +1,9 @@
-"""Pages: the start page, one per prediction, and the documentation."""
+"""Pages for people: the start page, one for each prediction, and the API's documentation.
+
+The pages run the server's own files and nothing else. The documentation is written here, from the
+OpenAPI document: the ready-made viewers are far larger than all of the pages together (Redoc's file
+has 1.1 MB and Scalar's 3.6 MB, against 40 kB).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,79 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from tegula.server.api.errors import not_found
 from tegula.server.api.service import ServiceDep
 
-# The OpenAPI document as a page for reading, made without anything from elsewhere.
+router = APIRouter(include_in_schema=False)
+
+_WEB = Path(__file__).parents[1] / "web"
+_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    # Addresses of shared pages hold a secret.
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-cache",
+}
+
+
+@router.get("/")
+def home() -> HTMLResponse:
+    """Show the page that enlarges a picture; it uses the API as any client does."""
+    return HTMLResponse(_page("home.html"), headers=_HEADERS)
+
+
+@router.get("/p/{prediction_id}")
+def prediction_page(prediction_id: str) -> HTMLResponse:  # noqa: ARG001 - the script reads it
+    """Show a prediction; the page holds no data and gets it from the API."""
+    return HTMLResponse(_page("prediction.html"), headers=_HEADERS)
+
+
+@router.get("/docs")
+def docs(request: Request) -> HTMLResponse:
+    """Show the documentation of the API."""
+    return HTMLResponse(documentation_page(request.app.openapi()), headers=_HEADERS)
+
+
+@router.get("/pages/{name}")
+def asset(request: Request, name: str) -> Response:
+    """Get a script, a style sheet or an icon of these pages.
+
+    Browsers ask each time whether theirs is current: old scripts do not work with the pages of
+    a newer server.
+    """
+    kept = _assets().get(name)
+    if kept is None:
+        raise not_found()
+    tag, content = kept
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(content, headers=headers, media_type=_TYPES[Path(name).suffix])
+
+
+@router.get("/{owner}/{name}")
+def model_page(service: ServiceDep, owner: str, name: str) -> PlainTextResponse:
+    """Show the README of a public model, at the address that its JSON object names."""
+    return PlainTextResponse(service.library.model(owner, name, None).readme)
+
+
+@cache
+def _page(name: str) -> str:
+    return (_WEB / name).read_text(encoding="utf-8")
+
+
+@cache
+def _assets() -> dict[str, tuple[str, bytes]]:
+    """Return each file by name, with an entity tag that changes with its content."""
+    files = {path.name: path.read_bytes() for path in (_WEB / "assets").iterdir()}
+    return {
+        name: (f'"{hashlib.sha256(content).hexdigest()[:32]}"', content)
+        for name, content in files.items()
+        if Path(name).suffix in _TYPES
+    }
+
+
+# The documentation.
 
 Operation = Mapping[str, Any]
 
@@ -40,11 +117,11 @@ _EXAMPLE = """curl -s $URL/v1/predictions \\
 
 
 def documentation_page(document: Mapping[str, Any]) -> str:
-    """Return the page as HTML."""
+    """Return an OpenAPI document as a page of HTML."""
     info, sections = document["info"], _sections(document)
-    contents = "".join(f'<li><a href="#{tag}">{_title(tag)}</a></li>' for tag in sections)
+    contents = "".join(f'<li><a href="#{tag}">{tag.capitalize()}</a></li>' for tag in sections)
     parts = "".join(
-        f'<section id="{tag}"><h2>{_title(tag)}</h2>{"".join(operations)}</section>'
+        f'<section id="{tag}"><h2>{tag.capitalize()}</h2>{"".join(operations)}</section>'
         for tag, operations in sections.items()
     )
     return (
@@ -81,22 +158,22 @@ def _lines(
 
 def _parameter(parameter: Mapping[str, Any]) -> str:
     needed = ", required" if parameter.get("required") else ""
-    about = _inline(parameter.get("description", ""))
+    text = _inline(parameter.get("description", ""))
     name = escape(parameter["name"])
     return (
         f'<tr><td><code>{name}</code></td><td class="soft">{parameter["in"]}{needed}</td>'
-        f"<td>{about}</td></tr>"
+        f"<td>{text}</td></tr>"
     )
 
 
 def _answers(operation: Operation) -> str:
-    """Return what the statuses of an operation mean, where that does not go without saying."""
-    told = (
+    """Return what the statuses of an operation mean, without those that every operation has."""
+    meanings = (
         f"{status}: {_inline(answer['description']).rstrip('.')}"
         for status, answer in operation["responses"].items()
         if status != "422" and answer["description"] != "Successful Response"
     )
-    return "; ".join(told)
+    return "; ".join(meanings)
 
 
 def _body(document: Mapping[str, Any], kind: str, schema: Mapping[str, Any]) -> str:
@@ -127,84 +204,6 @@ def _resolved(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping
     return found
 
 
-def _title(tag: str) -> str:
-    return tag.capitalize()
-
-
 def _inline(text: str) -> str:
-    """Return text with what stands between backquotes as code."""
+    """Return text as HTML, with what is between backquotes as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text.strip()))
-
-
-# The pages for people: the start, one prediction, and the documentation.
-
-router = APIRouter(include_in_schema=False)
-
-_WEB = Path(__file__).parents[1] / "web"
-_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_POLICY = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    # Addresses of shared pages hold a secret.
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cache-control": "no-cache",
-}
-
-
-@router.get("/")
-def home() -> HTMLResponse:
-    """Show the page that enlarges a photograph; it does so through the API."""
-    return HTMLResponse(_page("home.html"), headers=_POLICY)
-
-
-@router.get("/p/{prediction_id}")
-def prediction_page(prediction_id: str) -> HTMLResponse:  # noqa: ARG001 - the script reads it
-    """Show a prediction; the page itself holds no data and asks the API for it."""
-    return HTMLResponse(_page("prediction.html"), headers=_POLICY)
-
-
-@router.get("/docs")
-def docs(request: Request) -> HTMLResponse:
-    """Show the API for reading; needs nothing from elsewhere."""
-    return HTMLResponse(documentation_page(request.app.openapi()), headers=_POLICY)
-
-
-@router.get("/pages/{name}")
-def asset(request: Request, name: str) -> Response:
-    """Give a script, a style sheet or a picture of these pages.
-
-    Browsers ask each time whether theirs is still right: after an update of the server, old
-    scripts would not fit new pages.
-    """
-    kept = _assets().get(name)
-    if kept is None:
-        raise not_found()
-    tag, content = kept
-    headers = {"etag": tag, "cache-control": "no-cache"}
-    if request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers=headers)
-    return Response(content, headers=headers, media_type=_TYPES[Path(name).suffix])
-
-
-@router.get("/{owner}/{name}")
-def model_page(service: ServiceDep, owner: str, name: str) -> PlainTextResponse:
-    """Show what a public model says of itself, at the address that its object gives."""
-    return PlainTextResponse(service.library.model(owner, name, None).readme)
-
-
-@cache
-def _page(name: str) -> str:
-    return (_WEB / name).read_text(encoding="utf-8")
-
-
-@cache
-def _assets() -> dict[str, tuple[str, bytes]]:
-    """Return each file by name, with a tag that changes when it does."""
-    files = {path.name: path.read_bytes() for path in (_WEB / "assets").iterdir()}
-    return {
-        name: (f'"{hashlib.sha256(content).hexdigest()[:32]}"', content)
-        for name, content in files.items()
-        if Path(name).suffix in _TYPES
-    }

@@ -1,12 +1,12 @@
 // Talks to the API of the server that this page came from, and keeps the token for it.
 //
-// The token stays in this tab's session storage and goes out in one header, to this origin alone.
+// The token stays in this tab's session storage and is sent in one header, to this origin alone.
 
 const KEY = "tegula-token";
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
 const SILENT = "The server does not answer.";
 
-export class Refused extends Error {
+export class RequestError extends Error {
   constructor(status, sentence) {
     super(sentence);
     this.status = status;
@@ -14,9 +14,9 @@ export class Refused extends Error {
 }
 
 // `tegula serve --demo` opens the page with its token behind the #, which browsers send nowhere.
-// Only this machine's own pages take it: elsewhere a link could sign people in to a stranger's
-// account, who would then see their pictures.
-function takeTokenFromAddress() {
+// Only pages of this machine accept it: elsewhere somebody could send people a link that signs them
+// in to an account of his own, and would then see their pictures.
+function readTokenFromAddress() {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
   if (given === null) return;
   history.replaceState(null, "", location.pathname + location.search);
@@ -35,7 +35,7 @@ export function hasToken() {
   return Boolean(sessionStorage.getItem(KEY));
 }
 
-async function ask(method, path, body, accept) {
+async function request(method, path, body, accept) {
   const token = sessionStorage.getItem(KEY);
   const headers = { accept };
   if (token) headers.authorization = `Bearer ${token}`;
@@ -44,8 +44,8 @@ async function ask(method, path, body, accept) {
     body = JSON.stringify(body);
   }
   const response = await fetch(path, { method, headers, body, cache: "no-store" }).catch(() => null);
-  if (response === null) throw new Refused(0, SILENT);
-  if (!response.ok) throw new Refused(response.status, await sentence(response));
+  if (response === null) throw new RequestError(0, SILENT);
+  if (!response.ok) throw new RequestError(response.status, await sentence(response));
   return response;
 }
 
@@ -56,12 +56,12 @@ async function sentence(response) {
 }
 
 export async function call(method, path, body) {
-  const response = await ask(method, path, body, "application/json");
+  const response = await request(method, path, body, "application/json");
   return response.status === 204 ? null : response.json();
 }
 
 export async function blob(path) {
-  return (await ask("GET", path, undefined, "image/*")).blob();
+  return (await request("GET", path, undefined, "image/*")).blob();
 }
 
-takeTokenFromAddress();
+readTokenFromAddress();

@@ -1,4 +1,4 @@
-// The start page: a photograph, a scale, a preset, and off to the page of the prediction.
+// The start page: choose a picture, a scale and a preset; the page of the prediction follows.
 
 import { call } from "./api.js";
 import { signIn } from "./signing-in.js";
@@ -26,7 +26,7 @@ function choice(group, value, title, checked) {
   return { label, hint };
 }
 
-function offer(schema) {
+function showChoices(schema) {
   const { Input, preset } = schema.components.schemas;
   const { minimum, maximum, default: usual } = Input.properties.scale;
   const scales = SCALES.filter((scale) => scale >= minimum && scale <= maximum);
@@ -35,15 +35,15 @@ function offer(schema) {
   );
   at("presets").replaceChildren(
     ...preset.enum.map((name) => {
-      const made = choice("preset", name, name, name === Input.properties.preset.default);
-      made.hint.textContent = HINTS[name] || "";
-      return made.label;
+      const radio = choice("preset", name, name, name === Input.properties.preset.default);
+      radio.hint.textContent = HINTS[name] || "";
+      return radio.label;
     }),
   );
 }
 
-// Say how large the result would be, under each scale.
-function tellSizes() {
+// Show under each scale how large the result would be.
+function showSizes() {
   for (const label of at("scales").children) {
     const scale = label.querySelector("input").value;
     const large = size && size.map((side) => Math.round(side * scale)).join(" × ");
@@ -51,39 +51,39 @@ function tellSizes() {
   }
 }
 
-function spoken(bytes) {
+function formatSize(bytes) {
   return bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-function take(file) {
-  at("trouble").textContent = "";
+function choose(file) {
+  at("page-error").textContent = "";
   if (!file) return;
   if (file.type && !file.type.startsWith("image/")) {
-    at("trouble").textContent = `${file.name} is no picture.`;
+    at("page-error").textContent = `${file.name} is not a picture.`;
     return;
   }
   picture = file;
   size = null;
   at("go").disabled = false;
-  at("chosen").textContent = `${file.name} · ${spoken(file.size)}`;
+  at("chosen").textContent = `${file.name} · ${formatSize(file.size)}`;
   URL.revokeObjectURL(at("preview").src);
   at("preview").src = URL.createObjectURL(file);
-  tellSizes();
+  showSizes();
 }
 
 at("preview").addEventListener("load", () => {
   at("preview").hidden = false;
   size = [at("preview").naturalWidth, at("preview").naturalHeight];
   at("chosen").textContent += ` · ${size.join(" × ")}`;
-  tellSizes();
+  showSizes();
 });
 // Browsers cannot show every format that the server reads.
 at("preview").addEventListener("error", () => (at("preview").hidden = true));
 
-at("file").addEventListener("change", () => take(at("file").files[0]));
+at("file").addEventListener("change", () => choose(at("file").files[0]));
 document.addEventListener("paste", (event) => {
   const [file] = event.clipboardData.files;
-  if (file && !at("order").hidden) take(file);
+  if (file && !at("upscale-form").hidden) choose(file);
 });
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -95,15 +95,15 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   at("drop").classList.remove("over");
-  if (!at("order").hidden) take(event.dataTransfer.files[0]);
+  if (!at("upscale-form").hidden) choose(event.dataTransfer.files[0]);
 });
 
 async function send() {
   const form = new FormData();
   form.append("content", picture, picture.name);
-  at("told").textContent = "Sending the picture …";
+  at("status").textContent = "Sending the picture …";
   const file = await call("POST", "/v1/files", form);
-  const chosen = new FormData(at("order"));
+  const chosen = new FormData(at("upscale-form"));
   const input = {
     image: file.urls.get,
     scale: Number(chosen.get("scale")),
@@ -114,15 +114,15 @@ async function send() {
   location.assign(`/p/${encodeURIComponent(prediction.id)}`);
 }
 
-at("order").addEventListener("submit", async (event) => {
+at("upscale-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  at("trouble").textContent = "";
+  at("page-error").textContent = "";
   at("go").disabled = true;
   try {
     await send();
-  } catch (refused) {
-    at("trouble").textContent = refused.message;
-    at("told").textContent = "";
+  } catch (error) {
+    at("page-error").textContent = error.message;
+    at("status").textContent = "";
     at("go").disabled = false;
   }
 });
@@ -144,19 +144,19 @@ async function open() {
       call("GET", MODEL),
       call("GET", "/v1/predictions?source=web"),
     ]);
-    offer(model.latest_version.openapi_schema);
-    at("order").hidden = false;
+    showChoices(model.latest_version.openapi_schema);
+    at("upscale-form").hidden = false;
     at("recent").hidden = recent.results.length === 0;
     at("list").replaceChildren(...recent.results.slice(0, SHOWN).map(entry));
-  } catch (refused) {
-    at("trouble").textContent = refused.message;
+  } catch (error) {
+    at("page-error").textContent = error.message;
   }
 }
 
-// A page that the browser brings back from its memory has its button still off.
+// A page that the browser restores from its memory still has its button disabled.
 window.addEventListener("pageshow", () => {
   at("go").disabled = picture === null;
-  at("told").textContent = "";
+  at("status").textContent = "";
 });
 
 open();

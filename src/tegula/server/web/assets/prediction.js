@@ -7,7 +7,7 @@ import { signIn } from "./signing-in.js";
 const LINE = /^\s*(\d+)%\s*\|.+?\|\s*\d+\/\d+\s*\[([\d:]+)<([\d:]+)/;
 const ACTIVE = ["starting", "processing"];
 const WORDS = { starting: "Waiting", processing: "Running", succeeded: "Done", failed: "Failed",
-  canceled: "Cancelled", aborted: "Given up" };
+  canceled: "Cancelled", aborted: "Deadline passed" };
 const LOOK_AGAIN_MS = 3000;
 
 const at = (name) => document.getElementById(name);
@@ -24,13 +24,13 @@ function seconds(clock) {
   return clock.split(":").reduce((sum, part) => 60 * sum + Number(part), 0);
 }
 
-function spoken(total) {
+function formatSeconds(total) {
   if (total < 10) return `${Number(total.toFixed(1))} s`;
   return total < 90 ? `${Math.round(total)} s` : `${Math.round(total / 60)} min`;
 }
 
-// Addresses carry the public name of the server; this page may have been opened by another.
-function here(address) {
+// Addresses carry the public URL of the server; this page may have been opened by another name.
+function localAddress(address) {
   const url = new URL(address, location.href);
   const ours = url.origin === new URL(shown.urls.web).origin;
   return ours ? url.pathname + url.search : address;
@@ -49,26 +49,26 @@ function showProgress(logs) {
   else at("progress").removeAttribute("value");
   if (!running) return;
   const left = found && seconds(found[3]);
-  const soon = left ? `about ${spoken(left)} left` : "almost done";
-  at("told").textContent = found ? `${found[1]} %, ${soon}` : "Just begun.";
+  const soon = left ? `about ${formatSeconds(left)} left` : "almost done";
+  at("status").textContent = found ? `${found[1]} %, ${soon}` : "Just started.";
 }
 
-function tell() {
+function showState() {
   const { status, metrics } = shown;
   at("state").textContent = WORDS[status] || status;
   at("state").dataset.state = status;
   document.title = `${WORDS[status] || status} · ${shown.model} · tegula`;
   at("error").textContent = shown.error || "";
   const run = metrics.predict_time, whole = metrics.total_time;
-  let told = status === "starting" ? "It starts once the model is loaded and those before it are done." : "";
-  if (run !== undefined) told = `It ran for ${spoken(run)} and waited for ${spoken(Math.max(0, whole - run))}.`;
-  if (shown.data_removed) told += " Its source, result and log have been removed.";
-  at("told").textContent = told.trim();
+  let text = status === "starting" ? "It starts once the model is loaded and the predictions before it are done." : "";
+  if (run !== undefined) text = `It ran for ${formatSeconds(run)} and waited for ${formatSeconds(Math.max(0, whole - run))}.`;
+  if (shown.data_removed) text += " Its source, result and log have been removed.";
+  at("status").textContent = text.trim();
   at("logs").textContent = shown.logs || "";
   showProgress(shown.logs || "");
 }
 
-function tellInput() {
+function showInput() {
   const rows = Object.entries(shown.input).flatMap(([name, value]) => {
     const term = document.createElement("dt"), described = document.createElement("dd");
     term.textContent = name;
@@ -79,7 +79,7 @@ function tellInput() {
   at("input").replaceChildren(...rows);
 }
 
-function kept(uri) {
+function objectUrl(uri) {
   const [head, data] = [uri.slice(5, uri.indexOf(",")), uri.slice(uri.indexOf(",") + 1)];
   const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
   return URL.createObjectURL(new Blob([bytes], { type: head.split(";")[0] }));
@@ -96,12 +96,12 @@ function download(address, original, number, many) {
   return link;
 }
 
-async function draw() {
+async function showOutput() {
   if (drawn || shown.status !== "succeeded" || !shown.output) return;
   drawn = true;
   const source = await blob(`${path}/source`).then(URL.createObjectURL, () => null);
   const originals = addresses(shown.output);
-  const local = originals.map((one) => (one.startsWith("data:") ? kept(one) : here(one)));
+  const local = originals.map((one) => (one.startsWith("data:") ? objectUrl(one) : localAddress(one)));
   const many = local.length > 1;
   at("output").replaceChildren(
     ...local.map((address, number) =>
@@ -110,7 +110,7 @@ async function draw() {
   );
 }
 
-function offer() {
+function showActions() {
   const own = !share, active = ACTIVE.includes(shown.status);
   at("cancel").hidden = !own || !active;
   at("sharing").hidden = !own || active || shown.data_removed;
@@ -119,21 +119,21 @@ function offer() {
 
 function show(prediction) {
   shown = prediction;
-  at("trouble").textContent = "";
+  at("page-error").textContent = "";
   at("shown").hidden = false;
   at("title").textContent = prediction.model;
-  tell();
-  tellInput();
-  offer();
+  showState();
+  showInput();
+  showActions();
   if (prediction.data_removed) at("output").replaceChildren();
-  draw();
+  showOutput();
 }
 
 // Log lines come as they are written; the prediction itself is asked for when its state changes.
 function follow() {
   if (stream) return;
   let logs = "";
-  stream = new EventSource(`${here(shown.urls.stream)}?logs=1`);
+  stream = new EventSource(`${localAddress(shown.urls.stream)}?logs=1`);
   stream.addEventListener("logs", (event) => {
     logs += `${event.data.replace(/\n$/, "")}\n`;
     at("logs").textContent = logs;
@@ -149,9 +149,9 @@ function follow() {
 async function refresh() {
   try {
     show(await call("GET", path));
-  } catch (refused) {
-    at("trouble").textContent = refused.message;
-    if (refused.status) return;
+  } catch (error) {
+    at("page-error").textContent = error.message;
+    if (error.status) return;
   }
   if (shown && ACTIVE.includes(shown.status)) {
     follow();
@@ -167,11 +167,11 @@ function showSharing(link) {
 }
 
 async function attempt(work) {
-  at("trouble").textContent = "";
+  at("page-error").textContent = "";
   try {
     await work();
-  } catch (refused) {
-    at("trouble").textContent = refused.message;
+  } catch (error) {
+    at("page-error").textContent = error.message;
   }
 }
 
@@ -189,7 +189,7 @@ at("share").addEventListener("change", () => attempt(async () => {
 
 at("copy").addEventListener("click", async () => {
   at("link").select();
-  // Browsers offer the clipboard to pages over TLS and of this machine only.
+  // Browsers offer the clipboard only to pages over TLS and to those of this machine.
   if (navigator.clipboard) await navigator.clipboard.writeText(at("link").value).catch(() => {});
   else document.execCommand("copy");
   at("copy").textContent = "Copied";

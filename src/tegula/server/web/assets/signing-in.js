@@ -4,32 +4,32 @@ import { call, forgetToken, hasToken, keepToken } from "./api.js";
 
 const at = (name) => document.getElementById(name);
 
-// Show the form until a token is accepted; `reason` says what the last one lacked.
+// Show the form until a token is accepted; `reason` says why the last one was not.
 function askForToken(reason) {
-  at("ask").hidden = false;
-  at("ask-trouble").textContent = reason;
+  at("token-form").hidden = false;
+  at("token-error").textContent = reason;
   at("token").focus();
   return new Promise((resolve) => {
-    at("ask").addEventListener("submit", (event) => {
+    at("token-form").addEventListener("submit", (event) => {
       event.preventDefault();
       keepToken(at("token").value);
       at("token").value = "";
-      at("ask").hidden = true;
+      at("token-form").hidden = true;
       resolve();
     }, { once: true });
   });
 }
 
-// Return the account, once there is a token that opens one; servers without tokens have one too.
+// Return the account, once there is a valid token; servers without tokens have an account, too.
 export async function signIn() {
   let reason = "";
   for (;;) {
     try {
       const account = await call("GET", "/v1/account");
-      at("leave").hidden = !hasToken();
+      at("forget-token").hidden = !hasToken();
       return account;
-    } catch (refused) {
-      if (refused.status !== 401) throw refused;
+    } catch (error) {
+      if (error.status !== 401) throw error;
       reason = hasToken() ? "This server does not know that token." : reason;
       forgetToken();
       await askForToken(reason);
@@ -37,7 +37,7 @@ export async function signIn() {
   }
 }
 
-at("leave").addEventListener("click", () => {
+at("forget-token").addEventListener("click", () => {
   forgetToken();
   location.assign("/");
 });
