@@ -17,11 +17,11 @@ from tegula.server.engine import progress_line
 class Runner(BaseRunner):
     """Enlarges pictures.
 
-    The inputs are spelled out in single literals, because ``cog build`` reads them from the text.
+    The inputs are spelled out as literals, because ``cog build`` reads them from the text.
     """
 
     def setup(self) -> None:
-        """Load the bundle that TEGULA_BUNDLE names; the packaged one where it is not set."""
+        """Load the bundle that TEGULA_BUNDLE names, or the packaged one."""
         self.version = find("tegula/upscale")
         self.upscaler = Upscaler.load(os.environ.get("TEGULA_BUNDLE", "mini"))
         self.folder = Path(tempfile.mkdtemp())
@@ -85,14 +85,14 @@ class Runner(BaseRunner):
             on_log=print,
         )
         output = next(outputs)
-        # Cog leaves output files where they are; the next picture goes over this one.
+        # Cog does not remove output files; the next picture overwrites this one.
         file = self.folder / output.name
         file.write_bytes(output.data)
         return file
 
 
 def _content(file: Path | None) -> bytes | None:
-    """Read a file input; Cog hands on as it is what does not begin like a URL."""
+    """Read a file input; what does not begin like a URL, Cog passes on unchanged."""
     if file is None:
         return None
     if not isinstance(file, os.PathLike):
@@ -101,15 +101,15 @@ def _content(file: Path | None) -> bytes | None:
 
 
 def _progress_log() -> OnProgress:
-    """Return what prints a line for every hundredth of the work, for the prediction's log."""
-    began, told = time.monotonic(), -1
+    """Return a listener that prints a line for every hundredth of the work into the log."""
+    began_at, printed = time.monotonic(), -1
 
-    def tell(progress: Progress) -> None:
-        nonlocal told
+    def print_progress(progress: Progress) -> None:
+        nonlocal printed
         percent = int(progress.fraction * 100)
-        if percent > told:
-            told = percent
-            spent = time.monotonic() - began
+        if percent > printed:
+            printed = percent
+            spent = time.monotonic() - began_at
             print(progress_line(progress.fraction, spent, progress.seconds_left))
 
-    return tell
+    return print_progress
