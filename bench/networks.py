@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from tegula.models.bundle import Bundle
 from tegula.models.sd15.facts import SCHEDULER
-from tegula.models.sd15.parts import Identity, Networks, assemble
+from tegula.models.sd15.networks import Networks, assemble
 from tests.tiny.networks import tiny_networks
 
 _LEVELS: dict[str, Any] = {
@@ -88,7 +88,12 @@ def random_bundle(size: str, device: torch.device, dtype: torch.dtype) -> Bundle
     """Join the networks of a size of ``NETWORKS`` as tegula takes them."""
     networks = NETWORKS[size](device, dtype)
     return assemble(
-        networks, Identity(f"random-{size}", "Apache-2.0"), SCHEDULER, device=device, dtype=dtype
+        networks,
+        SCHEDULER,
+        name=f"random-{size}",
+        licence="Apache-2.0",
+        device=device,
+        dtype=dtype,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bench.quality.features import EarlyFeatures
-from tegula.models.prescalers import load_prescaler
+from tegula.models.prescalers.load import load_prescaler
 from tegula.models.prescalers.networks import RRDBNet
 from train import export, photos
 from train.config import RunSettings, TailSettings

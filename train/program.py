@@ -12,7 +12,7 @@ import torch
 from bench.quality.features import EarlyFeatures
 from tegula.models.device import pick_dtype
 from tegula.models.mini.network import MiniNetwork
-from tegula.models.prescalers import load_prescaler
+from tegula.models.prescalers.load import load_prescaler
 from train import export as exporting
 from train import photos
 from train.adversarial import add_judges, adversarial_step

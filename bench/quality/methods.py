@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tegula.images.pixels import enlarge_lanczos
-from tegula.models.prescalers import Prescaler, load_prescaler
+from tegula.models.prescalers import Prescaler
+from tegula.models.prescalers.load import load_prescaler
 from tegula.options import PRESETS, ResolvedOptions, UpscaleOptions
 from tegula.pipeline.finish import finish, lock_colour
 from tegula.pipeline.prepare import Prepared

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionControlNetImg2ImgPipeline
 
 from bench.speed.job import NEGATIVE, PROMPT, SEED, Job, Picture
 from tegula.models.sd15.facts import SCHEDULER
-from tegula.models.sd15.parts import Networks
+from tegula.models.sd15.networks import Networks
 from tegula.pipeline.windows import WindowGrid, grid_windows
 
 FACTOR = 8

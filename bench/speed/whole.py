@@ -21,7 +21,7 @@ from bench.speed.stages import NETS, Stopwatch
 from tegula.errors import OutOfMemoryError
 from tegula.images.encode import save
 from tegula.images.pixels import to_image
-from tegula.models.prescalers import load_prescaler
+from tegula.models.prescalers.load import load_prescaler
 from tegula.options import UpscaleOptions
 from tegula.upscaler import Upscaler
 

@@ -26,13 +26,8 @@ from tegula.calibration import Calibration
 from tegula.images.encode import encode
 from tegula.models.bundle import Bundle, ControlImage, ControlScale, Denoiser, WindowBatch
 from tegula.models.costs import BundleCost, bundle_cost, prescaler_flops
-from tegula.models.prescalers import (
-    Prescaler,
-    PrescalerFacts,
-    is_installed,
-    list_prescalers,
-    load_prescaler,
-)
+from tegula.models.prescalers import Prescaler, PrescalerFacts, is_installed, list_prescalers
+from tegula.models.prescalers.load import load_prescaler
 from tegula.options import UpscaleOptions, resolve
 from tegula.pipeline.prescale import DEFAULT_TILE
 from tegula.pipeline.sampler import BatchSize

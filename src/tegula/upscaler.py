@@ -23,10 +23,10 @@ from tegula.models.bundle import Bundle, SplitDenoiser
 from tegula.models.compiled import made_ready, usual_batch
 from tegula.models.costs import BundleCost, Cost, bundle_cost, prescaler_flops
 from tegula.models.device import pick_device, pick_dtype
-from tegula.models.faces import load_detector, load_restorer
-from tegula.models.faces.networks import FaceRestorer
+from tegula.models.faces.networks import FaceRestorer, load_detector, load_restorer
 from tegula.models.load import load_bundle
-from tegula.models.prescalers import Prescaler, load_prescaler
+from tegula.models.prescalers import Prescaler
+from tegula.models.prescalers.load import load_prescaler
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish, lock_colour

@@ -10,7 +10,8 @@ from tegula.cli.console import format_bytes
 from tegula.cli.doctor import Finding, findings, is_ready, why_precision
 from tegula.errors import MissingWeightsError, UnknownModelError
 from tegula.models import load as registry
-from tegula.models.prescalers import catalogue, list_prescalers
+from tegula.models import prescalers as catalogue
+from tegula.models.prescalers import list_prescalers
 
 
 @pytest.fixture(autouse=True)

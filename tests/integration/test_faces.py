@@ -15,9 +15,8 @@ from tegula.errors import (
     UnknownModelError,
 )
 from tegula.images.pixels import paste
-from tegula.models.faces import load_detector, load_restorer
-from tegula.models.faces.catalogue import is_here, list_face_models
-from tegula.models.faces.networks import Face, FaceRestorer
+from tegula.models.faces import is_installed, list_face_models
+from tegula.models.faces.networks import Face, FaceRestorer, load_detector, load_restorer
 from tegula.options import UpscaleOptions
 from tegula.pipeline.faces import SIDE, TEMPLATE, aligned, alignment, restored_faces
 from tegula.progress import Cancel
@@ -181,7 +180,7 @@ def models(tmp_path, monkeypatch):
 
 def test_a_missing_file_is_told_with_its_name_folder_and_origin(models):
     for model in list_face_models():
-        assert not is_here(model.name)
+        assert not is_installed(model.name)
         with pytest.raises(MissingWeightsError) as caught:
             load_restorer(model.name, CPU)
         for part in (f"{model.name}.pth", str(models), model.project):
@@ -190,7 +189,7 @@ def test_a_missing_file_is_told_with_its_name_folder_and_origin(models):
 
 def test_a_file_is_found_by_any_of_its_names(models):
     (models / "GFPGANCleanv1-NoCE-C2.pth").write_bytes(b"x")
-    assert is_here("GFPGANv1.2")
+    assert is_installed("GFPGANv1.2")
     with pytest.raises(BrokenWeightsError, match="damaged"):
         load_restorer("GFPGANv1.2", CPU)
 
@@ -265,7 +264,7 @@ def test_a_picture_without_a_face_is_enlarged_and_the_log_says_so(upscaler, dete
 
 
 def test_faces_need_their_extra(upscaler, monkeypatch):
-    monkeypatch.setattr("tegula.models.faces.catalogue._DETECTOR_PACKAGE", "no_such_package")
+    monkeypatch.setattr("tegula.models.faces._DETECTOR_PACKAGE", "no_such_package")
     with pytest.raises(MissingExtraError, match=r"tegula\[faces\]"):
         upscaled(upscaler, PORTRAIT, tinting([1.0, 1.0, 1.0]), monkeypatch, faces="x")
 
@@ -290,9 +289,9 @@ def saved_network(models, name, network, wrapper):
 
 def architectures(name):
     pytest.importorskip("einops")
-    from tegula.models.files import _torchvision_lent
+    from tegula.models.spandrel_networks import torchvision_replaced
 
-    with _torchvision_lent():
+    with torchvision_replaced():
         pytest.importorskip("spandrel")
         return pytest.importorskip(name)
 

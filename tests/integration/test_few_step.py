@@ -21,7 +21,7 @@ from tegula.errors import MissingWeightsError, OptionError
 from tegula.models.load import load_bundle
 from tegula.models.sd15.facts import PRESETS, SCHEDULER
 from tegula.models.sd15.load import load_sd15
-from tegula.models.sd15.lora import RECIPES, FewStepRecipe, choose, recipe_of
+from tegula.models.sd15.lora import RECIPES, FewStepRecipe, choose_few_step, recipe_of
 from tegula.options import SCHEDULERS
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.upscaler import Upscaler
@@ -133,26 +133,26 @@ def test_a_given_lora_that_is_recognised_sets_all_presets(files, tmp_path):  # n
 
 def test_auto_takes_the_best_that_is_on_this_machine_and_nothing_where_none_is(tmp_path):
     models = tmp_path / "models"
-    assert choose((), "auto").loras == ()
+    assert choose_few_step((), "auto").loras == ()
     put(models / "latent-consistency" / "lcm-lora-sdv1-5" / "pytorch_lora_weights.safetensors")
-    assert choose((), "auto").recipe == BY_NAME["lcm"]
+    assert choose_few_step((), "auto").recipe == BY_NAME["lcm"]
     hyper = put(models / "lora" / "Hyper-SD15-4steps-lora.safetensors")
-    assert choose((), "auto").loras == ((hyper, 1.0),)
-    assert choose((), None).loras == ()
+    assert choose_few_step((), "auto").loras == ((hyper, 1.0),)
+    assert choose_few_step((), None).loras == ()
     given = put(tmp_path / "tcd-sd15.safetensors")
-    assert choose([(given, 0.7)], "auto").loras == ((given, 0.7),)
-    assert choose([("style.safetensors", 0.7)], "auto").loras[1] == (hyper, 1.0)
+    assert choose_few_step([(given, 0.7)], "auto").loras == ((given, 0.7),)
+    assert choose_few_step([("style.safetensors", 0.7)], "auto").loras[1] == (hyper, 1.0)
 
 
 def test_a_lora_is_named_by_its_recipe_or_its_file(tmp_path):
     lcm = put(tmp_path / "models" / "lcm_sd15.safetensors")
-    assert choose((), "lcm").loras == choose((), lcm).loras == ((lcm, 1.0),)
+    assert choose_few_step((), "lcm").loras == choose_few_step((), lcm).loras == ((lcm, 1.0),)
     with pytest.raises(MissingWeightsError, match="TCD-SD15-LoRA"):
-        choose((), "tcd")
+        choose_few_step((), "tcd")
     with pytest.raises(OptionError, match="hyper-4"):
-        choose((), "unknown")
-    with pytest.raises(OptionError, match="no few-step LoRA"):
-        choose((), put(tmp_path / "style.safetensors"))
+        choose_few_step((), "unknown")
+    with pytest.raises(OptionError, match="knows no few-step LoRA"):
+        choose_few_step((), put(tmp_path / "style.safetensors"))
 
 
 def test_mini_takes_no_few_step_lora_but_goes_on_with_what_is_automatic(tmp_path):

@@ -18,7 +18,7 @@ from tegula.calibrating import calibrate, started
 from tegula.calibration import Calibration, Setting
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
 from tegula.models.costs import Counter, bundle_cost, prescaler_flops
-from tegula.models.prescalers import load_prescaler
+from tegula.models.prescalers.load import load_prescaler
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.progress import Reporter
 from tests.tiny.networks import tiny_bundle

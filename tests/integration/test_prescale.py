@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemoryError
 from tegula.images.pixels import enlarge_lanczos
-from tegula.models.prescalers import Prescaler, PrescalerFacts, list_prescalers, load_prescaler
+from tegula.models.prescalers import Prescaler, PrescalerFacts, list_prescalers
+from tegula.models.prescalers.load import load_prescaler
 from tegula.pipeline.prescale import SMALLEST_CORE, plan_sizes, plan_spans, prescale
 from tegula.progress import Cancel, StageProgress
 

@@ -17,9 +17,10 @@ from tegula.errors import (
     OptionError,
     UnknownModelError,
 )
+from tegula.models import prescalers as catalogue
 from tegula.models.device import is_out_of_memory, pick_device, pick_dtype
-from tegula.models.prescalers import catalogue, is_installed, list_prescalers, load_prescaler
-from tegula.models.prescalers.files import read_ncnn
+from tegula.models.prescalers import is_installed, list_prescalers
+from tegula.models.prescalers.load import load_prescaler, read_ncnn
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
 from tegula.pipeline.prescale import run_network
 
@@ -157,7 +158,7 @@ def test_damaged_packaged_weights_are_refused(tmp_path, monkeypatch, edit):
     param, numbers = catalogue.packaged_files(entry)
     broken = tmp_path / numbers.name
     broken.write_bytes(edit(numbers.read_bytes()))
-    monkeypatch.setattr("tegula.models.prescalers.files.packaged_files", lambda _: (param, broken))
+    monkeypatch.setattr("tegula.models.prescalers.load.packaged_files", lambda _: (param, broken))
     with pytest.raises(BrokenWeightsError):
         load(VIDEO)
 
@@ -166,7 +167,7 @@ def test_damaged_packaged_weights_are_refused(tmp_path, monkeypatch, edit):
 def test_weights_of_another_net_are_refused(monkeypatch, name):
     other = NETS[NETS.index(name) - 1]
     found = catalogue.packaged_files(catalogue.find_packaged(other))
-    monkeypatch.setattr("tegula.models.prescalers.files.packaged_files", lambda _: found)
+    monkeypatch.setattr("tegula.models.prescalers.load.packaged_files", lambda _: found)
     with pytest.raises(BrokenWeightsError):
         load(name)
 

@@ -7,7 +7,7 @@ from support import options, photograph
 
 from tegula.errors import CancelledError
 from tegula.models.costs import bundle_cost, prescaler_flops
-from tegula.models.prescalers import load_prescaler
+from tegula.models.prescalers.load import load_prescaler
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.plan import Costs, make_plan

@@ -3,8 +3,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from tegula.models.bundle import ControlImage, ControlScale, TileableAutoencoder, WindowBatch
-from tegula.models.sd15.networks import align, make_denoiser
-from tegula.models.sd15.parts import Networks
+from tegula.models.sd15.networks import Networks, align, make_denoiser
 from tests.tiny.networks import tiny_bundle, tiny_networks
 
 LONG = "a red cat, a sharp photo of the dog, " * 20

@@ -7,8 +7,8 @@ from sd15_support import changed_checkpoint, load_single_file, result
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tegula.errors import MissingWeightsError
+from tegula.models.files import read_json
 from tegula.models.sd15.facts import SCHEDULER
-from tegula.models.sd15.files import read_json
 from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.parts import STANDARD_CONFIG
 from tests.tiny.networks import tiny_bundle, tiny_networks

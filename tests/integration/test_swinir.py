@@ -8,7 +8,7 @@ import pytest
 import torch
 from support import photograph
 
-from tegula.models.prescalers import load_prescaler
+from tegula.models.prescalers.load import load_prescaler
 from tegula.pipeline.prescale import plan_spans, prescale, run_network
 
 pytest.importorskip("einops")
@@ -20,9 +20,9 @@ LARGE = {"embed_dim": 240, "depths": [6] * 9, "num_heads": [8] * 9, "mlp_ratio":
 
 
 def swinir(shape, **words):
-    from tegula.models.files import _torchvision_lent
+    from tegula.models.spandrel_networks import torchvision_replaced
 
-    with _torchvision_lent():
+    with torchvision_replaced():
         pytest.importorskip("spandrel")
         from spandrel.architectures.SwinIR import SwinIR
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tegula.models.prescalers import load_prescaler
+from tegula.models.prescalers.load import load_prescaler
 from tegula.models.prescalers.networks import RRDBNet
 from train.batches import BatchSettings
 from train.config import CPU, TailSettings

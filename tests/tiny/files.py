@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tegula.models.sd15.facts import SCHEDULER
-from tegula.models.sd15.parts import Networks
+from tegula.models.sd15.networks import Networks
 from tests.tiny.networks import tiny_networks, write_tokenizer
 
 

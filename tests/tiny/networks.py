@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tegula.models.bundle import Bundle
 from tegula.models.sd15.facts import SCHEDULER
-from tegula.models.sd15.parts import Identity, Networks, assemble
+from tegula.models.sd15.networks import Networks, assemble
 
 TEXT_WIDTH = 16
 _WORDS = ("a", "the", "of", "photo", "cat", "dog", "red", "sharp", "blurry")
@@ -70,8 +70,9 @@ def tiny_bundle(
     networks = tiny_networks(seed)
     if not control:
         networks = dataclasses.replace(networks, controlnet=None)
-    identity = Identity("tiny", "Apache-2.0")
-    return assemble(networks, identity, SCHEDULER, device=device, dtype=dtype)
+    return assemble(
+        networks, SCHEDULER, name="tiny", licence="Apache-2.0", device=device, dtype=dtype
+    )
 
 
 def _autoencoder() -> Any:

@@ -353,7 +353,7 @@ def test_inputs_of_face_models_mean_what_they_say(
 
 def test_face_models_ask_for_the_extra_that_finds_faces(tmp_path, monkeypatch):
     monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
-    monkeypatch.setattr("tegula.models.faces.catalogue._DETECTOR_PACKAGE", "no_such_package")
+    monkeypatch.setattr("tegula.models.faces._DETECTOR_PACKAGE", "no_such_package")
     (tmp_path / "faces").mkdir()
     (tmp_path / "faces" / "GFPGANv1.4.pth").touch()
     with pytest.raises(MissingExtraError, match=r"tegula\[faces\]"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from tegula.catalog.inputs import Situation
 from tegula.errors import MissingWeightsError
 from tegula.folders import models_folder
-from tegula.models.faces.catalogue import detector_folder, named_face_file
+from tegula.models.faces import detector_folder, named_face_file
 
 LORAS, PRESCALERS = "lora", "prescalers"
 SUFFIXES = (".safetensors", ".pth")

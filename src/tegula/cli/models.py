@@ -181,10 +181,10 @@ def prescaler_rows() -> list[dict[str, Any]]:
 
 def face_rows() -> list[dict[str, Any]]:
     """Return every face model that has a name, as ``--json`` prints it."""
-    from tegula.models.faces.catalogue import is_here, list_face_models
+    from tegula.models.faces import is_installed, list_face_models
 
     return [
-        {**dataclasses.asdict(model), "installed": is_here(model.name)}
+        {**dataclasses.asdict(model), "installed": is_installed(model.name)}
         for model in list_face_models()
     ]
 

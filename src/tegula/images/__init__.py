@@ -1,1 +1,1 @@
-"""Pictures in and out: decoding, encoding, colour, metadata. No torch."""
+"""Pictures in and out: reading, writing, pixels, adjustments, metadata. No torch."""

@@ -1,4 +1,4 @@
-"""Writing pictures: formats, files, and comparisons."""
+"""Writing pictures: from a result to a file, its settings back out of it, and comparisons."""
 
 from __future__ import annotations
 
@@ -27,16 +27,29 @@ from tegula.images.metadata import (
     to_json,
 )
 from tegula.images.open import Source, describe, guarded, open_image, opened_file
+from tegula.images.pixels import Size
 from tegula.images.samples import ArrayLike
 
-# From a result to the bytes of a file, and the settings back out of it.
-
+# Of zlib's 0 to 9: the higher ones take much longer and save little on photographs.
 _PNG_COMPRESSION = 4
+
+# Of 0 to 10, the slowest being 0.
 _AVIF_SPEED = 8
+
+# JPEG quality from which colour keeps its full resolution; below, halving it is the smaller
+# part of the damage.
 _FULL_CHROMA_FROM = 90
+
+# Pixels: for optimised tables libjpeg needs a buffer that holds the whole file.
+_OPTIMISED_BELOW = 2**24
+
+# One segment of a JPEG file holds 65,533 bytes, the name of its content included.
 _JPEG_SEGMENT = 65_000
+
 _XMP_TAG = 700
-_SETTINGS_LIMIT = 100_000_000
+
+_LARGEST_WITH_SETTINGS = 100_000_000
+"""Pixels; a stream is read no further than to what so large a picture can take."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +88,6 @@ def encode(
     check_sides(*image.size, name)
     kept = metadata if metadata is not None else Metadata()
     warnings: tuple[str, ...] = ()
-    if name != "png" and settings is not None:
-        kept = dataclasses.replace(kept, xmp=add_settings(kept.xmp, settings))
     if name == "jpeg":
         image, warnings = _flattened(image)
     if name != "png":
@@ -121,7 +132,7 @@ def read_settings(source: Source) -> dict[str, Any] | None:
     if isinstance(source, ArrayLike):
         return None
     name = describe(source)
-    with opened_file(source, _SETTINGS_LIMIT) as file:
+    with opened_file(source, _LARGEST_WITH_SETTINGS) as file:
         image = open_image(file, name)
         if image is None:
             raise ImageError(f"{name} is not an image, and so holds no settings.")
@@ -145,23 +156,23 @@ def _flattened(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
 def _fitting(
     metadata: Metadata, settings: Mapping[str, Any] | None, name: str
 ) -> tuple[Metadata, tuple[str, ...]]:
-    """Drop what is too long for the format; the settings go last.
+    """Put the settings into the XMP packet, and leave out what is too long for the format.
 
     JPEG holds EXIF and XMP in one segment each; the other formats hold any length, and
-    tegula reads XMP of ``MAX_XMP`` bytes.
+    tegula reads XMP of ``MAX_XMP`` bytes. The settings go last.
     """
     longest = _JPEG_SEGMENT if name == "jpeg" else MAX_XMP
-    exif, xmp = metadata.exif, metadata.xmp
-    if name == "jpeg" and exif is not None and len(exif) > longest:
-        exif = None
-    if xmp is not None and len(xmp) > longest:
-        xmp = None if settings is None else add_settings(None, settings)
-    if xmp is not None and len(xmp) > longest:
-        xmp = None
-    if (exif, xmp) == (metadata.exif, metadata.xmp):
-        return metadata, ()
+    packets = [metadata.xmp]
+    if settings is not None:
+        packets = [add_settings(metadata.xmp, settings), add_settings(None, settings)]
+    xmp = next((packet for packet in packets if len(packet or b"") <= longest), None)
+    too_long = name == "jpeg" and len(metadata.exif or b"") > longest
+    exif = None if too_long else metadata.exif
+    kept = dataclasses.replace(metadata, exif=exif, xmp=xmp)
+    if xmp == packets[0] and not too_long:
+        return kept, ()
     warning = f"Some metadata is too long for {name.upper()} and is left out; PNG would hold it."
-    return dataclasses.replace(metadata, exif=exif, xmp=xmp), (warning,)
+    return kept, (warning,)
 
 
 def _parameters(
@@ -172,31 +183,37 @@ def _parameters(
     settings: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return what Pillow's writer of the format is given."""
-    given: dict[str, Any] = {"icc_profile": metadata.profile, "exif": metadata.exif}
+    given: dict[str, Any] = {"icc_profile": metadata.profile}
     if name in ("png", "jpeg", "tiff"):
         given["dpi"] = metadata.dpi
-    if name == "png":
-        given["pnginfo"] = _chunks(metadata, settings)
-        given["compress_level"] = _PNG_COMPRESSION
-    elif name == "tiff":
-        given["tiffinfo"] = _directory(metadata)
-        given["compression"] = _tiff_compression(given["tiffinfo"])
-        del given["exif"]
+    if name == "tiff":
+        # There, EXIF is part of the directory itself. Libtiff compresses, but cannot write
+        # the directories within EXIF; Pillow can.
+        tags = Image.Exif()
+        if metadata.exif is not None:
+            tags.load(metadata.exif)
+        if metadata.xmp is not None:
+            tags[_XMP_TAG] = metadata.xmp
+        is_nested = any(isinstance(tags.get(ifd), int | dict) for ifd in IFDS)
+        given |= {"tiffinfo": tags, "compression": "raw" if is_nested else "tiff_adobe_deflate"}
     else:
-        given["xmp"] = metadata.xmp
-        given["quality"] = quality
+        given["exif"] = metadata.exif
+    if name == "png":
+        given |= {"pnginfo": _chunks(metadata, settings), "compress_level": _PNG_COMPRESSION}
+    elif name != "tiff":
+        given |= {"xmp": metadata.xmp, "quality": quality}
     if name == "avif":
         given["speed"] = _AVIF_SPEED
     if name == "jpeg":
         given["subsampling"] = 0 if quality >= _FULL_CHROMA_FROM else 2
-        given["optimize"] = image.width * image.height < 2**24
+        given["optimize"] = image.width * image.height < _OPTIMISED_BELOW
     return {key: value for key, value in given.items() if value is not None}
 
 
 def _chunks(metadata: Metadata, settings: Mapping[str, Any] | None) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
     for key, value in metadata.text.items():
-        with contextlib.suppress(ValueError, UnicodeError):
+        with contextlib.suppress(ValueError, UnicodeError):  # a key that PNG does not allow
             chunks.add_text(key, value)
     if metadata.xmp is not None:
         chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
@@ -205,32 +222,17 @@ def _chunks(metadata: Metadata, settings: Mapping[str, Any] | None) -> PngImageP
     return chunks
 
 
-def _directory(metadata: Metadata) -> Image.Exif:
-    """Return the tags of a TIFF file: there, EXIF is part of the directory itself."""
-    tags = Image.Exif()
-    if metadata.exif is not None:
-        tags.load(metadata.exif)
-    if metadata.xmp is not None:
-        tags[_XMP_TAG] = metadata.xmp
-    return tags
-
-
-def _tiff_compression(tags: Image.Exif) -> str:
-    """Libtiff compresses, and cannot write the directories within EXIF; Pillow can."""
-    nested = any(isinstance(tags.get(ifd), int | dict) for ifd in IFDS)
-    return "raw" if nested else "tiff_adobe_deflate"
-
-
 # A before/after picture, small enough to look at and large enough to judge by.
 
-_DIVIDER = 4
-_SMALLEST_PANEL = 96
-_TEXT = 15
+# Sizes in pixels.
+_DIVIDER, _SMALLEST_PANEL, _TEXT = 4, 96, 15
+_WHITE, _INK = (255, 255, 255), (20, 20, 20)
+
+_CHECKS, _CHECK_TONES = 8, (255, 225)
+"""The ground under transparency, as viewers show it."""
+
 _CELL = 16
-_WHITE = (255, 255, 255)
-_INK = (20, 20, 20)
-_CHECKS = 8
-_CHECK_TONES = (255, 225)
+"""The part with most structure is looked for on a grid of such cells."""
 
 
 def side_by_side(before: Image.Image, after: Image.Image, *, width: int = 1600) -> Image.Image:
@@ -238,16 +240,16 @@ def side_by_side(before: Image.Image, after: Image.Image, *, width: int = 1600) 
 
     Bicubic is what a viewer does to a small picture: it neither flatters the source nor
     shows it as blocks. The upper row holds both whole. When they had to be shrunk for
-    that, a lower row holds the same detail of both, pixel for pixel as in the result:
-    the square where the result has most structure.
+    that, a lower row holds a detail of both, pixel for pixel as in the result: where the
+    result has most structure.
 
     Args:
         before: the source, upright, of any size.
         after: the result.
-        width: of the whole comparison, at most, in px.
+        width: of the whole comparison, at most, in pixels.
 
     Returns:
-        RGB, about ``width`` wide or less.
+        An RGB image, at most ``width`` wide but for the smallest panels.
     """
     left, right = _opaque(before), _opaque(after)
     panel = max(_SMALLEST_PANEL, (width - _DIVIDER) // 2)
@@ -256,7 +258,14 @@ def side_by_side(before: Image.Image, after: Image.Image, *, width: int = 1600) 
     if shrink < 1:
         box = _busiest(right, min(panel, right.width), min(panel // 2, right.height))
         rows.append(_row(_detail(left, right.size, box), right.crop(box)))
-    return _stacked(rows)
+    sheet_width = max(row.width for row in rows)
+    height = sum(row.height for row in rows) + _DIVIDER * (len(rows) - 1)
+    sheet = Image.new("RGB", (sheet_width, height), _WHITE)
+    y = 0
+    for row in rows:
+        sheet.paste(row, ((sheet_width - row.width) // 2, y))
+        y += row.height + _DIVIDER
+    return sheet
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -271,7 +280,7 @@ def _opaque(image: Image.Image) -> Image.Image:
     return ground
 
 
-def _fitted(image: Image.Image, size: tuple[int, int], shrink: float) -> Image.Image:
+def _fitted(image: Image.Image, size: Size, shrink: float) -> Image.Image:
     """Scale to a share of the result's size; magnify a tiny picture in whole pixels."""
     width, height = (max(1, round(side * shrink)) for side in size)
     if image.size != (width, height):
@@ -282,9 +291,7 @@ def _fitted(image: Image.Image, size: tuple[int, int], shrink: float) -> Image.I
     return image.resize((width * times, height * times), Image.Resampling.NEAREST)
 
 
-def _detail(
-    before: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]
-) -> Image.Image:
+def _detail(before: Image.Image, size: Size, box: tuple[int, int, int, int]) -> Image.Image:
     """Enlarge the part of the source that lies under a box of the result."""
     x, y = before.width / size[0], before.height / size[1]
     part = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
@@ -293,21 +300,18 @@ def _detail(
 
 
 def _row(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Put two pictures of one size beside each other, each with its name in the corner."""
     panel = max(_SMALLEST_PANEL, left.width)
     height = max(left.height, 2 * _TEXT)
     row = Image.new("RGB", (2 * panel + _DIVIDER, height), _WHITE)
+    font = ImageFont.load_default(_TEXT)
     for image, text, x in ((left, "before", 0), (right, "after", panel + _DIVIDER)):
         row.paste(image, (x + (panel - image.width) // 2, (height - image.height) // 2))
-        _label(row, text, x)
+        draw = ImageDraw.Draw(row)
+        _, _, right_end, bottom = draw.textbbox((0, 0), text, font=font)
+        draw.rectangle((x, 0, x + right_end + 12, bottom + 8), fill=_INK)
+        draw.text((x + 6, 3), text, font=font, fill=_WHITE)
     return row
-
-
-def _label(row: Image.Image, text: str, x: int) -> None:
-    draw = ImageDraw.Draw(row)
-    font = ImageFont.load_default(_TEXT)
-    _, _, width, height = draw.textbbox((0, 0), text, font=font)
-    draw.rectangle((x, 0, x + width + 12, height + 8), fill=_INK)
-    draw.text((x + 6, 3), text, font=font, fill=_WHITE)
 
 
 def _busiest(image: Image.Image, width: int, height: int) -> tuple[int, int, int, int]:
@@ -316,21 +320,12 @@ def _busiest(image: Image.Image, width: int, height: int) -> tuple[int, int, int
     grid = (-(-image.width // _CELL), -(-image.height // _CELL))
     cells = cv2.resize(structure, grid, interpolation=cv2.INTER_AREA).reshape(grid[::-1])
     across, down = min(grid[0], -(-width // _CELL)), min(grid[1], -(-height // _CELL))
+    # Sums over every box of cells at once, from sums over all that is above and left.
     sums = np.pad(cells.astype(np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     totals = sums[down:, across:] - sums[:-down, across:]
     totals = totals - sums[down:, :-across] + sums[:-down, :-across]
     row, column = np.unravel_index(int(totals.argmax()), totals.shape)
+    # The last box may reach beyond the picture, whose last cells are not whole.
     left = min(int(column) * _CELL, image.width - width)
     top = min(int(row) * _CELL, image.height - height)
     return left, top, left + width, top + height
-
-
-def _stacked(rows: list[Image.Image]) -> Image.Image:
-    width = max(row.width for row in rows)
-    height = sum(row.height for row in rows) + _DIVIDER * (len(rows) - 1)
-    sheet = Image.new("RGB", (width, height), _WHITE)
-    y = 0
-    for row in rows:
-        sheet.paste(row, ((width - row.width) // 2, y))
-        y += row.height + _DIVIDER
-    return sheet

@@ -1,4 +1,8 @@
-"""The file formats of results, as data: no decoder or encoder is imported here."""
+"""The file formats of results, as data.
+
+No decoder or encoder is imported here: the command line needs these names for its help, and
+starts without Pillow and numpy.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,9 @@ EXTENSIONS: Mapping[str, str] = {
     ".tiff": "tiff",
 }
 FORMATS = tuple(dict.fromkeys(EXTENSIONS.values()))
+
 LONGEST_SIDE: Mapping[str, int] = {"jpeg": 65_500, "webp": 16_383, "avif": 65_535}
+"""Pixels: libjpeg's own limit, and what fits into 14 bits of WebP and 16 bits of AV1."""
 
 
 def format_for(path: Path | None, wanted: str | None = None) -> str:
@@ -27,14 +33,14 @@ def format_for(path: Path | None, wanted: str | None = None) -> str:
         OptionError: no such format, or the extension stands for none.
     """
     if wanted is not None:
-        name = EXTENSIONS.get("." + wanted.lower().lstrip("."))
-    elif path is None:
-        name = "png"
+        given, extension = wanted, "." + wanted.lstrip(".")
+    elif path is not None:
+        given, extension = path.name, path.suffix
     else:
-        name = EXTENSIONS.get(path.suffix.lower())
+        return "png"
+    name = EXTENSIONS.get(extension.lower())
     if name is None:
-        asked = wanted if wanted is not None or path is None else path.name
-        raise OptionError(f"The format is one of {', '.join(FORMATS)}, which {asked!r} is not.")
+        raise OptionError(f"The format is one of {', '.join(FORMATS)}, which {given!r} is not.")
     return name
 
 

@@ -308,18 +308,18 @@ _SRGB_GAMMA = 1 / 2.2
 def _picture(image: Image.Image, file: BinaryIO | None) -> Picture:
     """Take a picture out of a loaded image; the file is None for an image in memory."""
     metadata = read_metadata(image)
-    warnings: list[str] = []
+    remarks: list[str] = []
     if image.mode in ("CMYK", "LAB"):
         samples = print_samples(image, metadata.profile)
         # Their profile is of no use to the result, which stays in sRGB.
         metadata = dataclasses.replace(metadata, profile=None)
-        warnings.append(f"The source is {image.mode}; the result is sRGB.")
+        remarks.append(f"The source is {image.mode}; the result is sRGB.")
     else:
         samples = image_samples(image, file)
     rgb, alpha = samples.rgb, samples.alpha
     if metadata.profile is not None:
         if not to_srgb(rgb, metadata.profile):
-            warnings.append("The colour profile of the source is unusable and is dropped.")
+            remarks.append("The colour profile of the source is unusable and is dropped.")
             metadata = dataclasses.replace(metadata, profile=None)
     elif "srgb" not in image.info:
         _undo_gamma(rgb, image.info.get("gamma"))
@@ -332,7 +332,7 @@ def _picture(image: Image.Image, file: BinaryIO | None) -> Picture:
         greyscale=samples.greyscale,
         jpeg_quality=estimate_quality(getattr(image, "quantization", None)),
         metadata=metadata,
-        warnings=tuple(warnings),
+        warnings=tuple(remarks),
     )
     return Picture(rgb, None if alpha is None else _upright(alpha, turn), facts)
 

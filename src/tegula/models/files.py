@@ -1,23 +1,192 @@
-"""Files of weights: where they lie, and how they are opened safely."""
+"""Opening files of weights safely, with one set of sentences for what may be wrong with them.
+
+Pickled files are opened through torch's allow-list of plain data alone, so that none of them
+runs code. Files of the package must have the hash that their configuration names.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import enum
 import hashlib
-import importlib.util
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from tegula.errors import BrokenWeightsError, MissingExtraError, MissingWeightsError
+from tegula.errors import BrokenWeightsError, MissingWeightsError
 
-# Reads packaged weights, whose hash is known.
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of tensors by name."""
+
+LOADING_FAILURES = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
+"""What torch, diffusers and transformers raise on weights that they cannot use."""
+
+_LENGTH_BYTES = 8
+_LARGEST_HEADER = 100_000_000
+_DEEPEST_WRAPPER = 3
+"""Wrappers inside wrappers that are opened; a pickled one may contain itself."""
+
+
+# Files that users bring.
+
+
+def existing_file(reference: str | Path, kind: str = "weights") -> Path:
+    """Return the path of a file of this kind.
+
+    Raises:
+        MissingWeightsError: there is no such file.
+    """
+    path = Path(reference).expanduser()
+    if not path.is_file():
+        raise MissingWeightsError(f"There is no {kind} file {path}; check the path.")
+    return path
+
+
+def read_tensors(path: Path, wrappers: Sequence[str] = ("state_dict",)) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, on the CPU; what else it holds is left out.
+
+    Args:
+        path: a safetensors file by its suffix, or else a pickled one.
+        wrappers: keys under which the tensors may lie, the preferred first.
+
+    Raises:
+        BrokenWeightsError: as ``read_content`` says, or no tensor is in it.
+    """
+    content = read_content(path)
+    for _ in range(_DEEPEST_WRAPPER):
+        inner = (content[name] for name in wrappers if isinstance(content.get(name), Mapping))
+        content = next(inner, content)
+    tensors = {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise _without_weights(path)
+    return tensors
+
+
+def read_content(path: Path) -> Mapping[str, Any]:
+    """Return all that a file of weights holds by name, on the CPU.
+
+    Raises:
+        BrokenWeightsError: damaged, no weights by name, or pickled with more than plain data.
+    """
+    if path.suffix.lower() == ".safetensors":
+        read_shapes(path)  # for its sentences: those of safetensors do not help
+        try:
+            return safetensors.torch.load_file(path)
+        except LOADING_FAILURES as error:
+            raise _no_safetensors(path) from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except LOADING_FAILURES as error:
+        raise BrokenWeightsError(
+            f"{path} is damaged, or a pickled file with more than weights in it, which is not "
+            f"opened because it could run code; use a .safetensors file."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise _without_weights(path)
+    return content
+
+
+def read_shapes(path: Path) -> Shapes:
+    """Return the shapes in a file of weights, without loading it where the format allows that.
+
+    Raises:
+        BrokenWeightsError: as ``read_tensors`` says.
+    """
+    if path.suffix.lower() != ".safetensors":
+        return {name: tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
+    header = _read_header(path)
+    size = path.stat().st_size
+    if size != header.file_size:
+        raise BrokenWeightsError(
+            f"{path} has {size:,} bytes where its header promises {header.file_size:,}; "
+            f"get it again."
+        )
+    return header.shapes
+
+
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """Return the remarks in the header of a safetensors file; none of other files.
+
+    Raises:
+        BrokenWeightsError: the file is no safetensors file.
+    """
+    return _read_header(path).metadata if path.suffix.lower() == ".safetensors" else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        BrokenWeightsError: it is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BrokenWeightsError(f"{path} cannot be read as JSON; get it again.") from error
+    if not isinstance(content, dict):
+        raise BrokenWeightsError(f"{path} holds no settings; get it again.")
+    return content
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What stands at the beginning of a safetensors file."""
+
+    shapes: Shapes
+    metadata: Mapping[str, str]
+    file_size: int
+
+
+def _read_header(path: Path) -> _Header:
+    """Read the header: JSON behind its length in 8 bytes.
+
+    The tensors follow it without gaps, so the last offset tells how long the file must be.
+    """
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+            if length > _LARGEST_HEADER:
+                raise ValueError("header length")
+            header = json.loads(stream.read(length))
+        metadata = {str(name): str(v) for name, v in header.pop("__metadata__", {}).items()}
+        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        return _Header(shapes, metadata, _LENGTH_BYTES + length + end)
+    except LOADING_FAILURES as error:
+        raise _no_safetensors(path) from error
+
+
+def _no_safetensors(path: Path) -> BrokenWeightsError:
+    return BrokenWeightsError(f"{path} is no safetensors file; get it again.")
+
+
+def _without_weights(path: Path) -> BrokenWeightsError:
+    return BrokenWeightsError(f"{path} holds no weights by name; get it again.")
+
+
+# Files of the package.
 
 
 def read_packaged(path: Path) -> bytes:
@@ -37,114 +206,21 @@ def read_packaged(path: Path) -> bytes:
         raise BrokenWeightsError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+def read_packaged_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     """Return the tensors of a ``.safetensors`` file whose hash is known.
 
     Raises:
         MissingWeightsError: it is not there.
         BrokenWeightsError: it is another file, or no ``.safetensors`` file.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     data = read_packaged(path)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise BrokenWeightsError(
             f"{path} is damaged or not the file its configuration describes; install tegula again."
         )
     try:
-        return load(data)
+        return safetensors.torch.load(data)
     except (SafetensorError, ValueError) as error:
         raise BrokenWeightsError(
             f"{path} is not a file of weights; install tegula again."
         ) from error
-
-
-# Networks that only spandrel knows, loaded with it but without torchvision.
-#
-# spandrel 0.4 asks for torchvision when it is installed and when it is imported, for two
-# functions of which one network here uses one. A torchvision that does not fit the installed
-# torch breaks diffusers, so tegula asks to install spandrel alone, and lends it these
-# functions while it is imported.
-
-EXTRA_COMMAND = 'pip install "tegula[formats]" && pip install --no-deps spandrel'
-CODEFORMER_COMMAND = "pip install --no-deps spandrel_extra_arches"
-_CODEFORMER_KEY = "idx_pred_layer.1.weight"
-
-
-def load_foreign(state: Mapping[str, Tensor], what: str) -> Any:
-    """Return spandrel's descriptor of the network that these tensors belong to.
-
-    None means that spandrel knows no such network, or none that turns one picture into
-    another.
-
-    Args:
-        state: tensors by name, without wrappers.
-        what: subject of the sentence when something is not installed.
-
-    Raises:
-        MissingExtraError: spandrel is not installed, or the package of CodeFormer, whose
-            licence is for non-commercial use and which is never installed along.
-    """
-    spandrel = _spandrel(what)
-    if _CODEFORMER_KEY in state:
-        _add_codeformer(what)
-    try:
-        descriptor = spandrel.ModelLoader().load_from_state_dict(dict(state))
-    except Exception:  # whatever a foreign loader raises, the tensors are at fault
-        return None
-    return descriptor if isinstance(descriptor, spandrel.ImageModelDescriptor) else None
-
-
-def _spandrel(what: str) -> Any:
-    try:
-        with _torchvision_lent():
-            import spandrel
-    except ImportError as error:
-        raise MissingExtraError(f"{what} needs spandrel; run: {EXTRA_COMMAND}") from error
-    return spandrel
-
-
-def _add_codeformer(what: str) -> None:
-    try:
-        with _torchvision_lent():
-            import spandrel_extra_arches
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{what} is a CodeFormer, whose network may be used for non-commercial purposes "
-            f"only; if yours are, run: {CODEFORMER_COMMAND}"
-        ) from error
-    spandrel_extra_arches.install(ignore_duplicates=True)
-
-
-@contextlib.contextmanager
-def _torchvision_lent() -> Iterator[None]:
-    """Stand in for torchvision during an import, where it is not installed."""
-    names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
-    if names[0] in sys.modules or importlib.util.find_spec(names[0]) is not None:
-        yield
-        return
-    lent = [ModuleType(name) for name in names]
-    lent[-1].__dict__.update(
-        InterpolationMode=_InterpolationMode, rotate=_rotate, normalize=_normalize
-    )
-    sys.modules.update(zip(names, lent, strict=True))
-    try:
-        yield
-    finally:
-        for name in names:
-            sys.modules.pop(name, None)
-
-
-class _InterpolationMode(enum.Enum):
-    NEAREST = "nearest"
-    BILINEAR = "bilinear"
-
-
-def _rotate(*_: object, **__: object) -> Tensor:
-    raise NotImplementedError("LaMa turns pictures with torchvision, which is not installed.")
-
-
-def _normalize(picture: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    middle, spread = (torch.tensor(list(v)).to(picture).view(-1, 1, 1) for v in (mean, std))
-    return (picture - middle) / spread

@@ -20,6 +20,7 @@ from tegula.folders import MODELS_VARIABLE, models_folder
 OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
+WEIGHTS_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _BLOCK = 1 << 22
 _LOCAL_FAILURES = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
@@ -54,6 +55,11 @@ def is_hub_id(reference: str) -> bool:
     """Return whether a reference has the form of a hub id, ``owner/name``."""
     owner, slash, name = reference.partition("/")
     return bool(owner and slash and name) and "/" not in name and not owner.startswith((".", "~"))
+
+
+def is_weights_file(reference: str) -> bool:
+    """Return whether a reference names one file, rather than a folder or hub id."""
+    return Path(reference).suffix.lower() in WEIGHTS_SUFFIXES
 
 
 # On this machine.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tegula.errors import ModelError, UnknownModelError
-from tegula.models.hub import HubRepository, OnBytes, fetch_all, find, is_hub_id
+from tegula.models.hub import HubRepository, OnBytes, fetch_all, find, is_hub_id, is_weights_file
 from tegula.models.sd15.facts import (
     DEFAULT_CONTROLNET,
     DEFAULT_MODEL,
@@ -16,7 +16,6 @@ from tegula.models.sd15.facts import (
     FOLDER_FILES,
     LICENCE,
     PART_FILES,
-    WEIGHTS_SUFFIXES,
 )
 
 if TYPE_CHECKING:
@@ -215,7 +214,7 @@ def _resolve(reference: str) -> tuple[str, str | None]:
     """Return the model, and the autoencoder that belongs to it, of a reference."""
     path = Path(reference).expanduser()
     if reference not in BUNDLES and (
-        path.exists() or path.suffix.lower() in WEIGHTS_SUFFIXES or is_hub_id(reference)
+        path.exists() or is_weights_file(reference) or is_hub_id(reference)
     ):
         return reference, None
     known = bundle_entry(reference)

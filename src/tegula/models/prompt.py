@@ -10,8 +10,6 @@ import itertools
 import re
 from dataclasses import dataclass
 
-import numpy as np
-
 EMPHASIS = 1.1
 """Factor of one pair of round brackets; square ones divide by it."""
 
@@ -42,35 +40,36 @@ def parse_prompt(prompt: str) -> tuple[WeightedText, ...]:
     nest. Square brackets take no number: in ``[x:1.3]`` it is text. A bracket that is never
     closed counts up to the end; one that was never opened is text.
     """
-    texts: list[str] = []
-    factors: list[tuple[int, int, float]] = []
-    open_brackets: list[tuple[str, int]] = []
-
-    def close(factor: float | None = None) -> None:
-        bracket, start = open_brackets.pop()
-        factors.append((start, len(texts), _FACTORS[bracket] if factor is None else factor))
-
+    # Each text belongs to the bracket that it stands in directly, and each bracket to the
+    # one around it, which comes before it in the list: so one pass multiplies the factors.
+    texts: list[tuple[str, int]] = []
+    brackets = [_Bracket("", 0, 1.0)]
+    innermost = 0
     for piece in _PIECE.finditer(prompt):
-        innermost = open_brackets[-1][0] if open_brackets else None
+        bracket = brackets[innermost]
         if piece["open"]:
-            open_brackets.append((piece["open"], len(texts)))
-        elif piece["weight"] and innermost == "(":
-            close(float(piece["weight"]))
-        elif piece["close"] and innermost == _OPENING[piece["close"]]:
-            close()
+            brackets.append(_Bracket(piece["open"], innermost, _FACTORS[piece["open"]]))
+            innermost = len(brackets) - 1
+        elif piece["weight"] and bracket.opening == "(":
+            bracket.factor = float(piece["weight"])
+            innermost = bracket.outer
+        elif piece["close"] and bracket.opening == _OPENING[piece["close"]]:
+            innermost = bracket.outer
         else:
-            texts.append(piece["escaped"] or piece[0])
-    while open_brackets:
-        close()
-
-    # Factors are multiplied from the innermost bracket outwards, as the web UI does: another
-    # order rounds otherwise. Numpy does it, because nesting makes the work quadratic.
-    weights = np.ones(len(texts))
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start, end, factor in factors:
-            weights[start:end] *= factor
-    pairs = zip(texts, weights.tolist(), strict=True)
+            texts.append((piece["escaped"] or piece[0], innermost))
+    for bracket in brackets:
+        bracket.factor *= brackets[bracket.outer].factor
+    pairs = [(text, brackets[number].factor) for text, number in texts]
     return tuple(
         WeightedText("".join(text for text, _ in stretch), weight)
         for weight, stretch in itertools.groupby(pairs, key=lambda pair: pair[1])
     )
+
+
+@dataclass
+class _Bracket:
+    """An opened bracket, the index of the one around it, and its factor."""
+
+    opening: str
+    outer: int
+    factor: float

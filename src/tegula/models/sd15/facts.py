@@ -14,8 +14,6 @@ DEFAULT_CONTROLNET = "lllyasviel/control_v11f1e_sd15_tile"
 DEFAULT_VAE = "stabilityai/sd-vae-ft-mse"
 LIGHT_VAE = "madebyollin/taesd"
 
-WEIGHTS_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-
 TOKENIZER_FILES = ("tokenizer/vocab.json", "tokenizer/merges.txt")
 PART_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 FOLDER_FILES = (

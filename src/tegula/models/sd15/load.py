@@ -1,4 +1,4 @@
-"""Loading any Stable Diffusion 1.5 model as a bundle."""
+"""Loading any Stable Diffusion 1.5 model as a bundle: where each part comes from."""
 
 from __future__ import annotations
 
@@ -14,24 +14,38 @@ import diffusers
 import torch
 import transformers
 
-from tegula.errors import BrokenWeightsError, MissingWeightsError
+from tegula.errors import MissingWeightsError
 from tegula.folders import models_folder
 from tegula.models.bundle import Bundle
-from tegula.models.hub import HubRepository, find, find_or_fetch, is_hub_id, missing_files
-from tegula.models.sd15 import facts
-from tegula.models.sd15 import parts as components
-from tegula.models.sd15.files import (
-    checkpoint_shapes,
-    existing_file,
+from tegula.models.files import existing_file, read_json, read_shapes, read_tensors
+from tegula.models.hub import (
+    HubRepository,
+    find,
+    find_or_fetch,
+    is_hub_id,
     is_weights_file,
-    read_json,
-    read_weights,
+    missing_files,
+)
+from tegula.models.sd15 import facts
+from tegula.models.sd15.lora import choose_few_step, fuse_loras
+from tegula.models.sd15.networks import Networks, assemble
+from tegula.models.sd15.parts import (
+    AUTOENCODER,
+    CONTROLNET,
+    STANDARD_CONFIG,
+    TEXT_MODEL,
+    UNET,
+    Kind,
+    light_autoencoder,
+    network_from_folder,
+    network_from_weights,
+    refuse_mixed,
     refuse_other_checkpoint,
     refuse_other_folder,
     refuse_other_pipeline,
+    tokenizer_from_folder,
 )
-from tegula.models.sd15.lora import add_inversions, choose, fuse_loras
-from tegula.models.sd15.parts import STANDARD_CONFIG, Identity, Networks, assemble
+from tegula.models.sd15.text import add_inversions
 
 NO_CONTROLNET = "none"
 _SCHEDULER_FILE = "scheduler/scheduler_config.json"
@@ -39,9 +53,10 @@ _AUTOENCODER_KEYS = "first_stage_model."
 
 
 @dataclass(frozen=True)
-class _Request:
+class _Source:
     """Where the parts come from; None lets the model or the defaults decide."""
 
+    model: str
     controlnet: str | None
     vae: str | None
     config: Path
@@ -71,7 +86,7 @@ def load_sd15(
         vae: folder, file or hub id of the autoencoder. None takes the model's own, or
             where a checkpoint has none, a ``vae`` folder beside it or sd-vae-ft-mse.
         loras: LoRA files or hub ids with their weights, added in this order.
-        few_step: which LoRA for few steps is added to them, as ``few_step.choose`` says;
+        few_step: which LoRA for few steps is added to them, as ``choose_few_step`` says;
             with one among them all presets follow its recipe.
         embeddings: textual inversion files.
         device: where the bundle runs.
@@ -81,20 +96,28 @@ def load_sd15(
         name: the name in the bundle's facts; None takes that of the file or folder.
 
     Raises:
-        MissingWeightsError: a part is not on this machine and cannot be had.
+        MissingWeightsError: a part is not on this machine and cannot be downloaded.
         BrokenWeightsError: a part is damaged or of another family.
-        OptionError: ``few_step`` is no LoRA that is known.
+        OptionError: ``few_step`` is no LoRA that tegula knows.
     """
-    request = _Request(controlnet, vae, Path(config) if config else STANDARD_CONFIG)
-    chosen = choose(loras, few_step)
+    source = _Source(model, controlnet, vae, Path(config) if config else STANDARD_CONFIG)
+    chosen = choose_few_step(loras, few_step)
     with _quiet():
-        networks, scheduler = _load(model, request)
-        _refuse_mixed(networks)
-        add_inversions(networks, embeddings)
+        load = _load_checkpoint if is_weights_file(model) else _load_folder
+        networks, scheduler = load(source)
+        refuse_mixed(networks)
+        add_inversions(networks.text_model, networks.tokenizer, embeddings)
         fuse_loras(networks, chosen.loras)
-        light = components.light_autoencoder(device, dtype)
-    identity = Identity(name or _name(model), facts.LICENCE)
-    bundle = assemble(networks, identity, scheduler, device=device, dtype=dtype)
+        light = light_autoencoder(device, dtype)
+    path = Path(model)
+    bundle = assemble(
+        networks,
+        scheduler,
+        name=name or (path.stem if is_weights_file(model) else path.name),
+        licence=facts.LICENCE,
+        device=device,
+        dtype=dtype,
+    )
     presets = chosen.presets(bundle.facts.presets)
     return dataclasses.replace(
         bundle,
@@ -104,110 +127,93 @@ def load_sd15(
     )
 
 
-def _name(model: str) -> str:
-    path = Path(model)
-    return path.stem if is_weights_file(model) else path.name
-
-
-def _load(model: str, request: _Request) -> tuple[Networks, Mapping[str, object]]:
-    if is_weights_file(model):
-        return _load_checkpoint(existing_file(model), request)
-    return _load_folder(_model_folder(model, request), request)
-
-
-def _load_folder(folder: Path, request: _Request) -> tuple[Networks, Mapping[str, object]]:
+def _load_folder(source: _Source) -> tuple[Networks, Mapping[str, object]]:
+    needs_own_vae = source.vae is None
+    files = tuple(n for n in facts.FOLDER_FILES if needs_own_vae or not n.startswith("vae/"))
+    path = Path(source.model).expanduser()
+    if path.is_dir():
+        refuse_other_pipeline(path)
+    folder = _whole_folder(source.model, files)
     refuse_other_folder(folder)
     networks = Networks(
-        components.unet_from_folder(folder),
-        _controlnet(request, folder / "controlnet"),
-        _autoencoder(request, folder / "vae"),
-        components.text_model_from_folder(folder),
-        components.tokenizer_from_folder(folder / "tokenizer"),
+        network_from_folder(UNET, folder / UNET.folder),
+        _controlnet(source, folder / CONTROLNET.folder),
+        _autoencoder(source, folder / AUTOENCODER.folder),
+        network_from_folder(TEXT_MODEL, folder / TEXT_MODEL.folder),
+        tokenizer_from_folder(folder / "tokenizer"),
     )
     return networks, read_json(folder / _SCHEDULER_FILE)
 
 
-def _load_checkpoint(path: Path, request: _Request) -> tuple[Networks, Mapping[str, object]]:
-    width = read_json(request.config / "unet" / "config.json")["cross_attention_dim"]
-    refuse_other_checkpoint(path, checkpoint_shapes(path), width)
-    tokenizer = components.tokenizer_from_folder(_tokenizer_folder(path, request.config))
-    unet, text_model, own_autoencoder = _from_checkpoint(path, request)
+def _load_checkpoint(source: _Source) -> tuple[Networks, Mapping[str, object]]:
+    path, config = existing_file(source.model), source.config
+    width = read_json(config / "unet" / "config.json")["cross_attention_dim"]
+    refuse_other_checkpoint(path, read_shapes(path), width)
+    tokenizer = tokenizer_from_folder(_tokenizer_folder(path, config))
+    unet, text_model, own_autoencoder = _networks_of_checkpoint(path, source)
     networks = Networks(
         unet,
-        _controlnet(request, path.parent / "controlnet"),
-        own_autoencoder or _autoencoder(request, path.parent / "vae"),
+        _controlnet(source, path.parent / CONTROLNET.folder),
+        own_autoencoder or _autoencoder(source, path.parent / AUTOENCODER.folder),
         text_model,
         tokenizer,
     )
-    settings = request.config / _SCHEDULER_FILE
+    settings = config / _SCHEDULER_FILE
     return networks, read_json(settings) if settings.is_file() else facts.SCHEDULER
 
 
-def _from_checkpoint(path: Path, request: _Request) -> tuple[Any, Any, Any | None]:
-    """Return what a checkpoint holds; its own copy of the weights is freed on return."""
-    state = read_weights(path)
-    wants_own = request.vae is None and any(key.startswith(_AUTOENCODER_KEYS) for key in state)
-    return (
-        components.unet_from_weights(state, request.config, path),
-        components.text_model_from_weights(state, request.config, path),
-        components.autoencoder_from_weights(state, request.config, path) if wants_own else None,
-    )
+def _networks_of_checkpoint(path: Path, source: _Source) -> tuple[Any, Any, Any | None]:
+    """Return UNet, text encoder and, where it is there and wanted, autoencoder.
 
-
-def _model_folder(model: str, request: _Request) -> Path:
-    files = tuple(
-        name for name in facts.FOLDER_FILES if request.vae is None or not name.startswith("vae/")
-    )
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return find_or_fetch(_repository(model, files))
-    refuse_other_pipeline(folder)
-    missing = missing_files(folder, files)
-    if missing:
-        raise MissingWeightsError(f"{folder} lacks {', '.join(missing)}; put them there.")
-    return folder
-
-
-def _repository(reference: str, files: tuple[str, ...]) -> HubRepository:
-    """Return the hub repository that a reference names.
-
-    Raises:
-        MissingWeightsError: the reference is no hub id, so it must be a path, and wrong.
+    A function of its own, so that the checkpoint's copy of the weights is freed on return.
     """
+    weights = read_tensors(path)
+    has_own = any(name.startswith(_AUTOENCODER_KEYS) for name in weights)
+
+    def load(kind: Kind) -> Any:
+        return network_from_weights(kind, weights, source.config, path)
+
+    own = load(AUTOENCODER) if has_own and source.vae is None else None
+    return load(UNET), load(TEXT_MODEL), own
+
+
+def _controlnet(source: _Source, own: Path) -> Any | None:
+    if source.controlnet == NO_CONTROLNET:
+        return None
+    reference = source.controlnet or _own_or(own, facts.DEFAULT_CONTROLNET)
+    return _part(CONTROLNET, reference, source.config)
+
+
+def _autoencoder(source: _Source, own: Path) -> Any:
+    return _part(AUTOENCODER, source.vae or _own_or(own, facts.DEFAULT_VAE), source.config)
+
+
+def _own_or(own: Path, default: str) -> str:
+    return str(own) if (own / "config.json").is_file() else default
+
+
+def _part(kind: Kind, reference: str, config: Path) -> Any:
+    """Load one network from a file, a folder or the hub."""
+    if is_weights_file(reference):
+        path = existing_file(reference)
+        return network_from_weights(kind, read_tensors(path), config, path)
+    return network_from_folder(kind, _whole_folder(reference, facts.PART_FILES))
+
+
+def _whole_folder(reference: str, files: tuple[str, ...]) -> Path:
+    """Return the folder that a path or hub id names, with all of these files in it."""
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        missing = missing_files(folder, files)
+        if missing:
+            raise MissingWeightsError(f"{folder} lacks {', '.join(missing)}; put them there.")
+        return folder
     if not is_hub_id(reference):
         raise MissingWeightsError(
             f"There is no folder {reference}; give a diffusers folder, a .safetensors file or a "
             f"hub id like {facts.DEFAULT_MODEL}."
         )
-    return HubRepository(reference, files)
-
-
-def _controlnet(request: _Request, own: Path) -> Any | None:
-    if request.controlnet == NO_CONTROLNET:
-        return None
-    reference = request.controlnet or (
-        str(own) if (own / "config.json").is_file() else facts.DEFAULT_CONTROLNET
-    )
-    if is_weights_file(reference):
-        return components.controlnet_from_file(existing_file(reference), request.config)
-    return components.controlnet_from_folder(_part_folder(reference))
-
-
-def _autoencoder(request: _Request, own: Path) -> Any:
-    reference = request.vae or (str(own) if (own / "config.json").is_file() else facts.DEFAULT_VAE)
-    if is_weights_file(reference):
-        return components.autoencoder_from_file(existing_file(reference), request.config)
-    return components.autoencoder_from_folder(_part_folder(reference))
-
-
-def _part_folder(reference: str) -> Path:
-    folder = Path(reference).expanduser()
-    if not folder.is_dir():
-        return find_or_fetch(_repository(reference, facts.PART_FILES))
-    missing = missing_files(folder, facts.PART_FILES)
-    if missing:
-        raise MissingWeightsError(f"{folder} lacks {', '.join(missing)}; put them there.")
-    return folder
+    return find_or_fetch(HubRepository(reference, files))
 
 
 def _tokenizer_folder(checkpoint: Path, config: Path) -> Path:
@@ -222,24 +228,6 @@ def _tokenizer_folder(checkpoint: Path, config: Path) -> Path:
             return folder
     repository = HubRepository(facts.TOKENIZER_REPOSITORIES[0], facts.TOKENIZER_FILES)
     return find_or_fetch(repository) / "tokenizer"
-
-
-def _refuse_mixed(networks: Networks) -> None:
-    unet, controlnet = networks.unet.config, networks.controlnet
-    if controlnet is not None and (
-        controlnet.config.cross_attention_dim != unet.cross_attention_dim
-        or list(controlnet.config.block_out_channels) != list(unet.block_out_channels)
-    ):
-        raise BrokenWeightsError(
-            "The ControlNet is not made for this model; Stable Diffusion 1.5 needs "
-            f"{facts.DEFAULT_CONTROLNET} or another one of that family."
-        )
-    channels = networks.autoencoder.config.latent_channels
-    if channels != unet.in_channels:
-        raise BrokenWeightsError(
-            f"The autoencoder makes latents of {channels} channels where the model takes "
-            f"{unet.in_channels}; give one for Stable Diffusion 1.5, like {facts.DEFAULT_VAE}."
-        )
 
 
 @contextmanager

@@ -1,10 +1,10 @@
-"""The networks of Stable Diffusion 1.5 behind the protocols of a bundle."""
+"""The networks of Stable Diffusion 1.5 behind the protocols of a bundle, and joined to one."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,22 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from tegula.models.bundle import ControlImage, Features, WindowBatch
+from tegula.models.bundle import Bundle, BundleFacts, ControlImage, Features, WindowBatch
+from tegula.models.sd15.facts import PRESETS
+from tegula.models.sd15.text import SdTextEncoder
 
 # The UNet of diffusers in two halves.
 #
-# The encoder (down and middle blocks) changes little from one noise level to the next, so
-# its answers can be handed to the decoder (up blocks) of several levels: "Faster
-# Diffusion" (Li et al., 2023). Both halves are plain functions of tensors.
+# What the encoder (down and middle blocks) returns changes little from one step to the next,
+# so the decoders (up blocks) of several steps can share it: "Faster Diffusion" (Li et al.,
+# 2023). Both halves are plain functions of tensors, and together what the UNet's own
+# ``forward`` does.
 
 Residuals = tuple[Sequence[Tensor], Tensor]
 """What a ControlNet adds to the skip connections, and to the middle."""
 
 
-def encode(
+def run_encoder(
     unet: Any, latents: Tensor, timestep: Tensor, text: Tensor, residuals: Residuals | None
 ) -> Features:
     """Return the middle and the skip connections, with what the ControlNet adds to them.
@@ -36,13 +39,13 @@ def encode(
         text: [n, tokens, width].
         residuals: of the ControlNet; None without control.
     """
-    level = _embedded(unet, latents, timestep)
+    embedding = _embed_timestep(unet, latents, timestep)
     hidden = unet.conv_in(latents)
     skips = [hidden]
     for block in unet.down_blocks:
-        hidden, passed = block(hidden_states=hidden, temb=level, **_text(block, text))
+        hidden, passed = block(hidden_states=hidden, temb=embedding, **_attending(block, text))
         skips += passed
-    hidden = unet.mid_block(hidden, level, **_text(unet.mid_block, text))
+    hidden = unet.mid_block(hidden, embedding, **_attending(unet.mid_block, text))
     if residuals is not None:
         down, middle = residuals
         skips = [skip + residual for skip, residual in zip(skips, down, strict=True)]
@@ -50,15 +53,18 @@ def encode(
     return (hidden, *skips)
 
 
-def decode(unet: Any, features: Features, timestep: Tensor, text: Tensor) -> Tensor:
-    """Return the prediction at a noise level from the features of this or an earlier one."""
+def run_decoder(unet: Any, features: Features, timestep: Tensor, text: Tensor) -> Tensor:
+    """Return the prediction at a timestep from the features of this or an earlier one."""
     hidden, skips = features[0], features[1:]
-    level = _embedded(unet, hidden, timestep)
+    embedding = _embed_timestep(unet, hidden, timestep)
     for block in unet.up_blocks:
         count = len(block.resnets)
         passed, skips = skips[-count:], skips[:-count]
         hidden = block(
-            hidden_states=hidden, temb=level, res_hidden_states_tuple=passed, **_text(block, text)
+            hidden_states=hidden,
+            temb=embedding,
+            res_hidden_states_tuple=passed,
+            **_attending(block, text),
         )
     if unet.conv_norm_out:
         hidden = unet.conv_act(unet.conv_norm_out(hidden))
@@ -66,29 +72,25 @@ def decode(unet: Any, features: Features, timestep: Tensor, text: Tensor) -> Ten
     return prediction
 
 
-def _embedded(unet: Any, like: Tensor, timestep: Tensor) -> Tensor:
+def _embed_timestep(unet: Any, like: Tensor, timestep: Tensor) -> Tensor:
     embedded: Tensor = unet.time_embedding(unet.get_time_embed(sample=like, timestep=timestep))
     return embedded
 
 
-def _text(block: Any, text: Tensor) -> dict[str, Tensor]:
-    reads = getattr(block, "has_cross_attention", False)
-    return {"encoder_hidden_states": text} if reads else {}
+def _attending(block: Any, text: Tensor) -> dict[str, Tensor]:
+    attends = getattr(block, "has_cross_attention", False)
+    return {"encoder_hidden_states": text} if attends else {}
 
 
-# The seams of ``tegula.models.bundle`` over the networks of diffusers.
-
-_ALIGNMENT = 64
-"""Bytes of a cache line, and of the widest registers."""
-_SAMPLES = 64
+# The protocols of ``tegula.models.bundle`` over the networks of diffusers.
 
 
 @dataclass(frozen=True)
 class SdDenoiser:
-    """UNet and, where there is one, ControlNet.
+    """UNet and, where there is one, ControlNet, as ``make_denoiser`` joins them.
 
-    Made by ``make_denoiser``. ``controlnet`` takes the embedding that ``hint_encoder``
-    made of a picture, so the picture is encoded once and not at every step.
+    ``controlnet`` takes what ``hint_encoder`` returned for a picture, so that the picture is
+    encoded once and not at every step.
     """
 
     unet: Any
@@ -129,12 +131,12 @@ class SdDenoiser:
         """Run ControlNet and the encoder of the UNet."""
         latents, text = self._cast(batch.latents), self._cast(batch.text)
         residuals = self._residuals(latents, text, batch)
-        return encode(self.unet, latents, batch.timestep, text, residuals)
+        return run_encoder(self.unet, latents, batch.timestep, text, residuals)
 
     @torch.no_grad()
     def decode(self, features: Features, timestep: Tensor, text: Tensor) -> Tensor:
-        """Run the decoder of the UNet on what ``encode`` answered, at this or a later level."""
-        return decode(self.unet, features, timestep, self._cast(text))
+        """Run the decoder of the UNet on what ``encode`` returned, at this or a later timestep."""
+        return run_decoder(self.unet, features, timestep, self._cast(text))
 
     def to_dtype(self, dtype: torch.dtype) -> SdDenoiser:
         """Return a copy in another precision, or this one if it has it already."""
@@ -242,6 +244,71 @@ class SdAutoencoder:
         return SdAutoencoder(move(copy.deepcopy(self.network), dtype=dtype))
 
 
+# All networks of a model, joined to a bundle.
+
+_NO_CONTROL_WARNING = (
+    "This bundle has no ControlNet, so resemblance has no effect; keep creativity low."
+)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of one model before they are joined; ``controlnet`` may be None."""
+
+    unet: Any
+    controlnet: Any
+    autoencoder: Any
+    text_model: Any
+    tokenizer: Any
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Return what holds weights, in the order of the fingerprint."""
+        parts = (self.unet, self.controlnet, self.autoencoder, self.text_model)
+        return tuple(module for module in parts if module is not None)
+
+
+def assemble(
+    networks: Networks,
+    scheduler: Mapping[str, object],
+    *,
+    name: str,
+    licence: str,
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> Bundle:
+    """Join float32 networks to a bundle on a device; the networks given are changed by it."""
+    unet, autoencoder = networks.unet.config, networks.autoencoder.config
+    factor = 2 ** (len(autoencoder.block_out_channels) - 1)
+    multiple = factor * 2 ** (len(unet.block_out_channels) - 1)
+    window = int(unet.sample_size) * factor
+    facts = BundleFacts(
+        name=name,
+        family="sd15",
+        latent_factor=factor,
+        latent_channels=int(unet.in_channels),
+        window=window,
+        minimum_window=max(multiple, window // 2),
+        window_multiple=multiple,
+        presets=PRESETS,
+        fingerprint=fingerprint(networks.modules),
+        licence=licence,
+    )
+    for module in networks.modules:
+        move(module, device=device, dtype=dtype)
+        align(module)
+    return Bundle(
+        facts=facts,
+        text=SdTextEncoder(networks.tokenizer, networks.text_model),
+        denoiser=make_denoiser(networks.unet, networks.controlnet),
+        autoencoder=SdAutoencoder(networks.autoencoder),
+        scheduler=scheduler,
+        device=torch.device(device),
+        dtype=dtype,
+        warnings=() if networks.controlnet is not None else (_NO_CONTROL_WARNING,),
+    )
+
+
 def move(
     module: Any, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Any:
@@ -249,19 +316,27 @@ def move(
     return nn.Module.to(module, device=device, dtype=dtype)
 
 
+_CACHE_LINE_BYTES = 64
+"""Also the width of the widest registers."""
+
+
 def align(module: nn.Module) -> None:
-    """Copy weights that lie askew in the memory of a processor, as in a file mapped into it.
+    """Copy weights that are not aligned in a CPU's memory, as those of a mapped file may be.
 
     Matrix kernels take other paths for them, which round differently on some processors: the
     same weights from another file would give another picture in its last bits.
     """
     for parameter in module.parameters():
-        if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
+        if parameter.device.type == "cpu" and parameter.data_ptr() % _CACHE_LINE_BYTES:
             parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
 
 
+_SAMPLES = 64
+"""Weights of each tensor that enter the fingerprint: all of them would take seconds."""
+
+
 def fingerprint(modules: Sequence[nn.Module]) -> str:
-    """Return a hash over sampled weights, the same whatever file they came from."""
+    """Return a hash over some of the weights, the same whatever file they came from."""
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in sorted(module.named_parameters()):

@@ -1,0 +1,272 @@
+"""From a name or a path to a prescaler that is ready to run."""
+
+from __future__ import annotations
+
+import copy
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tegula.errors import BrokenWeightsError
+from tegula.models.files import (
+    existing_file,
+    read_packaged,
+    read_packaged_tensors,
+    read_tensors,
+)
+from tegula.models.prescalers import (
+    WEIGHTS,
+    PackagedPrescaler,
+    Prescaler,
+    PrescalerFacts,
+    find_packaged,
+    list_prescalers,
+    packaged_files,
+)
+from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact, fill, network_of
+from tegula.models.spandrel_networks import load_with_spandrel
+
+Network = TypeVar("Network", bound=nn.Module)
+
+_SUFFIXES = (".safetensors", ".pth")
+_WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict")
+_PREFIXES = ("module.", "netG.")
+_OVERLAP = 80
+"""Context for files of any network: that of the packaged network that needs the most."""
+
+
+def load_prescaler(
+    name_or_path: str, device: torch.device, dtype: torch.dtype, tuned: Path | None = None
+) -> Prescaler:
+    """Load a prescaler by its name or from a file.
+
+    Args:
+        name_or_path: a name of ``list_prescalers``, or the path of a ``.safetensors`` or
+            ``.pth`` file of the ESRGAN family (others through spandrel).
+        device: where to compute.
+        dtype: what to compute in; float32 weights are kept beside it for tiles that
+            overflow.
+        tuned: folder of what tegula tuned; None means that of the package.
+
+    Raises:
+        UnknownModelError: no prescaler has that name.
+        MissingWeightsError: the file, or the package with the weights, is not there.
+        BrokenWeightsError: the weights are damaged or fit no network.
+        MissingExtraError: the network needs spandrel, which is not installed.
+    """
+    if Path(name_or_path).suffix.lower() in _SUFFIXES:
+        return _from_file(existing_file(name_or_path, "prescaler"), device, dtype)
+    entry = find_packaged(name_or_path)
+    if entry is None:
+        plain = next(facts for facts in list_prescalers() if facts.factor is None)
+        return Prescaler(plain, None, None, device, dtype)
+    return _ready(entry.facts, _packaged_network(entry, tuned or WEIGHTS), device, dtype)
+
+
+def _ready(
+    facts: PrescalerFacts, network: nn.Module, device: torch.device, dtype: torch.dtype
+) -> Prescaler:
+    full = _on(network, device)
+    fast = full if dtype == torch.float32 else copy.deepcopy(full).to(dtype)
+    return Prescaler(facts, fast, full, device, dtype)
+
+
+def _on(network: Network, device: torch.device) -> Network:
+    network = network.eval().requires_grad_(requires_grad=False).to(device=device)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+# Files that users bring.
+
+
+def _from_file(path: Path, device: torch.device, dtype: torch.dtype) -> Prescaler:
+    tensors = read_tensors(path, _WRAPPERS)
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    network = network_of(tensors, str(path))
+    if network is None:
+        return _through_spandrel(tensors, path, device, dtype)
+    return _ready(_file_facts(path, network.description, network.factor), network, device, dtype)
+
+
+def _file_facts(path: Path, net: str, factor: int, grid: int = 1) -> PrescalerFacts:
+    return PrescalerFacts(
+        name=str(path),
+        description="A file of your own.",
+        net=net,
+        factor=factor,
+        overlap=_OVERLAP,
+        licence="as its author says",
+        grid=grid,
+    )
+
+
+class SpandrelNetwork(nn.Module):
+    """A network that spandrel loaded, behind the calling convention of ours.
+
+    Its weights stay float32, and torch chooses what to compute in ``dtype``: transformers
+    such as SwinIR make masks in float32 on the way and break when all else is narrower.
+    """
+
+    def __init__(self, descriptor: Any, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model = descriptor.model
+        self.descriptor = descriptor
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarge [n, 3, h, w] to [n, 3, h * factor, w * factor], float32."""
+        narrow = self.dtype != torch.float32
+        with torch.autocast(x.device.type, dtype=self.dtype, enabled=narrow):
+            picture: Tensor = self.descriptor(x)
+        return picture.float()
+
+
+def _through_spandrel(
+    tensors: Mapping[str, Tensor], path: Path, device: torch.device, dtype: torch.dtype
+) -> Prescaler:
+    descriptor = load_with_spandrel(tensors, f"{path} is not of the ESRGAN family, and its network")
+    fault = None
+    if descriptor is None:
+        fault = "spandrel does not know its network"
+    elif (descriptor.input_channels, descriptor.output_channels) != (3, 3):
+        fault = "its network does not turn one colour picture into another"
+    if fault is not None:
+        raise BrokenWeightsError(
+            f"{path} cannot be used as a prescaler: {fault}; give an ESRGAN-family or SwinIR "
+            f"file (.safetensors or .pth)."
+        )
+    # Transformers of the Swin family attend in windows, which must not move with a tile.
+    window = getattr(descriptor.model, "window_size", 1)
+    facts = _file_facts(
+        path,
+        str(descriptor.architecture.name),
+        int(descriptor.scale),
+        grid=window if isinstance(window, int) else 1,
+    )
+    if dtype == torch.float16 and not getattr(descriptor, "supports_half", True):
+        dtype = torch.float32
+    full = _on(SpandrelNetwork(descriptor), device)
+    fast = full if dtype == torch.float32 else SpandrelNetwork(descriptor, dtype)
+    return Prescaler(facts, fast.eval(), full, device, dtype)
+
+
+# Packaged weights: those of Real-ESRGAN, as ncnn models, and what tegula tuned of them.
+
+
+def _packaged_network(entry: PackagedPrescaler, tuned: Path) -> nn.Module:
+    network = SRVGGNetCompact() if entry.blocks is None else RRDBNet(entry.blocks)
+    arrays = read_ncnn(*packaged_files(entry))
+    # Both sides list their tensors in the order in which the layers run; a surplus on
+    # either side leaves a name that ``fill`` reports.
+    names = [*network.state_dict(), *(f"surplus.{n}" for n in range(len(arrays)))]
+    tensors = {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=False)}
+    fill(network, tensors, f"{entry.file}.bin")
+    if entry.tuned is not None:
+        own = _read_tuned(entry.tuned, tuned)
+        fill(network, {**network.state_dict(), **own}, entry.tuned)
+    return network
+
+
+def _read_tuned(name: str, folder: Path) -> dict[str, Tensor]:
+    config = folder / f"{name}.json"
+    try:
+        sha256 = str(json.loads(read_packaged(config))["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenWeightsError(f"{config} is damaged; install tegula again.") from error
+    return read_packaged_tensors(folder / f"{name}.safetensors", sha256)
+
+
+# ncnn models: a text file of layers and a binary file of numbers.
+#
+# Only what the packaged Real-ESRGAN models hold is understood: convolutions, whose
+# weights are stored as float16 or float32 behind a tag and whose biases are float32, and
+# PReLU slopes, float32 without a tag. Both files list their layers in the order in which
+# they run. Format: ncnn's "param and model file structure" page.
+
+_MAGIC = "7767517"
+_FLOAT16_TAG = 0x01306B47
+_FLOAT32_TAG = 0
+_WITHOUT_WEIGHTS = frozenset(
+    {"Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp", "PixelShuffle"}
+)
+
+Array = NDArray[np.float32]
+
+
+class _Numbers:
+    """Reads the binary file front to back."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.position = 0
+
+    def take(self, count: int, dtype: str) -> Array:
+        """Read ``count`` numbers and skip to the next multiple of 4 bytes."""
+        size = count * np.dtype(dtype).itemsize
+        if self.position + size > len(self.data):
+            raise ValueError("the file ends too early")
+        numbers = np.frombuffer(self.data, dtype, count, self.position)
+        self.position += size + -size % 4
+        return numbers.astype(np.float32)
+
+    def take_tagged(self, count: int) -> Array:
+        """Read a tag and then ``count`` numbers of the type it names."""
+        if self.position + 4 > len(self.data):
+            raise ValueError("the file ends too early")
+        (tag,) = struct.unpack_from("<I", self.data, self.position)
+        if tag not in (_FLOAT16_TAG, _FLOAT32_TAG):
+            raise ValueError(f"weights are stored with the unknown tag {tag:#010x}")
+        self.position += 4
+        return self.take(count, "<f2" if tag == _FLOAT16_TAG else "<f4")
+
+
+def read_ncnn(param: Path, weights: Path) -> list[Array]:
+    """Return every array of an ncnn model in the order in which the layers run.
+
+    A convolution gives its weights [outputs, inputs, k, k] and then its biases
+    [outputs]; a PReLU its slopes [channels].
+
+    Raises:
+        BrokenWeightsError: the files are no ncnn model, hold layers other than these,
+            end too early, or have numbers left over.
+    """
+    try:
+        numbers = _Numbers(weights.read_bytes())
+        magic, counts, *lines = param.read_text(encoding="ascii").split("\n")
+        layers = [line.split() for line in lines if line.strip()]
+        if magic.strip() != _MAGIC or len(layers) != int(counts.split()[0]):
+            raise ValueError("the list of layers is no such list, or cut off")
+        arrays = [array for layer in layers for array in _arrays(layer, numbers)]
+        if numbers.position != len(numbers.data):
+            raise ValueError("numbers are left over after the last layer")
+    except (OSError, ValueError, LookupError) as error:
+        raise BrokenWeightsError(
+            f"{weights.name} cannot be read as an ncnn model ({error}); install the package "
+            "it came with again."
+        ) from error
+    return arrays
+
+
+def _arrays(layer: list[str], numbers: _Numbers) -> list[Array]:
+    """Return the numbers of one layer: its kind, name, inputs, outputs, and ``key=value``s."""
+    kind, inputs, outputs = layer[0], int(layer[2]), int(layer[3])
+    if kind in _WITHOUT_WEIGHTS:
+        return []
+    values = dict(pair.split("=", 1) for pair in layer[4 + inputs + outputs :])
+    if kind == "PReLU":
+        return [numbers.take(int(values["0"]), "<f4")]
+    if kind != "Convolution":
+        raise ValueError(f"layer kind {kind} is not known")
+    channels, side, count = int(values["0"]), int(values["1"]), int(values["6"])
+    kernels = numbers.take_tagged(count).reshape(channels, -1, side, side)
+    has_bias = values.get("5", "0") == "1"
+    return [kernels, numbers.take(channels, "<f4")] if has_bias else [kernels]

@@ -1,0 +1,100 @@
+"""Opening weights: one reader for every model, and one set of sentences."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tegula.errors import BrokenWeightsError, MissingWeightsError
+from tegula.models.faces.networks import load_restorer
+from tegula.models.files import read_metadata, read_shapes, read_tensors
+from tegula.models.prescalers.load import load_prescaler
+from tegula.models.sd15.lora import choose_few_step
+from tegula.models.sd15.text import add_inversions
+
+CPU = torch.device("cpu")
+READERS = {
+    "tensors": lambda path: read_tensors(path),
+    "prescaler": lambda path: load_prescaler(str(path), CPU, torch.float32),
+    "faces": lambda path: load_restorer(str(path), CPU),
+    "inversion": lambda path: add_inversions(None, None, [str(path)]),
+}
+
+
+def saved(path: Path, **tensors) -> Path:
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_a_truncated_file_is_refused_in_the_same_words_everywhere(tmp_path, reader):
+    path = saved(tmp_path / "cut.safetensors", x=torch.ones(99))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(BrokenWeightsError, match="bytes where its header promises"):
+        reader(path)
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_a_pickled_file_with_code_is_refused_in_the_same_words_everywhere(tmp_path, reader):
+    torch.save({"params": Path}, tmp_path / "odd.pth")
+    with pytest.raises(BrokenWeightsError, match="could run code"):
+        reader(tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_a_pickled_list_is_refused_in_the_same_words_everywhere(tmp_path, reader):
+    torch.save([torch.ones(2)], tmp_path / "odd.pth")
+    with pytest.raises(BrokenWeightsError, match="holds no weights by name"):
+        reader(tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize("kind", ["prescaler", "faces"])
+def test_a_file_that_is_not_there_is_named(tmp_path, kind):
+    with pytest.raises(MissingWeightsError, match=r"There is no .* file .*gone\.pth"):
+        READERS[kind](tmp_path / "gone.pth")
+
+
+def test_what_is_no_tensor_is_left_out(tmp_path):
+    torch.save(
+        {"state_dict": {"w": torch.ones(2)}, "epoch": 3, 7: torch.ones(1)}, tmp_path / "a.pt"
+    )
+    assert list(read_tensors(tmp_path / "a.pt")) == ["w"]
+
+
+def test_a_file_that_holds_itself_is_opened_no_further_than_it_makes_sense(tmp_path):
+    state = {"w": torch.ones(2)}
+    state["state_dict"] = state
+    torch.save(state, tmp_path / "loop.pt")
+    assert list(read_tensors(tmp_path / "loop.pt")) == ["w"]
+
+
+@pytest.mark.parametrize("header", [[], {"__metadata__": [1]}, {"x": 3}, {"x": {"shape": 1}}])
+def test_a_header_of_another_form_is_refused(tmp_path, header):
+    text = json.dumps(header).encode()
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    for read in (read_shapes, read_metadata):
+        with pytest.raises(BrokenWeightsError, match="no safetensors file"):
+            read(path)
+
+
+def test_a_lora_that_is_still_being_downloaded_does_not_stop_the_choice(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
+    (tmp_path / "half.safetensors").write_bytes(b"\xff" * 64)
+    whole = saved(tmp_path / "lcm-lora-sdv1-5.safetensors", x=torch.ones(1))
+    assert choose_few_step((), "auto").loras == ((str(whole), 1.0),)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"conv_first.weight": torch.ones(3), "conv_body.weight": torch.ones(3)},
+        {"body.0.weight": torch.ones(3), "body.1.weight": torch.tensor(1.0)},
+        {"body.0.weight": torch.ones(3), "body.1.weight": torch.ones(3), "body.x.y": torch.ones(1)},
+    ],
+)
+def test_odd_shapes_under_the_names_of_a_prescaler_are_refused(tmp_path, tensors):
+    with pytest.raises(BrokenWeightsError, match="cannot be used as a prescaler"):
+        READERS["prescaler"](saved(tmp_path / "odd.safetensors", **tensors))
