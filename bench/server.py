@@ -44,7 +44,7 @@ class NoOp:
         self._store = store
         self._stopping = threading.Event()
         self._wake = threading.Event()
-        store.changes.subscribe(lambda _: self._wake.set())
+        store.pubsub.subscribe(lambda _: self._wake.set())
         self._thread = threading.Thread(target=self._run)
 
     def start(self) -> None:

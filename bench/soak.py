@@ -46,7 +46,7 @@ def background(store: Any, bundle: str | None) -> list[Any]:
     """Return everything that works in the background of a server, its worker included."""
     from tegula.catalog import Catalog
     from tegula.catalog.inputs import packaged_fingerprint
-    from tegula.server.background import Deliverer, Sweeper
+    from tegula.server.background import Sweeper, WebhookSender
     from tegula.server.fetch import Fetcher, Policy
     from tegula.server.runner import LocalEngine, RunnerOptions, RunnerSpec, upscaling_spec
     from tegula.server.supervisor import open_supervisor
@@ -57,7 +57,7 @@ def background(store: Any, bundle: str | None) -> list[Any]:
         spec = upscaling_spec(RunnerOptions(bundle, catalog.weights, store.settings.max_pixels))
     fetcher = Fetcher(Policy.of(store.settings))
     supervisor = open_supervisor(store, catalog, [LocalEngine(spec, "cpu")], fetcher)
-    return [Deliverer(store, fetcher), Sweeper(store, every=10.0), supervisor]
+    return [WebhookSender(store, fetcher), Sweeper(store, every=10.0), supervisor]
 
 
 @contextmanager

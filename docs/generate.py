@@ -12,8 +12,9 @@ from tegula.models.mini.bundle import CONFIG_FILE, WEIGHTS, read_config
 from tegula.models.sd15.facts import PRESETS as SD15
 from tegula.options import OPTIONS, PRESETS, PresetValues
 from tegula.schema import span
-from tegula.server.db import TRANSITIONS, State, Trigger
+from tegula.server.queue import TRANSITIONS, Trigger
 from tegula.server.settings import describe_settings
+from tegula.server.tables import State
 
 FOLDER = Path(__file__).parent
 

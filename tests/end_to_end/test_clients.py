@@ -22,7 +22,7 @@ from PIL import Image
 from serve_support import Served, served
 
 from tegula.catalog import find
-from tegula.server.db import NewPrediction
+from tegula.server.predictions import NewPrediction
 
 SCRIPTS = Path(__file__).parent / "clients"
 OLDEST_NODE = 18

@@ -8,15 +8,17 @@ import time
 
 import pytest
 from engine_support import run as run_job
-from store_support import VERSION, ask, open_store
+from store_support import NOON, VERSION, ask, open_store
 
 from tegula.catalog import find
 from tegula.errors import CancelledError, UnknownModelError
-from tegula.server.db import FILE_KEY, NewPrediction, State, UserModel, UserVersion, utc_now
+from tegula.server.db import utc_now
 from tegula.server.engine import Alive, Done, Failed, progress_line
 from tegula.server.fetch import Fetcher, Policy
+from tegula.server.predictions import NewPrediction
 from tegula.server.runner import LocalEngine, RunnerSpec, Timeouts
 from tegula.server.supervisor import Supervisor
+from tegula.server.tables import FILE_KEY, Prediction, State, UserModel, UserVersion
 from tegula.server.work import CatalogResolver, InputReader, ResolvedVersion
 
 
@@ -118,7 +120,7 @@ def test_the_last_output_is_recorded_together_with_the_success(store, supervise)
         now = store.predictions.get(name)
         seen.add((now.status, now.output is not None))
 
-    store.changes.subscribe(look)
+    store.pubsub.subscribe(look)
     supervise(HereEngine())
     ended(store, ask(store).id)
     assert (State.PROCESSING, False) in seen
@@ -168,7 +170,7 @@ def test_a_version_of_a_users_model_resolves_to_ours(store):
     ada = store.accounts.ensure("ada")
     store.models.create(UserModel("ada", "mine", ada.id, "public", "cpu", utc_now()))
     store.models.add_version(
-        UserVersion("ef" * 32, "ada/mine", ours.name, ours.id, {"scale": 4}, utc_now())
+        UserVersion("ef" * 32, "ada/mine", ours.name, ours.label, {"scale": 4}, utc_now())
     )
     resolve = CatalogResolver(Catalog(ours.weights), store.models)
     made = ask(store, version="ef" * 32)
@@ -198,11 +200,8 @@ def test_stopping_lets_finish_what_ends_in_time(store, supervise):
 def test_what_a_dead_server_left_is_run_by_the_next(store, supervise):
     name = ask(store).id
     store.queue.claim("a server that is gone")
-    store.database.engine.clear_compiled_cache()
-    with store.database.write() as connection:
-        connection.exec_driver_sql(
-            "UPDATE predictions SET lease_until = '2020-01-01 00:00:00.000000'"
-        )
+    with store.database.write() as session:
+        session.get_one(Prediction, name).lease_until = NOON
     supervise(HereEngine())
     done = ended(store, name)
     assert (done.status, done.attempt, done.losses) == (State.SUCCEEDED, 2, 1)
@@ -226,7 +225,7 @@ def test_an_engine_that_nobody_uses_is_unloaded(tmp_path, supervise, store):
 
 
 def test_a_deployment_may_keep_its_model_loaded(store, supervise):
-    from tegula.server.db import Deployment
+    from tegula.server.tables import Deployment
 
     ada = store.accounts.ensure("ada")
     store.deployments.create(

@@ -17,9 +17,9 @@ from chaos_support import open_chaos_store, serve, supervisor_of
 from receiver_support import receiving
 from store_support import ask
 
-from tegula.server.db import FILE_KEY, State
 from tegula.server.queue import MOST_LOSSES
 from tegula.server.runner import LocalEngine, RunnerSpec, Timeouts
+from tegula.server.tables import FILE_KEY, State
 
 
 def started(folder, hook, *, accepting):

@@ -68,7 +68,7 @@ def test_what_ends_while_the_server_stops_is_told_before_it_is_gone(tmp_path):
         store = Store.open(ServerSettings(folder=tmp_path))
         ended = [store.predictions.get(name).status.terminal for name in made]
         told = [
-            [each.state for each in store.webhooks.deliveries(name) if each.event == "completed"]
+            [each.state for each in store.webhooks.messages(name) if each.event == "completed"]
             for name in made
         ]
         assert any(ended)
@@ -187,7 +187,7 @@ def check_webhooks(program, clients, store, receiver):
             last[told["id"]] = told
     for client in clients:
         for name, seen in client.seen.items():
-            (message,) = (m for m in store.webhooks.deliveries(name) if m.event == "completed")
+            (message,) = (m for m in store.webhooks.messages(name) if m.event == "completed")
             assert message.state == "delivered"
             assert message.id in ids[name]
             assert (last[name]["status"], last[name]["logs"]) == (seen["status"], seen["logs"])

@@ -6,8 +6,14 @@ import re
 
 import pytest
 from api_support import BATOU, DATA_URI, Server
+from starlette.testclient import TestClient
+from store_support import NOON, counted_statements
 
+from tegula.catalog import Catalog
 from tegula.server.accounts import UserModels
+from tegula.server.api.app import create_app
+from tegula.server.tables import UserModel, UserVersion
+from tegula.server.work import CatalogResolver
 
 OWN = {"owner": "ana", "name": "portraits", "visibility": "private", "hardware": "cpu"}
 
@@ -70,10 +76,70 @@ def test_search_is_bounded_in_words_and_in_rows(server: Server, monkeypatch):
     assert all(limit and limit <= 1000 for limit in limits)
 
 
-def test_a_create_by_name_reads_no_other_model(server: Server, monkeypatch):
-    monkeypatch.setattr(UserModels, "all", None)
-    monkeypatch.setattr(UserModels, "versions_of", None)
-    server.create("tegula/upscale")
+@pytest.mark.parametrize("by", ["name", "id", "own name", "own id", "latest"])
+def test_a_create_reads_as_little_however_many_models_there_are(server: Server, by: str):
+    account = server.store.accounts.ensure("ana").id
+    server.post("/v1/models", OWN)
+    own = own_version(server).json()["id"]
+    version = {
+        "name": "tegula/upscale",
+        "id": server.get("/v1/models/tegula/upscale").json()["latest_version"]["id"],
+        "own name": "ana/portraits",
+        "own id": own,
+        "latest": "latest",
+    }[by]
+    # With inputs of one model alone, for which "latest" can stand.
+    inputs = {"preset": "fast", "scale": 2} if by == "latest" else {}
+
+    def create() -> int:
+        with counted_statements(server.store) as statements:
+            server.create(version, **inputs)
+        return len(statements)
+
+    create()  # notes the use of the token, and the running times
+    few = create()
+    for number in range(40):
+        model = UserModel("ana", f"model-{number}", account, "private", "cpu", NOON)
+        server.store.models.create(model)
+        server.store.models.add_version(
+            UserVersion(f"{number:064x}", model.full_name, "tegula/upscale", "1", {}, NOON)
+        )
+    assert create() == few <= 8
+
+
+def test_what_a_user_pinned_outlives_a_release(server: Server):
+    """The ids of the catalogue's versions change with the release and with other weights."""
+    server.post("/v1/models", OWN)
+    own = own_version(server, scale=3).json()["id"]
+    older = server.get(f"/v1/models/{BATOU}/versions").json()["results"][1]["id"]
+    server.post("/v1/deployments", {**DEPLOYMENT, "model": BATOU, "version": older})
+    of_own = {**DEPLOYMENT, "name": "own", "model": "ana/portraits", "version": own}
+    server.post("/v1/deployments", of_own)
+    waiting = server.store.predictions.get(server.create("ana/portraits")["id"])
+    direct = server.store.predictions.get(server.create(f"{BATOU}:{older}")["id"])
+
+    released = Catalog("other weights")
+    first = next(model for model in released.models if model.reference == BATOU).versions[1]
+    assert first.id != older
+    with TestClient(create_app(server.store, catalog=released)) as client:
+        client.headers["authorization"] = f"Bearer {server.token}"
+        shown = client.get("/v1/deployments/ana/fast").json()["current_release"]
+        assert shown["version"] == first.id
+        assert client.get(f"/v1/models/ana/portraits/versions/{own}").status_code == 200
+        for path, version in (
+            ("/v1/deployments/ana/fast/predictions", first.id),
+            ("/v1/deployments/ana/own/predictions", own),
+            ("/v1/models/ana/portraits/predictions", own),
+        ):
+            answer = client.post(path, json={"input": {"image": DATA_URI}})
+            assert (answer.status_code, answer.json()["version"]) == (201, version)
+        changed = client.patch("/v1/deployments/ana/fast", json={"max_instances": 2})
+        assert changed.json()["current_release"]["version"] == first.id
+        assert client.get(f"/v1/predictions/{direct.id}/source").status_code == 200
+    # What was accepted before the release still runs after it.
+    resolver = CatalogResolver(released, server.store.models)
+    assert resolver(direct).version == first.id
+    assert resolver(waiting).version == released.find("tegula/upscale:1").id
 
 
 def test_versions_are_found_by_id_prefix_and_latest(server: Server):

@@ -14,10 +14,10 @@ from store_support import TurnedClock, ask, open_store
 
 from tegula.errors import FetchError, InputError, NotFoundError, TooLargeError
 from tegula.server.background import Sweeper
-from tegula.server.db import FILE_KEY
 from tegula.server.fetch import Fetcher, Policy
 from tegula.server.files import content_type_of, decode_data_uri, encode_data_uri, safe_name
 from tegula.server.queue import Report
+from tegula.server.tables import FILE_KEY
 from tegula.server.work import InputReader
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 50

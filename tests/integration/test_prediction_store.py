@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import text
 from store_support import (
     NOON,
     VERSION,
@@ -23,9 +24,10 @@ from store_support import (
 )
 
 from tegula.errors import BusyError, ConflictError, NotFoundError, OptionError, ServiceError
-from tegula.server import db as tables
-from tegula.server.db import Database, Deployment, NewPrediction, State, UserModel, UserVersion
+from tegula.server.db import Database
+from tegula.server.predictions import NewPrediction
 from tegula.server.queue import PREFER_LOADED, Report
+from tegula.server.tables import Base, Deployment, State, UserModel, UserVersion
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def test_accounts_do_not_see_each_other(store):
 
 def test_the_tables_are_those_that_the_migrations_make(store):
     with store.database.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
 def test_a_database_is_opened_again_with_what_was_in_it(store, tmp_path, database_url):
@@ -372,7 +374,7 @@ def test_a_token_opens_its_account_until_it_is_revoked(store):
 def test_a_token_is_kept_nowhere_in_the_clear(store):
     _, plain = store.accounts.create_token(store.accounts.ensure("ada").id, "laptop")
     with store.database.read() as connection:
-        (row,) = connection.execute(tables.tokens.select()).all()
+        (row,) = connection.execute(text("SELECT * FROM tokens")).all()
     assert plain[:-4] not in str(row)
 
 
@@ -394,14 +396,16 @@ def test_a_release_of_a_deployment_has_the_next_number(store, clock):
 def test_private_models_are_seen_by_their_owner_alone(store):
     ada, grace = store.accounts.ensure("ada"), store.accounts.ensure("grace")
     mine = store.models.create(UserModel("ada", "mine", ada.id, "private", "cpu", NOON))
-    assert store.models.all(ada.id) == (mine,)
+    assert store.models.all(ada.id) == ((mine, ()),)
     assert store.models.all(grace.id) == store.models.all() == ()
+    assert store.models.named("ada", "mine", grace.id) is None
+    assert store.models.of_version("ab" * 8, grace.id) == ()
 
 
 def test_a_model_is_deleted_after_its_versions(store):
     account = store.accounts.ensure("ada")
     store.models.create(UserModel("ada", "mine", account.id, "public", "cpu", NOON))
-    version = UserVersion("ef" * 32, "ada/mine", "tegula/upscale", VERSION, {"scale": 4}, NOON)
+    version = UserVersion("ef" * 32, "ada/mine", "tegula/upscale", "1", {"scale": 4}, NOON)
     store.models.add_version(version)
     with pytest.raises(ConflictError):
         store.models.delete("ada", "mine")
@@ -412,7 +416,7 @@ def test_a_model_is_deleted_after_its_versions(store):
 
 def test_listeners_hear_of_every_change_until_they_leave(store, run):
     heard = []
-    leave = store.changes.subscribe(heard.append)
+    leave = store.pubsub.subscribe(heard.append)
     made = ask(store)
     store.queue.succeed(*run())
     assert set(heard) == {made.id}

@@ -9,9 +9,9 @@ import pytest
 from store_support import VERSION, ask, open_store
 
 from tegula.errors import MissingExtraError
-from tegula.server.db import State
 from tegula.server.engine import Done, OutputFile, Started
 from tegula.server.settings import ServerSettings
+from tegula.server.tables import State
 from tegula.server.work import (
     UNSAFE,
     OpenNsfw,

@@ -6,18 +6,19 @@ import json
 import ssl
 import threading
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import pytest
+import standardwebhooks
 from receiver_support import receiving
 from store_support import NOON, TurnedClock, ask, open_store
 
 from tegula.errors import NotFoundError
-from tegula.server.background import JITTER, SCHEDULE, Deliverer, outcome
-from tegula.server.db import WEBHOOK_EVENTS, WebhookDelivery
+from tegula.server.background import WebhookSender
 from tegula.server.fetch import Answer, Fetcher, Policy
 from tegula.server.queue import Report
-from tegula.server.webhooks import sign
+from tegula.server.tables import WEBHOOK_EVENTS, WebhookMessage
+from tegula.server.webhooks import JITTER, SCHEDULE, outcome, signed_headers
 
 LOOPBACK = Policy(private=True, ports=())
 TLS = ssl.create_default_context()
@@ -44,7 +45,7 @@ def receiver():
 @pytest.fixture
 def deliver(store):
     """Send everything that is due."""
-    deliverer = Deliverer(store, Fetcher(LOOPBACK, tls=TLS))
+    deliverer = WebhookSender(store, Fetcher(LOOPBACK, tls=TLS))
 
     def step():
         while sent := deliverer.step():
@@ -68,19 +69,17 @@ def finish(store, url, events=("completed",)):
 
 
 def waiting(store, name):
-    return [(each.event, each.state) for each in store.webhooks.deliveries(name)]
+    return [(each.event, each.state) for each in store.webhooks.messages(name)]
 
 
 def test_the_signature_is_that_of_the_known_vector():
     body = '{"id": "ufawqhfynnddngldkgtslldrkq", "status": "succeeded", '
     body += '"logs": "100%|██████████| 4/4 [00:01<00:00]"}'
-    signature = sign(
-        "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX",
-        "msg_2KWPBgLlAfxdpx2AI54pPJ85f4W",
-        1674087231,
-        body,
-    )
-    assert signature == "v1,HfspxP3l31EtJAMphCS9iVhvsgGPimCuts1f2IbwqGI="
+    secret, message = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX", "msg_2KWPBgLlAfxdpx2AI54pPJ85f4W"
+    at = datetime.fromtimestamp(1674087231.9, timezone.utc)
+    headers = signed_headers([secret], message, at, body)
+    assert headers["webhook-timestamp"] == "1674087231"
+    assert headers["webhook-signature"] == "v1,HfspxP3l31EtJAMphCS9iVhvsgGPimCuts1f2IbwqGI="
 
 
 def test_only_what_was_asked_for_is_written(store):
@@ -90,7 +89,7 @@ def test_only_what_was_asked_for_is_written(store):
 
 def test_a_change_that_is_taken_back_leaves_no_message(store, monkeypatch):
     name, attempt = hooked(store, "https://example.com/hook", ("completed",))
-    monkeypatch.setattr("tegula.server.queue._enter_usage", lambda *_: 1 / 0)
+    monkeypatch.setattr("tegula.server.queue.UsageRecord", lambda **_: 1 / 0)
     store.queue.start(name, attempt)
     with pytest.raises(ZeroDivisionError):
         store.queue.succeed(name, attempt)
@@ -112,10 +111,9 @@ def test_logs_and_output_are_told_at_most_twice_a_second(store, clock, deliver, 
 
 
 def test_a_message_is_signed_compact_and_whole(store, deliver, receiver):
-    standardwebhooks = pytest.importorskip("standardwebhooks")
     name = finish(store, receiver.url)
     store.clock.now = standard_time()
-    store.webhooks.replay(store.webhooks.deliveries(name)[0].id)
+    store.webhooks.replay(store.webhooks.messages(name)[0].id)
     deliver()
     (_, _, headers, body) = receiver.requests[0]
     account = store.accounts.ensure("ada")
@@ -142,7 +140,11 @@ def test_a_rotated_secret_still_signs_for_a_day(store, clock, deliver, receiver)
     deliver()
     (_, _, headers, body) = receiver.requests[0]
     stamp = int(headers["webhook-timestamp"])
-    expected = [sign(each, headers["webhook-id"], stamp, body.decode()) for each in (new, old)]
+    at = datetime.fromtimestamp(stamp, timezone.utc)
+    expected = [
+        standardwebhooks.Webhook(each).sign(headers["webhook-id"], at, body.decode())
+        for each in (new, old)
+    ]
     assert headers["webhook-signature"].split() == expected
     clock.turn(25 * 3600)
     assert store.webhooks.secrets(account.id) == (new,)
@@ -197,19 +199,19 @@ def test_a_receiver_may_ask_for_a_longer_pause_but_not_for_ever():
 
 def delivery(attempts=1):
     url = "https://example.com"
-    return WebhookDelivery(
-        "msg_1", "p", "a", url, "example.com", "completed", "{}", "pending", attempts, NOON, NOON
+    return WebhookMessage(
+        "msg_1", "p", "a", url, "example.com", "completed", "{}", NOON, NOON, attempts=attempts
     )
 
 
 def test_an_address_inside_is_never_called(store, receiver):
     name = finish(store, receiver.url)
-    deliverer = Deliverer(store, Fetcher(Policy(ports=()), tls=TLS))
+    deliverer = WebhookSender(store, Fetcher(Policy(ports=()), tls=TLS))
     for future in deliverer.step():
         future.result(10)
     deliverer.stop()
     assert receiver.requests == []
-    assert store.webhooks.deliveries(name)[0].last_error is not None
+    assert store.webhooks.messages(name)[0].last_error is not None
 
 
 def test_a_message_whose_sender_died_is_sent_again(store, clock, deliver, receiver):
@@ -240,7 +242,7 @@ def test_a_slow_receiver_holds_up_nobody_else(store, clock, receiver):
         finish(store, receiver.url)
     with receiving() as quick:
         finish(store, quick.url)
-        deliverer = Deliverer(store, Fetcher(LOOPBACK, tls=TLS))
+        deliverer = WebhookSender(store, Fetcher(LOOPBACK, tls=TLS))
         sent = deliverer.step()
         until(lambda: quick.requests)
         free.set()
@@ -251,7 +253,7 @@ def test_a_slow_receiver_holds_up_nobody_else(store, clock, receiver):
 
 
 def test_the_thread_sends_by_itself(store, receiver):
-    deliverer = Deliverer(store, Fetcher(LOOPBACK, tls=TLS))
+    deliverer = WebhookSender(store, Fetcher(LOOPBACK, tls=TLS))
     deliverer.start()
     finish(store, receiver.url)
     until(lambda: receiver.requests)
@@ -259,8 +261,8 @@ def test_the_thread_sends_by_itself(store, receiver):
 
 
 def test_a_message_that_the_thread_did_not_see_is_sent_at_the_stop(store, receiver, monkeypatch):
-    monkeypatch.setattr(Deliverer, "_run", lambda self: self._stopped.wait())
-    deliverer = Deliverer(store, Fetcher(LOOPBACK, tls=TLS))
+    monkeypatch.setattr(WebhookSender, "_run", lambda self: self._stopped.wait())
+    deliverer = WebhookSender(store, Fetcher(LOOPBACK, tls=TLS))
     deliverer.start()
     name = finish(store, receiver.url)
     deliverer.stop()

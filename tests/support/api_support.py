@@ -16,10 +16,10 @@ from starlette.testclient import TestClient
 from tegula.catalog import find
 from tegula.catalog.inputs import ARRAY
 from tegula.server.api.app import create_app
-from tegula.server.db import Prediction
 from tegula.server.queue import Report
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
+from tegula.server.tables import Prediction
 
 BATOU = "batouresearch/high-resolution-controlnet-tile"
 SETTINGS = {"fetch_private": True, "fetch_ports": ()}

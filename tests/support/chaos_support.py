@@ -10,7 +10,7 @@ from typing import Any
 
 from store_support import ask
 
-from tegula.server.background import Deliverer
+from tegula.server.background import WebhookSender
 from tegula.server.engine import Alive, Done, Log, OutputFile, Progressed, Started
 from tegula.server.fetch import Fetcher, Policy
 from tegula.server.settings import ServerSettings
@@ -61,7 +61,7 @@ def serve(folder: Path, hook: str, accepted: Connection, *, accepting: bool) -> 
     store = open_chaos_store(folder)
     accepted.send("opened")
     supervisor_of(store, QuickEngine()).start()
-    Deliverer(store, FETCHER).start()
+    WebhookSender(store, FETCHER).start()
     while True:
         if accepting and store.predictions.waiting().count < MOST_WAITING:
             accepted.send(ask(store, webhook=hook, webhook_events=("completed",)).id)

@@ -17,12 +17,12 @@ from api_support import PNG
 from tegula.catalog import find
 from tegula.catalog.inputs import ARRAY
 from tegula.server.api.app import create_app
-from tegula.server.background import Deliverer
-from tegula.server.db import Prediction
+from tegula.server.background import WebhookSender
 from tegula.server.fetch import Fetcher, Policy
 from tegula.server.queue import Report
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
+from tegula.server.tables import Prediction
 
 
 class QuickEngine:
@@ -89,7 +89,7 @@ def live_server(
         given = {"folder": folder, "public_url": url, "fetch_private": True, "fetch_ports": ()}
         store = Store.open(ServerSettings(**{**given, **settings}))
         token = store.accounts.create_token(store.accounts.ensure("ana").id, "tests")[1]
-        webhooks = Deliverer(store, Fetcher(Policy.of(store.settings)))
+        webhooks = WebhookSender(store, Fetcher(Policy.of(store.settings)))
         app = create_app(store, background=[webhooks, QuickEngine(store)])
         files = {"ssl_certfile": str(tls[0]), "ssl_keyfile": str(tls[1])} if tls else {}
         config = uvicorn.Config(app, log_level="warning", lifespan="on", **files)

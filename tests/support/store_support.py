@@ -9,11 +9,12 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, event, make_url, text
 
-from tegula.server.db import NewPrediction, Prediction
+from tegula.server.predictions import NewPrediction
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
+from tegula.server.tables import Prediction
 
 VERSION = "ab" * 32
 NOON = datetime(2026, 5, 4, 12, tzinfo=timezone.utc)
@@ -40,6 +41,22 @@ def ask(store: Store, **values: Any) -> Prediction:
     account = store.accounts.ensure("ada")
     asked = {"account_id": account.id, "model": "tegula/upscale", "version": VERSION, "input": {}}
     return store.predictions.create(NewPrediction(**{**asked, **values})).prediction
+
+
+@contextmanager
+def counted_statements(store: Store, begins: str = "") -> Iterator[list[str]]:
+    """Collect the SQL that is run meanwhile, of all threads; without that which begins."""
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith(begins) and (begins or not statement.startswith("BEGIN")):
+            statements.append(statement)
+
+    event.listen(store.database.engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        event.remove(store.database.engine, "before_cursor_execute", note)
 
 
 @contextmanager

@@ -233,14 +233,14 @@ class _Graceful:
 def _background(
     store: Store, catalog: Catalog, devices: tuple[str, ...], grace: float
 ) -> list[Background]:
-    from tegula.server.background import Deliverer, Sweeper
+    from tegula.server.background import Sweeper, WebhookSender
     from tegula.server.fetch import Fetcher, Policy
     from tegula.server.supervisor import local_engines, open_supervisor
 
     fetcher = Fetcher(Policy.of(store.settings))
     engines = local_engines(store.settings, catalog, devices)
     supervisor = open_supervisor(store, catalog, engines, fetcher)
-    return [Deliverer(store, fetcher), Sweeper(store), _Graceful(supervisor, grace)]
+    return [WebhookSender(store, fetcher), Sweeper(store), _Graceful(supervisor, grace)]
 
 
 def _listen(app: FastAPI, address: Address, greet: Callable[[], None]) -> None:

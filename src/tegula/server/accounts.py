@@ -1,63 +1,52 @@
-"""Accounts: tokens, usage, private models and deployments."""
+"""What belongs to accounts: tokens, usage, models of their own and deployments."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Table, bindparam, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tegula.errors import ConflictError, NotFoundError
-from tegula.server import db as tables
-from tegula.server.db import (
+from tegula.server.db import Clock, Database, Page, new_id, new_secret, read_page
+from tegula.server.tables import (
     Account,
-    Clock,
-    Database,
+    Base,
     Deployment,
     Token,
-    Usage,
+    UsageRecord,
     UserModel,
     UserVersion,
-    columns_of,
-    new_id,
-    new_secret,
-    record,
 )
-
-# Accounts, and the tokens that open them.
 
 TOKEN_PREFIX = "tgl_"  # noqa: S105 - the public beginning of every token
+_NOTE_USE_EVERY = timedelta(minutes=1)
 
-_REMEMBER_USE_EVERY = timedelta(minutes=1)
-
-_BY_ID = select(tables.accounts).where(tables.accounts.c.id == bindparam("id"))
-_BY_HASH = select(tables.tokens).where(
-    tables.tokens.c.hash == bindparam("hash"), tables.tokens.c.revoked_at.is_(None)
-)
+R = TypeVar("R", bound=Base)
 
 
 @dataclass(frozen=True)
 class Accounts:
-    """Who may ask for what."""
+    """Accounts, and the tokens that open them."""
 
     database: Database
     clock: Clock
 
     def ensure(self, username: str, name: str = "", kind: str = "user") -> Account:
         """Return the account of this name, making it if there is none."""
-        with self.database.write() as connection:
-            query = select(tables.accounts).where(tables.accounts.c.username == username)
-            if found := connection.execute(query).one_or_none():
-                return record(Account, found)
-            now = self.clock()
-            account = Account(new_id(now), username, name or username, kind, now)
-            connection.execute(tables.accounts.insert().values(columns_of(account)))
-            return account
+        # Alone, so that two who want a new account at once make one.
+        with self.database.write(alone=True) as session:
+            found = session.scalar(select(Account).where(Account.username == username))
+            if found is None:
+                now = self.clock()
+                found = Account(new_id(now), username, name or username, kind, now)
+                session.add(found)
+        return found
 
     def get(self, account_id: str) -> Account:
         """Return an account.
@@ -65,18 +54,16 @@ class Accounts:
         Raises:
             NotFoundError: there is none with this id.
         """
-        with self.database.read() as connection:
-            found = connection.execute(_BY_ID, {"id": account_id}).one_or_none()
+        with self.database.read() as session:
+            found = session.get(Account, account_id)
         if found is None:
             raise NotFoundError("There is no such account.")
-        return record(Account, found)
+        return found
 
     def by_name(self, username: str) -> Account | None:
         """Return the account of this name, if there is one."""
-        with self.database.read() as connection:
-            query = select(tables.accounts).where(tables.accounts.c.username == username)
-            found = connection.execute(query).one_or_none()
-        return record(Account, found) if found else None
+        with self.database.read() as session:
+            return session.scalar(select(Account).where(Account.username == username))
 
     def create_token(self, account_id: str, name: str) -> tuple[Token, str]:
         """Return a new token and its text, which is kept nowhere.
@@ -85,54 +72,49 @@ class Accounts:
             ConflictError: a valid token has this name already.
         """
         now, plain = self.clock(), TOKEN_PREFIX + new_secret()
-        token = Token(new_id(now), account_id, name, plain[-4:], now)
-        with self.database.write() as connection:
-            taken = select(tables.tokens.c.id).where(
-                tables.tokens.c.name == name, tables.tokens.c.revoked_at.is_(None)
-            )
-            if connection.execute(taken).first():
+        taken = select(Token.id).where(Token.name == name, Token.revoked_at.is_(None))
+        with self.database.write(alone=True) as session:
+            if session.scalar(taken) is not None:
                 raise ConflictError(f"A token is named {name!r} already; revoke it first.")
-            values = {**columns_of(token), "hash": _hash(plain)}
-            connection.execute(tables.tokens.insert().values(values))
+            token = Token(new_id(now), account_id, name, _hash(plain), plain[-4:], now)
+            session.add(token)
         return token, plain
 
     def authenticate(self, plain: str) -> tuple[Account, Token] | None:
         """Return whose token this is, or None if it is unknown or revoked."""
-        with self.database.read() as connection:
-            found = connection.execute(_BY_HASH, {"hash": _hash(plain)}).one_or_none()
-            if found is None:
-                return None
-            token = record(Token, found)
-            owner = connection.execute(_BY_ID, {"id": token.account_id}).one()
-        self._remember_use(token)
-        return record(Account, owner), token
+        query = (
+            select(Account, Token)
+            .join(Token, Token.account_id == Account.id)
+            .where(Token.hash == _hash(plain), Token.revoked_at.is_(None))
+        )
+        with self.database.read() as session:
+            found = session.execute(query).one_or_none()
+        if found is None:
+            return None
+        account, token = found
+        now = self.clock()
+        if token.last_used_at is None or now - token.last_used_at >= _NOTE_USE_EVERY:
+            with self.database.write() as session:
+                used = update(Token).where(Token.id == token.id).values(last_used_at=now)
+                session.execute(used)
+        return account, token
 
     def tokens(self, account_id: str | None = None) -> tuple[Token, ...]:
         """Return the tokens of one account or of all, oldest first, revoked ones too."""
-        query = select(tables.tokens).order_by(tables.tokens.c.id)
+        query = select(Token).order_by(Token.id)
         if account_id is not None:
-            query = query.where(tables.tokens.c.account_id == account_id)
-        with self.database.read() as connection:
-            return tuple(record(Token, row) for row in connection.execute(query))
+            query = query.where(Token.account_id == account_id)
+        with self.database.read() as session:
+            return tuple(session.scalars(query))
 
     def revoke(self, token: str) -> bool:
         """Revoke the token of this id or name; False if there is none that is valid."""
-        query = (
-            update(tables.tokens)
-            .where(or_(tables.tokens.c.id == token, tables.tokens.c.name == token))
-            .where(tables.tokens.c.revoked_at.is_(None))
-            .values(revoked_at=self.clock())
-        )
-        with self.database.write() as connection:
-            return connection.execute(query).rowcount > 0
-
-    def _remember_use(self, token: Token) -> None:
-        now = self.clock()
-        if token.last_used_at is not None and now - token.last_used_at < _REMEMBER_USE_EVERY:
-            return
-        query = update(tables.tokens).where(tables.tokens.c.id == token.id)
-        with self.database.write() as connection:
-            connection.execute(query.values(last_used_at=now))
+        named = or_(Token.id == token, Token.name == token), Token.revoked_at.is_(None)
+        with self.database.write() as session:
+            found = session.scalars(select(Token).where(*named)).all()
+            for each in found:
+                each.revoked_at = self.clock()
+        return bool(found)
 
 
 def _hash(plain: str) -> str:
@@ -140,32 +122,56 @@ def _hash(plain: str) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
-# What was used: seconds by model and token, in the place of a bill.
+@dataclass(frozen=True)
+class UsageLine:
+    """What one token used of one model."""
+
+    account_id: str
+    token_id: str | None
+    model: str
+    predictions: int
+    predict_seconds: float
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """Lines that stay when the data of a prediction is removed."""
+class Usage:
+    """Seconds that predictions ran; they stay when the data of a prediction is removed."""
 
     database: Database
 
     def lines(
         self, account_id: str | None = None, since: datetime | None = None
-    ) -> tuple[Usage, ...]:
+    ) -> tuple[UsageLine, ...]:
         """Return the use of one account or of all, by token and model."""
-        table = tables.usage
-        keys = (table.c.account_id, table.c.token_id, table.c.model)
-        query = select(*keys, func.count(), func.sum(table.c.predict_seconds))
+        keys = UsageRecord.account_id, UsageRecord.token_id, UsageRecord.model
+        query = select(*keys, func.count(), func.sum(UsageRecord.predict_seconds))
         if account_id is not None:
-            query = query.where(table.c.account_id == account_id)
+            query = query.where(UsageRecord.account_id == account_id)
         if since is not None:
-            query = query.where(table.c.completed_at >= since)
-        with self.database.read() as connection:
-            rows = connection.execute(query.group_by(*keys).order_by(*keys)).all()
-        return tuple(Usage(*row) for row in rows)
+            query = query.where(UsageRecord.completed_at >= since)
+        with self.database.read() as session:
+            rows = session.execute(query.group_by(*keys).order_by(*keys)).all()
+        return tuple(UsageLine(*row) for row in rows)
+
+    def mean_seconds(self) -> Mapping[str, float]:
+        """Return how long a prediction of each model ran, on average."""
+        mean = func.avg(UsageRecord.predict_seconds)
+        query = select(UsageRecord.model, mean).group_by(UsageRecord.model)
+        with self.database.read() as session:
+            return dict(session.execute(query).all())
+
+    def totals(self) -> tuple[int, float]:
+        """Return how many predictions ran, and for how many seconds together."""
+        seconds = func.coalesce(func.sum(UsageRecord.predict_seconds), 0.0)
+        with self.database.read() as session:
+            count, total = session.execute(select(func.count(), seconds)).one()
+        return count, float(total)
 
 
-# What users make of our models: models and versions of their own, and deployments.
+VersionedModel = tuple[UserModel, tuple[UserVersion, ...]]
+"""A user's model with its versions, newest first."""
+
+_MODEL_NAME = UserModel.owner + "/" + UserModel.name
 
 
 @dataclass(frozen=True)
@@ -180,15 +186,12 @@ class UserModels:
         Raises:
             ConflictError: there is one with this name.
         """
-        _insert(self.database, tables.user_models, model, f"{model.full_name} exists already.")
-        return model
+        return _insert(self.database, model, f"{model.full_name} exists already.")
 
     def get(self, owner: str, name: str) -> UserModel | None:
         """Return a model, if there is one with this name."""
-        query = select(tables.user_models).where(*_named(tables.user_models, owner, name))
-        with self.database.read() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else record(UserModel, row)
+        with self.database.read() as session:
+            return session.get(UserModel, (owner, name))
 
     def update(self, owner: str, name: str, changes: Mapping[str, Any]) -> UserModel:
         """Change fields of a model.
@@ -196,13 +199,12 @@ class UserModels:
         Raises:
             NotFoundError: there is none with this name.
         """
-        query = update(tables.user_models).where(*_named(tables.user_models, owner, name))
-        with self.database.write() as connection:
-            if changes:
-                connection.execute(query.values(dict(changes)))
-        model = self.get(owner, name)
-        if model is None:
-            raise NotFoundError("There is no such model.")
+        with self.database.write() as session:
+            model = session.get(UserModel, (owner, name), with_for_update=True)
+            if model is None:
+                raise NotFoundError("There is no such model.")
+            for field, value in changes.items():
+                setattr(model, field, value)
         return model
 
     def delete(self, owner: str, name: str) -> None:
@@ -212,21 +214,37 @@ class UserModels:
             NotFoundError: there is none with this name.
             ConflictError: it still has versions.
         """
-        if self.versions(f"{owner}/{name}"):
-            raise ConflictError("A model is deleted after all of its versions.")
-        _delete(
-            self.database, tables.user_models, "model", *_named(tables.user_models, owner, name)
-        )
+        has_versions = select(UserVersion.id).where(UserVersion.model == f"{owner}/{name}").limit(1)
+        with self.database.write() as session:
+            if session.scalar(has_versions) is not None:
+                raise ConflictError("A model is deleted after all of its versions.")
+            model = session.get(UserModel, (owner, name))
+            if model is None:
+                raise NotFoundError("There is no such model.")
+            session.delete(model)
 
-    def all(self, account_id: str | None = None, limit: int | None = None) -> tuple[UserModel, ...]:
+    def all(
+        self, account_id: str | None = None, limit: int | None = None
+    ) -> tuple[VersionedModel, ...]:
         """Return the public models and, with an account, its private ones, newest first."""
-        table = tables.user_models
-        visible = table.c.visibility == "public"
-        if account_id is not None:
-            visible = visible | (table.c.account_id == account_id)
-        query = select(table).where(visible).order_by(table.c.created_at.desc()).limit(limit)
-        with self.database.read() as connection:
-            return tuple(record(UserModel, row) for row in connection.execute(query))
+        return self._with_versions(_visible_to(account_id), limit)
+
+    def named(self, owner: str, name: str, account_id: str | None) -> VersionedModel | None:
+        """Return one model, if there is one that the account may see."""
+        this_one = and_(UserModel.owner == owner, UserModel.name == name, _visible_to(account_id))
+        return next(iter(self._with_versions(this_one)), None)
+
+    def of_version(self, version_id: str, account_id: str | None) -> tuple[VersionedModel, ...]:
+        """Return the models with a version whose id is this or begins so, newest first."""
+        names = select(UserVersion.model).where(
+            UserVersion.id.startswith(version_id, autoescape=True)
+        )
+        return self._with_versions(and_(_MODEL_NAME.in_(names), _visible_to(account_id)), 10)
+
+    def version(self, version_id: str) -> UserVersion | None:
+        """Return a version, if there is one with this id."""
+        with self.database.read() as session:
+            return session.get(UserVersion, version_id)
 
     def add_version(self, version: UserVersion) -> UserVersion:
         """Add a version to a model.
@@ -234,32 +252,7 @@ class UserModels:
         Raises:
             ConflictError: there is one with this id.
         """
-        _insert(self.database, tables.user_versions, version, "This version exists already.")
-        return version
-
-    def versions(self, model: str) -> tuple[UserVersion, ...]:
-        """Return the versions of ``owner/name``, newest first."""
-        table = tables.user_versions
-        query = select(table).where(table.c.model == model).order_by(table.c.created_at.desc())
-        with self.database.read() as connection:
-            return tuple(record(UserVersion, row) for row in connection.execute(query))
-
-    def versions_of(self, models: Collection[str]) -> dict[str, list[UserVersion]]:
-        """Return the versions of several models by ``owner/name``, newest first."""
-        table = tables.user_versions
-        query = select(table).where(table.c.model.in_(models)).order_by(table.c.created_at.desc())
-        found: dict[str, list[UserVersion]] = {}
-        with self.database.read() as connection:
-            for row in connection.execute(query) if models else ():
-                found.setdefault(row.model, []).append(record(UserVersion, row))
-        return found
-
-    def version(self, version_id: str) -> UserVersion | None:
-        """Return a version, if there is one with this id."""
-        query = select(tables.user_versions).where(tables.user_versions.c.id == version_id)
-        with self.database.read() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else record(UserVersion, row)
+        return _insert(self.database, version, "This version exists already.")
 
     def delete_version(self, version_id: str) -> None:
         """Remove a version.
@@ -267,8 +260,35 @@ class UserModels:
         Raises:
             NotFoundError: there is none with this id.
         """
-        table = tables.user_versions
-        _delete(self.database, table, "version", table.c.id == version_id)
+        with self.database.write() as session:
+            version = session.get(UserVersion, version_id)
+            if version is None:
+                raise NotFoundError("There is no such version.")
+            session.delete(version)
+
+    def _with_versions(
+        self, where: ColumnElement[bool], limit: int | None = None
+    ) -> tuple[VersionedModel, ...]:
+        """Read models and all of their versions in two statements, however many there are."""
+        models = (
+            select(UserModel).where(where).order_by(UserModel.created_at.desc(), UserModel.name)
+        )
+        names = select(_MODEL_NAME).where(where)
+        versions = select(UserVersion).order_by(UserVersion.created_at.desc())
+        with self.database.read() as session:
+            found = session.scalars(models.limit(limit)).all()
+            if limit is not None:
+                names = names.where(_MODEL_NAME.in_([model.full_name for model in found]))
+            of: dict[str, list[UserVersion]] = {model.full_name: [] for model in found}
+            if found:
+                for version in session.scalars(versions.where(UserVersion.model.in_(names))):
+                    of.get(version.model, []).append(version)
+        return tuple((model, tuple(of[model.full_name])) for model in found)
+
+
+def _visible_to(account_id: str | None) -> ColumnElement[bool]:
+    public = UserModel.visibility == "public"
+    return public if account_id is None else or_(public, UserModel.account_id == account_id)
 
 
 @dataclass(frozen=True)
@@ -284,16 +304,12 @@ class Deployments:
         Raises:
             ConflictError: there is one with this name.
         """
-        about = f"{deployment.full_name} exists already."
-        _insert(self.database, tables.deployments, deployment, about)
-        return deployment
+        return _insert(self.database, deployment, f"{deployment.full_name} exists already.")
 
     def get(self, owner: str, name: str) -> Deployment | None:
         """Return a deployment, if there is one with this name."""
-        query = select(tables.deployments).where(*_named(tables.deployments, owner, name))
-        with self.database.read() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else record(Deployment, row)
+        with self.database.read() as session:
+            return session.get(Deployment, (owner, name))
 
     def update(self, deployment: Deployment) -> Deployment:
         """Make a new release of a deployment: the next number, from now.
@@ -301,15 +317,14 @@ class Deployments:
         Raises:
             NotFoundError: there is none with this name.
         """
-        table = tables.deployments
-        named = _named(table, deployment.owner, deployment.name)
-        with self.database.write() as connection:
-            number = connection.execute(select(table.c.number).where(*named)).scalar()
-            if number is None:
+        key = deployment.owner, deployment.name
+        with self.database.write() as session:
+            before = session.get(Deployment, key, with_for_update=True)
+            if before is None:
                 raise NotFoundError("There is no such deployment.")
-            after = dataclasses.replace(deployment, number=number + 1, created_at=self.clock())
-            connection.execute(update(table).where(*named).values(columns_of(after)))
-        return after
+            return session.merge(
+                dataclasses.replace(deployment, number=before.number + 1, created_at=self.clock())
+            )
 
     def delete(self, owner: str, name: str) -> None:
         """Remove a deployment; what was asked of it still runs.
@@ -317,32 +332,38 @@ class Deployments:
         Raises:
             NotFoundError: there is none with this name.
         """
-        table = tables.deployments
-        _delete(self.database, table, "deployment", *_named(table, owner, name))
+        with self.database.write() as session:
+            found = session.get(Deployment, (owner, name))
+            if found is None:
+                raise NotFoundError("There is no such deployment.")
+            session.delete(found)
 
-    def all(self, account_id: str | None = None) -> tuple[Deployment, ...]:
-        """Return the deployments of one account or of all, newest first."""
-        table = tables.deployments
-        query = select(table).order_by(table.c.created_at.desc())
-        if account_id is not None:
-            query = query.where(table.c.account_id == account_id)
-        with self.database.read() as connection:
-            return tuple(record(Deployment, row) for row in connection.execute(query))
+    def page(
+        self, account_id: str, *, cursor: str | None = None, limit: int = 100
+    ) -> Page[Deployment]:
+        """Return deployments of an account, the latest release first.
+
+        Raises:
+            OptionError: the cursor is none of ours.
+        """
+        query = select(Deployment).where(Deployment.account_id == account_id)
+        columns = Deployment.created_at, Deployment.name
+        with self.database.read() as session:
+            return read_page(session, query, columns, cursor=cursor, limit=limit)
+
+    def any_stay_loaded(self) -> bool:
+        """Return whether any deployment keeps its model loaded."""
+        query = select(Deployment.name).where(Deployment.min_instances > 0).limit(1)
+        with self.database.read() as session:
+            return session.scalar(query) is not None
 
 
-def _named(table: Table, owner: str, name: str) -> tuple[ColumnElement[bool], ...]:
-    return table.c.owner == owner, table.c.name == name
-
-
-def _insert(database: Database, table: Table, value: Any, about: str) -> None:
+def _insert(database: Database, row: R, taken: str) -> R:
+    # A copy is added: the caller's may be stored already, and adding it again would do nothing.
+    new = dataclasses.replace(row)
     try:
-        with database.write() as connection:
-            connection.execute(table.insert().values(columns_of(value)))
+        with database.write() as session:
+            session.add(new)
     except IntegrityError as error:
-        raise ConflictError(about) from error
-
-
-def _delete(database: Database, table: Table, kind: str, *where: ColumnElement[bool]) -> None:
-    with database.write() as connection:
-        if not connection.execute(delete(table).where(*where)).rowcount:
-            raise NotFoundError(f"There is no such {kind}.")
+        raise ConflictError(taken) from error
+    return new

@@ -1,31 +1,29 @@
-"""Work beside the requests: retention and webhook delivery."""
+"""Work beside the requests: removing what was kept for long enough, and sending webhooks."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from http import HTTPStatus
+from datetime import timedelta
+from itertools import islice
 
 from sqlalchemy import delete, exists, or_, select
 
 from tegula.errors import FetchError
-from tegula.server import db as tables
-from tegula.server.db import WebhookDelivery
 from tegula.server.fetch import Answer, Fetcher
-from tegula.server.queue import forget
+from tegula.server.predictions import forget
 from tegula.server.settings import log_context
 from tegula.server.store import Store
-from tegula.server.webhooks import signed_headers
-
-# Removes what has been kept for long enough.
+from tegula.server.tables import FileRecord, IdempotencyKey, Prediction, WebhookMessage
+from tegula.server.webhooks import JITTER, outcome, signed_headers
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +43,11 @@ class Swept:
 
 
 class Sweeper:
-    """Sweeps now and then: data of old predictions, expired files, bytes nobody names.
+    """Sweeps now and then: data of old predictions, expired files, bytes that no file has.
 
     A shared prediction keeps its data. Bytes stay for ``unused_for`` after they were last
-    put, so that a file which is just being made never loses them.
+    put, so that a file which is just being made never loses them. Whatever is removed, is so
+    many at a time in each transaction: requests wait for the lock to write meanwhile.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Sweeper:
     ) -> None:
         self._store = store
         self._every = every
-        self._unused_for = unused_for
+        self._unused_s = unused_for.total_seconds()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
@@ -79,20 +78,19 @@ class Sweeper:
         return Swept(predictions, files, self._remove_blobs())
 
     def _forget_predictions(self) -> int:
-        table = tables.predictions
         age = timedelta(seconds=self._store.settings.retention_seconds)
         query = (
-            select(table.c.id)
-            .where(table.c.completed_at <= self._store.clock() - age)
-            .where(table.c.data_removed.is_(False), table.c.share_token.is_(None))
+            select(Prediction.id)
+            .where(Prediction.completed_at <= self._store.clock() - age)
+            .where(Prediction.data_removed.is_(False), Prediction.share_token.is_(None))
             .limit(_BATCH)
         )
         forgotten = 0
         while not self._stopped.is_set():
-            with self._store.database.write() as connection:
-                names = connection.execute(query).scalars().all()
-                for name in names:
-                    forget(connection, name)
+            with self._store.database.write() as session:
+                names = session.scalars(query).all()
+                if names:
+                    forget(session, names)
             forgotten += len(names)
             if len(names) < _BATCH:
                 break
@@ -100,39 +98,52 @@ class Sweeper:
 
     def _delete_files(self) -> int:
         """Delete expired files, and those a worker still made of a prediction without data."""
-        files, predictions = tables.files, tables.predictions
-        owner = predictions.c.id == files.c.prediction_id
-        orphaned = exists().where(owner, predictions.c.data_removed.is_(True))
-        due = or_(files.c.expires_at <= self._store.clock(), orphaned)
-        with self._store.database.write() as connection:
-            return connection.execute(delete(files).where(due)).rowcount
+        of_nothing = exists().where(
+            Prediction.id == FileRecord.prediction_id, Prediction.data_removed.is_(True)
+        )
+        due = or_(FileRecord.expires_at <= self._store.clock(), of_nothing)
+        with self._store.database.write() as session:
+            return len(
+                session.scalars(delete(FileRecord).where(due).returning(FileRecord.id)).all()
+            )
 
     def _delete_records(self) -> None:
         now = self._store.clock()
-        keys, messages = tables.idempotency_keys, tables.webhooks
-        with self._store.database.write() as connection:
-            connection.execute(delete(keys).where(keys.c.created_at <= now - KEYS_FOR))
-            connection.execute(delete(messages).where(messages.c.finished_at <= now - MESSAGES_FOR))
+        old_keys = IdempotencyKey.created_at <= now - KEYS_FOR
+        old_messages = WebhookMessage.finished_at <= now - MESSAGES_FOR
+        with self._store.database.write() as session:
+            session.execute(delete(IdempotencyKey).where(old_keys))
+            session.execute(delete(WebhookMessage).where(old_messages))
 
     def _clean_spool(self) -> None:
         """Remove the folders of runs whose process died."""
         settings = self._store.settings
-        oldest = time.time() - settings.run_seconds - self._unused_for.total_seconds()
+        oldest = time.time() - settings.run_seconds - self._unused_s
         for folder in (settings.folder / "spool").glob("*"):
-            if folder.stat().st_mtime < oldest:
-                shutil.rmtree(folder, ignore_errors=True)
+            # A run that ends meanwhile removes its folder itself.
+            with contextlib.suppress(FileNotFoundError):
+                if folder.stat().st_mtime < oldest:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _remove_blobs(self) -> int:
-        table, removed = tables.files, 0
-        self._store.blobs.clean(self._unused_for.total_seconds())
-        for name in list(self._store.blobs.names()):
-            if self._store.blobs.age(name) < self._unused_for.total_seconds():
+        """Remove bytes that no file has any more.
+
+        Nearly all blobs have a file, which reading alone tells. The others are looked at again
+        with the lock to write, since a new file with the same bytes may have come meanwhile.
+        """
+        blobs, database, removed = self._store.blobs, self._store.database, 0
+        blobs.clean(self._unused_s)
+        for names in _batches(blobs.names(self._unused_s)):
+            used = select(FileRecord.sha256).where(FileRecord.sha256.in_(names))
+            with database.read() as session:
+                unused = set(names).difference(session.scalars(used))
+            if not unused:
                 continue
-            with self._store.database.write() as connection:
-                used = connection.execute(select(table.c.id).where(table.c.sha256 == name)).first()
-                if used is None:
-                    self._store.blobs.remove(name)
-                    removed += 1
+            with database.write() as session:
+                for name in sorted(unused.difference(session.scalars(used))):
+                    if blobs.age(name) >= self._unused_s:
+                        blobs.remove(name)
+                        removed += 1
         return removed
 
     def _run(self) -> None:
@@ -143,51 +154,17 @@ class Sweeper:
                 log.exception("A sweep failed; trying again later.")
 
 
-# Sends the webhooks of the outbox, beside all other work and never in its way.
+def _batches(names: Iterator[str]) -> Iterator[list[str]]:
+    while batch := list(islice(names, _BATCH)):
+        yield batch
 
-HOUR = 3600
-SCHEDULE = (5, 300, 1800, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 24 * HOUR)
-"""Seconds between the attempts for a terminal message; the others are sent once."""
 
-JITTER = 0.1
-_LONGEST_PAUSE = HOUR
-_DELIVERY_BATCH = 32
+_MESSAGE_BATCH = 32
 _LOOK_EVERY_S = 1.0
-_DEFER = timedelta(milliseconds=500)
+_PUT_OFF_FOR = timedelta(milliseconds=500)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What follows from one attempt: a state, and when to try again if it is pending."""
-
-    state: str
-    next_at: datetime
-
-
-def outcome(
-    delivery: WebhookDelivery, answer: Answer | None, now: datetime, jitter: float
-) -> Outcome:
-    """Return what follows from an answer, or from none.
-
-    Only 2xx is success; redirects are failures, and 410 asks never to be called again.
-
-    Args:
-        delivery: the message, its attempts counted with this one.
-        answer: None if the receiver could not be reached.
-        now: when.
-        jitter: share by which the pause is longer or shorter, -0.1..0.1.
-    """
-    if answer is not None and 200 <= answer.status < 300:
-        return Outcome("delivered", now)
-    gone = answer is not None and answer.status == HTTPStatus.GONE
-    if gone or delivery.event != "completed" or delivery.attempts > len(SCHEDULE):
-        return Outcome("failed", now)
-    pause = SCHEDULE[delivery.attempts - 1] * (1 + jitter)
-    asked = (answer.retry_after if answer else None) or 0
-    return Outcome("pending", now + timedelta(seconds=max(pause, min(asked, _LONGEST_PAUSE))))
-
-
-class Deliverer:
+class WebhookSender:
     """Takes due messages from the store and sends them, some at a time.
 
     No receiver is sent to more than a few times at once, so that a slow one holds up
@@ -205,8 +182,8 @@ class Deliverer:
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
 
     def start(self) -> None:
-        """Begin to deliver."""
-        self._forget = self._store.changes.subscribe(lambda _: self._wake.set())
+        """Begin to send."""
+        self._unsubscribe = self._store.pubsub.subscribe(lambda _: self._wake.set())
         self._thread.start()
 
     def stop(self) -> None:
@@ -214,7 +191,7 @@ class Deliverer:
         self._stopped.set()
         self._wake.set()
         if self._thread.is_alive():
-            self._forget()
+            self._unsubscribe()
             self._thread.join()
             self._look()
         self._executor.shutdown()
@@ -226,77 +203,70 @@ class Deliverer:
         with self._lock:
             busy = [receiver for receiver, count in self._sending.items() if count >= most]
         hold = timedelta(seconds=2 * settings.webhook_seconds + 1)
-        due = self._store.webhooks.due(_DELIVERY_BATCH, hold, busy)
-        return [self._executor.submit(self._send, item) for item in self._reserve(due)]
+        due = self._store.webhooks.due(_MESSAGE_BATCH, hold, busy)
+        return [self._executor.submit(self._send, message) for message in self._reserve(due)]
 
-    def _reserve(self, due: Iterable[WebhookDelivery]) -> list[WebhookDelivery]:
+    def _reserve(self, due: Iterable[WebhookMessage]) -> list[WebhookMessage]:
         """Return those that a receiver has room for; put the others off a little."""
         reserved = []
-        for delivery in due:
+        for message in due:
             with self._lock:
-                room = self._sending[delivery.receiver] < self._store.settings.webhooks_per_receiver
-                self._sending[delivery.receiver] += room
+                room = self._sending[message.receiver] < self._store.settings.webhooks_per_receiver
+                self._sending[message.receiver] += room
             if room:
-                reserved.append(delivery)
+                reserved.append(message)
             else:
-                later = self._store.clock() + _DEFER
-                attempts = delivery.attempts - 1
-                self._store.webhooks.settle(delivery.id, next_at=later, attempts=attempts)
+                self._store.webhooks.put_off(message.id, self._store.clock() + _PUT_OFF_FOR)
         return reserved
 
-    def _send(self, delivery: WebhookDelivery) -> None:
-        with log_context(prediction=delivery.prediction_id, account=delivery.account_id):
+    def _send(self, message: WebhookMessage) -> None:
+        with log_context(prediction=message.prediction_id, account=message.account_id):
             try:
-                self._attempt(delivery)
+                self._attempt(message)
             except Exception:
                 log.exception("A webhook could not be noted as sent; it will be sent again.")
         with self._lock:
-            self._sending[delivery.receiver] -= 1
+            self._sending[message.receiver] -= 1
             self._sending += Counter()  # drops receivers with nothing under way
         self._wake.set()
 
-    def _attempt(self, delivery: WebhookDelivery) -> None:
-        store, body = self._store, delivery.body or ""
-        secrets = store.webhooks.secrets(delivery.account_id)
-        headers = signed_headers(secrets, delivery.id, int(store.clock().timestamp()), body)
-        answer, error = None, None
+    def _attempt(self, message: WebhookMessage) -> None:
+        store, body = self._store, message.body or ""
+        secrets = store.webhooks.secrets(message.account_id)
+        headers = signed_headers(secrets, message.id, store.clock(), body)
+        answer: Answer | None = None
+        error: str | None = None
         try:
             seconds = store.settings.webhook_seconds
-            answer = self._fetcher.post(delivery.url, body.encode(), headers, seconds=seconds)
+            answer = self._fetcher.post(message.url, body.encode(), headers, seconds=seconds)
         except FetchError as failure:
             error = str(failure)
-        now = store.clock()
         jitter = random.uniform(-JITTER, JITTER)  # noqa: S311 - spreads load, hides nothing
-        result = outcome(delivery, answer, now, jitter)
+        result = outcome(message, answer, store.clock(), jitter, error)
         if result.state == "failed":
-            log.warning("A webhook about %s was given up", delivery.event)
-        store.webhooks.settle(
-            delivery.id,
-            state=result.state,
-            next_at=result.next_at,
-            finished_at=None if result.state == "pending" else now,
-            last_status=answer.status if answer else None,
-            last_error=error,
-        )
+            log.warning("A webhook about %s was given up", message.event)
+        store.webhooks.finish_attempt(message.id, result)
 
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._wake.clear()
-            if not self._look():
-                self._wake.wait(self._pause())
+            self._wake.wait(self._look())
 
-    def _look(self) -> bool:
-        """Begin to send what is due, if anything is."""
+    def _look(self) -> float:
+        """Begin to send what is due; return the seconds until it is worth looking again.
+
+        Every change of a prediction wakes the thread, and few come with a message. That none is
+        due shows by reading alone, without the lock to write that taking messages needs.
+        """
         try:
-            return bool(self.step())
+            due = self._store.webhooks.next_due()
+            if due is None:
+                return _LOOK_EVERY_S
+            left = (due - self._store.clock()).total_seconds()
+            if left > 0:
+                return min(left, _LOOK_EVERY_S)
+            # Nothing to begin with means that the receivers are busy; an end of those wakes us.
+            return 0.0 if self.step() else _PUT_OFF_FOR.total_seconds()
         except Exception:
-            log.exception("The outbox cannot be read; what is in it stays for later.")
-            return False
-
-    def _pause(self) -> float:
-        """Return seconds to sleep: until the next message, a second at most."""
-        due = self._store.webhooks.next_due()
-        if due is None:
+            log.exception("The webhooks cannot be read; they stay for later.")
             return _LOOK_EVERY_S
-        left = (due - self._store.clock()).total_seconds()
-        return min(max(left, 0.02), _LOOK_EVERY_S)

@@ -1,4 +1,4 @@
-"""Kept files: content-addressed blobs and their rows."""
+"""Kept files: what bytes are, where they lie, and the rows that name them."""
 
 from __future__ import annotations
 
@@ -14,29 +14,19 @@ import time
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import or_, select
 
 from tegula.errors import InputError, NotFoundError, PathError, TooLargeError
-from tegula.server import db as tables
-from tegula.server.db import (
-    FILE_KEY,
-    Clock,
-    Database,
-    FileRecord,
-    Page,
-    columns_of,
-    new_id,
-    read_page,
-    record,
-)
+from tegula.server.db import Clock, Database, Page, new_id, read_page
 from tegula.server.links import Links
+from tegula.server.tables import FILE_KEY, FileRecord
 
-# What bytes are, by how they begin; names and headers of clients are not believed.
+# What bytes are shows in how they begin; names and headers of clients are not believed.
 
 UNKNOWN = "application/octet-stream"
 
@@ -69,7 +59,7 @@ _LONGEST_NAME = 120
 
 
 def content_type_of(head: bytes, claimed: str | None = None) -> str:
-    """Return the type of bytes that begin so.
+    """Return the media type of bytes that begin with ``head``.
 
     A claim counts only where the beginning says nothing, and never as a type that a
     browser would run.
@@ -98,16 +88,16 @@ def safe_name(name: str | None, content_type: str) -> str:
     return f"{PurePath(stem).stem if guessed else stem}{extension}"
 
 
-# Files written out in a URL: ``data:[type][;base64],...``.
-
-
 def is_data_uri(value: str) -> bool:
     """Whether a text is a data URI."""
     return value[:5].lower() == "data:"
 
 
 def decode_data_uri(uri: str) -> tuple[bytes, str]:
-    """Return the bytes and the type that a data URI holds.
+    """Return the bytes and the type that ``data:[type][;base64],...`` holds.
+
+    The base64 is taken as clients send it: with percent-escapes, line breaks, the URL-safe
+    alphabet, or without padding.
 
     Raises:
         InputError: it has no comma, or its base64 is broken.
@@ -119,8 +109,11 @@ def decode_data_uri(uri: str) -> tuple[bytes, str]:
     kind = kind.lower() or "text/plain"
     if "base64" not in (parameter.lower() for parameter in parameters):
         return unquote_to_bytes(body), kind
+    if "%" in body:
+        body = unquote_to_bytes(body).decode("latin-1")
+    plain = "".join(body.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
     try:
-        return base64.b64decode(_padded(body), validate=True), kind
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True), kind
     except (binascii.Error, ValueError) as error:
         raise InputError("The base64 of a data URI is broken.") from error
 
@@ -130,17 +123,7 @@ def encode_data_uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _padded(body: str) -> str:
-    """Take what clients send: percent-escapes, line breaks, the url-safe alphabet, no padding."""
-    if "%" in body:
-        body = unquote_to_bytes(body).decode("latin-1")
-    plain = "".join(body.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
-    return plain + "=" * (-len(plain) % 4)
-
-
-# Bytes on the disk under the hash of what they are.
-
-CHUNK = 1 << 20
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -170,31 +153,39 @@ class Blobs:
             TooLargeError: there are more than ``limit`` of them.
             PathError: they cannot be written.
         """
+        incoming: Path | None = None
         try:
             self._incoming.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self._incoming)
-        except OSError as error:
-            raise _unwritable(error) from error
-        incoming = Path(name)
-        try:
+            incoming = Path(name)
             with os.fdopen(handle, "wb") as file:
                 blob = _copy(chunks, file, limit)
-            self._publish(incoming, blob)
+            place = self.path(blob.sha256)
+            place.parent.mkdir(exist_ok=True)
+            incoming.replace(place)
+            _sync_folder(place.parent)
+            _sync_folder(self.folder)
         except OSError as error:
-            raise _unwritable(error) from error
+            raise PathError(
+                f"The server cannot keep the file: {error.strerror or error}."
+            ) from error
         finally:
-            incoming.unlink(missing_ok=True)
+            if incoming is not None:
+                incoming.unlink(missing_ok=True)
         return blob
 
     def path(self, sha256: str) -> Path:
         """Return where the bytes of this hash lie."""
         return self.folder / sha256[:2] / sha256
 
-    def names(self) -> Iterator[str]:
-        """Yield the hash of every blob."""
+    def names(self, seconds: float = 0.0) -> Iterator[str]:
+        """Yield the hash of every blob that was last put at least so many seconds ago."""
         for folder in self.folder.glob("??"):
-            for path in folder.iterdir():
-                yield path.name
+            # Folders and files may vanish while they are listed: others tidy up too.
+            with contextlib.suppress(OSError):
+                for path in folder.iterdir():
+                    if self.age(path.name) >= seconds:
+                        yield path.name
 
     def age(self, sha256: str) -> float:
         """Return the seconds since a blob was last put, or -1 if it is gone."""
@@ -218,21 +209,12 @@ class Blobs:
     def _incoming(self) -> Path:
         return self.folder / "incoming"
 
-    def _publish(self, incoming: Path, blob: Blob) -> None:
-        place = self.path(blob.sha256)
-        place.parent.mkdir(exist_ok=True)
-        incoming.replace(place)
-        _sync_folder(place.parent)
-        _sync_folder(self.folder)
 
-
-def chunks_of(source: bytes | BinaryIO) -> Iterator[bytes]:
-    """Yield the bytes of a source piece by piece."""
+def _chunks(source: bytes | BinaryIO | Iterable[bytes]) -> Iterable[bytes]:
     if isinstance(source, bytes):
-        yield source
-        return
-    while chunk := source.read(CHUNK):
-        yield chunk
+        return (source,)
+    read = getattr(source, "read", None)
+    return source if read is None else iter(lambda: read(_CHUNK), b"")
 
 
 def _copy(chunks: Iterable[bytes], file: BinaryIO, limit: int) -> Blob:
@@ -260,18 +242,12 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _unwritable(error: OSError) -> PathError:
-    return PathError(f"The server cannot keep the file: {error.strerror or error}.")
-
-
-# Files of accounts: uploads, and the inputs and outputs of predictions.
-
 _UNCLAIMED_FOR = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Files:
-    """Keeps files; ``account_id`` hides those of other accounts.
+    """Uploads, and the inputs and outputs of predictions; ``account_id`` hides others' files.
 
     limit: bytes of the largest file that is taken.
     """
@@ -310,9 +286,7 @@ class Files:
             TooLargeError: it has more bytes than are taken.
             PathError: it cannot be written.
         """
-        stream = hasattr(source, "read") or isinstance(source, bytes)
-        chunks: Any = chunks_of(source) if stream else source  # type: ignore[arg-type]
-        blob = self.blobs.put(chunks, self.limit if limit is None else limit)
+        blob = self.blobs.put(_chunks(source), self.limit if limit is None else limit)
         kind, now = content_type_of(blob.head, content_type), self.clock()
         file = FileRecord(
             id=new_id(now),
@@ -323,12 +297,12 @@ class Files:
             sha256=blob.sha256,
             md5=blob.md5,
             created_at=now,
-            metadata=dict(metadata or {}),
+            user_metadata=dict(metadata or {}),
             prediction_id=prediction_id,
             expires_at=None if lifetime is None else now + lifetime,
         )
-        with self.database.write() as connection:
-            connection.execute(tables.files.insert().values(columns_of(file)))
+        with self.database.write() as session:
+            session.add(file)
         return file
 
     def get(self, file_id: str, account_id: str | None = None) -> FileRecord:
@@ -337,25 +311,21 @@ class Files:
         Raises:
             NotFoundError: there is none with this id in the account.
         """
-        query = select(tables.files).where(tables.files.c.id == file_id)
-        with self.database.read() as connection:
-            row = connection.execute(query).one_or_none()
-        if row is None or account_id not in (None, row.account_id) or self._expired(row.expires_at):
-            raise NotFoundError("There is no such file.")
-        return record(FileRecord, row)
+        with self.database.read() as session:
+            file = session.get(FileRecord, file_id)
+        return self._current(file, account_id)
 
     def fetched(self, prediction_id: str, url: str) -> FileRecord:
-        """Return what was fetched from an address for the run of a prediction.
+        """Return what was fetched from a URL for the run of a prediction.
 
         Raises:
             NotFoundError: nothing was, or it has been removed.
         """
-        query = select(tables.files).where(tables.files.c.prediction_id == prediction_id)
-        with self.database.read() as connection:
-            kept = [record(FileRecord, row) for row in connection.execute(query)]
-        for file in kept:
-            if file.metadata.get("url") == url:
-                return file
+        query = select(FileRecord).where(FileRecord.prediction_id == prediction_id)
+        with self.database.read() as session:
+            for file in session.scalars(query):
+                if file.user_metadata.get("url") == url:
+                    return file
         raise NotFoundError("There is no such file.")
 
     def path(self, file: FileRecord) -> Path:
@@ -370,21 +340,14 @@ class Files:
         Raises:
             OptionError: the cursor is none of ours.
         """
-        table = tables.files
-        query = select(table).where(
-            table.c.account_id == account_id,
-            table.c.prediction_id.is_(None),
-            or_(table.c.expires_at.is_(None), table.c.expires_at > self.clock()),
+        query = select(FileRecord).where(
+            FileRecord.account_id == account_id,
+            FileRecord.prediction_id.is_(None),
+            or_(FileRecord.expires_at.is_(None), FileRecord.expires_at > self.clock()),
         )
-        with self.database.read() as connection:
-            return read_page(
-                connection,
-                table,
-                query,
-                lambda row: record(FileRecord, row),
-                cursor=cursor,
-                limit=limit,
-            )
+        columns = FileRecord.created_at, FileRecord.id
+        with self.database.read() as session:
+            return read_page(session, query, columns, cursor=cursor, limit=limit)
 
     def delete(self, file_id: str, account_id: str | None = None) -> None:
         """Remove a file; its bytes go with the next sweep.
@@ -392,9 +355,8 @@ class Files:
         Raises:
             NotFoundError: there is none with this id in the account.
         """
-        self.get(file_id, account_id)
-        with self.database.write() as connection:
-            connection.execute(delete(tables.files).where(tables.files.c.id == file_id))
+        with self.database.write() as session:
+            session.delete(self._current(session.get(FileRecord, file_id), account_id))
 
     def adopt(
         self, values: Mapping[str, Any], account_id: str, fields: Collection[str]
@@ -428,18 +390,23 @@ class Files:
             data, kind = decode_data_uri(value)
             file = self.keep(account_id, None, data, content_type=kind, lifetime=_UNCLAIMED_FOR)
             return self.reference(file)
-        if found := self.links.own_file(value):
-            self._look_up(*found, account_id)
+        if own := self.links.own_file(value):
+            file_id, public = own
+            try:
+                self.get(file_id, None if public else account_id)
+            except NotFoundError as error:
+                raise InputError(
+                    "The input names a file of this server that is not there."
+                ) from error
         return value
 
-    def _look_up(self, file_id: str, public: bool, account_id: str) -> None:  # noqa: FBT001
-        try:
-            self.get(file_id, None if public else account_id)
-        except NotFoundError as error:
-            raise InputError("The input names a file of this server that is not there.") from error
-
-    def _expired(self, time: datetime | None) -> bool:
-        return time is not None and time <= self.clock()
+    def _current(self, file: FileRecord | None, account_id: str | None) -> FileRecord:
+        """Return a file, if the account may see it and it has not expired."""
+        if file is None or account_id not in (None, file.account_id):
+            raise NotFoundError("There is no such file.")
+        if file.expires_at is not None and file.expires_at <= self.clock():
+            raise NotFoundError("There is no such file.")
+        return file
 
 
 def _refuse_kept_files(value: Any) -> None:

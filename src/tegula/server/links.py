@@ -1,4 +1,4 @@
-"""Links and JSON objects that clients see."""
+"""Links to what the server holds, and a prediction as the HTTP API shows it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,20 @@ from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
-from tegula.server.db import FILE_KEY, Prediction, State
+import itsdangerous
 
-# Capabilities: names that prove by a signature that this server gave them out.
+from tegula.server.tables import FILE_KEY, Prediction, State
+
+
+class _ShortHmac(itsdangerous.HMACAlgorithm):
+    """HMAC-SHA256, of which 24 bytes are enough and make base64 without padding."""
+
+    def __init__(self) -> None:
+        super().__init__(hashlib.sha256)
+
+    def get_signature(self, key: bytes, value: bytes) -> bytes:
+        """Return the signature before it is encoded."""
+        return super().get_signature(key, value)[:24]
 
 
 @dataclass(frozen=True)
@@ -26,29 +37,36 @@ class Signer:
 
     def token(self, purpose: str, name: str) -> str:
         """Return ``name.signature``, fit for the path of a URL."""
-        return f"{name}.{self._signature(purpose, name)}"
+        return self._of(purpose).sign(name).decode()
 
     def name_of(self, purpose: str, token: str) -> str | None:
         """Return the name in a token, or None if we never signed it for this purpose."""
-        name, _, signature = token.rpartition(".")
-        expected = self._signature(purpose, name)
-        same = hmac.compare_digest(signature.encode(), expected.encode())
-        return name if same else None
+        try:
+            return self._of(purpose).unsign(token).decode()
+        except itsdangerous.BadSignature:
+            return None
 
     def download(self, owner: str, file_id: str, expiry: int) -> str:
-        """Return the signature of a file's download in the API's form: base64 of an HMAC."""
-        text = f"{owner} {file_id} {expiry}"
-        return base64.b64encode(self._digest("download", text)).decode()
+        """Return the signature of a file's download in the API's form: base64 of an HMAC.
 
-    def _signature(self, purpose: str, name: str) -> str:
-        return base64.urlsafe_b64encode(self._digest(purpose, name)[:24]).decode()
+        Args:
+            owner: who may download it.
+            file_id: the file.
+            expiry: seconds since 1970.
+        """
+        key = self._of("download").derive_key()
+        digest = hmac.digest(key, f"{owner} {file_id} {expiry}".encode(), hashlib.sha256)
+        return base64.b64encode(digest).decode()
 
-    def _digest(self, purpose: str, name: str) -> bytes:
-        key = hmac.digest(self.key, purpose.encode(), hashlib.sha256)
-        return hmac.digest(key, name.encode(), hashlib.sha256)
+    def _of(self, purpose: str) -> itsdangerous.Signer:
+        return itsdangerous.Signer(
+            self.key,
+            salt=purpose,
+            key_derivation="hmac",
+            digest_method=hashlib.sha256,
+            algorithm=_ShortHmac(),
+        )
 
-
-# Addresses of what the server holds, and what an address of ours stands for.
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _PORTS = {"http": 80, "https": 443}
@@ -58,10 +76,10 @@ _OUTPUT_PATH = re.compile(r"/o/([^/]+)/[^/]*")
 
 @dataclass(frozen=True)
 class Links:
-    """Makes and reads the addresses of one server.
+    """Makes the URLs of one server, and tells what a URL of its own stands for.
 
     public_url: how clients reach it, without ``/v1``.
-    aliases: its other addresses.
+    aliases: other URLs that lead to it.
     """
 
     public_url: str
@@ -155,8 +173,6 @@ def _port(parts: SplitResult) -> int | None:
     return parts.port or _PORTS.get(parts.scheme)
 
 
-# A prediction as the HTTP API shows it: one rendering for answers and webhooks.
-
 Inline = Callable[[Mapping[str, Any]], str | None]
 """Given a kept file, return its data URI, or None to give a link."""
 
@@ -180,7 +196,7 @@ def prediction_object(
 
     Args:
         prediction: the row.
-        links: makes its addresses.
+        links: makes its URLs.
         strict_statuses: show ``aborted`` as such and not as ``canceled``.
         inline: gives small outputs as data URIs.
     """

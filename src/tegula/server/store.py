@@ -8,14 +8,15 @@ from datetime import timedelta
 
 from sqlalchemy import select
 
-from tegula.server import db as tables
-from tegula.server.accounts import Accounts, Deployments, Ledger, UserModels
-from tegula.server.db import Clock, Database, Prediction, utc_now
+from tegula.server.accounts import Accounts, Deployments, Usage, UserModels
+from tegula.server.db import Clock, Database, utc_now
 from tegula.server.files import Blobs, Files
 from tegula.server.links import Links, Signer, compact_json, prediction_object
-from tegula.server.queue import Changes, Lifecycle, Predictions, Queue
+from tegula.server.predictions import Predictions
+from tegula.server.queue import Lifecycle, PubSub, Queue
 from tegula.server.settings import ServerSettings
-from tegula.server.webhooks import Outbox, Webhooks
+from tegula.server.tables import Prediction, SecretKey
+from tegula.server.webhooks import Webhooks
 
 _SIGNING = "signing"
 
@@ -24,7 +25,7 @@ _SIGNING = "signing"
 class Store:
     """The parts of one store; all may be used from many threads at once.
 
-    Several processes may open the same one. ``changes`` tells only of this process.
+    Several processes may open the same one. ``pubsub`` tells only of this process.
     """
 
     settings: ServerSettings
@@ -32,7 +33,7 @@ class Store:
     database: Database
     links: Links
     blobs: Blobs
-    changes: Changes
+    pubsub: PubSub
     accounts: Accounts
     predictions: Predictions
     queue: Queue
@@ -40,7 +41,7 @@ class Store:
     webhooks: Webhooks
     models: UserModels
     deployments: Deployments
-    usage: Ledger
+    usage: Usage
 
     @classmethod
     def open(cls, settings: ServerSettings, *, clock: Clock = utc_now) -> Store:
@@ -52,37 +53,31 @@ class Store:
         database = Database(settings.store_url)
         signer = Signer(_signing_key(database, clock))
         links = Links(settings.public_url, signer, settings.url_aliases)
-        blobs, changes = Blobs(settings.folder / "files"), Changes()
 
         def body(prediction: Prediction) -> str:
             strict = settings.strict_statuses
             return compact_json(prediction_object(prediction, links, strict_statuses=strict))
 
-        outbox = Outbox(body)
-        lifecycle = Lifecycle(outbox)
+        blobs, pubsub = Blobs(settings.folder / "files"), PubSub()
+        webhooks = Webhooks(database, clock, body)
+        lifecycle = Lifecycle(webhooks)
         lease = timedelta(seconds=settings.lease_seconds)
+        room = settings.max_waiting, settings.max_waiting_seconds
         return cls(
             settings=settings,
             clock=clock,
             database=database,
             links=links,
             blobs=blobs,
-            changes=changes,
+            pubsub=pubsub,
             accounts=Accounts(database, clock),
-            predictions=Predictions(
-                database,
-                clock,
-                lifecycle,
-                changes,
-                settings.max_waiting,
-                settings.max_waiting_seconds,
-            ),
-            queue=Queue(database, clock, lifecycle, changes, lease),
+            predictions=Predictions(database, clock, lifecycle, pubsub, *room),
+            queue=Queue(database, clock, lifecycle, pubsub, lease),
             files=Files(database, blobs, links, clock, settings.max_upload_bytes),
-            webhooks=Webhooks(database, clock, outbox),
+            webhooks=webhooks,
             models=UserModels(database),
             deployments=Deployments(database, clock),
-            usage=Ledger(database),
+            usage=Usage(database),
         )
 
     def close(self) -> None:
@@ -91,15 +86,12 @@ class Store:
 
 
 def _signing_key(database: Database, clock: Clock) -> bytes:
-    """Return the key of our links, made once; of two made at the same time the first counts."""
-    table = tables.secret_keys
-    first = select(table.c.value).where(table.c.owner == _SIGNING).order_by(table.c.id).limit(1)
-    with database.write() as connection:
-        value = connection.execute(first).scalar()
-    if value is None:
-        row = {"owner": _SIGNING, "value": secrets.token_hex(32), "created_at": clock()}
-        with database.write() as connection:
-            connection.execute(table.insert().values(row))
-        with database.read() as connection:
-            value = connection.execute(first).scalar()
-    return bytes.fromhex(value or "")
+    """Return the key of our links, made when the store is opened for the first time."""
+    first = select(SecretKey.value).where(SecretKey.owner == _SIGNING).order_by(SecretKey.id)
+    # Alone, so that of several processes that start at once one makes the key.
+    with database.write(alone=True) as session:
+        value = session.scalar(first.limit(1))
+        if value is None:
+            value = secrets.token_hex(32)
+            session.add(SecretKey(_SIGNING, value, clock()))
+    return bytes.fromhex(value)

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tegula.catalog import Catalog
-from tegula.server.db import Prediction
 from tegula.server.engine import Engine
 from tegula.server.fetch import Fetcher
 from tegula.server.runner import LocalEngine, RunnerOptions, Timeouts, upscaling_spec
 from tegula.server.settings import ServerSettings, log_context
 from tegula.server.store import Store
+from tegula.server.tables import Prediction
 from tegula.server.work import (
     CatalogResolver,
     Checker,
@@ -86,7 +86,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Begin to work."""
-        self._unsubscribe = self._store.changes.subscribe(self._on_change)
+        self._unsubscribe = self._store.pubsub.subscribe(self._on_change)
         for thread in (*self._workers, self._keeper):
             thread.start()
 
@@ -162,7 +162,7 @@ class Supervisor:
     def _rest(self, engine: Engine, idle: float) -> None:
         """Unload models that nobody used for long, unless a deployment wants them kept."""
         longest = self._store.settings.idle_unload_seconds
-        if any(known.min_instances for known in self._store.deployments.all()):
+        if self._store.deployments.any_stay_loaded():
             engine.load()
         elif longest and idle > longest:
             engine.unload()

@@ -1,62 +1,103 @@
-"""Webhooks: the outbox and its signatures."""
+"""Webhooks: written with the change they tell of, signed, and tried again.
+
+A message is a row, written in the transaction that changes the prediction, so that neither is
+ever there without the other. ``background.WebhookSender`` sends it afterwards.
+"""
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, func, select, update
+import standardwebhooks
+from sqlalchemy import Update, func, or_, select, update
+from sqlalchemy.orm import Session
 
 from tegula.errors import NotFoundError
-from tegula.server import db as tables
-from tegula.server.db import (
-    Clock,
-    Database,
-    Prediction,
-    WebhookDelivery,
-    new_id,
-    prediction_of,
-    record,
-)
-
-# The signature of a webhook, as standard-webhooks (standardwebhooks.com) defines it.
-
-
-def sign(secret: str, message_id: str, timestamp: int, body: str) -> str:
-    """Return ``v1,`` and the base64 of an HMAC-SHA256 over id, time and body.
-
-    Args:
-        secret: ``whsec_`` and base64.
-        message_id: id of the message, the same over all attempts.
-        timestamp: seconds since 1970 of this attempt.
-        body: the text that is sent.
-    """
-    key = base64.b64decode(secret.removeprefix("whsec_"))
-    digest = hmac.digest(key, f"{message_id}.{timestamp}.{body}".encode(), hashlib.sha256)
-    return "v1," + base64.b64encode(digest).decode()
+from tegula.server.db import Clock, Database, new_id
+from tegula.server.fetch import Answer
+from tegula.server.tables import Prediction, SecretKey, WebhookMessage
 
 
 def signed_headers(
-    secrets: Sequence[str], message_id: str, timestamp: int, body: str
+    secrets: Sequence[str], message_id: str, now: datetime, body: str
 ) -> Mapping[str, str]:
-    """Return the headers of a message, with one signature for each valid secret."""
-    signatures = " ".join(sign(secret, message_id, timestamp, body) for secret in secrets)
+    """Return the headers of a message, with one signature for each valid secret.
+
+    Args:
+        secrets: each ``whsec_`` and base64.
+        message_id: the same over all attempts.
+        now: time of this attempt.
+        body: the text that is sent.
+    """
+    signatures = [standardwebhooks.Webhook(one).sign(message_id, now, body) for one in secrets]
     return {
         "Content-Type": "application/json",
         "webhook-id": message_id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": signatures,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": " ".join(signatures),
     }
 
 
-# Webhooks as rows, written in the transaction that changes the prediction.
+HOUR = 3600
+SCHEDULE = (5, 300, 1800, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 24 * HOUR)
+"""Seconds between the attempts for a terminal message; the others are sent once.
+
+It is the schedule that the Standard Webhooks specification recommends.
+"""
+
+JITTER = 0.1
+_LONGEST_PAUSE = HOUR
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What follows from one attempt.
+
+    state: of the message: pending, delivered or failed.
+    next_at: when to try again, if it is pending.
+    status, error: how the receiver answered, or why it did not.
+    """
+
+    state: str
+    next_at: datetime
+    status: int | None = None
+    error: str | None = None
+
+
+def outcome(
+    message: WebhookMessage,
+    answer: Answer | None,
+    now: datetime,
+    jitter: float,
+    error: str | None = None,
+) -> Outcome:
+    """Return what follows from an answer, or from none.
+
+    Only 2xx is success; redirects are failures, and 410 asks never to be called again.
+
+    Args:
+        message: its attempts counted with this one.
+        answer: None if the receiver could not be reached.
+        now: when.
+        jitter: share by which the pause is longer or shorter, -0.1..0.1.
+        error: why it could not be reached.
+    """
+    status = answer.status if answer else None
+    if status is not None and 200 <= status < 300:
+        return Outcome("delivered", now, status)
+    once = message.event != "completed" or message.attempts > len(SCHEDULE)
+    if once or status == HTTPStatus.GONE:
+        return Outcome("failed", now, status, error)
+    pause = SCHEDULE[message.attempts - 1] * (1 + jitter)
+    wanted = min((answer.retry_after if answer else None) or 0, _LONGEST_PAUSE)
+    return Outcome("pending", now + timedelta(seconds=max(pause, wanted)), status, error)
+
 
 APART = timedelta(milliseconds=500)
 """Messages of one prediction about output or logs are at least this far apart."""
@@ -64,19 +105,19 @@ APART = timedelta(milliseconds=500)
 RETIRED_SIGNS_FOR = timedelta(hours=24)
 """A rotated secret still signs for so long, beside the new one."""
 
-Render = Callable[[Prediction], str]
-"""The body of a message about a prediction, as it is now."""
-
 
 @dataclass(frozen=True)
-class Outbox:
-    """Writes messages; ``delivery`` sends them."""
+class Webhooks:
+    """The messages to send, and the secrets that sign them.
 
-    render: Render
+    render: makes the body of a message about a prediction, as it is now.
+    """
 
-    def put(
-        self, connection: Connection, prediction: Prediction, event: str, now: datetime
-    ) -> None:
+    database: Database
+    clock: Clock
+    render: Callable[[Prediction], str]
+
+    def enqueue(self, session: Session, prediction: Prediction, event: str, now: datetime) -> None:
         """Write a message, if the prediction has a webhook that wants this event.
 
         Of output and logs, one waiting message is enough, since its body is made when it
@@ -84,155 +125,145 @@ class Outbox:
         """
         if prediction.webhook is None or event not in prediction.webhook_events:
             return
-        at = now
-        if intermediate := event in ("output", "logs"):
-            latest = _latest(connection, prediction.id, event)
-            if latest is not None and latest.state == "pending" and latest.body is None:
-                return
-            at = now if latest is None else max(now, latest.next_at + APART)
-        connection.execute(
-            tables.webhooks.insert().values(
+        at, body = now, None
+        if event in ("output", "logs"):
+            latest = session.scalar(
+                select(WebhookMessage)
+                .where(WebhookMessage.prediction_id == prediction.id, WebhookMessage.event == event)
+                .order_by(WebhookMessage.next_at.desc())
+                .limit(1)
+            )
+            if latest is not None:
+                if latest.state == "pending" and latest.body is None:
+                    return
+                at = max(now, latest.next_at + APART)
+        else:
+            body = self.render(prediction)
+        session.add(
+            WebhookMessage(
                 id=f"msg_{new_id(now)}",
                 prediction_id=prediction.id,
                 account_id=prediction.account_id,
                 url=prediction.webhook,
                 receiver=urlsplit(prediction.webhook).netloc.lower()[:255],
                 event=event,
-                body=None if intermediate else self.render(prediction),
-                state="pending",
-                attempts=0,
+                body=body,
                 next_at=at,
                 created_at=now,
             )
         )
 
-
-def _latest(connection: Connection, prediction_id: str, event: str) -> WebhookDelivery | None:
-    table = tables.webhooks
-    query = (
-        select(table)
-        .where(table.c.prediction_id == prediction_id, table.c.event == event)
-        .order_by(table.c.next_at.desc())
-        .limit(1)
-    )
-    row = connection.execute(query).one_or_none()
-    return None if row is None else record(WebhookDelivery, row)
-
-
-@dataclass(frozen=True)
-class Webhooks:
-    """The messages of the outbox, and the secrets that sign them."""
-
-    database: Database
-    clock: Clock
-    outbox: Outbox
-
-    def secret(self, account_id: str) -> str:
-        """Return the secret that signs the webhooks of an account, made when first asked for."""
-        return self.secrets(account_id)[0]
-
-    def secrets(self, account_id: str) -> tuple[str, ...]:
-        """Return every secret that signs now, the newest first."""
-        found = self._valid(account_id)
-        return found or (self._add_first(account_id),)
-
-    def rotate_secret(self, account_id: str) -> str:
-        """Return a new secret; the present one signs beside it for another day."""
-        table, now = tables.secret_keys, self.clock()
-        retire = update(table).where(table.c.owner == account_id, table.c.retired_at.is_(None))
-        with self.database.write() as connection:
-            connection.execute(retire.values(retired_at=now + RETIRED_SIGNS_FOR))
-            return _add_secret(connection, account_id, now)
-
     def due(
         self, limit: int, hold: timedelta, busy: Collection[str] = ()
-    ) -> tuple[WebhookDelivery, ...]:
+    ) -> tuple[WebhookMessage, ...]:
         """Take messages whose time has come; for ``hold`` nobody else is given them.
 
         A taker that dies has its messages given out again, with the same ids. Those to
         receivers that are ``busy`` wait.
         """
-        table, now = tables.webhooks, self.clock()
+        now = self.clock()
         query = (
-            select(table)
-            .where(table.c.state == "pending", table.c.next_at <= now)
-            .where(table.c.receiver.not_in(busy))
-            .order_by(table.c.next_at)
+            select(WebhookMessage)
+            .where(WebhookMessage.state == "pending", WebhookMessage.next_at <= now)
+            .where(WebhookMessage.receiver.not_in(busy))
+            .order_by(WebhookMessage.next_at)
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
-        with self.database.write() as connection:
-            rows = connection.execute(query).all()
-            for row in rows:
-                held = (
-                    update(table)
-                    .where(table.c.id == row.id)
-                    .values(
-                        attempts=row.attempts + 1,
-                        next_at=now + hold,
-                        body=row.body or self._body(connection, row.prediction_id),
-                    )
-                )
-                connection.execute(held)
-            names = [row.id for row in rows]
-            taken = connection.execute(select(table).where(table.c.id.in_(names))).all()
-        return tuple(record(WebhookDelivery, row) for row in taken)
+        with self.database.write() as session:
+            messages = session.scalars(query).all()
+            unwritten = [message.prediction_id for message in messages if message.body is None]
+            told = session.scalars(select(Prediction).where(Prediction.id.in_(unwritten)))
+            predictions = {prediction.id: prediction for prediction in told}
+            for message in messages:
+                message.attempts += 1
+                message.next_at = now + hold
+                if message.body is None:
+                    message.body = self.render(predictions[message.prediction_id])
+        return tuple(messages)
 
-    def settle(self, delivery_id: str, **values: Any) -> None:
+    def finish_attempt(self, message_id: str, result: Outcome) -> None:
         """Note how an attempt went."""
-        table = tables.webhooks
-        query = update(table).where(table.c.id == delivery_id, table.c.state == "pending")
-        with self.database.write() as connection:
-            connection.execute(query.values(values))
+        values = {
+            "state": result.state,
+            "next_at": result.next_at,
+            "finished_at": None if result.state == "pending" else result.next_at,
+            "last_status": result.status,
+            "last_error": result.error,
+        }
+        with self.database.write() as session:
+            session.execute(_pending(message_id).values(values))
+
+    def put_off(self, message_id: str, until: datetime) -> None:
+        """Give back a message that was taken and not sent; the attempt does not count."""
+        values = {"next_at": until, "attempts": WebhookMessage.attempts - 1}
+        with self.database.write() as session:
+            session.execute(_pending(message_id).values(values))
 
     def next_due(self) -> datetime | None:
         """Return when the next message is to be sent."""
-        table = tables.webhooks
-        query = select(func.min(table.c.next_at)).where(table.c.state == "pending")
-        with self.database.read() as connection:
-            return connection.execute(query).scalar()
+        query = select(func.min(WebhookMessage.next_at)).where(WebhookMessage.state == "pending")
+        with self.database.read() as session:
+            return session.scalar(query)
 
-    def deliveries(self, prediction_id: str) -> tuple[WebhookDelivery, ...]:
+    def messages(self, prediction_id: str) -> tuple[WebhookMessage, ...]:
         """Return the messages about a prediction, oldest first."""
-        table = tables.webhooks
-        query = select(table).where(table.c.prediction_id == prediction_id).order_by(table.c.id)
-        with self.database.read() as connection:
-            return tuple(record(WebhookDelivery, row) for row in connection.execute(query))
+        query = select(WebhookMessage).where(WebhookMessage.prediction_id == prediction_id)
+        with self.database.read() as session:
+            return tuple(session.scalars(query.order_by(WebhookMessage.id)))
 
-    def replay(self, delivery_id: str) -> None:
+    def replay(self, message_id: str) -> None:
         """Send a message again, with the same id.
 
         Raises:
             NotFoundError: there is none with this id.
         """
-        table = tables.webhooks
-        query = update(table).where(table.c.id == delivery_id)
-        fresh = {"state": "pending", "attempts": 0, "next_at": self.clock(), "finished_at": None}
-        with self.database.write() as connection:
-            if not connection.execute(query.values(fresh)).rowcount:
+        with self.database.write() as session:
+            message = session.get(WebhookMessage, message_id, with_for_update=True)
+            if message is None:
                 raise NotFoundError("There is no such webhook message.")
+            message.state, message.attempts = "pending", 0
+            message.next_at, message.finished_at = self.clock(), None
 
-    def _body(self, connection: Connection, prediction_id: str) -> str:
-        query = select(tables.predictions).where(tables.predictions.c.id == prediction_id)
-        return self.outbox.render(prediction_of(connection.execute(query).one()))
+    def secret(self, account_id: str) -> str:
+        """Return the secret that signs the webhooks of an account, made when first needed."""
+        return self.secrets(account_id)[0]
 
-    def _valid(self, owner: str) -> tuple[str, ...]:
-        table = tables.secret_keys
-        now = self.clock()
-        query = select(table).where(table.c.owner == owner).order_by(table.c.id.desc())
-        with self.database.read() as connection:
-            rows = connection.execute(query).all()
-        return tuple(r.value for r in rows if r.retired_at is None or r.retired_at > now)
+    def secrets(self, account_id: str) -> tuple[str, ...]:
+        """Return every secret that signs now, the newest first."""
+        valid = select(SecretKey.value).where(
+            SecretKey.owner == account_id,
+            or_(SecretKey.retired_at.is_(None), SecretKey.retired_at > self.clock()),
+        )
+        valid = valid.order_by(SecretKey.id.desc())
+        with self.database.read() as session:
+            found = tuple(session.scalars(valid))
+        if found:
+            return found
+        with self.database.write(alone=True) as session:
+            # Another thread may have made the first one meanwhile.
+            return tuple(session.scalars(valid)) or (self._add_secret(session, account_id),)
 
-    def _add_first(self, owner: str) -> str:
-        with self.database.write() as connection:
-            query = select(tables.secret_keys.c.value).where(tables.secret_keys.c.owner == owner)
-            found = connection.execute(query).scalars().first()
-            return found or _add_secret(connection, owner, self.clock())
+    def rotate_secret(self, account_id: str) -> str:
+        """Return a new secret; the present one signs beside it for another day."""
+        retire = (
+            update(SecretKey)
+            .where(SecretKey.owner == account_id, SecretKey.retired_at.is_(None))
+            .values(retired_at=self.clock() + RETIRED_SIGNS_FOR)
+        )
+        with self.database.write() as session:
+            session.execute(retire)
+            return self._add_secret(session, account_id)
+
+    def _add_secret(self, session: Session, account_id: str) -> str:
+        # 24 bytes make base64 without padding, and its standard alphabet has neither the "_" nor
+        # the "." at which some clients split a secret.
+        value = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
+        session.add(SecretKey(account_id, value, self.clock()))
+        return value
 
 
-def _add_secret(connection: Connection, owner: str, now: datetime) -> str:
-    value = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
-    row = {"owner": owner, "value": value, "created_at": now}
-    connection.execute(tables.secret_keys.insert().values(row))
-    return value
+def _pending(message_id: str) -> Update:
+    return update(WebhookMessage).where(
+        WebhookMessage.id == message_id, WebhookMessage.state == "pending"
+    )

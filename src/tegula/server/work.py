@@ -23,7 +23,6 @@ from tegula.catalog.inputs import ARRAY, FILE
 from tegula.errors import FetchError, InputError, MissingExtraError, NotFoundError, TegulaError
 from tegula.progress import Cancelled
 from tegula.server.accounts import UserModels
-from tegula.server.db import FILE_KEY, FileRecord, Prediction
 from tegula.server.engine import (
     Done,
     Engine,
@@ -41,6 +40,7 @@ from tegula.server.files import Files, decode_data_uri, is_data_uri
 from tegula.server.queue import Report
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
+from tegula.server.tables import FILE_KEY, FileRecord, Prediction
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +88,14 @@ class CatalogResolver:
         Raises:
             UnknownModelError: it is not there any more.
         """
-        own = self.user_models.version(prediction.version)
-        version: Version = self.catalog.find(own.base_version if own else prediction.version)
+        # Labels outlive an upgrade of the server between the create and the run; ids do not.
+        if own := self.user_models.version(prediction.version):
+            reference = f"{own.base_model}:{own.base_label}"
+        elif prediction.label is not None:
+            reference = f"{prediction.model}:{prediction.label}"
+        else:
+            reference = prediction.version
+        version: Version = self.catalog.find(reference)
         files = frozenset(field.name for field in version.fields if field.kind == FILE)
         return ResolvedVersion(version.id, files, version.output == ARRAY)
 

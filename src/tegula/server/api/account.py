@@ -103,12 +103,12 @@ def ready(service: ServiceDep) -> JSONResponse:
 def metrics(service: ServiceDep) -> PlainTextResponse:
     """Get counters in Prometheus' text form."""
     waiting = service.store.predictions.waiting()
-    lines = service.store.usage.lines()
+    count, seconds = service.store.usage.totals()
     gauges = {
         "predictions_unfinished": waiting.count,
         "predictions_unfinished_seconds": waiting.seconds,
-        "predictions_run_total": sum(line.predictions for line in lines),
-        "predict_seconds_total": sum(line.predict_seconds for line in lines),
+        "predictions_run_total": count,
+        "predict_seconds_total": seconds,
     }
     text = service.metrics.text(gauges)
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")

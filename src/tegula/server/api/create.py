@@ -29,8 +29,9 @@ from tegula.server.api.errors import ProblemError, invalid, invalid_header
 from tegula.server.api.gate import caller_of, from_own_page
 from tegula.server.api.library import ServedVersion
 from tegula.server.api.service import Service
-from tegula.server.db import DEFAULT_WEBHOOK_EVENTS, Created, NewPrediction, State
 from tegula.server.files import is_data_uri
+from tegula.server.predictions import Created, NewPrediction
+from tegula.server.tables import DEFAULT_WEBHOOK_EVENTS, State
 
 LOG = logging.getLogger("tegula.api")
 
@@ -233,6 +234,7 @@ async def create(request: Request, service: Service, wanted: PredictionRequest) 
             account_id=caller.account.id,
             model=wanted.version.model,
             version=wanted.version.id,
+            label=wanted.version.label,
             input=_keep_files(service, caller.account.id, wanted),
             source="web" if from_own_page(request.headers, service.settings) else "api",
             token_id=caller.token_id,

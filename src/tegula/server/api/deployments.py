@@ -11,11 +11,12 @@ from fastapi.responses import JSONResponse
 
 from tegula.catalog import InvalidField
 from tegula.server.api.bodies import DeploymentBody, DeploymentChange
-from tegula.server.api.errors import bad_version, invalid
+from tegula.server.api.errors import ProblemError, bad_version, invalid
+from tegula.server.api.gate import Caller
 from tegula.server.api.library import ServedVersion, deployment_json
 from tegula.server.api.models import PAGE, check_defaults, check_hardware
-from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep, paginate
-from tegula.server.db import Deployment
+from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
+from tegula.server.tables import Deployment
 
 router = APIRouter(prefix="/v1/deployments", tags=["deployments"])
 
@@ -25,11 +26,8 @@ def list_deployments(
     request: Request, service: ServiceDep, caller: CallerDep, cursor: Cursor = None
 ) -> JSONResponse:
     """List your deployments, newest first."""
-    deployments = service.store.deployments.all(caller.account.id)
-    page = paginate(deployments, lambda deployment: deployment.full_name, cursor, PAGE)
-    return JSONResponse(
-        service.page_json(request, page, lambda item: deployment_json(item, caller.account))
-    )
+    page = service.store.deployments.page(caller.account.id, cursor=cursor, limit=PAGE)
+    return JSONResponse(service.page_json(request, page, lambda item: _json(service, item, caller)))
 
 
 @router.post("")
@@ -42,16 +40,16 @@ def create_deployment(service: ServiceDep, caller: CallerDep, body: DeploymentBo
         account_id=caller.account.id,
         number=1,
         created_at=service.store.clock(),
-        **{**body.model_dump(), "version": version.id},
+        **{**body.model_dump(), "version": version.pin},
     )
-    return JSONResponse(deployment_json(service.store.deployments.create(row), caller.account))
+    return JSONResponse(_json(service, service.store.deployments.create(row), caller))
 
 
 @router.get("/{owner}/{name}")
 def get_deployment(service: ServiceDep, caller: CallerDep, owner: str, name: str) -> JSONResponse:
     """Get a deployment."""
     found = service.deployment(owner, name, caller.account.id)
-    return JSONResponse(deployment_json(found, caller.account))
+    return JSONResponse(_json(service, found, caller))
 
 
 @router.patch("/{owner}/{name}")
@@ -63,10 +61,10 @@ def update_deployment(
     given = {key: value for key, value in body.model_dump().items() if value is not None}
     after = dataclasses.replace(before, **given)
     version = _version(service, after.model, after.version, caller.account.id)
-    after = dataclasses.replace(after, version=version.id)
-    _check(service, version, vars(after))
+    after = dataclasses.replace(after, version=version.pin)
+    _check(service, version, dataclasses.asdict(after))
     updated = service.store.deployments.update(after)
-    return JSONResponse(deployment_json(updated, caller.account))
+    return JSONResponse(_json(service, updated, caller))
 
 
 @router.delete("/{owner}/{name}", status_code=204)
@@ -87,6 +85,15 @@ def _version(service: Service, model: str, reference: str, account_id: str) -> S
     if found is None:
         raise bad_version()
     return found
+
+
+def _json(service: Service, deployment: Deployment, caller: Caller) -> dict[str, Any]:
+    """Return a deployment with the id that its version has in this release."""
+    try:
+        version = service.library.deployed(deployment, caller.account.id).id
+    except ProblemError:  # its user's version was deleted
+        version = deployment.version
+    return deployment_json(deployment, version, caller.account)
 
 
 def _check(service: Service, version: ServedVersion, deployment: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from tegula.server.api.errors import ProblemError, invalid, too_large
 from tegula.server.api.gate import Caller
 from tegula.server.api.library import file_json
 from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
-from tegula.server.db import FileRecord
+from tegula.server.tables import FileRecord
 
 router = APIRouter(tags=["files"])
 

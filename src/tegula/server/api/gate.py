@@ -40,8 +40,9 @@ from tegula.server.api.errors import (
     too_large,
     unauthenticated,
 )
-from tegula.server.db import Account, Clock, Token
+from tegula.server.db import Clock
 from tegula.server.settings import MIB, ServerSettings, log_context
+from tegula.server.tables import Account, Token
 
 LOG = logging.getLogger("tegula.api")
 

@@ -13,10 +13,11 @@ from functools import cached_property
 from typing import Any
 
 from tegula.catalog import Catalog, Model, Version, openapi_schema
-from tegula.server.accounts import UserModels
+from tegula.server.accounts import UserModels, VersionedModel
 from tegula.server.api.errors import ProblemError, bad_version, not_found
-from tegula.server.db import Account, Deployment, FileRecord, UserModel, UserVersion
+from tegula.server.db import SortKey, microseconds
 from tegula.server.links import Links, timestamp
+from tegula.server.tables import Account, Deployment, FileRecord, UserModel
 
 LATEST = "latest"
 RELEASED = datetime(2026, 11, 22, tzinfo=timezone.utc)
@@ -35,6 +36,7 @@ class ServedVersion:
     model: ``owner/name``.
     base: the catalogue's version that does the work.
     defaults: inputs that a user's version pins; a request may still override them.
+    label: of a version of the catalogue; None for that of a user's model.
     """
 
     model: str
@@ -42,6 +44,16 @@ class ServedVersion:
     base: Version = field(repr=False)
     created_at: datetime = RELEASED
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    label: str | None = None
+
+    @property
+    def pin(self) -> str:
+        """What a deployment stores of it: its label, or the id of a user's version.
+
+        The id of a version of the catalogue would not do: it is a hash that changes with every
+        release and all weights.
+        """
+        return self.label or self.id
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -67,6 +79,7 @@ class ServedVersion:
 class ServedModel:
     """A model with its versions, the newest first.
 
+    sort_key: sorts the catalogue's models first, then users' models, the newest first.
     row: the user's model; None for a model of the catalogue.
     """
 
@@ -76,6 +89,7 @@ class ServedModel:
     readme: str
     created_at: datetime
     versions: tuple[ServedVersion, ...]
+    sort_key: SortKey
     row: UserModel | None = None
 
     @property
@@ -89,12 +103,14 @@ class ServedModel:
         return self.versions[0] if self.versions else None
 
     def version(self, reference: str) -> ServedVersion | None:
-        """Return the version of an id, of at least eight digits of it, or of ``latest``."""
+        """Return the version of an id, of at least eight digits of it, a label, or ``latest``."""
         if reference in ("", LATEST):
             return self.latest
-        if len(reference) < _SHORTEST_ID:
-            return None
-        return next((known for known in self.versions if known.id.startswith(reference)), None)
+        for known in self.versions:
+            shortened = len(reference) >= _SHORTEST_ID and known.id.startswith(reference)
+            if shortened or reference == known.label:
+                return known
+        return None
 
 
 @dataclass(frozen=True)
@@ -118,10 +134,7 @@ class Library:
             limit: the most users' models, the newest.
         """
         yield from self._catalog_models
-        rows = self.user_models.all(account_id, limit)
-        versions = self.user_models.versions_of([row.full_name for row in rows])
-        for row in rows:
-            yield self._user_model(row, versions.get(row.full_name, ()))
+        yield from map(self._user_model, self.user_models.all(account_id, limit))
 
     def model(self, owner: str, name: str, account_id: str | None) -> ServedModel:
         """Return one model.
@@ -132,10 +145,10 @@ class Library:
         for model in self._catalog_models:
             if (model.owner, model.name) == (owner, name):
                 return model
-        row = self.user_models.get(owner, name)
-        if row is None or (row.visibility != "public" and row.account_id != account_id):
+        found = self.user_models.named(owner, name, account_id)
+        if found is None:
             raise not_found()
-        return self._user_model(row, self.user_models.versions(row.full_name))
+        return self._user_model(found)
 
     def version(
         self, owner: str, name: str, reference: str, account_id: str | None
@@ -149,6 +162,15 @@ class Library:
         if found is None:
             raise not_found("The specified version does not exist.")
         return found
+
+    def deployed(self, deployment: Deployment, account_id: str) -> ServedVersion:
+        """Return the version that a deployment pins.
+
+        Raises:
+            ProblemError: it is gone.
+        """
+        owner, _, name = deployment.model.partition("/")
+        return self.version(owner, name, deployment.version, account_id)
 
     def resolve(
         self, reference: str, inputs: Mapping[str, Any], account_id: str | None
@@ -166,9 +188,11 @@ class Library:
             return self._named(full_name, version_id, account_id)
         if reference in ("", LATEST):
             return self._guess(inputs, account_id)
-        for model in self.models(account_id):
-            if found := model.version(reference):
-                return found
+        if len(reference) >= _SHORTEST_ID:
+            own = self.user_models.of_version(reference, account_id)
+            for model in (*self._catalog_models, *map(self._user_model, own)):
+                if found := model.version(reference):
+                    return found
         raise bad_version()
 
     def search(self, query: str, account_id: str | None) -> list[tuple[float, ServedModel]]:
@@ -223,16 +247,19 @@ class Library:
                 readme=readme_of(model),
                 created_at=RELEASED,
                 versions=tuple(
-                    ServedVersion(model.reference, base.id, base) for base in model.versions
+                    ServedVersion(model.reference, base.id, base, label=base.label)
+                    for base in model.versions
                 ),
+                sort_key=(1, -place, model.reference),
             )
-            for model in self.catalog.models
+            for place, model in enumerate(self.catalog.models)
         )
 
-    def _user_model(self, row: UserModel, versions: Sequence[UserVersion]) -> ServedModel:
+    def _user_model(self, own: VersionedModel) -> ServedModel:
         """Return a user's model with those of its versions whose base is still in the catalogue."""
+        row, versions = own
         bases = {
-            (model.reference, base.id): base
+            (model.reference, base.label): base
             for model in self.catalog.models
             for base in model.versions
         }
@@ -245,8 +272,9 @@ class Library:
             versions=tuple(
                 ServedVersion(known.model, known.id, base, known.created_at, known.defaults)
                 for known in versions
-                if (base := bases.get((known.base_model, known.base_version)))
+                if (base := bases.get((known.base_model, known.base_label)))
             ),
+            sort_key=(0, microseconds(row.created_at), row.full_name),
             row=row,
         )
 
@@ -346,14 +374,14 @@ def file_json(file: FileRecord, links: Links) -> dict[str, Any]:
         "size": file.size,
         "etag": file.md5,
         "checksums": {"sha256": file.sha256, "md5": file.md5},
-        "metadata": dict(file.metadata),
+        "metadata": dict(file.user_metadata),
         "created_at": timestamp(file.created_at),
         "expires_at": timestamp(file.expires_at),
         "urls": {"get": links.file(file.id)},
     }
 
 
-def deployment_json(deployment: Deployment, creator: Account) -> dict[str, Any]:
+def deployment_json(deployment: Deployment, version: str, creator: Account) -> dict[str, Any]:
     """Return a deployment; ``defaults`` is ours."""
     return {
         "owner": deployment.owner,
@@ -361,7 +389,7 @@ def deployment_json(deployment: Deployment, creator: Account) -> dict[str, Any]:
         "current_release": {
             "number": deployment.number,
             "model": deployment.model,
-            "version": deployment.version,
+            "version": version,
             "created_at": timestamp(deployment.created_at),
             "created_by": account_json(creator),
             "configuration": {

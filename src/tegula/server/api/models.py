@@ -24,8 +24,9 @@ from tegula.server.api.library import (
     model_json,
     version_json,
 )
-from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep, paginate
-from tegula.server.db import Page, UserModel, UserVersion
+from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
+from tegula.server.db import Page, SortKey, microseconds, paginate
+from tegula.server.tables import UserModel, UserVersion
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
@@ -49,15 +50,16 @@ def list_models(
     """List the models; `query` stands in for the QUERY method where a proxy blocks it."""
     if query is not None:
         return _search_page(request, service, caller, query, cursor)
+
+    def key(model: ServedModel) -> SortKey:
+        if sort_by is None:
+            return model.sort_key
+        latest = model.latest if sort_by == "latest_version_created_at" else None
+        at = microseconds(latest.created_at if latest else model.created_at)
+        return (at if sort_direction == "desc" else -at, *model.sort_key)
+
     models = list(service.library.models(caller.account.id))
-    if sort_by is not None:
-        by_version = sort_by == "latest_version_created_at"
-        models.sort(
-            key=lambda model: model.latest.created_at if by_version and model.latest
-            else model.created_at,
-            reverse=sort_direction == "desc",
-        )  # fmt: skip
-    return _models_page(request, service, models, cursor)
+    return _models_page(request, service, paginate(models, key, cursor=cursor, limit=PAGE))
 
 
 @router.api_route("/models", methods=["QUERY"], include_in_schema=False)
@@ -83,7 +85,7 @@ def search(
     if not query:
         raise ProblemError(400, 'Query parameter "query" is required')
     found = service.library.search(query, None)[:limit]
-    counts = service.store.predictions.run_counts()
+    counts = _run_counts(service, [model for _, model in found])
     models = [
         {
             "model": _model_json(service, model, counts),
@@ -115,8 +117,8 @@ def get_collection(service: ServiceDep, caller: CallerDep, slug: str) -> JSONRes
     """Get a collection with its models."""
     if slug != SUPER_RESOLUTION["slug"]:
         raise not_found()
-    counts = service.store.predictions.run_counts()
-    models = service.library.models(caller.account.id)
+    models = list(service.library.models(caller.account.id))
+    counts = _run_counts(service, models)
     return JSONResponse(
         {
             **collection_json(SUPER_RESOLUTION),
@@ -206,7 +208,13 @@ def list_versions(
 ) -> JSONResponse:
     """List the versions of a model, newest first."""
     versions = _model(service, caller, owner, name).versions
-    page = paginate(versions, lambda version: version.id, cursor, PAGE)
+
+    def key(version: ServedVersion) -> SortKey:
+        # Versions of the catalogue have one date; of those the order says which is newer.
+        place = 0 if version.label is None else versions.index(version)
+        return microseconds(version.created_at), -place, version.id
+
+    page = paginate(versions, key, cursor=cursor, limit=PAGE)
     return JSONResponse(service.page_json(request, page, version_json))
 
 
@@ -219,12 +227,13 @@ def create_version(
     base = service.library.resolve(body.base, {}, caller.account.id)
     defaults = {**base.defaults, **body.defaults}
     check_defaults(base, defaults)
-    content = json.dumps([model.full_name, base.base.id, defaults], sort_keys=True)
+    label = base.base.label
+    content = json.dumps([model.full_name, base.base.name, label, defaults], sort_keys=True)
     row = UserVersion(
         id=hashlib.sha256(content.encode()).hexdigest(),
         model=model.full_name,
         base_model=base.base.name,
-        base_version=base.base.id,
+        base_label=label,
         defaults=defaults,
         created_at=service.store.clock(),
     )
@@ -314,10 +323,14 @@ def _own_model(service: Service, caller: Caller, owner: str, name: str) -> UserM
 
 def _full_json(service: Service, model: ServedModel) -> dict[str, Any]:
     """Return a model with its newest shared prediction as its example."""
-    counts = service.store.predictions.run_counts()
+    counts = _run_counts(service, [model])
     shared = service.store.predictions.shared_page(model.full_name, limit=1).items
     example = service.shared_prediction_json(shared[0]) if shared else None
     return _model_json(service, model, counts, example)
+
+
+def _run_counts(service: Service, models: Iterable[ServedModel]) -> Mapping[str, int]:
+    return service.store.predictions.run_counts([model.full_name for model in models])
 
 
 def _model_json(
@@ -327,11 +340,8 @@ def _model_json(
     return model_json(model, service.settings.public_url, runs, example)
 
 
-def _models_page(
-    request: Request, service: Service, models: Iterable[ServedModel], cursor: str | None
-) -> JSONResponse:
-    page = paginate(list(models), lambda model: model.full_name, cursor, PAGE)
-    counts = service.store.predictions.run_counts()
+def _models_page(request: Request, service: Service, page: Page[ServedModel]) -> JSONResponse:
+    counts = _run_counts(service, page.items)
     return JSONResponse(
         service.page_json(request, page, lambda model: _model_json(service, model, counts))
     )
@@ -341,4 +351,6 @@ def _search_page(
     request: Request, service: Service, caller: Caller, query: str, cursor: str | None
 ) -> JSONResponse:
     found = service.library.search(query, caller.account.id)
-    return _models_page(request, service, [model for _, model in found], cursor)
+    page = paginate(found, lambda pair: (pair[0], *pair[1].sort_key), cursor=cursor, limit=PAGE)
+    models = tuple(model for _, model in page.items)
+    return _models_page(request, service, Page(models, page.next, page.previous))

@@ -16,7 +16,7 @@ from tegula.server.api.errors import ProblemError
 from tegula.server.api.files import file_response
 from tegula.server.api.library import LATEST
 from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
-from tegula.server.db import FILE_KEY, FileRecord, Prediction
+from tegula.server.tables import FILE_KEY, FileRecord, Prediction
 
 router = APIRouter(prefix="/v1", tags=["predictions"])
 
@@ -82,10 +82,7 @@ async def create_prediction_of_deployment(
     deployment = await service.run(service.deployment, owner, name, caller.account.id)
     if deployment.max_instances == 0:
         raise ProblemError(422, f"{deployment.full_name} is disabled: max_instances is 0.")
-    model_owner, _, model = deployment.model.partition("/")
-    version = await service.run(
-        service.library.version, model_owner, model, deployment.version, caller.account.id
-    )
+    version = await service.run(service.library.deployed, deployment, caller.account.id)
     wanted = PredictionRequest(version, body, deployment.full_name, deployment.defaults)
     return await create(request, service, wanted)
 
@@ -214,10 +211,10 @@ def source_of(service: Service, prediction: Prediction) -> FileRecord:
 
 def _image_input(service: Service, prediction: Prediction) -> str:
     """Return the name of that input."""
+    label = prediction.label
+    reference = prediction.version if label is None else f"{prediction.model}:{label}"
     try:
-        version = service.library.resolve(
-            prediction.version, prediction.input, prediction.account_id
-        )
-    except ProblemError:  # a version of an earlier release
+        version = service.library.resolve(reference, prediction.input, prediction.account_id)
+    except ProblemError:  # the version is gone
         return "image"
     return version.base.image

@@ -8,8 +8,6 @@ may wait without a thread each.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import threading
 import time
 from collections import defaultdict
@@ -26,18 +24,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from tegula.calibration import usual_seconds
-from tegula.errors import NotFoundError, OptionError
-from tegula.server.accounts import Ledger
+from tegula.errors import NotFoundError
+from tegula.server.accounts import Usage
 from tegula.server.api.errors import not_found
 from tegula.server.api.gate import Caller, Metrics, caller_of
 from tegula.server.api.library import Library
-from tegula.server.db import FILE_KEY, Account, Deployment, Page, Prediction
+from tegula.server.db import Page
 from tegula.server.fetch import Policy
 from tegula.server.files import encode_data_uri
 from tegula.server.links import prediction_object
-from tegula.server.queue import Changes
+from tegula.server.queue import PubSub
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
+from tegula.server.tables import FILE_KEY, Account, Deployment, Prediction
 
 T = TypeVar("T")
 
@@ -52,11 +51,11 @@ _ESTIMATES_KEPT_S = 60.0
 class RunTimeEstimates:
     """The mean running time of each model, read from the records of usage once a minute."""
 
-    def __init__(self, usage: Ledger, unknown: float = UNKNOWN_S) -> None:
+    def __init__(self, usage: Usage, unknown: float = UNKNOWN_S) -> None:
         """Take the estimate for a model that has not run yet."""
         self._usage = usage
         self._unknown = unknown
-        self._means: dict[str, float] = {}
+        self._means: Mapping[str, float] = {}
         self._read_again_at = 0.0
         self._lock = threading.Lock()
 
@@ -64,12 +63,7 @@ class RunTimeEstimates:
         """Return the seconds that a prediction of a model is likely to run."""
         with self._lock:
             if time.monotonic() >= self._read_again_at:
-                counts: defaultdict[str, int] = defaultdict(int)
-                seconds: defaultdict[str, float] = defaultdict(float)
-                for line in self._usage.lines():
-                    counts[line.model] += line.predictions
-                    seconds[line.model] += line.predict_seconds
-                self._means = {name: seconds[name] / count for name, count in counts.items()}
+                self._means = self._usage.mean_seconds()
                 self._read_again_at = time.monotonic() + _ESTIMATES_KEPT_S
             return self._means.get(model, self._unknown)
 
@@ -83,11 +77,11 @@ LOOK_AGAIN_S = 1.0
 class ChangeNotices:
     """Wakes coroutines of one event loop when their prediction changes."""
 
-    def __init__(self, changes: Changes) -> None:
+    def __init__(self, pubsub: PubSub) -> None:
         """Subscribe; must be called within the event loop."""
         self._loop = asyncio.get_running_loop()
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self.close = changes.subscribe(self._notify)
+        self.close = pubsub.subscribe(self._notify)
 
     @contextmanager
     def of(self, prediction_id: str) -> Iterator[asyncio.Event]:
@@ -118,42 +112,6 @@ async def next_change(event: asyncio.Event, timeout_s: float) -> None:
     except asyncio.TimeoutError:
         return
     event.clear()
-
-
-# Pages of lists that are in memory, by the key of the item to go on from.
-
-_LONGEST_CURSOR = 512
-
-
-def paginate(
-    items: Sequence[T], key: Callable[[T], str], cursor: str | None, limit: int
-) -> Page[T]:
-    """Return one page of a list in its order.
-
-    Raises:
-        OptionError: the cursor is none of ours.
-    """
-    keys = [key(item) for item in items]
-    wanted = _decode(cursor) if cursor else ""
-    start = keys.index(wanted) if wanted in keys else 0
-    end = start + limit
-    return Page(
-        tuple(items[start:end]),
-        next=_encode(keys[end]) if end < len(items) else None,
-        previous=_encode(keys[max(0, start - limit)]) if start else None,
-    )
-
-
-def _encode(key: str) -> str:
-    return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
-
-
-def _decode(cursor: str) -> str:
-    try:
-        padded = cursor[:_LONGEST_CURSOR] + "=" * (-len(cursor[:_LONGEST_CURSOR]) % 4)
-        return base64.b64decode(padded, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError) as error:
-        raise OptionError("cursor is taken from next or previous of a page.") from error
 
 
 # The service.
@@ -199,7 +157,7 @@ class Service:
     @cached_property
     def changes(self) -> ChangeNotices:
         """Wakes requests that wait; created by the first of them, in the event loop."""
-        return ChangeNotices(self.store.changes)
+        return ChangeNotices(self.store.pubsub)
 
     @cached_property
     def estimates(self) -> RunTimeEstimates:

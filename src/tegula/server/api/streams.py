@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 
 from tegula.server.api.errors import not_found
 from tegula.server.api.service import LOOK_AGAIN_S, Service, ServiceDep, next_change
-from tegula.server.db import Event, State
+from tegula.server.tables import Event, State
 
 router = APIRouter(prefix="/v1", tags=["predictions"])
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from alembic import context
 
-from tegula.server.db import metadata
+from tegula.server.tables import Base
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=metadata,
+    target_metadata=Base.metadata,
     render_as_batch=True,
 )
 with context.begin_transaction():

@@ -1,0 +1,329 @@
+"""Predictions as their owners see them: create, get, list, cancel, share, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from tegula.errors import BusyError, ConflictError, NotFoundError
+from tegula.server.db import Clock, Database, Page, new_id, new_secret, read_page
+from tegula.server.queue import Lifecycle, PubSub, Trigger, lock
+from tegula.server.tables import (
+    ACTIVE,
+    DEFAULT_WEBHOOK_EVENTS,
+    Event,
+    FileRecord,
+    IdempotencyKey,
+    Prediction,
+    State,
+    file_ids,
+)
+
+
+@dataclass(frozen=True)
+class NewPrediction:
+    """What is accepted, its inputs valid and its files kept; see ``tables.Prediction``."""
+
+    account_id: str
+    model: str
+    version: str
+    input: Mapping[str, Any]
+    label: str | None = None
+    source: str = "api"
+    token_id: str | None = None
+    deployment: str | None = None
+    deadline: datetime | None = None
+    webhook: str | None = None
+    webhook_events: tuple[str, ...] = DEFAULT_WEBHOOK_EVENTS
+    estimated_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Created:
+    """A prediction as accepted; ``replayed`` if an earlier request with the key made it."""
+
+    prediction: Prediction
+    replayed: bool = False
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The work that was accepted and is not done: predictions, and estimated seconds."""
+
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predictions of all accounts; ``account_id`` hides those of the others.
+
+    max_waiting, max_waiting_seconds: work beyond which none is accepted.
+    """
+
+    database: Database
+    clock: Clock
+    lifecycle: Lifecycle
+    pubsub: PubSub
+    max_waiting: int
+    max_waiting_seconds: float
+
+    def create(
+        self,
+        new: NewPrediction,
+        *,
+        idempotency_key: str | None = None,
+        request_hash: str = "",
+    ) -> Created:
+        """Accept a prediction; it is on the disk when this returns.
+
+        A key that an earlier request of the account used returns that one's prediction, as
+        it is now, whether or not there would be room for another.
+
+        Raises:
+            BusyError: too much work is waiting.
+            ConflictError: the key was used for another request.
+        """
+        try:
+            with self.database.write() as session:
+                created = _replay(session, new, idempotency_key, request_hash)
+                if created is None:
+                    created = self._insert(session, new, idempotency_key, request_hash)
+        except IntegrityError:
+            # On PostgreSQL a twin with the same key may win between look and insert.
+            with self.database.read() as session:
+                created = _replay(session, new, idempotency_key, request_hash)
+            if created is None:
+                raise
+        if not created.replayed:
+            self.pubsub.publish(created.prediction.id)
+        return created
+
+    def _insert(
+        self, session: Session, new: NewPrediction, key: str | None, request_hash: str
+    ) -> Created:
+        self._check_room(_read_waiting(session), new.estimated_seconds)
+        now = self.clock()
+        prediction = Prediction(id=new_id(now), created_at=now, **vars(new))
+        session.add(prediction)
+        session.flush()  # before the rows that refer to it
+        if names := list(file_ids(prediction.input)):
+            # From now on the files inside the input live and die with the prediction.
+            session.execute(
+                update(FileRecord)
+                .where(
+                    FileRecord.id.in_(names),
+                    FileRecord.account_id == prediction.account_id,
+                    FileRecord.prediction_id.is_(None),
+                )
+                .values(prediction_id=prediction.id, expires_at=None)
+            )
+        if key is not None:
+            session.add(IdempotencyKey(new.account_id, key, request_hash, prediction.id, now))
+        return Created(prediction)
+
+    def _check_room(self, waiting: Waiting, seconds: float) -> None:
+        full = waiting.count >= self.max_waiting
+        # A prediction that is too much by itself may still run on an idle server.
+        if full or (waiting.count and waiting.seconds + seconds > self.max_waiting_seconds):
+            each = waiting.seconds / max(waiting.count, 1)
+            raise BusyError(
+                f"{waiting.count} predictions are waiting already, about "
+                f"{waiting.seconds:.0f} seconds of work; try again later.",
+                retry_after=min(max(1, round(each)), 600),
+            )
+
+    def get(self, prediction_id: str, account_id: str | None = None) -> Prediction:
+        """Return a prediction.
+
+        Raises:
+            NotFoundError: there is none with this id in the account.
+        """
+        with self.database.read() as session:
+            return _owned(session.get(Prediction, prediction_id), account_id)
+
+    def page(
+        self,
+        account_id: str | None,
+        *,
+        cursor: str | None = None,
+        limit: int = 100,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        source: str | None = None,
+        model: str | None = None,
+    ) -> Page[Prediction]:
+        """Return predictions, newest first, made from the first time and before the second.
+
+        Raises:
+            OptionError: the cursor is none of ours.
+        """
+        filters = {
+            Prediction.account_id: account_id,
+            Prediction.source: source,
+            Prediction.model: model,
+        }
+        query = select(Prediction)
+        for column, value in filters.items():
+            query = query if value is None else query.where(column == value)
+        if created_after is not None:
+            query = query.where(Prediction.created_at >= created_after)
+        if created_before is not None:
+            query = query.where(Prediction.created_at < created_before)
+        columns = Prediction.created_at, Prediction.id
+        with self.database.read() as session:
+            return read_page(session, query, columns, cursor=cursor, limit=limit)
+
+    def events(self, prediction_id: str, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
+        """Return what happened to a prediction after an event, oldest first."""
+        query = (
+            select(Event)
+            .where(Event.prediction_id == prediction_id, Event.seq > after)
+            .order_by(Event.seq)
+            .limit(limit)
+        )
+        with self.database.read() as session:
+            return tuple(session.scalars(query))
+
+    def cancel(self, prediction_id: str, account_id: str | None = None) -> Prediction:
+        """End a prediction at once; whoever runs it learns so and stops. Else do nothing.
+
+        Raises:
+            NotFoundError: there is none with this id in the account.
+        """
+        with self.database.write() as session:
+            prediction = _owned(lock(session, prediction_id), account_id)
+            self.lifecycle.apply(session, prediction, Trigger.CANCEL, self.clock())
+        self.pubsub.publish(prediction_id)
+        return prediction
+
+    def remove(self, prediction_id: str, account_id: str | None = None) -> Prediction:
+        """Remove the data of a prediction now, ending it first if it is not done.
+
+        Raises:
+            NotFoundError: there is none with this id in the account.
+        """
+        with self.database.write() as session:
+            prediction = _owned(lock(session, prediction_id), account_id)
+            self.lifecycle.apply(session, prediction, Trigger.CANCEL, self.clock())
+            session.flush()
+            forget(session, [prediction_id])
+            session.refresh(prediction)
+        self.pubsub.publish(prediction_id)
+        return prediction
+
+    def share(self, prediction_id: str, account_id: str | None = None) -> Prediction:
+        """Give a prediction a token that opens its page to everybody; keep its data.
+
+        Raises:
+            NotFoundError: there is none with this id in the account.
+        """
+        with self.database.write() as session:
+            prediction = _owned(lock(session, prediction_id), account_id)
+            prediction.share_token = prediction.share_token or new_secret()
+        return prediction
+
+    def unshare(self, prediction_id: str, account_id: str | None = None) -> Prediction:
+        """Take the token back.
+
+        Raises:
+            NotFoundError: there is none with this id in the account.
+        """
+        with self.database.write() as session:
+            prediction = _owned(lock(session, prediction_id), account_id)
+            prediction.share_token = None
+        return prediction
+
+    def shared(self, share_token: str) -> Prediction:
+        """Return the prediction that a share token opens.
+
+        Raises:
+            NotFoundError: there is none, or its token was taken back.
+        """
+        query = select(Prediction).where(Prediction.share_token == share_token)
+        with self.database.read() as session:
+            found = session.scalars(query).one_or_none()
+        if found is None:
+            raise NotFoundError("There is no such shared prediction.")
+        return found
+
+    def shared_page(
+        self, model: str, *, cursor: str | None = None, limit: int = 100
+    ) -> Page[Prediction]:
+        """Return the shared predictions of a model that succeeded, newest first.
+
+        Raises:
+            OptionError: the cursor is none of ours.
+        """
+        query = select(Prediction).where(
+            Prediction.model == model,
+            Prediction.share_token.is_not(None),
+            Prediction.status == State.SUCCEEDED,
+        )
+        columns = Prediction.created_at, Prediction.id
+        with self.database.read() as session:
+            return read_page(session, query, columns, cursor=cursor, limit=limit)
+
+    def run_counts(self, models: Collection[str]) -> Mapping[str, int]:
+        """Return how many predictions each of these models was asked for, if any."""
+        query = (
+            select(Prediction.model, func.count())
+            .where(Prediction.model.in_(models))
+            .group_by(Prediction.model)
+        )
+        with self.database.read() as session:
+            return dict(session.execute(query).all())
+
+    def waiting(self) -> Waiting:
+        """Return the work that is not done."""
+        with self.database.read() as session:
+            return _read_waiting(session)
+
+
+def forget(session: Session, prediction_ids: Collection[str]) -> None:
+    """Remove inputs, outputs, logs, events and files of predictions; the rows stay."""
+    removed: dict[str, Any] = {
+        "input": {},
+        "output": None,
+        "logs": "",
+        "share_token": None,
+        "data_removed": True,
+    }
+    session.execute(update(Prediction).where(Prediction.id.in_(prediction_ids)).values(removed))
+    for owned in (Event, FileRecord):
+        session.execute(delete(owned).where(owned.prediction_id.in_(prediction_ids)))
+
+
+def _owned(prediction: Prediction | None, account_id: str | None) -> Prediction:
+    if prediction is None or account_id not in (None, prediction.account_id):
+        raise NotFoundError("There is no such prediction.")
+    return prediction
+
+
+def _read_waiting(session: Session) -> Waiting:
+    seconds = func.coalesce(func.sum(Prediction.estimated_seconds), 0.0)
+    query = select(func.count(), seconds).where(Prediction.status.in_(ACTIVE))
+    count, total = session.execute(query).one()
+    return Waiting(count, float(total))
+
+
+def _replay(
+    session: Session, new: NewPrediction, key: str | None, request_hash: str
+) -> Created | None:
+    """Return what an earlier request of the account with this key made, if there was one.
+
+    Raises:
+        ConflictError: that was another request.
+    """
+    used = None if key is None else session.get(IdempotencyKey, (new.account_id, key))
+    if used is None:
+        return None
+    if used.request_hash != request_hash:
+        raise ConflictError("This Idempotency-Key was used for a different request.")
+    return Created(session.get_one(Prediction, used.prediction_id), replayed=True)
