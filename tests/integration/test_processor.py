@@ -8,7 +8,7 @@ from support import options, photograph
 
 from tegula.errors import OptionError
 from tegula.models import device as processor
-from tegula.models.device import ProcessorChoice, choose, lay_out, processor_choice
+from tegula.models.device import ProcessorChoice, choose_fastest, lay_out, processor_choice
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tests.tiny.networks import tiny_bundle
 
@@ -35,11 +35,11 @@ class Probe:
 
 
 def test_the_clearly_fastest_wins():
-    assert choose((4, 2), (False, True), Probe(last2=0.5)) == ProcessorChoice(2, True)
+    assert choose_fastest((4, 2), (False, True), Probe(last2=0.5)) == ProcessorChoice(2, True)
 
 
 def test_a_small_gain_is_noise_and_the_usual_is_kept():
-    assert choose((4, 2), (False, True), Probe(last2=0.95)) == ProcessorChoice(4, False)
+    assert choose_fastest((4, 2), (False, True), Probe(last2=0.95)) == ProcessorChoice(4, False)
 
 
 def test_what_was_measured_is_remembered_on_disk():

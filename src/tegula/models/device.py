@@ -1,4 +1,7 @@
-"""Devices: precision, memory, threads and layout."""
+"""The device that nets run on: which one, in which precision, what fits into its memory.
+
+On a processor also with how many threads and in which memory layout.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,12 @@ from torch import nn
 
 from tegula.errors import OptionError, PathError
 from tegula.folders import cache_folder, write_atomically
+from tegula.models import PRECISIONS
 
-# Which device to compute on, and in which precision.
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BF16_PROBES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-_OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 _AMPERE = (8, 0)
+"""Compute capability of the first CUDA devices that multiply bfloat16 natively."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -36,24 +37,20 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         OptionError: there is no such device on this machine.
     """
+    counts = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
     if name == "auto":
-        return torch.device(next((n for n in ("cuda", "mps") if _is_here(n)), "cpu"))
+        return torch.device(next(kind for kind, count in counts.items() if count))
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise OptionError(f"device is auto, cpu, cuda, cuda:N or mps, not {name!r}.") from error
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if not _is_here(device.type) or (device.index or 0) >= count:
+    if (device.index or 0) >= counts.get(device.type, 0):
         raise OptionError(f"This machine has no device {name!r}; device auto takes what is there.")
     return device
-
-
-def _is_here(kind: str) -> bool:
-    if kind == "cuda":
-        return torch.cuda.is_available()
-    if kind == "mps":
-        return torch.backends.mps.is_available()
-    return kind == "cpu"
 
 
 def pick_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
@@ -73,14 +70,23 @@ def pick_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
     if device.type == "cuda":
         recent = torch.cuda.get_device_capability(device) >= _AMPERE
         return torch.bfloat16 if recent else torch.float16
-    fast_cpu = device.type == "cpu" and _cpu_multiplies_bf16()
-    return torch.bfloat16 if fast_cpu else torch.float32
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Ask torch; its probes are private, so an absent one counts as no."""
+    # torch's probes are private, so one that is gone counts as no.
     probes: list[Callable[[], Any] | None] = [getattr(torch.cpu, n, None) for n in _BF16_PROBES]
-    return any(probe is not None and bool(probe()) for probe in probes)
+    is_fast = device.type == "cpu" and any(probe is not None and probe() for probe in probes)
+    return torch.bfloat16 if is_fast else torch.float32
+
+
+# Memory: how many windows of a batch fit, and which side of a tile.
+#
+# These numbers are where to begin: what does not fit after all is tried again smaller.
+
+SHARE = 0.8
+"""Of the free memory; the rest is for what kernels allocate besides and for fragments."""
+MOST_WINDOWS = 64
+"""Larger batches only take memory: a GPU is busy long before."""
+KEPT_SHARE = 0.25
+"""Of the free memory, for what only waits there for its next use."""
+_OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -94,22 +100,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(w in text for w in _OUT_OF_MEMORY_WORDS)
 
 
-# How much fits into a device's memory: windows of a batch, sides of tiles.
-#
-# The numbers are a start: a batch that does not fit after all is halved.
-
-SHARE = 0.8
-"""Of the free memory; the rest is for what kernels take besides and what is cut up."""
-MOST_WINDOWS = 64
-"""Larger batches only take memory: a GPU is busy long before."""
-KEPT_SHARE = 0.25
-"""Of the free memory, for what is only kept there between one use and the next."""
-
-
 def free_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be allocated on a GPU; None where that is unknown.
 
-    What torch holds in reserve counts as free.
+    What torch's allocator has in reserve counts as free.
     """
     if device.type != "cuda":
         return None
@@ -154,17 +148,18 @@ def home_of(size: int, device: torch.device) -> torch.device:
     return device if free is None or size <= free * KEPT_SHARE else torch.device("cpu")
 
 
-# Threads and memory layout on a processor, chosen by trying them once.
+# Threads and memory layout on a processor.
 #
-# A convolution like those of a UNet runs for a moment in every combination. What wins is
-# remembered in the cache folder, for this processor, torch and precision. Results do not
-# depend on it beyond rounding.
+# Which are fastest differs between processors by more than any rule predicts, so a
+# convolution like those of a UNet runs for a moment in every combination. The fastest is
+# remembered in the cache folder, for this processor, torch and precision. Results depend on
+# it by rounding alone.
 
 THREADS_VARIABLE = "TEGULA_THREADS"
 LAYOUT_VARIABLE = "TEGULA_LAYOUT"
-LAYOUTS = {"contiguous": False, "channels-last": True}
-WORTH = 0.9
-"""What is not faster than this share of the usual time is noise, and the usual is kept."""
+_LAYOUTS = {"contiguous": False, "channels-last": True}
+_CLEARLY_FASTER = 0.9
+"""Of the time of torch's own choice; what takes longer than this may be faster by chance."""
 _CHANNELS, _SIDE, _ROUNDS = 320, 32, 3
 
 
@@ -180,13 +175,34 @@ Probe = Callable[[ProcessorChoice], float]
 """Returns seconds; shorter is better."""
 
 
-def choose(
+def processor_choice(dtype: torch.dtype, probe: Probe | None = None) -> ProcessorChoice:
+    """Return what was measured to be fastest on this machine, or measure it: half a second.
+
+    ``TEGULA_THREADS`` and ``TEGULA_LAYOUT`` (contiguous or channels-last) fix their part.
+
+    Raises:
+        OptionError: one of the variables says something else.
+    """
+    default = torch.get_num_threads()
+    threads, layouts = _threads_to_try(default), _layouts_to_try()
+    key = repr((platform.processor(), os.cpu_count(), torch.__version__, dtype, threads, layouts))
+    remembered = _remembered()
+    if key in remembered:
+        return remembered[key]
+    fastest = choose_fastest(threads, layouts, probe or _probe_of(dtype))
+    torch.set_num_threads(default)
+    if len(threads) * len(layouts) > 1:
+        _remember(key, fastest)
+    return fastest
+
+
+def choose_fastest(
     threads: Sequence[int], layouts: Sequence[bool], probe: Probe, rounds: int = _ROUNDS
 ) -> ProcessorChoice:
     """Return the fastest combination; the first one unless another is clearly faster.
 
-    The combinations take turns, and of each the best time counts: other work on the
-    machine meets all alike.
+    The combinations take turns, and of each the best time counts, so that other work on the
+    machine disturbs all alike.
     """
     choices = [ProcessorChoice(*each) for each in itertools.product(threads, layouts)]
     if len(choices) == 1:
@@ -194,28 +210,7 @@ def choose(
     turns = [[probe(choice) for choice in choices] for _ in range(rounds)]
     times = dict(zip(choices, map(min, zip(*turns, strict=True)), strict=True))
     best = min(choices, key=times.__getitem__)
-    return best if times[best] < WORTH * times[choices[0]] else choices[0]
-
-
-def processor_choice(dtype: torch.dtype, probe: Probe | None = None) -> ProcessorChoice:
-    """Return what was chosen for this machine, or choose now, which takes half a second.
-
-    ``TEGULA_THREADS`` and ``TEGULA_LAYOUT`` (contiguous or channels-last) fix their part.
-
-    Raises:
-        OptionError: one of the variables says something else.
-    """
-    usual = torch.get_num_threads()
-    threads, layouts = _threads(usual), _layouts()
-    key = repr((platform.processor(), os.cpu_count(), torch.__version__, dtype, threads, layouts))
-    known = _remembered()
-    if key in known:
-        return known[key]
-    chosen = choose(threads, layouts, probe or _probe_of(dtype))
-    torch.set_num_threads(usual)
-    if len(threads) * len(layouts) > 1:
-        _remember(key, chosen)
-    return chosen
+    return best if times[best] < _CLEARLY_FASTER * times[choices[0]] else choices[0]
 
 
 def lay_out(network: nn.Module, *, channels_last: bool) -> None:
@@ -224,23 +219,24 @@ def lay_out(network: nn.Module, *, channels_last: bool) -> None:
     network.to(memory_format=layout)  # type: ignore[call-overload]
 
 
-def _threads(usual: int) -> tuple[int, ...]:
-    named = os.environ.get(THREADS_VARIABLE)
-    if named is None:
-        fixed = "OMP_NUM_THREADS" in os.environ or usual == 1
-        return (usual,) if fixed else (usual, max(1, usual // 2))
-    if not named.isdecimal() or int(named) < 1:
-        raise OptionError(f"{THREADS_VARIABLE} is a number from 1 up, not {named!r}.")
-    return (int(named),)
+def _threads_to_try(default: int) -> tuple[int, ...]:
+    """Return all threads and half of them: one for each core where cores have two."""
+    fixed = os.environ.get(THREADS_VARIABLE)
+    if fixed is None:
+        is_fixed = "OMP_NUM_THREADS" in os.environ or default == 1
+        return (default,) if is_fixed else (default, max(1, default // 2))
+    if not fixed.isdecimal() or int(fixed) < 1:
+        raise OptionError(f"{THREADS_VARIABLE} is a number from 1 up, not {fixed!r}.")
+    return (int(fixed),)
 
 
-def _layouts() -> tuple[bool, ...]:
-    named = os.environ.get(LAYOUT_VARIABLE)
-    if named is None:
+def _layouts_to_try() -> tuple[bool, ...]:
+    fixed = os.environ.get(LAYOUT_VARIABLE)
+    if fixed is None:
         return (False, True)
-    if named not in LAYOUTS:
-        raise OptionError(f"{LAYOUT_VARIABLE} is {' or '.join(LAYOUTS)}, not {named!r}.")
-    return (LAYOUTS[named],)
+    if fixed not in _LAYOUTS:
+        raise OptionError(f"{LAYOUT_VARIABLE} is {' or '.join(_LAYOUTS)}, not {fixed!r}.")
+    return (_LAYOUTS[fixed],)
 
 
 def _probe_of(dtype: torch.dtype) -> Probe:
@@ -250,19 +246,19 @@ def _probe_of(dtype: torch.dtype) -> Probe:
         lay_out(convolution, channels_last=choice.channels_last)
         picture = torch.zeros(1, _CHANNELS, _SIDE, _SIDE, dtype=dtype)
         with torch.inference_mode():
-            seen = convolution(picture)
+            features = convolution(picture)  # not timed: the first call prepares kernels
             start = time.perf_counter()
-            convolution(seen)
+            convolution(features)
         return time.perf_counter() - start
 
     return probe
 
 
 def _remembered() -> dict[str, ProcessorChoice]:
-    """Return what the cache folder holds; a file of another form is measured anew."""
+    """Return what the cache folder has; a file of another form is measured anew."""
     try:
-        known = json.loads((cache_folder() / "processor.json").read_text(encoding="utf-8"))
-        return {key: ProcessorChoice(**choice) for key, choice in known.items()}
+        choices = json.loads((cache_folder() / "processor.json").read_text(encoding="utf-8"))
+        return {key: ProcessorChoice(**choice) for key, choice in choices.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 

@@ -1,4 +1,7 @@
-"""The bundles that have a name, and loading any bundle by name, path or hub id."""
+"""The bundles that have a name, and loading any bundle by name, path or hub id.
+
+Listing and pulling need no torch; ``load_bundle`` imports it, and only the family it loads.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tegula.errors import ModelError, UnknownModelError
-from tegula.models.hub import HubRepository, OnBytes, fetch_all, find, is_hub_id, is_weights_file
+from tegula.models import DEFAULT_BUNDLE
+from tegula.models.hub import (
+    HubRepository,
+    OnBytes,
+    fetch_all,
+    find,
+    is_hub_id,
+    is_weights_file,
+)
 from tegula.models.sd15.facts import (
     DEFAULT_CONTROLNET,
     DEFAULT_MODEL,
@@ -23,12 +34,9 @@ if TYPE_CHECKING:
 
     from tegula.models.bundle import Bundle
 
-
-DEFAULT_BUNDLE = "mini"
-_NO_FEW_STEP = (None, "auto", "none")
-_PACKAGED_WEIGHTS = Path(__file__).parent / "mini" / "weights"
+_MINI = "mini"
 _MINI_FILE = "mini.safetensors"
-_GIGABYTE = 10**9
+_PACKAGED_WEIGHTS = Path(__file__).parent / "mini" / "weights"
 _CONTROLNET = HubRepository(DEFAULT_CONTROLNET, PART_FILES)
 _VAE = HubRepository(DEFAULT_VAE, PART_FILES)
 
@@ -61,13 +69,13 @@ class BundleEntry:
 def _fine_tune(name: str, repo: str, description: str, *, own_vae: bool = True) -> BundleEntry:
     model = HubRepository(repo, FOLDER_FILES)
     parts = (model, _CONTROLNET) if own_vae else (model, _CONTROLNET, _VAE)
-    size = round((5.7 if own_vae else 6.1) * _GIGABYTE)
+    size = 5_700_000_000 if own_vae else 6_100_000_000
     return BundleEntry(name, "sd15", description, LICENCE, size, parts)
 
 
 _ENTRIES = (
     BundleEntry(
-        "mini",
+        _MINI,
         "mini",
         "Packaged with the program; runs on a CPU in seconds.",
         "Apache-2.0",
@@ -149,7 +157,7 @@ def load_bundle(
     few_step: str | None = None,
     embeddings: Sequence[str] = (),
 ) -> Bundle:
-    """Load a bundle by name, path or hub id; ``load_sd15`` tells what the parts may be.
+    """Load a bundle by name, path or hub id; ``load_sd15`` says what the parts may be.
 
     Args:
         reference: a name of ``list_bundles``, a folder of mini or diffusers weights, a
@@ -165,57 +173,41 @@ def load_bundle(
 
     Raises:
         UnknownModelError: no bundle has that name, and it is no path or hub id.
-        MissingWeightsError: a part is not on this machine and cannot be had.
+        MissingWeightsError: a part is not on this machine and cannot be downloaded.
         BrokenWeightsError: a part is damaged or of another family.
         ModelError: parts were given to the mini bundle, which takes none.
     """
     import torch
 
     precision = torch.float32 if dtype is None else dtype
-    if _is_mini(reference):
-        _refuse_parts(controlnet, vae, loras, embeddings, few_step not in _NO_FEW_STEP)
+    path = Path(reference).expanduser()
+    if reference == _MINI or (path / _MINI_FILE).is_file():
+        if any((controlnet, vae, loras, embeddings, few_step not in (None, "auto", "none"))):
+            raise ModelError(
+                "The mini bundle takes no ControlNet, VAE, LoRA or embedding of Stable "
+                "Diffusion; load a Stable Diffusion 1.5 bundle for them."
+            )
         from tegula.models.mini.bundle import load_mini
 
-        folder = None if reference == "mini" else Path(reference).expanduser()
-        return load_mini(torch.device(device), precision, folder)
+        return load_mini(torch.device(device), precision, None if reference == _MINI else path)
     from tegula.models.sd15.load import load_sd15
 
-    model, own_vae = _resolve(reference)
-    if reference in BUNDLES:
-        replaced = ((controlnet, _CONTROLNET), (vae, _VAE))
-        needless = [part for given, part in replaced if given]
-        fetch_all(_absent([p for p in BUNDLES[reference].parts if p not in needless]))
+    model, name = reference, None
+    is_path_or_id = path.exists() or is_weights_file(reference) or is_hub_id(reference)
+    if reference in BUNDLES or not is_path_or_id:
+        entry = bundle_entry(reference)
+        replaced = [part for part, own in ((_CONTROLNET, controlnet), (_VAE, vae)) if own]
+        fetch_all(_absent([part for part in entry.parts if part not in replaced]))
+        model, name = entry.parts[0].repo, reference
+        vae = vae or (DEFAULT_VAE if _VAE in entry.parts else None)
     return load_sd15(
         model,
         controlnet=controlnet,
-        vae=vae or own_vae,
+        vae=vae,
         loras=loras,
         few_step=few_step,
         embeddings=embeddings,
         device=device,
         dtype=precision,
-        name=reference if reference in BUNDLES else None,
+        name=name,
     )
-
-
-def _is_mini(reference: str) -> bool:
-    return reference == "mini" or (Path(reference).expanduser() / _MINI_FILE).is_file()
-
-
-def _refuse_parts(*parts: object) -> None:
-    if any(parts):
-        raise ModelError(
-            "The mini bundle takes no ControlNet, VAE, LoRA or embedding of Stable Diffusion; "
-            "load a Stable Diffusion 1.5 bundle for them."
-        )
-
-
-def _resolve(reference: str) -> tuple[str, str | None]:
-    """Return the model, and the autoencoder that belongs to it, of a reference."""
-    path = Path(reference).expanduser()
-    if reference not in BUNDLES and (
-        path.exists() or is_weights_file(reference) or is_hub_id(reference)
-    ):
-        return reference, None
-    known = bundle_entry(reference)
-    return known.parts[0].repo, DEFAULT_VAE if _VAE in known.parts else None
