@@ -1,10 +1,10 @@
-"""What refine needs of a diffusion model, whatever its family.
+"""What the pipeline needs of a diffusion model, whatever its family.
 
 A bundle is a text encoder, a denoiser (UNet and control path), an autoencoder and
-scheduler settings. The engine knows only these seams, so Stable Diffusion 1.5, the
-packaged mini model and the seeded tiny models of the tests run through the same loop.
+scheduler settings. The pipeline knows these protocols alone, so Stable Diffusion 1.5, the
+packaged mini model and the seeded tiny networks of the tests run through the same loop.
 
-The engine computes in fp32; a bundle casts what it is given to its own precision and
+The pipeline computes in fp32; a bundle casts what it is given to its own precision and
 back. Images are float tensors [n, 3, height, width], sRGB in 0..1. Latents are
 [n, channels, height / factor, width / factor].
 """
@@ -23,7 +23,7 @@ from tegula.options import PresetValues
 
 @dataclass(frozen=True)
 class ControlImage:
-    """The pictures that hold refine to the subject, both at canvas size.
+    """The pictures that keep refine to its subject, both at canvas size.
 
     ``prescaled`` is the prescaler's result, ``source`` the prepared input enlarged by
     Lanczos alone; both [n, 3, height, width] in 0..1.
@@ -35,7 +35,7 @@ class ControlImage:
 
 @dataclass(frozen=True)
 class ControlScale:
-    """How strongly the control path speaks.
+    """How much weight the control path has.
 
     ``scale`` is the ControlNet conditioning scale (0..2). In ``guess_mode`` it fades
     from the middle block to the first one and only rows ``controlled`` receive it.
@@ -50,7 +50,7 @@ class WindowBatch:
     """Equal windows for one forward pass.
 
     latents: [n, channels, h, w], already scaled for the model.
-    timestep: scalar tensor, or [n] where the rows are at noise levels of their own.
+    timestep: scalar tensor, or [n] where the rows are at timesteps of their own.
     text: [n, tokens, width].
     control: what ``Denoiser.embed_control`` returned for these windows, n rows.
     control_scale: None switches the control path off for this step.
@@ -66,7 +66,7 @@ class WindowBatch:
 
 
 class TextEncoder(Protocol):
-    """Words to conditioning."""
+    """Turns prompts into conditioning."""
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Return [len(prompts), tokens, width]; all rows padded to one length."""
@@ -78,7 +78,7 @@ class TextEncoder(Protocol):
 
 
 class Denoiser(Protocol):
-    """UNet and control path together."""
+    """UNet and control path together: predicts the clean latents, or their noise."""
 
     def embed_control(self, control: ControlImage) -> Tensor:
         """Encode the control windows once, before the first step; n rows."""
@@ -94,12 +94,12 @@ class Denoiser(Protocol):
 
 
 Features = tuple[Tensor, ...]
-"""What the first half of a denoiser hands to the second: tensors of n rows each."""
+"""What the second half of a denoiser takes from the first: tensors of n rows each."""
 
 
 @runtime_checkable
 class SplitDenoiser(Denoiser, Protocol):
-    """A denoiser in two halves, of which the first may serve several noise levels.
+    """A denoiser in two halves, of which the first may serve several steps.
 
     ``decode(encode(batch), batch.timestep, batch.text)`` is ``denoiser(batch)``.
     """
@@ -109,12 +109,12 @@ class SplitDenoiser(Denoiser, Protocol):
         ...
 
     def decode(self, features: Features, timestep: Tensor, text: Tensor) -> Tensor:
-        """Run the second half at a noise level; return the prediction, n rows."""
+        """Run the second half at a timestep; return the prediction, n rows."""
         ...
 
 
 class Autoencoder(Protocol):
-    """Pictures to latents and back."""
+    """Turns pictures into latents and back."""
 
     def encode(self, image: Tensor, control: ControlImage, generator: torch.Generator) -> Tensor:
         """Return the latents of an image; ``generator`` draws the posterior sample."""
@@ -131,9 +131,10 @@ class Autoencoder(Protocol):
 
 @runtime_checkable
 class TileableAutoencoder(Autoencoder, Protocol):
-    """An autoencoder with normalisations over the whole picture, so tiling needs care.
+    """An autoencoder whose networks can be run in tiles.
 
-    It sees the image alone, never the control image.
+    Their normalisations are over the whole picture, so tiles need statistics of the whole.
+    The control image has no part in it.
     """
 
     @property
@@ -157,7 +158,7 @@ class TileableAutoencoder(Autoencoder, Protocol):
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """What the engine must know about a bundle before running it.
+    """What the pipeline must know about a bundle before running it.
 
     latent_factor: image pixels per latent pixel, along one side.
     latent_channels: channels of the canvas.
@@ -165,7 +166,7 @@ class BundleFacts:
         ``minimum_window`` work, in multiples of ``window_multiple``.
     presets: the numbers behind each preset name for this bundle.
     fingerprint: a hash over the weights, part of a result's metadata.
-    strongest_guidance: guidance scales above it break pictures and are held to it.
+    strongest_guidance: guidance scales above it break pictures and are lowered to it.
     """
 
     name: str

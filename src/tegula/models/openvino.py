@@ -52,7 +52,7 @@ class OpenVinoDenoiser:
     """Runs a denoiser as OpenVINO models, one for each shape of batch.
 
     Args:
-        denoiser: what is converted; it encodes the control windows itself.
+        denoiser: what is converted; it embeds the control windows itself.
         fingerprint: of its weights, part of the names of cached files.
         dtype: what the models compute in: float32, or bfloat16 for anything shorter.
     """
@@ -66,13 +66,13 @@ class OpenVinoDenoiser:
         self._mode = threading.local()
 
     def embed_control(self, control: ControlImage) -> Tensor:
-        """Encode the control windows with torch."""
+        """Embed the control windows with torch."""
         return self._denoiser.embed_control(control)
 
     def __call__(self, batch: WindowBatch) -> Tensor:
-        """Return the prediction, float32; in guess mode torch makes it."""
+        """Return the prediction, float32; guess mode runs on torch."""
         scale = batch.control_scale
-        # OpenVINO has no logspace, with which diffusers fades the blocks in guess mode.
+        # diffusers fades the blocks of guess mode with logspace, which OpenVINO lacks.
         if getattr(self._mode, "bypassed", False) or (scale is not None and scale.guess_mode):
             return self._denoiser(batch)
         inputs = _inputs(batch)
@@ -91,11 +91,11 @@ class OpenVinoDenoiser:
             self._mode.bypassed = False
 
     def to_dtype(self, dtype: torch.dtype) -> Denoiser:
-        """Return the denoiser that was converted, in another precision."""
+        """Return the original denoiser, which runs on torch, in another precision."""
         return self._denoiser.to_dtype(dtype)
 
     def _model(self, batch: WindowBatch, inputs: dict[str, Tensor]) -> Any:
-        name = self._name(batch, inputs)
+        name = self._cache_name(batch, inputs)
         if name not in self._models:
             import openvino
 
@@ -110,20 +110,20 @@ class OpenVinoDenoiser:
             self._models[name] = openvino.Core().compile_model(str(path), "CPU", settings)
         return self._models[name]
 
-    def _name(self, batch: WindowBatch, inputs: dict[str, Tensor]) -> str:
+    def _cache_name(self, batch: WindowBatch, inputs: dict[str, Tensor]) -> str:
         scale, shapes = batch.control_scale, [tuple(each.shape) for each in inputs.values()]
         parts = (metadata.version("openvino"), metadata.version("tegula"), self._dtype)
-        whole = repr((self._fingerprint, *parts, shapes, scale is not None))
-        return hashlib.sha256(whole.encode()).hexdigest()[:24]
+        key = repr((self._fingerprint, *parts, shapes, scale is not None))
+        return hashlib.sha256(key.encode()).hexdigest()[:24]
 
     def _convert(self, batch: WindowBatch, inputs: dict[str, Tensor], path: Path) -> None:
         import openvino
 
-        whole = self._denoiser.to_dtype(torch.float32)
+        denoiser = self._denoiser.to_dtype(torch.float32)
         with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad():
             warnings.simplefilter("ignore")
             model = openvino.convert_model(
-                _Traced(whole, batch),
+                _Traced(denoiser, batch),
                 example_input=tuple(each.clone() for each in inputs.values()),
                 input=[tuple(each.shape) for each in inputs.values()],
             )
@@ -143,7 +143,7 @@ class _Traced(nn.Module):
 
     def __init__(self, denoiser: Denoiser, like: WindowBatch) -> None:
         super().__init__()
-        assert isinstance(denoiser, CompilableDenoiser)  # noqa: S101 - asked before
+        assert isinstance(denoiser, CompilableDenoiser)  # noqa: S101 - convert_bundle saw to it
         self.networks = nn.ModuleList(denoiser.networks)
         self._denoiser = denoiser
         self._like = like
@@ -152,10 +152,12 @@ class _Traced(nn.Module):
         self, latents: Tensor, timestep: Tensor, text: Tensor, control: Tensor, scale: Tensor
     ) -> Tensor:
         """Return the prediction."""
-        asked = self._like.control_scale
-        given: Any = scale  # a tensor, for the model to take any number
-        control_scale = None if asked is None else ControlScale(given, asked.guess_mode)
-        batch = WindowBatch(latents, timestep, text, control, control_scale, self._like.controlled)
+        like = self._like
+        # The scale stays a tensor, so that the converted model takes any number for it.
+        number: Any = scale
+        guess_mode = like.control_scale is not None and like.control_scale.guess_mode
+        control_scale = None if like.control_scale is None else ControlScale(number, guess_mode)
+        batch = WindowBatch(latents, timestep, text, control, control_scale, like.controlled)
         return self._denoiser(batch)
 
 
