@@ -22,6 +22,7 @@ def pieces(prompt):
         ("a (red) cat", [("a ", 1), ("red", 1.1), (" cat", 1)]),
         ("a [red] cat", [("a ", 1), ("red", 0.9091), (" cat", 1)]),
         ("((red))", [("red", 1.21)]),
+        ("([(red:1.3)]:0.7)", [("red", 0.8273)]),
         ("(a (red:2) cat:0.5)", [("a ", 0.5), ("red", 1), (" cat", 0.5)]),
         ("(red: .5)", [("red", 0.5)]),
         ("(red:-1)", [("red", -1)]),
@@ -41,6 +42,12 @@ def test_the_time_for_a_prompt_grows_with_its_length_and_not_with_its_square(pie
         return "(:" + piece * times + end * times
 
     assert growth(parse_prompt, prompt, 2000) < SUPERLINEAR
+
+
+def test_weights_are_multiplied_from_the_inside_outwards():
+    (part,) = parse_prompt("[(((red)))]")
+    assert part.weight == 1.1 * 1.1 * 1.1 * (1 / 1.1)
+    assert part.weight != 1.1 * (1.1 * (1.1 * (1 / 1.1)))
 
 
 def test_escaped_brackets_are_text():

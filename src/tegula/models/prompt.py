@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 EMPHASIS = 1.1
 """Factor of one pair of round brackets; square ones divide by it."""
+_EXACT_DEPTH = 24
 
 # A run of digits is matched in one way only: with two, a long one takes quadratic time.
 _PIECE = re.compile(
@@ -40,8 +41,8 @@ def parse_prompt(prompt: str) -> tuple[WeightedText, ...]:
     nest. Square brackets take no number: in ``[x:1.3]`` it is text. A bracket that is never
     closed counts up to the end; one that was never opened is text.
     """
-    # Each text belongs to the bracket that it stands in directly, and each bracket to the
-    # one around it, which comes before it in the list: so one pass multiplies the factors.
+    # Each text belongs to the bracket that it stands in directly, and each bracket to the one
+    # around it, which comes before it in the list.
     texts: list[tuple[str, int]] = []
     brackets = [_Bracket("", 0, 1.0)]
     innermost = 0
@@ -57,9 +58,17 @@ def parse_prompt(prompt: str) -> tuple[WeightedText, ...]:
             innermost = bracket.outer
         else:
             texts.append((piece["escaped"] or piece[0], innermost))
+
+    # The web UI multiplies from the innermost bracket outwards; another order rounds otherwise.
+    # Deeper than anyone writes, the product of the outer brackets is taken from their own
+    # weight, so that the time does not grow with the square of the depth.
+    weights: list[float] = []
     for bracket in brackets:
-        bracket.factor *= brackets[bracket.outer].factor
-    pairs = [(text, brackets[number].factor) for text, number in texts]
+        weight, outer, depth = bracket.factor, bracket.outer, 0
+        while outer and depth < _EXACT_DEPTH:
+            weight, outer, depth = weight * brackets[outer].factor, brackets[outer].outer, depth + 1
+        weights.append(weight * weights[outer] if outer else weight)
+    pairs = [(text, weights[number]) for text, number in texts]
     return tuple(
         WeightedText("".join(text for text, _ in stretch), weight)
         for weight, stretch in itertools.groupby(pairs, key=lambda pair: pair[1])
