@@ -17,8 +17,7 @@ TegulaError
 ├── ServiceError               the server
 │   ├── NotFoundError          there is no such prediction, file or model
 │   ├── ConflictError          the request contradicts an earlier one
-│   ├── BusyError              too much work is waiting already
-│   └── WorkerError            the process that ran the prediction died or hung
+│   └── BusyError              too much work is waiting already
 └── CancelledError             the caller asked to stop
 
 Each class carries a stable ``code`` for programs and an ``exit_status`` for the shell.
@@ -149,12 +148,6 @@ class BusyError(ServiceError):
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-
-
-class WorkerError(ServiceError):
-    """The process that ran the prediction died or hung."""
-
-    code = "worker"
 
 
 class CancelledError(TegulaError):

@@ -203,10 +203,6 @@ class InvalidField:
     description: str
     given: str = ""
 
-    def as_json(self) -> dict[str, str]:
-        """Return the entry of a problem's ``invalid_fields``."""
-        return {"type": self.type, "field": self.field, "description": self.description}
-
 
 class InvalidInputsError(OptionError):
     """Inputs that violate the schema of a version; ``fields`` lists every violation."""

@@ -69,7 +69,7 @@ def rotate_webhook_secret(service: ServiceDep, caller: CallerDep) -> JSONRespons
 @router.get("/trainings", tags=["trainings"])
 def list_trainings(request: Request, service: ServiceDep, caller: CallerDep) -> JSONResponse:  # noqa: ARG001
     """List trainings: there are none, since no model here can be trained."""
-    return JSONResponse(service.page_json(request, Page(()), account_json))
+    return JSONResponse(service.page_json(request, Page(()), dict))
 
 
 @router.get("/trainings/{training_id}", tags=["trainings"])

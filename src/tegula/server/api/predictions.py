@@ -31,14 +31,14 @@ def _documented(
     """Put the headers of a create into the OpenAPI document; ``create`` reads them itself."""
 
 
-CREATED: dict[int | str, dict[str, Any]] = {
+_CREATED: dict[int | str, dict[str, Any]] = {
     201: {"description": "Accepted, or done within the wait"},
     202: {"description": "Accepted, and not done within the wait"},
 }
-Documented = Depends(_documented)
+_Documented = Depends(_documented)
 
 
-@router.post("/predictions", status_code=201, responses=CREATED, dependencies=[Documented])
+@router.post("/predictions", status_code=201, responses=_CREATED, dependencies=[_Documented])
 async def create_prediction(
     request: Request, service: ServiceDep, caller: CallerDep, body: VersionedPredictionBody
 ) -> Response:
@@ -51,7 +51,7 @@ async def create_prediction(
 
 @router.post(
     "/models/{owner}/{name}/predictions",
-    status_code=201, responses=CREATED, dependencies=[Documented],
+    status_code=201, responses=_CREATED, dependencies=[_Documented],
 )  # fmt: skip
 async def create_prediction_of_model(
     request: Request,
@@ -68,7 +68,7 @@ async def create_prediction_of_model(
 
 @router.post(
     "/deployments/{owner}/{name}/predictions",
-    status_code=201, responses=CREATED, dependencies=[Documented],
+    status_code=201, responses=_CREATED, dependencies=[_Documented],
 )  # fmt: skip
 async def create_prediction_of_deployment(
     request: Request,
