@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tegula.catalog import Model, models
-from tegula.catalog.inputs import BOOLEAN, SINGLE, Field
+from tegula.catalog.inputs import BOOLEAN, SINGLE, InputField
 from tegula.models.mini.bundle import CONFIG_FILE, WEIGHTS, read_config
 from tegula.models.sd15.facts import PRESETS as SD15
 from tegula.options import OPTIONS, PRESETS, PresetValues
@@ -75,7 +75,7 @@ def _model(model: Model) -> list[str]:
     return lines
 
 
-def _input_row(known: Field) -> str:
+def _input_row(known: InputField) -> str:
     bounds = [f"{bound:g}" if bound < 10**6 else "2^63 - 1" for bound in _limits(known)]
     values = ", ".join(f"`{choice}`" for choice in known.choices) or " to ".join(bounds)
     shown = str(known.default).lower() if known.kind == BOOLEAN else known.default
@@ -86,7 +86,7 @@ def _input_row(known: Field) -> str:
     return f"| `{known.name}` | {known.kind} | {values} | {default} | {told} |"
 
 
-def _limits(known: Field) -> list[float]:
+def _limits(known: InputField) -> list[float]:
     return [bound for bound in (known.low, known.high) if bound is not None]
 
 

@@ -142,13 +142,12 @@ def span(schema: Mapping[str, Any]) -> str:
         return ""
     if "maximum" not in numbers:
         return f"from {plain(numbers['minimum'])}{unit}"
-    return f"{plain(numbers['minimum'])} to {plain(numbers['maximum'])}{unit}"
+    low, high = numbers["minimum"], numbers["maximum"]
+    return f"{plain(low)} to {'2^63 - 1' if high == 2**63 - 1 else plain(high)}{unit}"
 
 
 def plain(number: float) -> str:
     """Return a bound as people write it: no exponent, no needless decimals."""
-    if number == 2**63 - 1:
-        return "2^63 - 1"
     return str(number) if isinstance(number, int) else f"{number:.6f}".rstrip("0").rstrip(".")
 
 

@@ -6,12 +6,16 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from colour_profiles import grey, wide_rgb
 from PIL import Image
 from support import photograph
 
 from tegula.catalog import find, run, validate
+from tegula.catalog.run import _as_picture
 from tegula.cli.program import PROGRAM
 from tegula.errors import CancelledError, ImageError, TooLargeError
+from tegula.images.encode import encode
+from tegula.images.open import decode, opened_file
 from tegula.options import UpscaleOptions
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
@@ -126,6 +130,45 @@ def test_clarity_refines_in_passes_and_reports_one_progress(tiny, picture):
     assert output.media_type == "image/webp"
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "inputs"),
+    [
+        ("nightmareai/real-esrgan", {"scale": 2}),
+        ("philz1337x/clarity-upscaler", {"scale_factor": 4, "creativity": 0}),
+        ("tegula/upscale", {"seamless": True, "creativity": 0}),
+    ],
+)
+def test_a_source_is_decoded_once(tiny, picture, monkeypatch, reference, inputs):
+    decoded = []
+
+    def counting(source, max_pixels):
+        decoded.append(source)
+        return opened_file(source, max_pixels)
+
+    monkeypatch.setattr("tegula.images.open.opened_file", counting)
+    ran(tiny, reference, picture, **inputs)
+    assert decoded == [picture]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
+def test_a_pass_reads_what_the_file_of_the_pass_before_would_hold(tiny, tmp_path, mode):
+    path = tmp_path / "source.png"
+    exif = Image.Exif()
+    exif[0x013B] = "Ana"
+    source = Image.fromarray(np.uint8(photograph(24, 16) * 255)).convert(mode)
+    profile = wide_rgb() if mode.startswith("RGB") else grey(1.8)
+    source.save(path, icc_profile=profile, exif=exif)
+    result = tiny.upscale(path, UpscaleOptions(prescaler="lanczos", creativity=0))
+    through_file = decode(encode(result.image, metadata=result.metadata).data, max_pixels=10**6)
+    handed_on = _as_picture(result, 10**6)
+    np.testing.assert_array_equal(handed_on.rgb, through_file.rgb)
+    if mode.endswith("A"):
+        np.testing.assert_array_equal(handed_on.alpha, through_file.alpha)
+    assert handed_on.facts.metadata == result.metadata
+    assert handed_on.facts.metadata.profile == through_file.facts.metadata.profile == profile
+    assert handed_on.facts.greyscale == through_file.facts.greyscale
 
 
 def test_a_seamless_pattern_keeps_its_size(tiny, picture):

@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from growth import SUPERLINEAR, growth
@@ -12,7 +13,7 @@ from growth import SUPERLINEAR, growth
 from tegula.catalog import (
     Catalog,
     InvalidInputsError,
-    Situation,
+    RunContext,
     find,
     from_text,
     models,
@@ -24,15 +25,15 @@ from tegula.options import UpscaleOptions
 
 VERSIONS = [version for model in models() for version in model.versions]
 IDS = [f"{version.name}:{version.label}" for version in VERSIONS]
-SMALL = Situation(300, 200, "mini", 64, 64)
+SMALL = RunContext(300, 200, "mini", 64, 64)
 USDU = "fewjative/ultimate-sd-upscale"
 TILE = "batouresearch/high-resolution-controlnet-tile"
 
 
-def plan(reference, situation=SMALL, **inputs):
+def request(reference, context=SMALL, **inputs):
     version = find(reference)
     given = {version.image: "photo.png", **inputs}
-    return version.plan(validate(version, given).values, situation)
+    return validate(version, given).values.request(context)
 
 
 def refused(reference, inputs):
@@ -81,7 +82,7 @@ DEFAULTS = {
 @pytest.mark.parametrize("reference", DEFAULTS)
 def test_inputs_left_out_have_the_defaults_of_the_model(reference):
     version = find(reference)
-    values = validate(version, {version.image: "photo.png"}).values
+    values = dict(validate(version, {version.image: "photo.png"}).values)
     assert {name: values[name] for name in DEFAULTS[reference]} == DEFAULTS[reference]
 
 
@@ -123,6 +124,21 @@ def test_an_id_is_64_hex_digits_and_another_one_for_other_weights():
     assert all(len(each) == 64 and int(each, 16) >= 0 for each in ids)
     assert Catalog("other").find("tegula/upscale").id != find("tegula/upscale").id
     assert Catalog("other").find("tegula/upscale").id == Catalog("other").find().id
+
+
+def test_a_version_is_found_by_its_label_after_a_release_and_over_other_weights(monkeypatch):
+    before = find(f"{TILE}:1")
+    monkeypatch.setattr("tegula.catalog.inputs.__version__", "999.0")
+    after = Catalog("retrained").find(before.reference)
+    assert before.reference == after.reference == f"{TILE}:1"
+    assert before.id != after.id
+    assert Catalog("retrained").find(f"{TILE}:{after.id}") == after
+    with pytest.raises(UnknownModelError, match="it has 2, 1"):
+        Catalog("retrained").find(f"{TILE}:{before.id}")
+
+
+def test_versions_can_be_members_of_sets():
+    assert len({*VERSIONS, *VERSIONS}) == len(VERSIONS)
 
 
 def test_a_version_is_found_by_name_latest_label_and_id():
@@ -168,7 +184,7 @@ def test_the_sampler_that_never_existed_is_refused_in_words():
 WRONG_TYPES = [
     ("steps", True), ("steps", 2.5), ("steps", [1]), ("denoise", "0.5"), ("denoise", float("nan")),
     ("denoise", float("inf")), ("positive_prompt", 3), ("force_uniform_tiles", 1), ("image", 7),
-    ("image", {}), ("upscaler", []),
+    ("image", {}), ("upscaler", []), ("denoise", 10**400), ("steps", "5"), ("seed", "1"),
 ]  # fmt: skip
 
 
@@ -178,16 +194,33 @@ def test_values_of_another_type_are_refused(name, value):
     assert (field.type, field.field) == ("invalid_type", f"input.{name}")
 
 
+def test_whole_numbers_are_taken_with_a_decimal_point_and_for_decimals():
+    given = {"image": "a.png", "steps": 5.0, "denoise": 1, "tile_width": 64.0, "seed": 7.0}
+    values = validate(find(USDU), given).values
+    assert (values.steps, values.denoise, values.tile_width, values.seed) == (5, 1.0, 64, 7)
+    assert type(values.steps) is type(values.seed) is int
+    resolution = {"image": "a.png", "resolution": 2048.0}
+    assert validate(find(TILE), resolution).values.resolution == 2048
+    (field,) = refused(TILE, {"image": "a.png", "resolution": 1000}).fields
+    assert (field.type, field.description) == (
+        "enum", "resolution must be one of the following: 2048, 2560, 4096",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=IDS)
+def test_the_schema_of_every_version_is_as_it_was(version):
+    kept = Path(__file__).parents[1] / "data" / "openapi.json"
+    assert openapi_schema(version) == json.loads(kept.read_text())[version.reference]
+
+
 def test_unknown_inputs_are_warned_about_and_ignored():
     valid = validate(find(USDU), {"image": "a.png", "tiles": 3})
-    assert "tiles" not in valid.values
+    assert "tiles" not in dict(valid.values)
     assert valid.warnings == (f"{USDU} has no input tiles; it is ignored.",)
 
 
 def test_null_counts_as_not_given():
-    assert (
-        validate(find(USDU), {"image": "a.png", "seed": None, "steps": None}).values["steps"] == 20
-    )
+    assert validate(find(USDU), {"image": "a.png", "seed": None, "steps": None}).values.steps == 20
 
 
 def test_words_of_the_command_line_become_numbers_and_truths():
@@ -199,14 +232,14 @@ def test_words_of_the_command_line_become_numbers_and_truths():
 
 
 def test_ultimate_sd_upscale_means_redraw_mode_with_the_steps_that_comfyui_runs():
-    (options,) = plan(USDU, seam_fix_mode="Half Tile + Intersections", scheduler="karras").passes
+    (options,) = request(USDU, seam_fix_mode="Half Tile + Intersections", scheduler="karras").passes
     assert (options.mode, options.exact_steps, options.sigmas) == ("redraw", True, "karras")
     assert options.size == (600, 400)
     assert options.seam_fix == "half-tile+intersections"
     assert options.creativity == 0.2
-    assert plan(USDU, use_controlnet_tile=False).passes[0].resemblance == 0
-    assert "4x-UltraSharp" in plan(USDU).notes[0]
-    assert not plan(USDU, upscaler="RealESRGAN_x4plus").notes
+    assert request(USDU, use_controlnet_tile=False).passes[0].resemblance == 0
+    assert "4x-UltraSharp" in request(USDU).notes[0]
+    assert not request(USDU, upscaler="RealESRGAN_x4plus").notes
 
 
 @pytest.mark.parametrize("sampler", find(USDU).field("sampler_name").choices)
@@ -214,7 +247,7 @@ def test_ultimate_sd_upscale_means_redraw_mode_with_the_steps_that_comfyui_runs(
 def test_every_sampler_and_schedule_that_exists_is_mapped(sampler, scheduler):
     if sampler != "dpmpp":
         assert isinstance(
-            plan(USDU, sampler_name=sampler, scheduler=scheduler).passes[0], UpscaleOptions
+            request(USDU, sampler_name=sampler, scheduler=scheduler).passes[0], UpscaleOptions
         )
 
 
@@ -222,7 +255,7 @@ def test_every_sampler_and_schedule_that_exists_is_mapped(sampler, scheduler):
     ("scale", "expected"), [(1, [1]), (2, [2]), (3, [2, 1.5]), (4, [2, 2]), (8, [2, 2, 2])]
 )
 def test_clarity_enlarges_in_passes_of_at_most_two(scale, expected):
-    passes = plan("philz1337x/clarity-upscaler", scale_factor=scale).passes
+    passes = request("philz1337x/clarity-upscaler", scale_factor=scale).passes
     sides = [300, *(p.size[0] for p in passes)]
     assert [b / a for a, b in itertools.pairwise(sides)] == expected
     assert [p.seed for p in passes] == [1337 + n for n in range(len(expected))]
@@ -235,17 +268,17 @@ def test_clarity_enlarges_in_passes_of_at_most_two(scale, expected):
 )
 def test_the_largest_seed_of_the_schema_runs_in_every_pass(reference):
     scale = {"scale_factor": 8} if "clarity" in reference else {}
-    passes = plan(reference, seed=2**63 - 1, **scale).passes
+    passes = request(reference, seed=2**63 - 1, **scale).passes
     assert [options.seed for options in passes] == [2**63 - 1, 0, 1][: len(passes)]
 
 
 def test_clarity_turns_fractality_into_the_window_and_leaves_loras_out():
-    recipe = plan("philz1337x/clarity-upscaler", tiling_width=64, tiling_height=64)
-    assert recipe.passes[0].window == 512
-    assert "<lora" not in recipe.passes[0].prompt
-    assert any("more_details" in note for note in recipe.notes)
-    assert recipe.mask_keeps_white
-    assert plan("philz1337x/clarity-upscaler").passes[0].window == 1024
+    asked = request("philz1337x/clarity-upscaler", tiling_width=64, tiling_height=64)
+    assert asked.passes[0].window == 512
+    assert "<lora" not in asked.passes[0].prompt
+    assert any("more_details" in note for note in asked.notes)
+    assert asked.mask_keeps_white
+    assert request("philz1337x/clarity-upscaler").passes[0].window == 1024
 
 
 @pytest.mark.parametrize("piece", ["a", "<lora:", "<lora:a:", "<lora:a>", ":", " "])
@@ -254,7 +287,7 @@ def test_the_time_for_lora_tags_grows_with_the_prompt_and_not_with_its_square(pi
     start = {version.image: "photo.png"}
 
     def work(values):
-        version.plan(values, SMALL)
+        values.request(SMALL)
 
     def prompt(times):
         return validate(version, {**start, "prompt": "<lora:" + piece * times}).values
@@ -266,27 +299,27 @@ def test_clarity_uses_the_loras_of_its_prompt_where_they_are_there(tmp_path, mon
     monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "more_details.safetensors").touch()
-    recipe = plan("philz1337x/clarity-upscaler", Situation(300, 200, "sd15"))
-    assert [(file[-24:], weight) for file, weight in recipe.loras] == [
+    asked = request("philz1337x/clarity-upscaler", RunContext(300, 200, "sd15"))
+    assert [(file[-24:], weight) for file, weight in asked.loras] == [
         ("more_details.safetensors", 0.5)
     ]
-    assert [note for note in recipe.notes if "SDXLrender_v2.0" in note]
+    assert [note for note in asked.notes if "SDXLrender_v2.0" in note]
 
 
 def test_clarity_downscales_large_sources_and_never_enlarges_small_ones():
-    large = plan(
-        "philz1337x/clarity-upscaler", Situation(1536, 768, "mini", 64, 64), downscaling=True
+    large = request(
+        "philz1337x/clarity-upscaler", RunContext(1536, 768, "mini", 64, 64), downscaling=True
     )
     assert large.passes[0].size == (1536, 768)
-    assert plan("philz1337x/clarity-upscaler", downscaling=True).passes[0].size == (600, 400)
+    assert request("philz1337x/clarity-upscaler", downscaling=True).passes[0].size == (600, 400)
 
 
 def test_the_strengths_of_the_loras_drive_our_own_controls_and_the_log_says_so():
-    recipe = plan(TILE, lora_details_strength=-5, lora_sharpness_strength=5)
-    assert recipe.passes[0].detail == -1
-    assert recipe.passes[0].sharpen == 1
-    assert "LoRA" in recipe.notes[0]
-    neutral = plan(TILE).passes[0]
+    asked = request(TILE, lora_details_strength=-5, lora_sharpness_strength=5)
+    assert asked.passes[0].detail == -1
+    assert asked.passes[0].sharpen == 1
+    assert "LoRA" in asked.notes[0]
+    neutral = request(TILE).passes[0]
     assert neutral.detail == 0
 
 
@@ -295,10 +328,10 @@ def test_the_loras_themselves_are_used_where_they_are_there(tmp_path, monkeypatc
     (tmp_path / "lora").mkdir()
     for name in ("more_details", "add_sharpness"):
         (tmp_path / "lora" / f"{name}.safetensors").touch()
-    recipe = plan(TILE, Situation(300, 200, "sd15"))
-    assert [strength for _, strength in recipe.loras] == [1.0, 1.25]
-    assert recipe.passes[0].sharpen == 0
-    assert not plan(TILE).loras
+    asked = request(TILE, RunContext(300, 200, "sd15"))
+    assert [strength for _, strength in asked.loras] == [1.0, 1.25]
+    assert asked.passes[0].sharpen == 0
+    assert not request(TILE).loras
 
 
 @pytest.mark.parametrize(
@@ -313,7 +346,7 @@ def test_the_loras_themselves_are_used_where_they_are_there(tmp_path, monkeypatc
 def test_weights_that_are_not_there_are_named(reference, inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
     with pytest.raises(MissingWeightsError, match="pth") as caught:
-        plan(reference, **inputs)
+        request(reference, **inputs)
     assert str(tmp_path) in str(caught.value)
 
 
@@ -346,7 +379,7 @@ def test_inputs_of_face_models_mean_what_they_say(
     monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
     (tmp_path / "faces").mkdir()
     (tmp_path / "faces" / f"{file}.pth").touch()
-    (options,) = plan(reference, **inputs).passes
+    (options,) = request(reference, **inputs).passes
     assert {name: getattr(options, name) for name in expected} == expected
     assert options.creativity == 0
 
@@ -357,7 +390,7 @@ def test_face_models_ask_for_the_extra_that_finds_faces(tmp_path, monkeypatch):
     (tmp_path / "faces").mkdir()
     (tmp_path / "faces" / "GFPGANv1.4.pth").touch()
     with pytest.raises(MissingExtraError, match=r"tegula\[faces\]"):
-        plan("tencentarc/gfpgan")
+        request("tencentarc/gfpgan")
 
 
 def test_swinir_runs_the_file_that_the_user_brought(tmp_path, monkeypatch):
@@ -365,7 +398,7 @@ def test_swinir_runs_the_file_that_the_user_brought(tmp_path, monkeypatch):
     file = tmp_path / "prescalers" / "003_realSR_BSRGAN_DFOWMFC_s64w8_SwinIR-L_x4_GAN.pth"
     file.parent.mkdir()
     file.touch()
-    (options,) = plan("jingyunliang/swinir").passes
+    (options,) = request("jingyunliang/swinir").passes
     assert (options.prescaler, options.scale, options.creativity) == (str(file), 4, 0)
 
 

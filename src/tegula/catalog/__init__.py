@@ -3,7 +3,7 @@
 Example:
     >>> from tegula.catalog import find, validate
     >>> version = find("batouresearch/high-resolution-controlnet-tile")
-    >>> validate(version, {"image": "photo.jpg"}).values["steps"]
+    >>> validate(version, {"image": "photo.jpg"}).values.steps
     8
 """
 
@@ -13,8 +13,8 @@ from tegula.catalog.inputs import (
     InvalidField,
     InvalidInputsError,
     Model,
-    Recipe,
-    Situation,
+    RunContext,
+    UpscaleRequest,
     ValidInputs,
     Version,
     from_text,
@@ -30,8 +30,8 @@ __all__ = [
     "InvalidInputsError",
     "Model",
     "Output",
-    "Recipe",
-    "Situation",
+    "RunContext",
+    "UpscaleRequest",
     "ValidInputs",
     "Version",
     "find",

@@ -1,81 +1,99 @@
-"""Models and their inputs: declared, checked, described."""
+"""Models by name: their inputs as pydantic classes, how these are checked and described.
+
+Each version of a model declares its inputs once, as a subclass of ``Inputs``. The checks,
+the sentences of errors, the OpenAPI document in Replicate's form, the pages of the docs and
+the words of the command line follow from it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
 from tegula import __version__
 from tegula.errors import OptionError
-from tegula.options import UpscaleOptions
-
-# The inputs of a catalog model as data.
+from tegula.options import Seed, UpscaleOptions
+from tegula.schema import plain, properties_of, shown
 
 EXACT, APPROXIMATED, REFUSED = "exact", "approximated", "refused"
 STRING, INTEGER, NUMBER, BOOLEAN, FILE = "string", "integer", "number", "boolean", "file"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """One input.
-
-    kind: ``string``, ``integer``, ``number``, ``boolean`` or ``file``.
-    default: what is used when nothing is given; None leaves it open.
-    low, high: inclusive bounds of a number.
-    choices: the only values there are; of one type.
-    refusals: why some of the choices cannot be had, by choice.
-    fidelity: how far tegula does what the model of this name does: ``exact``,
-        ``approximated`` or ``refused``.
-    remark: what is done instead, or why not.
-    """
-
-    name: str
-    kind: str
-    description: str
-    default: object = None
-    required: bool = False
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str | int, ...] = ()
-    refusals: Mapping[str, str] = field(default_factory=dict)
-    fidelity: str = EXACT
-    remark: str = ""
-
-
-def image_field(name: str = "image", description: str = "The picture to enlarge.") -> Field:
-    """Return the required picture."""
-    return Field(name=name, kind=FILE, description=description, required=True)
-
-
-def seed_field(default: int | None = None) -> Field:
-    """Return the seed; without a default it is random."""
-    return Field(
-        name="seed",
-        kind=INTEGER,
-        description="Fixes the noise; random when left out.",
-        default=default,
-        low=0,
-        high=2**63 - 1,
-        fidelity=APPROXIMATED,
-        remark="the same seed repeats our picture, not that of the other program",
-    )
-
-
-# Models, their versions, and what a version makes of its inputs.
-
 SINGLE, ARRAY = "single", "array"
 _PACKAGED_CONFIG = Path(__file__).parents[1] / "models" / "mini" / "weights" / "config.json"
 
+# What a model class is made of.
+
+
+def approximated(remark: str) -> JsonDict:
+    """Return what marks an input that does nearly what it does in the model of this name.
+
+    Args:
+        remark: what is done instead.
+    """
+    return {"fidelity": APPROXIMATED, "remark": remark}
+
+
+def refused(remark: str) -> JsonDict:
+    """Return what marks an input that does nothing, or takes one value only.
+
+    Args:
+        remark: why.
+    """
+    return {"fidelity": REFUSED, "remark": remark}
+
+
+def _whole(value: Any) -> Any:
+    # JSON has one kind of number: clients send 5.0 for 5.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, str | Path | bytes) or hasattr(value, "read"):
+        return value
+    raise PydanticCustomError("file_type", "Input should be a file")
+
+
+Whole: Final = BeforeValidator(_whole)
+"""Takes 5.0 for 5; stands last in an ``Annotated``, so that bounds are part of the schema."""
+
+Integer = Annotated[int, Whole]
+File = Annotated[
+    Any, AfterValidator(_readable), WithJsonSchema({"type": "string", "format": "uri"})
+]
+"""A path, bytes, an open file, or text: the address of a picture."""
+
+Image = Annotated[File, Field(description="The picture to enlarge.")]
+RandomSeed = Annotated[
+    Seed,
+    Field(
+        description="Fixes the noise; random when left out.",
+        json_schema_extra=approximated(
+            "the same seed repeats our picture, not that of the other program"
+        ),
+    ),
+    Whole,
+]
+
 
 @dataclass(frozen=True)
-class Situation:
-    """What a recipe may look at beside the inputs.
+class RunContext:
+    """What decides beside the inputs how a model is run.
 
     width, height: of the source in pixels, upright.
     family: of the bundle that will run, such as ``mini`` or ``sd15``.
@@ -90,14 +108,14 @@ class Situation:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How one run is carried out.
+class UpscaleRequest:
+    """What a model by name asks of the upscaler.
 
     passes: one upscale each; every one but the first enlarges the result before it.
     format: of the output file.
     mask: name of the file input that restricts the change; white changes.
     mask_keeps_white: white is kept instead.
-    seamless: the picture is a pattern that repeats.
+    seamless: the picture is a texture whose opposite edges meet.
     loras: (file, weight) that the bundle should carry.
     notes: sentences for the log on what is done otherwise than asked.
     """
@@ -111,35 +129,102 @@ class Recipe:
     notes: tuple[str, ...] = ()
 
 
-Values = Mapping[str, Any]
-Plan = Callable[[Values, Situation], Recipe]
+class Inputs(BaseModel):
+    """The inputs of one version of a model; a value of another type is refused, not bent."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    def request(self, context: RunContext) -> UpscaleRequest:
+        """Return what the upscaler is to do with these inputs.
+
+        Raises:
+            ModelError: the model needs weights or an extra that are not here.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputField:
+    """One input as forms, docs and schemas show it.
+
+    kind: ``string``, ``integer``, ``number``, ``boolean`` or ``file``.
+    default: what is used when nothing is given; None leaves it open.
+    low, high: inclusive bounds of a number.
+    choices: the only values there are; of one type.
+    fidelity: how far tegula does what the model of this name does: ``exact``,
+        ``approximated`` or ``refused``.
+    remark: what is done instead, or why not.
+    """
+
+    name: str
+    kind: str
+    description: str
+    default: Any = None
+    required: bool = False
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str | int, ...] = ()
+    fidelity: str = EXACT
+    remark: str = ""
 
 
 @dataclass(frozen=True)
 class Version:
-    """One fixed schema of a model and what becomes of its inputs.
+    """One fixed schema of a model, and what becomes of its inputs.
 
     name: of the model, ``owner/name``.
-    label: tells the versions of a model apart for people.
+    label: tells the versions of a model apart, and stays when weights or programs change.
+    inputs: the class that declares and interprets them.
     output: ``single`` or ``array`` of pictures.
     image: the file input that is enlarged.
+    weights: a fingerprint of the bundle in use; part of ``id`` alone.
     """
 
     name: str
     label: str
-    fields: tuple[Field, ...]
-    plan: Plan = field(repr=False, compare=False)
+    inputs: type[Inputs]
     output: str = SINGLE
     image: str = "image"
     weights: str = ""
 
+    @property
+    def reference(self) -> str:
+        """``owner/name:label``: what to keep of a version in order to find it again."""
+        return f"{self.name}:{self.label}"
+
     @cached_property
     def id(self) -> str:
-        """A hash over the schema, this version of tegula and the weights, 64 hex digits."""
-        content = [self.name, self.output, __version__, self.weights, *map(_identity, self.fields)]
+        """A hash over the schema, this release of tegula and the weights, 64 hex digits.
+
+        It shows that nothing has changed, and so is another one after every release.
+        """
+        fields = (
+            [f.name, f.kind, f.description, f.required, f.default, f.low, f.high, *f.choices]
+            for f in self.fields
+        )
+        content = [self.name, self.output, __version__, self.weights, *fields]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def field(self, name: str) -> Field | None:
+    @cached_property
+    def fields(self) -> tuple[InputField, ...]:
+        """The inputs, in the order of their declaration."""
+        return tuple(
+            InputField(
+                name=name,
+                kind=FILE if schema.get("format") == "uri" else schema["type"],
+                description=schema["description"],
+                default=schema.get("default"),
+                required="default" not in schema,
+                low=schema.get("minimum"),
+                high=schema.get("maximum"),
+                choices=tuple(schema.get("enum", ())),
+                fidelity=schema.get("fidelity", EXACT),
+                remark=schema.get("remark", ""),
+            )
+            for name, schema in properties_of(self.inputs).items()
+        )
+
+    def field(self, name: str) -> InputField | None:
         """Return the input of that name."""
         return next((known for known in self.fields if known.name == name), None)
 
@@ -173,19 +258,7 @@ def packaged_fingerprint() -> str:
         return ""
 
 
-def one_pass(options: UpscaleOptions, notes: Sequence[str] = (), **others: Any) -> Recipe:
-    """Return a recipe of a single upscale."""
-    return Recipe((options,), notes=tuple(notes), **others)
-
-
-def _identity(known: Field) -> list[object]:
-    limits = [known.required, known.default, known.low, known.high]
-    return [known.name, known.kind, known.description, *limits, *known.choices]
-
-
-# Checking inputs against a version, all of them at once, in Replicate's words.
-
-_SHOWN = 80
+# Checking what is given for the inputs, with all faults at once, in Replicate's words.
 
 
 @dataclass(frozen=True)
@@ -209,14 +282,19 @@ class InvalidInputsError(OptionError):
 
     code = "invalid_inputs"
 
-    def __init__(self, fields: tuple[InvalidField, ...]) -> None:
-        self.fields = fields
-        super().__init__("; ".join(_told(field) for field in fields) + ".")
+    def __init__(self, fields: Sequence[InvalidField]) -> None:
+        self.fields = tuple(fields)
+        sentences = (
+            f"{wrong.field}: {wrong.description[:1].lower()}{wrong.description[1:]}"
+            + (f", not {wrong.given}" if wrong.given else "")
+            for wrong in fields
+        )
+        super().__init__("; ".join(sentences) + ".")
 
     @property
     def detail(self) -> str:
         """One line per violation, as in the ``detail`` of Replicate's problems."""
-        return "".join(f"- {field.field}: {field.description}\n" for field in self.fields)
+        return "".join(f"- {wrong.field}: {wrong.description}\n" for wrong in self.fields)
 
 
 @dataclass(frozen=True)
@@ -227,7 +305,7 @@ class ValidInputs:
     warnings: sentences on inputs that the version does not know.
     """
 
-    values: Mapping[str, Any]
+    values: Inputs
     warnings: tuple[str, ...] = ()
 
 
@@ -242,23 +320,42 @@ def validate(version: Version, inputs: Mapping[str, Any]) -> ValidInputs:
         InvalidInputsError: lists all violations.
     """
     given = {name: value for name, value in inputs.items() if value is not None}
-    errors = [
-        InvalidField("required", "input", f"{known.name} is required")
-        for known in version.fields
-        if known.required and known.name not in given
-    ]
-    values: dict[str, Any] = {}
-    for known in version.fields:
-        values[known.name] = given.get(known.name, known.default)
-        if known.name in given:
-            error = _violation(known, given[known.name])
-            values[known.name] = _plain(known, given[known.name])
-            errors += [error] if error else []
-    if errors:
-        raise InvalidInputsError(tuple(errors))
-    unknown = [name for name in given if version.field(name) is None]
-    warnings = tuple(f"{version.name} has no input {name}; it is ignored." for name in unknown)
-    return ValidInputs(values, warnings)
+    known = {field.name: field for field in version.fields}
+    try:
+        values = version.inputs(**{name: value for name, value in given.items() if name in known})
+    except ValidationError as error:
+        wrong = [_violation(known[str(each["loc"][0])], each) for each in error.errors()]
+        wrong.sort(key=lambda field: field.type != "required")
+        raise InvalidInputsError(wrong) from None
+    warnings = (
+        f"{version.name} has no input {name}; it is ignored." for name in given if name not in known
+    )
+    return ValidInputs(values, tuple(warnings))
+
+
+def _violation(known: InputField, error: Mapping[str, Any]) -> InvalidField:
+    given, context = error["input"], error.get("ctx", {})
+    if error["type"] == "missing":
+        return InvalidField("required", "input", f"{known.name} is required")
+    kind = "invalid_type"
+    expected = STRING if known.kind == FILE else known.kind
+    description = f"Invalid type. Expected: {expected}, given: {_type_name(given)}"
+    if error["type"] == "greater_than_equal":
+        kind, description = "number_gte", f"Must be greater than or equal to {plain(context['ge'])}"
+    elif error["type"] == "less_than_equal":
+        kind, description = "number_lte", f"Must be less than or equal to {plain(context['le'])}"
+    elif error["type"] == "value_error":
+        kind, description = "enum", str(context["error"])
+    elif error["type"] == "literal_error" and _type_name(given) == known.kind:
+        choices = ", ".join(json.dumps(choice, ensure_ascii=False) for choice in known.choices)
+        kind, description = "enum", f"{known.name} must be one of the following: {choices}"
+    return InvalidField(kind, f"input.{known.name}", description, shown(given))
+
+
+def _type_name(value: object) -> str:
+    """Return what JSON Schema calls the type of a value."""
+    names = {bool: BOOLEAN, int: INTEGER, float: NUMBER, list: "array", tuple: "array"}
+    return "object" if isinstance(value, Mapping) else names.get(type(value), STRING)
 
 
 def from_text(version: Version, words: Mapping[str, str]) -> dict[str, Any]:
@@ -266,146 +363,63 @@ def from_text(version: Version, words: Mapping[str, str]) -> dict[str, Any]:
 
     What cannot be turned stays text, so that ``validate`` can tell what is wrong with it.
     """
-    return {name: _from_word(version.field(name), word) for name, word in words.items()}
+    kinds = {field.name: field.kind for field in version.fields}
+    return {name: _from_word(kinds.get(name, STRING), word) for name, word in words.items()}
 
 
-def _from_word(known: Field | None, word: str) -> Any:
-    kind = known.kind if known else STRING
+def _from_word(kind: str, word: str) -> Any:
     if kind == BOOLEAN:
         return {"true": True, "1": True, "false": False, "0": False}.get(word.lower(), word)
     try:
-        if kind == INTEGER:
-            return int(word)
-        if kind == NUMBER:
-            return float(word)
+        return {INTEGER: int, NUMBER: float}.get(kind, str)(word)
     except ValueError:
-        pass
-    return word
-
-
-def _violation(known: Field, value: Any) -> InvalidField | None:
-    name, given = f"input.{known.name}", _shown(value)
-    if not _fits(known.kind, value):
-        expected = STRING if known.kind == FILE else known.kind
-        description = f"Invalid type. Expected: {expected}, given: {_type_name(value)}"
-        return InvalidField("invalid_type", name, description, given)
-    if known.choices and value not in known.choices:
-        listed = ", ".join(_quoted(choice) for choice in known.choices)
-        description = f"{known.name} must be one of the following: {listed}"
-        return InvalidField("enum", name, description, given)
-    if value in known.refusals if isinstance(value, str) else False:
-        return InvalidField("enum", name, known.refusals[value], given)
-    if known.low is not None and value < known.low:
-        description = f"Must be greater than or equal to {_number(known.low)}"
-        return InvalidField("number_gte", name, description, given)
-    if known.high is not None and value > known.high:
-        description = f"Must be less than or equal to {_number(known.high)}"
-        return InvalidField("number_lte", name, description, given)
-    return None
-
-
-def _fits(kind: str, value: Any) -> bool:
-    if kind == STRING:
-        return isinstance(value, str)
-    if kind == BOOLEAN:
-        return isinstance(value, bool)
-    if kind == FILE:
-        return isinstance(value, str | Path | bytes) or hasattr(value, "read")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return False
-    return kind == NUMBER or value == int(value)
-
-
-def _plain(known: Field, value: Any) -> Any:
-    return int(value) if known.kind == INTEGER and _fits(INTEGER, value) else value
-
-
-def _type_name(value: Any) -> str:
-    if isinstance(value, bool):
-        return BOOLEAN
-    if isinstance(value, int):
-        return INTEGER
-    if isinstance(value, float):
-        return NUMBER
-    if isinstance(value, Mapping):
-        return "object"
-    return "array" if isinstance(value, list | tuple) else STRING
-
-
-def _told(field: InvalidField) -> str:
-    given = f", not {field.given}" if field.given else ""
-    return f"{field.field}: {field.description[:1].lower()}{field.description[1:]}{given}"
-
-
-def _quoted(choice: str | int) -> str:
-    return f'"{choice}"' if isinstance(choice, str) else str(choice)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _number(bound: float) -> str:
-    return str(int(bound)) if bound == int(bound) else str(bound)
+        return word
 
 
 # A version's schema as an OpenAPI document in the form that Replicate's models have.
 
-_URI: dict[str, Any] = {"type": "string", "format": "uri"}
+_URI: Mapping[str, str] = {"type": "string", "format": "uri"}
 
 
 def openapi_schema(version: Version) -> dict[str, Any]:
     """Return the document; ``components.schemas`` holds Input, Output and the enums."""
-    enums = {known.name: _enum(known) for known in version.fields if known.choices}
-    return {
-        "openapi": "3.0.2",
-        "info": {"title": "Cog", "version": "0.1.0"},
-        "paths": {},
-        "components": {"schemas": {"Input": _input(version), "Output": _output(version), **enums}},
-    }
-
-
-def _input(version: Version) -> dict[str, Any]:
-    schema: dict[str, Any] = {
+    output: dict[str, Any] = {**_URI, "title": "Output"}
+    if version.output == ARRAY:
+        output = {"type": "array", "items": dict(_URI), "title": "Output"}
+    inputs: dict[str, Any] = {
         "type": "object",
         "title": "Input",
         "properties": {
             known.name: _property(known, order) for order, known in enumerate(version.fields)
         },
     }
-    required = [known.name for known in version.fields if known.required]
-    return {**schema, "required": required} if required else schema
-
-
-def _property(known: Field, order: int) -> dict[str, Any]:
-    schema: dict[str, Any]
-    if known.choices:
-        schema = {"allOf": [{"$ref": f"#/components/schemas/{known.name}"}]}
-    elif known.kind == FILE:
-        schema = {**_URI, "title": _title(known.name)}
-    else:
-        schema = {"type": known.kind, "title": _title(known.name)}
-    optional = {"default": known.default, "minimum": known.low, "maximum": known.high}
-    schema |= {key: value for key, value in optional.items() if value is not None}
-    return {**schema, "x-order": order, "description": known.description}
-
-
-def _enum(known: Field) -> dict[str, Any]:
-    kind = STRING if isinstance(known.choices[0], str) else "integer"
+    if required := [known.name for known in version.fields if known.required]:
+        inputs["required"] = required
+    enums = {
+        known.name: {
+            "type": known.kind,
+            "title": known.name,
+            "enum": list(known.choices),
+            "description": "An enumeration.",
+        }
+        for known in version.fields
+        if known.choices
+    }
     return {
-        "type": kind,
-        "title": known.name,
-        "enum": list(known.choices),
-        "description": "An enumeration.",
+        "openapi": "3.0.2",
+        "info": {"title": "Cog", "version": "0.1.0"},
+        "paths": {},
+        "components": {"schemas": {"Input": inputs, "Output": output, **enums}},
     }
 
 
-def _output(version: Version) -> dict[str, Any]:
-    if version.output == ARRAY:
-        return {"type": "array", "items": dict(_URI), "title": "Output"}
-    return {**_URI, "title": "Output"}
-
-
-def _title(name: str) -> str:
-    return name.replace("_", " ").capitalize()
+def _property(known: InputField, order: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {
+        **(_URI if known.kind == FILE else {"type": known.kind}),
+        "title": known.name.replace("_", " ").capitalize(),
+    }
+    if known.choices:
+        schema = {"allOf": [{"$ref": f"#/components/schemas/{known.name}"}]}
+    optional = {"default": known.default, "minimum": known.low, "maximum": known.high}
+    schema |= {key: value for key, value in optional.items() if value is not None}
+    return {**schema, "x-order": order, "description": known.description}

@@ -1,4 +1,4 @@
-"""Finding a version by what people write: ``owner/name``, with ``:latest`` or an id."""
+"""Finding a version by what people write: ``owner/name``, with a label or an id behind a colon."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHORTEST_PREFIX = 8
 
 @dataclass(frozen=True)
 class Catalog:
-    """All models over one set of weights, whose fingerprint is part of every version id."""
+    """All models over one set of weights, whose fingerprint is part of every version's id."""
 
     weights: str
 
@@ -35,9 +35,13 @@ class Catalog:
         )
 
     def find(self, reference: str = DEFAULT_MODEL) -> Version:
-        """Return the version of ``owner/name``, ``owner/name:latest``, ``owner/name:ID`` or ``ID``.
+        """Return the version that a reference names.
 
-        An id may be shortened to its first eight digits or more.
+        Args:
+            reference: ``owner/name`` or ``owner/name:latest`` for the newest version;
+                ``owner/name:LABEL``, which ``Version.reference`` gives and which finds the
+                same version after every release and over all weights; ``owner/name:ID`` or
+                ``ID``, of which the first eight digits do, for this very release.
 
         Raises:
             UnknownModelError: there is none.
@@ -51,13 +55,17 @@ class Catalog:
             raise UnknownModelError(f"There is no model {name}; known are {names}.")
         if name and wanted in ("", LATEST):
             return known[0].latest
-        for model in known:
-            for version in model.versions:
-                if len(wanted) >= _SHORTEST_PREFIX and version.id.startswith(wanted):
-                    return version
-                if wanted == version.label:
-                    return version
-        raise UnknownModelError(f"{name or 'No model'} has no version {wanted}.")
+        for version in (version for model in known for version in model.versions):
+            if len(wanted) >= _SHORTEST_PREFIX and version.id.startswith(wanted):
+                return version
+            if name and wanted == version.label:
+                return version
+        labels = ", ".join(version.label for version in known[0].versions)
+        raise UnknownModelError(
+            f"{name} has no version {wanted}; it has {labels}."
+            if name
+            else f"No model has a version {wanted}."
+        )
 
 
 _PACKAGED = Catalog(packaged_fingerprint())

@@ -1,19 +1,19 @@
-"""Running a model of the catalogue with the upscaler."""
+"""Running a model by name with the upscaler."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tegula.catalog.inputs import Recipe, Situation, ValidInputs, Version
-from tegula.options import UpscaleOptions
+from tegula.catalog.inputs import RunContext, ValidInputs, Version
+from tegula.options import UpscaleOptions, target_size
 from tegula.progress import Cancelled, OnProgress, Progress, never_cancelled
 
+# The catalogue is listed without numpy and torch, which the first run loads.
 if TYPE_CHECKING:
-    from tegula.images.open import Source
+    from tegula.images.open import Picture, Source
     from tegula.upscaler import Upscaler, UpscaleResult
 
 
@@ -21,8 +21,8 @@ Provider = Callable[[Sequence[tuple[str, float]]], "Upscaler"]
 """Returns the upscaler to run on, with these (file, weight) LoRAs on its bundle."""
 
 OnLog = Callable[[str], None]
-MEDIA_TYPES: Mapping[str, str] = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
-QUALITY = 95
+_MEDIA_TYPES: Mapping[str, str] = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -56,97 +56,71 @@ def run(
         provider: gives the upscaler.
         files: what the file inputs hold, where the inputs have an address only.
         limits: options whose ``max_pixels`` bounds input and result.
-        on_progress: told how far all passes together are.
-        on_log: told sentences on what is done otherwise than asked.
+        on_progress: receives how far all passes together are.
+        on_log: receives sentences on what is done otherwise than asked for.
         cancelled: asked between small pieces of work.
 
     Raises:
         InputError, ModelError, NumericalError, OutOfMemoryError, CancelledError: as
             ``Upscaler.upscale`` does, or because the model cannot run here.
     """
-    log = on_log or _ignore
-    sources = {**inputs.values, **(files or {})}
-    upscaler = provider(())
-    source, situation = _situation(sources[version.image], upscaler, limits or UpscaleOptions())
-    recipe = version.plan(inputs.values, situation)
-    for sentence in (*inputs.warnings, *recipe.notes):
-        log(sentence)
-    if recipe.loras:
-        upscaler = provider(recipe.loras)
-    mask = sources.get(recipe.mask) if recipe.mask else None
-    result = _upscaled(upscaler, source, recipe, _Run(mask, limits, on_progress, cancelled, log))
-    yield _output(result, recipe)
-
-
-@dataclass(frozen=True)
-class _Run:
-    mask: Source | None
-    limits: UpscaleOptions | None
-    on_progress: OnProgress | None
-    cancelled: Cancelled
-    log: OnLog
-
-
-def _situation(
-    source: Source, upscaler: Upscaler, limits: UpscaleOptions
-) -> tuple[Source, Situation]:
-    """Read the size of the source; a stream is read into memory on the way."""
-    from PIL import Image
-
-    from tegula.images.open import decode
-    from tegula.images.samples import ArrayLike
-
-    if not isinstance(source, str | Path | bytes | Image.Image | ArrayLike):
-        source = source.read()
-    width, height = decode(source, max_pixels=limits.max_pixels).facts.size
-    facts = upscaler.bundle.facts
-    return source, Situation(
-        width, height, facts.family, facts.window_multiple, facts.minimum_window
-    )
-
-
-def _upscaled(upscaler: Upscaler, source: Source, recipe: Recipe, run: _Run) -> UpscaleResult:
-    from tegula.catalog.patterns import upscale_pattern
     from tegula.images.encode import encode
-    from tegula.images.open import inverted
+    from tegula.images.open import decode, inverted
 
-    limit = (run.limits or UpscaleOptions()).max_pixels
-    mask = run.mask
-    if mask is not None and recipe.mask_keeps_white:
-        mask = inverted(mask, limit)
+    log = on_log or _ignore
+    max_pixels = (limits or UpscaleOptions()).max_pixels
+    sources = {**dict(inputs.values), **(files or {})}
+    upscaler = provider(())
+    picture = decode(sources[version.image], max_pixels=max_pixels)
+    facts = upscaler.bundle.facts
+    request = inputs.values.request(
+        RunContext(*picture.facts.size, facts.family, facts.window_multiple, facts.minimum_window)
+    )
+    for sentence in (*inputs.warnings, *request.notes):
+        log(sentence)
+    if request.loras:
+        upscaler = provider(request.loras)
+    mask = sources.get(request.mask) if request.mask else None
+    if mask is not None and request.mask_keeps_white:
+        mask = inverted(mask, max_pixels)
+    upscale = _upscale_seamless if request.seamless else _upscale
     results: list[UpscaleResult] = []
-    for number, asked in enumerate(recipe.passes):
+    for number, options in enumerate(request.passes):
         if results:
-            source = encode(results[-1].image, metadata=results[-1].metadata).data
-        upscale = upscale_pattern if recipe.seamless else _upscale
+            picture = _as_picture(results.pop(), max_pixels)
         result = upscale(
             upscaler,
-            source,
-            asked.replaced(max_pixels=limit),
+            picture,
+            options.replaced(max_pixels=max_pixels),
             mask,
-            _share(run.on_progress, number, len(recipe.passes)),
-            run.cancelled,
+            _overall(on_progress, number, len(request.passes)),
+            cancelled,
         )
-        for sentence in result.warnings:
-            run.log(sentence)
         results.append(result)
-    return results[-1]
-
-
-def _upscale(
-    upscaler: Upscaler,
-    source: Source,
-    options: UpscaleOptions,
-    mask: Source | None,
-    on_progress: OnProgress | None,
-    cancelled: Cancelled,
-) -> UpscaleResult:
-    return upscaler.upscale(
-        source, options, mask=mask, on_progress=on_progress, cancelled=cancelled
+        for sentence in result.warnings:
+            log(sentence)
+    encoded = encode(
+        result.image,
+        request.format,
+        quality=_QUALITY,
+        metadata=result.metadata,
+        settings=result.settings,
+    )
+    yield Output(
+        f"out-0.{request.format}",
+        _MEDIA_TYPES[request.format],
+        encoded.data,
+        result.image.width,
+        result.image.height,
+        result.settings,
     )
 
 
-def _share(on_progress: OnProgress | None, number: int, passes: int) -> OnProgress | None:
+def _ignore(sentence: str) -> None:
+    """Log nowhere."""
+
+
+def _overall(on_progress: OnProgress | None, number: int, passes: int) -> OnProgress | None:
     """Return what turns the progress of one pass into that of all."""
     if on_progress is None or passes == 1:
         return on_progress
@@ -159,20 +133,67 @@ def _share(on_progress: OnProgress | None, number: int, passes: int) -> OnProgre
     return report
 
 
-def _output(result: UpscaleResult, recipe: Recipe) -> Output:
-    from tegula.images.encode import encode
+def _as_picture(result: UpscaleResult, max_pixels: int) -> Picture:
+    """Return a result as the source of the next pass, with all that its file would keep."""
+    from tegula.images.open import decode
 
-    encoded = encode(
-        result.image,
-        recipe.format,
-        quality=QUALITY,
-        metadata=result.metadata,
-        settings=result.settings,
+    image = result.image.copy()
+    if result.metadata.profile is not None:
+        image.info["icc_profile"] = result.metadata.profile
+    picture = decode(image, max_pixels=max_pixels)
+    facts = dataclasses.replace(picture.facts, metadata=result.metadata)
+    return dataclasses.replace(picture, facts=facts)
+
+
+def _upscale(
+    upscaler: Upscaler,
+    picture: Picture,
+    options: UpscaleOptions,
+    mask: Source | None,
+    on_progress: OnProgress | None,
+    cancelled: Cancelled,
+) -> UpscaleResult:
+    from tegula.pipeline.prepare import prepare
+
+    return upscaler.upscale(
+        prepare(picture, options),
+        options,
+        mask=mask,
+        on_progress=on_progress,
+        cancelled=cancelled,
     )
-    width, height = result.image.size
-    media = MEDIA_TYPES[recipe.format]
-    return Output(f"out-0.{recipe.format}", media, encoded.data, width, height, result.settings)
 
 
-def _ignore(sentence: str) -> None:
-    """Tell nobody."""
+def _upscale_seamless(
+    upscaler: Upscaler,
+    picture: Picture,
+    options: UpscaleOptions,
+    mask: Source | None,
+    on_progress: OnProgress | None,
+    cancelled: Cancelled,
+) -> UpscaleResult:
+    """Upscale a texture whose opposite edges meet, so that they meet in the result too.
+
+    An eighth of the picture is repeated beyond each edge, enlarged along, and faded into
+    the edge that it repeats. The result is sRGB and has no metadata of the source.
+    """
+    from tegula.images.open import decode
+    from tegula.images.pixels import margins, to_image, unwrapped, wrapped
+
+    image = to_image(picture.rgb, picture.alpha)
+    width, height = target_size(options, *image.size)
+    across, down = margins(*image.size)
+    right = max(1, round(across * width / image.width))
+    below = max(1, round(down * height / image.height))
+    if mask is not None:
+        opened = decode(mask, max_pixels=options.max_pixels)
+        flat = to_image(opened.rgb, opened.alpha)
+        mask = wrapped(flat, *margins(*flat.size))
+    result = upscaler.upscale(
+        wrapped(image, across, down),
+        options.replaced(size=(width + 2 * right, height + 2 * below), scale=None, resolution=None),
+        mask=mask,
+        on_progress=on_progress,
+        cancelled=cancelled,
+    )
+    return dataclasses.replace(result, image=unwrapped(result.image, right, below))

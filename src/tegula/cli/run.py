@@ -83,7 +83,7 @@ def _run_version(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PathError(f"{folder} cannot be created: {error.strerror}.") from error
-    image = inputs.values[version.image]
+    image = getattr(inputs.values, version.image)
     source = image.stem if isinstance(image, Path) else "out"
     with show_progress(console, source) as on_progress, interruption.polled():
         outputs = list(

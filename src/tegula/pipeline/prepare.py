@@ -9,7 +9,7 @@ from PIL import Image
 
 from tegula.errors import OptionError
 from tegula.images.adjust import flatness, soften_blocks
-from tegula.images.open import Facts, Source, decode
+from tegula.images.open import Facts, Picture, Source, decode
 from tegula.images.pixels import Float, Size, fill_hidden
 from tegula.models.prescalers import LANCZOS
 from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part
@@ -41,8 +41,12 @@ class Prepared:
         return self.rgb.shape[1], self.rgb.shape[0]
 
 
-def prepare(source: Source, options: UpscaleOptions) -> Prepared:
+def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
     """Decode the source within limits, cut out the crop, and reduce JPEG damage.
+
+    Args:
+        source: what ``decode`` reads, or what it returned.
+        options: crop, limit of pixels and prescaler count here.
 
     Raises:
         PathError: the path cannot be read.
@@ -50,7 +54,10 @@ def prepare(source: Source, options: UpscaleOptions) -> Prepared:
         TooLargeError: more than ``options.max_pixels`` pixels.
         OptionError: the crop leaves the picture.
     """
-    picture = decode(source, max_pixels=options.max_pixels)
+    if isinstance(source, Picture):
+        picture = source
+    else:
+        picture = decode(source, max_pixels=options.max_pixels)
     rgb, alpha, facts = picture.rgb, picture.alpha, picture.facts
     if options.crop is not None:
         x, y, width, height = options.crop

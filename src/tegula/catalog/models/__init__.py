@@ -11,8 +11,8 @@ from tegula.catalog.models.high_resolution_controlnet_tile import (
 from tegula.catalog.models.real_esrgan import MODEL as REAL_ESRGAN
 from tegula.catalog.models.swinir import MODEL as SWINIR
 from tegula.catalog.models.tegula_upscale import MODEL as TEGULA_UPSCALE
-from tegula.catalog.models.ultimate_portrait_upscale import MODEL as ULTIMATE_PORTRAIT_UPSCALE
 from tegula.catalog.models.ultimate_sd_upscale import MODEL as ULTIMATE_SD_UPSCALE
+from tegula.catalog.models.ultimate_sd_upscale import PORTRAIT_MODEL as ULTIMATE_PORTRAIT_UPSCALE
 
 MODELS = (
     TEGULA_UPSCALE,

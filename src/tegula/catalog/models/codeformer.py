@@ -2,77 +2,78 @@
 
 from __future__ import annotations
 
-from tegula.catalog.adapters import check_faces
+from pydantic import Field
+
 from tegula.catalog.inputs import (
-    APPROXIMATED,
-    BOOLEAN,
-    INTEGER,
-    NUMBER,
-    Field,
+    File,
+    Inputs,
+    Integer,
     Model,
-    Recipe,
-    Situation,
-    Values,
+    RunContext,
+    UpscaleRequest,
     Version,
-    image_field,
-    one_pass,
+    approximated,
 )
+from tegula.catalog.weights import check_faces
 from tegula.options import UpscaleOptions
 
-_FILE = "codeformer"
+_FACES = "codeformer"
 
-FIELDS = (
-    image_field(description="The picture with faces."),
-    Field(
-        name="codeformer_fidelity", kind=NUMBER, default=0.5, low=0, high=1,
+
+class CodeFormer(Inputs):
+    """No diffusion."""
+
+    image: File = Field(description="The picture with faces.")
+    codeformer_fidelity: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
         description="0 restores most, 1 keeps most of the face.",
-        fidelity=APPROXIMATED,
-        remark="the same weight in the same net; faces are found by another detector, fade out "
-        "towards a square instead of an outline, and keep their coarse tones",
-    ),
-    Field(
-        name="background_enhance", kind=BOOLEAN, default=True,
-        description="Enlarge what is no face with Real-ESRGAN.",
-        fidelity=APPROXIMATED, remark="with Real-ESRGAN x4plus instead of x2plus",
-    ),
-    Field(
-        name="face_upsample", kind=BOOLEAN, default=True,
-        description="Enlarge restored faces with Real-ESRGAN.",
-        fidelity=APPROXIMATED,
-        remark="with x4plus, and only faces that the result shows larger than 512 pixels",
-    ),
-    Field(
-        name="upscale", kind=INTEGER, default=2, low=1, high=16,
-        description="How many times as wide and high the result is.",
-    ),
-)  # fmt: skip
-
-
-def plan(values: Values, situation: Situation) -> Recipe:  # noqa: ARG001 - the same for all
-    """Return one upscale without diffusion.
-
-    Raises:
-        MissingWeightsError: the file is not in the models folder.
-        MissingExtraError: the detector of faces is not installed.
-    """
-    check_faces(_FILE)
-    return one_pass(
-        UpscaleOptions(
-            scale=values["upscale"],
-            creativity=0.0,
-            prescaler="realesrgan-x4plus" if values["background_enhance"] else "lanczos",
-            faces=_FILE,
-            face_fidelity=values["codeformer_fidelity"],
-            face_upsample=values["face_upsample"],
-        )
+        json_schema_extra=approximated(
+            "the same weight in the same net; faces are found by another detector, fade out "
+            "towards a square instead of an outline, and keep their coarse tones"
+        ),
     )
+    background_enhance: bool = Field(
+        default=True,
+        description="Enlarge what is no face with Real-ESRGAN.",
+        json_schema_extra=approximated("with Real-ESRGAN x4plus instead of x2plus"),
+    )
+    face_upsample: bool = Field(
+        default=True,
+        description="Enlarge restored faces with Real-ESRGAN.",
+        json_schema_extra=approximated(
+            "with x4plus, and only faces that the result shows larger than 512 pixels"
+        ),
+    )
+    upscale: Integer = Field(
+        default=2, ge=1, le=16, description="How many times as wide and high the result is."
+    )
+
+    def request(self, context: RunContext) -> UpscaleRequest:  # noqa: ARG002 - the same for all
+        """Return one upscale.
+
+        Raises:
+            MissingWeightsError: the file is not in the models folder.
+            MissingExtraError: the detector of faces is not installed.
+        """
+        check_faces(_FACES)
+        options = UpscaleOptions(
+            scale=self.upscale,
+            creativity=0.0,
+            prescaler="realesrgan-x4plus" if self.background_enhance else "lanczos",
+            faces=_FACES,
+            face_fidelity=self.codeformer_fidelity,
+            face_upsample=self.face_upsample,
+        )
+        return UpscaleRequest((options,))
 
 
 MODEL = Model(
     "sczhou",
     "codeformer",
     "CodeFormer: restores faces, and enlarges the rest with Real-ESRGAN.",
-    (Version("sczhou/codeformer", "1", FIELDS, plan),),
+    (Version("sczhou/codeformer", "1", CodeFormer),),
     "Needs the extra `faces`, the project's file, and a package of its network that may be "
     "used for non-commercial purposes only and is never installed along.",
 )

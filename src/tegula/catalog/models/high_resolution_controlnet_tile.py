@@ -3,181 +3,186 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from tegula.catalog.adapters import found_loras
+from pydantic import Field
+
 from tegula.catalog.inputs import (
-    APPROXIMATED,
     ARRAY,
-    BOOLEAN,
-    INTEGER,
-    NUMBER,
-    STRING,
-    Field,
+    Image,
+    Inputs,
     Model,
-    Recipe,
-    Situation,
-    Values,
+    RandomSeed,
+    RunContext,
+    UpscaleRequest,
     Version,
-    image_field,
-    one_pass,
-    seed_field,
+    Whole,
+    approximated,
 )
+from tegula.catalog.weights import find_lora
 from tegula.options import Scheduler, UpscaleOptions
 
-NAME = "batouresearch/high-resolution-controlnet-tile"
-SCHEDULERS: Mapping[str, Scheduler] = {
+_NAME = "batouresearch/high-resolution-controlnet-tile"
+_SCHEDULERS: Mapping[str, Scheduler] = {
     "DDIM": "ddim",
     "DPMSolverMultistep": "dpm++2m",
     "K_EULER_ANCESTRAL": "euler-ancestral",
     "K_EULER": "euler",
 }
-NEGATIVE_PROMPT = (
-    "teeth, tooth, open mouth, longbody, lowres, bad anatomy, bad hands, missing fingers, "
-    "extra digit, fewer digits, cropped, worst quality, low quality, mutant"
-)
 _DETAIL_PER_STRENGTH = 0.25
 _SHARPEN_PER_STRENGTH = 0.2
-_TILED = "in windows of one canvas, where the original makes one pass over all of it"
 
-
-def _fields(
-    resolutions: tuple[int, ...],
-    *,
-    resolution: int,
-    resemblance: float,
-    creativity: tuple[float, float],
-    steps: int,
-    guidance: tuple[float, float],
-) -> tuple[Field, ...]:
-    """Return what both generations have; pairs are (default, lowest)."""
-    return (
-        Field(name="prompt", kind=STRING, default="", description="What the picture shows."),
-        image_field(),
-        Field(
-            name="resolution", kind=INTEGER, default=resolution, choices=resolutions,
-            description="Length of the shorter side of the result, in pixels.",
-            fidelity=APPROXIMATED,
-            remark="the aspect ratio is kept, where the original rounds both sides to "
-            "multiples of 128",
-        ),
-        Field(
-            name="resemblance", kind=NUMBER, default=resemblance, low=0, high=1,
-            description="Strength of the ControlNet: how firmly the structure is kept.",
-        ),
-        Field(
-            name="creativity", kind=NUMBER, default=creativity[0], low=creativity[1], high=1,
-            description="Denoise strength: 1 keeps nothing of the source.",
-            fidelity=APPROXIMATED, remark=_TILED,
-        ),
-        Field(
-            name="hdr", kind=NUMBER, default=0.0, low=0, high=1,
-            description="Fuses exposures to open shadows and highlights.",
-            fidelity=APPROXIMATED,
-            remark="the same nine exposures; 0 really changes nothing, and colours are held "
-            "to the fused picture",
-        ),
-        Field(
-            name="scheduler", kind=STRING, default="DDIM", choices=tuple(SCHEDULERS),
-            description="The solver that walks from noise to picture.",
-        ),
-        Field(
-            name="steps", kind=INTEGER, default=steps, low=1, high=1000,
-            description="Length of the schedule; steps x creativity of them are run.",
-        ),
-        Field(
-            name="guidance_scale", kind=NUMBER, default=guidance[0], low=guidance[1], high=30,
-            description="How firmly the prompt is followed; up to 1 it is off.",
-        ),
-        seed_field(),
-        Field(
-            name="negative_prompt", kind=STRING, default=NEGATIVE_PROMPT,
-            description="What to steer away from.",
-        ),
-        Field(
-            name="guess_mode", kind=BOOLEAN, default=False,
-            description="Control from the picture alone, fading over the blocks.",
-        ),
-    )  # fmt: skip
-
-
-OLDER = _fields(
-    (2048, 2560),
-    resolution=2048,
-    resemblance=0.5,
-    creativity=(0.5, 0.0),
-    steps=20,
-    guidance=(7.0, 0.1),
+# The generations have the same inputs in the same order, with other defaults and bounds.
+_RESOLUTION = Field(
+    description="Length of the shorter side of the result, in pixels.",
+    json_schema_extra=approximated(
+        "the aspect ratio is kept, where the original rounds both sides to multiples of 128"
+    ),
 )
-CURRENT = (
-    *_fields(
-        (2048, 2560, 4096),
-        resolution=2560,
-        resemblance=0.85,
-        creativity=(0.35, 0.1),
-        steps=8,
-        guidance=(0.0, 0.0),
-    ),
+_Resemblance = Annotated[
+    float,
     Field(
-        name="lora_details_strength", kind=NUMBER, default=1.0, low=-5, high=3,
+        ge=0,
+        le=1,
+        description="Strength of the ControlNet: how firmly the structure is kept.",
+    ),
+]
+_Creativity = Annotated[
+    float,
+    Field(
+        le=1,
+        description="Denoise strength: 1 keeps nothing of the source.",
+        json_schema_extra=approximated(
+            "in windows of one canvas, where the original makes one pass over all of it"
+        ),
+    ),
+]
+_Steps = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=1000,
+        description="Length of the schedule; steps x creativity of them are run.",
+    ),
+    Whole,
+]
+_GuidanceScale = Annotated[
+    float, Field(le=30, description="How firmly the prompt is followed; up to 1 it is off.")
+]
+
+
+class _TileInputs(Inputs):
+    prompt: str = Field(default="", description="What the picture shows.")
+    image: Image
+    resolution: Annotated[int, _RESOLUTION]
+    resemblance: _Resemblance
+    creativity: _Creativity
+    hdr: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Fuses exposures to open shadows and highlights.",
+        json_schema_extra=approximated(
+            "the same nine exposures; 0 really changes nothing, and colours are held "
+            "to the fused picture"
+        ),
+    )
+    scheduler: Literal["DDIM", "DPMSolverMultistep", "K_EULER_ANCESTRAL", "K_EULER"] = Field(
+        default="DDIM", description="The solver that walks from noise to picture."
+    )
+    steps: _Steps
+    guidance_scale: _GuidanceScale
+    seed: RandomSeed | None = None
+    negative_prompt: str = Field(
+        default="teeth, tooth, open mouth, longbody, lowres, bad anatomy, bad hands, missing "
+        "fingers, extra digit, fewer digits, cropped, worst quality, low quality, mutant",
+        description="What to steer away from.",
+    )
+    guess_mode: bool = Field(
+        default=False, description="Control from the picture alone, fading over the blocks."
+    )
+
+    def _options(self, *, detail: float = 0.0, sharpen: float = 0.0) -> UpscaleOptions:
+        return UpscaleOptions(
+            resolution=self.resolution,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            creativity=self.creativity,
+            resemblance=self.resemblance,
+            guidance_scale=self.guidance_scale,
+            guess_mode=self.guess_mode,
+            scheduler=_SCHEDULERS[self.scheduler],
+            steps=self.steps,
+            seed=self.seed,
+            hdr=self.hdr,
+            prescaler="realesrgan-x4plus",
+            detail=detail,
+            sharpen=sharpen,
+        )
+
+
+class OlderTile(_TileInputs):
+    """The generation that answers with a list of one PNG file."""
+
+    resolution: Annotated[Literal[2048, 2560], Whole, _RESOLUTION] = 2048
+    resemblance: _Resemblance = 0.5
+    creativity: _Creativity = Field(default=0.5, ge=0.0)
+    steps: _Steps = 20
+    guidance_scale: _GuidanceScale = Field(default=7.0, ge=0.1)
+
+    def request(self, context: RunContext) -> UpscaleRequest:  # noqa: ARG002 - the same for all
+        """Return one upscale to a PNG file."""
+        return UpscaleRequest((self._options(),))
+
+
+class CurrentTile(_TileInputs):
+    """The generation with LoRAs for detail and sharpness."""
+
+    resolution: Annotated[Literal[2048, 2560, 4096], Whole, _RESOLUTION] = 2560
+    resemblance: _Resemblance = 0.85
+    creativity: _Creativity = Field(default=0.35, ge=0.1)
+    steps: _Steps = 8
+    guidance_scale: _GuidanceScale = Field(default=0.0, ge=0.0)
+    lora_details_strength: float = Field(
+        default=1.0,
+        ge=-5,
+        le=3,
         description="How much fine detail there is; below 0 there is less.",
-        fidelity=APPROXIMATED,
-        remark="drives the LoRA `more_details.safetensors` where the `lora` folder of the models "
-        "folder has it; otherwise scales what diffusion changed, by 1 + (strength - 1) / 4",
-    ),
-    Field(
-        name="lora_sharpness_strength", kind=NUMBER, default=1.25, low=-5, high=10,
+        json_schema_extra=approximated(
+            "drives the LoRA `more_details.safetensors` where the `lora` folder of the models "
+            "folder has it; otherwise scales what diffusion changed, by 1 + (strength - 1) / 4"
+        ),
+    )
+    lora_sharpness_strength: float = Field(
+        default=1.25,
+        ge=-5,
+        le=10,
         description="How sharp the picture is; above 2 it looks overdone.",
-        fidelity=APPROXIMATED,
-        remark="drives the LoRA `add_sharpness.safetensors` where it is there; otherwise "
-        "sharpens the result by strength / 5, and below 0 not at all",
-    ),
-    Field(
-        name="format", kind=STRING, default="jpg", choices=("jpg", "png"),
-        description="Of the result.",
-    ),
-)  # fmt: skip
-
-
-def _options(values: Values, *, detail: float = 0.0, sharpen: float = 0.0) -> UpscaleOptions:
-    return UpscaleOptions(
-        resolution=values["resolution"],
-        prompt=values["prompt"],
-        negative_prompt=values["negative_prompt"],
-        creativity=values["creativity"],
-        resemblance=values["resemblance"],
-        guidance_scale=values["guidance_scale"],
-        guess_mode=values["guess_mode"],
-        scheduler=SCHEDULERS[values["scheduler"]],
-        steps=values["steps"],
-        seed=values["seed"],
-        hdr=values["hdr"],
-        prescaler="realesrgan-x4plus",
-        detail=detail,
-        sharpen=sharpen,
+        json_schema_extra=approximated(
+            "drives the LoRA `add_sharpness.safetensors` where it is there; otherwise "
+            "sharpens the result by strength / 5, and below 0 not at all"
+        ),
     )
+    format: Literal["jpg", "png"] = Field(default="jpg", description="Of the result.")
 
-
-def plan_older(values: Values, situation: Situation) -> Recipe:  # noqa: ARG001
-    """Return one upscale to a PNG file."""
-    return one_pass(_options(values))
-
-
-def plan_current(values: Values, situation: Situation) -> Recipe:
-    """Return one upscale, with the two strengths on LoRAs or on controls of ours."""
-    details, sharpness = values["lora_details_strength"], values["lora_sharpness_strength"]
-    loras = found_loras(
-        {"more_details.safetensors": details, "add_sharpness.safetensors": sharpness}, situation
-    )
-    if loras:
-        return one_pass(_options(values), format=values["format"], loras=loras)
-    detail = max(-1.0, (details - 1) * _DETAIL_PER_STRENGTH)
-    sharpen = max(0.0, sharpness * _SHARPEN_PER_STRENGTH)
-    note = (
-        f"Without the LoRAs, lora_details_strength sets detail to {detail:g} and "
-        f"lora_sharpness_strength sets sharpen to {sharpen:g}."
-    )
-    options = _options(values, detail=detail, sharpen=sharpen)
-    return one_pass(options, [note], format=values["format"])
+    def request(self, context: RunContext) -> UpscaleRequest:
+        """Return one upscale, with the two strengths on LoRAs or on options of ours."""
+        strengths = {
+            "more_details": self.lora_details_strength,
+            "add_sharpness": self.lora_sharpness_strength,
+        }
+        found = [(find_lora(name, context), strength) for name, strength in strengths.items()]
+        loras = tuple((file, strength) for file, strength in found if file is not None)
+        if len(loras) == len(strengths):
+            return UpscaleRequest((self._options(),), format=self.format, loras=loras)
+        detail = max(-1.0, (self.lora_details_strength - 1) * _DETAIL_PER_STRENGTH)
+        sharpen = max(0.0, self.lora_sharpness_strength * _SHARPEN_PER_STRENGTH)
+        note = (
+            f"Without the LoRAs, lora_details_strength sets detail to {detail:g} and "
+            f"lora_sharpness_strength sets sharpen to {sharpen:g}."
+        )
+        options = self._options(detail=detail, sharpen=sharpen)
+        return UpscaleRequest((options,), format=self.format, notes=(note,))
 
 
 MODEL = Model(
@@ -185,8 +190,8 @@ MODEL = Model(
     "high-resolution-controlnet-tile",
     "Redraws a picture at 2048 to 4096 pixels with a tile ControlNet.",
     (
-        Version(NAME, "2", CURRENT, plan_current),
-        Version(NAME, "1", OLDER, plan_older, output=ARRAY),
+        Version(_NAME, "2", CurrentTile),
+        Version(_NAME, "1", OlderTile, output=ARRAY),
     ),
     "The prompt, the strengths and the sizes mean the same; the pictures are those of the "
     "bundle in use. Realistic Vision 5.1 with its ControlNet comes nearest.",

@@ -2,62 +2,60 @@
 
 from __future__ import annotations
 
-from tegula.catalog.adapters import check_faces
+from pydantic import Field
+
 from tegula.catalog.inputs import (
-    APPROXIMATED,
-    BOOLEAN,
-    NUMBER,
-    Field,
+    Image,
+    Inputs,
     Model,
-    Recipe,
-    Situation,
-    Values,
+    RunContext,
+    UpscaleRequest,
     Version,
-    image_field,
-    one_pass,
+    approximated,
 )
+from tegula.catalog.weights import check_faces
 from tegula.options import UpscaleOptions
 
 _FACES = "GFPGANv1.4"
 
-FIELDS = (
-    image_field(),
-    Field(
-        name="scale", kind=NUMBER, default=4.0, low=0.05, high=10,
-        description="How many times as wide and high the result is.",
-    ),
-    Field(
-        name="face_enhance", kind=BOOLEAN, default=False,
-        description="Restore faces with GFPGAN too.",
-        fidelity=APPROXIMATED,
-        remark="needs the extra `faces`, and GFPGANv1.4.pth in the `faces` folder of the models "
-        "folder. The default is that of the project's own schema; a copy in circulation says "
-        "true",
-    ),
-)  # fmt: skip
 
+class RealEsrgan(Inputs):
+    """No diffusion."""
 
-def plan(values: Values, situation: Situation) -> Recipe:  # noqa: ARG001 - the same for all
-    """Return one upscale without diffusion.
-
-    Raises:
-        MissingWeightsError: faces are asked for, and their file is not in the models folder.
-        MissingExtraError: faces are asked for, and their detector is not installed.
-    """
-    faces = _FACES if values["face_enhance"] else ""
-    if faces:
-        check_faces(faces)
-    return one_pass(
-        UpscaleOptions(
-            scale=values["scale"], creativity=0.0, prescaler="realesrgan-x4plus", faces=faces
-        )
+    image: Image
+    scale: float = Field(
+        default=4.0, ge=0.05, le=10, description="How many times as wide and high the result is."
     )
+    face_enhance: bool = Field(
+        default=False,
+        description="Restore faces with GFPGAN too.",
+        json_schema_extra=approximated(
+            "needs the extra `faces`, and GFPGANv1.4.pth in the `faces` folder of the models "
+            "folder. The default is that of the project's own schema; a copy in circulation says "
+            "true"
+        ),
+    )
+
+    def request(self, context: RunContext) -> UpscaleRequest:  # noqa: ARG002 - the same for all
+        """Return one upscale.
+
+        Raises:
+            MissingWeightsError: faces are asked for, and their file is not in the models folder.
+            MissingExtraError: faces are asked for, and their detector is not installed.
+        """
+        faces = _FACES if self.face_enhance else ""
+        if faces:
+            check_faces(faces)
+        options = UpscaleOptions(
+            scale=self.scale, creativity=0.0, prescaler="realesrgan-x4plus", faces=faces
+        )
+        return UpscaleRequest((options,))
 
 
 MODEL = Model(
     "nightmareai",
     "real-esrgan",
     "Real-ESRGAN: a feed-forward net that enlarges and cleans, without diffusion.",
-    (Version("nightmareai/real-esrgan", "1", FIELDS, plan),),
+    (Version("nightmareai/real-esrgan", "1", RealEsrgan),),
     "The same weights, in tiles that cannot be told from the whole.",
 )

@@ -1,36 +1,38 @@
-"""fewjative/ultimate-sd-upscale: tiles in redraw mode, with all 24 inputs."""
+"""fewjative/ultimate-sd-upscale and juergengunz/ultimate-portrait-upscale, in redraw mode.
+
+Both run ComfyUI's node "Ultimate SD Upscale", and differ in defaults and in the upscalers
+on offer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from tegula.catalog.adapters import found_prescaler
+from pydantic import Field, field_validator
+
 from tegula.catalog.inputs import (
-    APPROXIMATED,
-    BOOLEAN,
-    INTEGER,
-    NUMBER,
-    STRING,
-    Field,
+    Image,
+    Inputs,
+    Integer,
     Model,
-    Recipe,
-    Situation,
-    Values,
+    RandomSeed,
+    RunContext,
+    UpscaleRequest,
     Version,
-    image_field,
-    one_pass,
-    seed_field,
+    Whole,
+    approximated,
 )
+from tegula.catalog.weights import find_prescaler
 from tegula.options import Scheduler, SeamFix, Sigmas, TileOrder, UpscaleOptions
 
-NAME = "fewjative/ultimate-sd-upscale"
-UPSCALERS: Mapping[str, str] = {
+_PRESCALERS: Mapping[str, str] = {
     "4x_NMKD-Siax_200k": "realesrgan-x4plus",
     "4x-UltraSharp": "realesrgan-x4plus",
     "RealESRGAN_x4plus": "realesrgan-x4plus",
     "RealESRGAN_x4plus_anime_6B": "realesrgan-x4plus-anime",
 }
-SAMPLERS: Mapping[str, Scheduler] = {
+_SCHEDULERS: Mapping[str, Scheduler] = {
     "euler": "euler",
     "euler_ancestral": "euler-ancestral",
     "heun": "heun",
@@ -47,15 +49,12 @@ SAMPLERS: Mapping[str, Scheduler] = {
     "dpmpp_2m_sde_gpu": "dpm++2m-sde",
     "dpmpp_3m_sde": "dpm++3m-sde",
     "dpmpp_3m_sde_gpu": "dpm++3m-sde",
-    "dpmpp": "dpm++2m",
     "ddim": "ddim",
+    # ComfyUI's uni_pc is the variant bh1; diffusers' own default is bh2.
     "uni_pc": "unipc-bh1",
     "uni_pc_bh2": "unipc",
 }
-_NEVER_EXISTED = (
-    "dpmpp is no sampler: the name never existed; choose dpmpp_2m, dpmpp_2m_sde or dpmpp_sde"
-)
-SPACINGS: Mapping[str, Sigmas] = {
+_SIGMAS: Mapping[str, Sigmas] = {
     "normal": "normal",
     "karras": "karras",
     "exponential": "exponential",
@@ -63,8 +62,8 @@ SPACINGS: Mapping[str, Sigmas] = {
     "simple": "simple",
     "ddim_uniform": "ddim-uniform",
 }
-ORDERS: Mapping[str, TileOrder] = {"Linear": "linear", "Chess": "chess", "None": "none"}
-SEAM_FIXES: Mapping[str, SeamFix] = {
+_TILE_ORDERS: Mapping[str, TileOrder] = {"Linear": "linear", "Chess": "chess", "None": "none"}
+_SEAM_FIXES: Mapping[str, SeamFix] = {
     "None": "none",
     "Band Pass": "band",
     "Half Tile": "half-tile",
@@ -72,201 +71,238 @@ SEAM_FIXES: Mapping[str, SeamFix] = {
 }
 _LARGEST_GUIDANCE = 30.0
 _MULTIPLE = 8
+"""ComfyUI rounds the sides of the result to multiples of a latent pixel."""
+
+_PROMPT = Field(description="What every tile shows or should look like.")
+_NEGATIVE_PROMPT = Field(description="What to steer away from.")
+_UPSCALER = Field(
+    description="The net that enlarges before diffusion.",
+    json_schema_extra=approximated(
+        "UltraSharp and Siax run where the `prescalers` folder of the models folder has "
+        "their file; otherwise RealESRGAN_x4plus takes their place, and the log says so"
+    ),
+)
+_Denoise = Annotated[float, Field(ge=0, le=1, description="Denoise strength of the tiles.")]
+_TileSide = Annotated[int, Field(ge=64, le=8192), Whole]
+_Padding = Annotated[int, Field(ge=0, le=8192), Whole]
+_Blur = Annotated[int, Field(ge=0, le=64), Whole]
 
 
-def fields(
-    *, prompt: str, negative_prompt: str, denoise: float, upscalers: tuple[str, ...]
-) -> tuple[Field, ...]:
-    """Return the inputs with the defaults in which models of this kind differ."""
-    return (
-        image_field(),
-        Field(
-            name="positive_prompt", kind=STRING, default=prompt,
-            description="What every tile shows or should look like.",
-        ),
-        Field(
-            name="negative_prompt", kind=STRING, default=negative_prompt,
-            description="What to steer away from.",
-        ),
-        Field(
-            name="upscaler", kind=STRING, default="4x-UltraSharp", choices=upscalers,
-            description="The net that enlarges before diffusion.",
-            fidelity=APPROXIMATED,
-            remark="UltraSharp and Siax run where the `prescalers` folder of the models folder has "
-            "their file; otherwise RealESRGAN_x4plus takes their place, and the log says so",
-        ),
-        Field(
-            name="upscale_by", kind=NUMBER, default=2.0, low=0.05, high=4,
-            description="How many times as wide and high the result is.",
-        ),
-        Field(
-            name="use_controlnet_tile", kind=BOOLEAN, default=True,
-            description="Hold tiles to the picture with the tile ControlNet.",
-        ),
-        Field(
-            name="controlnet_strength", kind=NUMBER, default=1.0, low=0, high=3,
-            description="Strength of that ControlNet.",
-            fidelity=APPROXIMATED,
-            remark="its picture is the prescaled one, where the original takes the source, and "
-            "it holds both halves of guidance",
-        ),
-        seed_field(),
-        Field(
-            name="steps", kind=INTEGER, default=20, low=1, high=1000,
-            description="Steps that are run, whatever the denoise strength.",
-        ),
-        Field(
-            name="cfg", kind=NUMBER, default=8.0, low=0, high=100,
-            description="How firmly the prompt is followed.",
-            fidelity=APPROXIMATED, remark="above 30 it is 30",
-        ),
-        Field(
-            name="sampler_name", kind=STRING, default="euler", choices=tuple(SAMPLERS),
-            refusals={"dpmpp": _NEVER_EXISTED},
-            description="The solver that walks from noise to picture.",
-            fidelity=APPROXIMATED,
-            remark="dpm_fast and dpm_adaptive are DPM-Solver++ of order 3 with even steps, "
-            "dpmpp_2s_ancestral is without its added noise, names with _gpu are those without; "
-            "`dpmpp` is refused: it never existed",
-        ),
-        Field(
-            name="scheduler", kind=STRING, default="normal", choices=tuple(SPACINGS),
-            description="How the noise levels are spaced.",
-            fidelity=APPROXIMATED,
-            remark="sgm_uniform and simple are the same here; they differ by one training step",
-        ),
-        Field(
-            name="denoise", kind=NUMBER, default=denoise, low=0, high=1,
-            description="Denoise strength of the tiles.",
-        ),
-        Field(
-            name="mode_type", kind=STRING, default="Linear", choices=tuple(ORDERS),
-            description="Order of the tiles; None runs the seam fix alone.",
-        ),
-        *_tile_fields(),
-        *_seam_fix_fields(),
-        Field(
-            name="force_uniform_tiles", kind=BOOLEAN, default=True,
-            description="Tiles at the edge see as much as all others.",
-        ),
-    )  # fmt: skip
-
-
-def _tile_fields() -> tuple[Field, ...]:
-    return (
-        Field(
-            name="tile_width", kind=INTEGER, default=512, low=64, high=8192,
-            description="Width of a tile in pixels, without its padding.",
-        ),
-        Field(
-            name="tile_height", kind=INTEGER, default=512, low=64, high=8192,
-            description="Height of a tile in pixels, without its padding.",
-        ),
-        Field(
-            name="mask_blur", kind=INTEGER, default=8, low=0, high=64,
-            description="How softly tiles are pasted, in pixels.",
-        ),
-        Field(
-            name="tile_padding", kind=INTEGER, default=32, low=0, high=8192,
-            description="Surroundings that a tile sees, in pixels.",
-            fidelity=APPROXIMATED,
-            remark="a tile keeps its scale and sees at least as far as its mask is blurred, "
-            "where the original resamples it to a fixed size",
-        ),
-    )  # fmt: skip
-
-
-def _seam_fix_fields() -> tuple[Field, ...]:
-    return (
-        Field(
-            name="seam_fix_mode", kind=STRING, default="None", choices=tuple(SEAM_FIXES),
-            description="What is painted once more over the borders of the tiles.",
-            fidelity=APPROXIMATED,
-            remark="long bands are diffused in overlapping windows, to bound memory",
-        ),
-        Field(
-            name="seam_fix_denoise", kind=NUMBER, default=1.0, low=0, high=1,
-            description="Denoise strength of the seam fix.",
-        ),
-        Field(
-            name="seam_fix_width", kind=INTEGER, default=64, low=2, high=8192,
-            description="Width of the bands in pixels.",
-        ),
-        Field(
-            name="seam_fix_mask_blur", kind=INTEGER, default=8, low=0, high=64,
-            description="How softly the shifted tiles are pasted, in pixels.",
-        ),
-        Field(
-            name="seam_fix_padding", kind=INTEGER, default=16, low=0, high=8192,
-            description="Surroundings that the seam fix sees, in pixels.",
-        ),
-    )  # fmt: skip
-
-
-def plan(values: Values, situation: Situation) -> Recipe:
-    """Return one upscale in redraw mode."""
-    prescaler, notes = _prescaler(values["upscaler"])
-    options = UpscaleOptions(
-        mode="redraw",
-        size=_size(situation, values["upscale_by"]),
-        prompt=values["positive_prompt"],
-        negative_prompt=values["negative_prompt"],
-        prescaler=prescaler,
-        resemblance=values["controlnet_strength"] if values["use_controlnet_tile"] else 0.0,
-        seed=values["seed"],
-        steps=values["steps"],
-        exact_steps=True,
-        guidance_scale=min(values["cfg"], _LARGEST_GUIDANCE),
-        scheduler=SAMPLERS[values["sampler_name"]],
-        sigmas=SPACINGS[values["scheduler"]],
-        creativity=values["denoise"],
-        tile_order=ORDERS[values["mode_type"]],
-        tile_width=values["tile_width"],
-        tile_height=values["tile_height"],
-        tile_blur=values["mask_blur"],
-        tile_padding=values["tile_padding"],
-        tile_uniform=values["force_uniform_tiles"],
-        seam_fix=SEAM_FIXES[values["seam_fix_mode"]],
-        seam_fix_denoise=values["seam_fix_denoise"],
-        seam_fix_width=values["seam_fix_width"],
-        seam_fix_blur=values["seam_fix_mask_blur"],
-        seam_fix_padding=values["seam_fix_padding"],
+class _UltimateInputs(Inputs):
+    image: Image
+    positive_prompt: Annotated[str, _PROMPT]
+    negative_prompt: Annotated[str, _NEGATIVE_PROMPT]
+    upscaler: Annotated[str, _UPSCALER]
+    upscale_by: float = Field(
+        default=2.0, ge=0.05, le=4, description="How many times as wide and high the result is."
     )
-    return one_pass(options, notes)
+    use_controlnet_tile: bool = Field(
+        default=True, description="Hold tiles to the picture with the tile ControlNet."
+    )
+    controlnet_strength: float = Field(
+        default=1.0,
+        ge=0,
+        le=3,
+        description="Strength of that ControlNet.",
+        json_schema_extra=approximated(
+            "its picture is the prescaled one, where the original takes the source, and "
+            "it holds both halves of guidance"
+        ),
+    )
+    seed: RandomSeed | None = None
+    steps: Integer = Field(
+        default=20,
+        ge=1,
+        le=1000,
+        description="Steps that are run, whatever the denoise strength.",
+    )
+    cfg: float = Field(
+        default=8.0,
+        ge=0,
+        le=100,
+        description="How firmly the prompt is followed.",
+        json_schema_extra=approximated("above 30 it is 30"),
+    )
+    sampler_name: Literal[
+        "euler",
+        "euler_ancestral",
+        "heun",
+        "dpm_2",
+        "dpm_2_ancestral",
+        "lms",
+        "dpm_fast",
+        "dpm_adaptive",
+        "dpmpp_2s_ancestral",
+        "dpmpp_sde",
+        "dpmpp_sde_gpu",
+        "dpmpp_2m",
+        "dpmpp_2m_sde",
+        "dpmpp_2m_sde_gpu",
+        "dpmpp_3m_sde",
+        "dpmpp_3m_sde_gpu",
+        "dpmpp",
+        "ddim",
+        "uni_pc",
+        "uni_pc_bh2",
+    ] = Field(
+        default="euler",
+        description="The solver that walks from noise to picture.",
+        json_schema_extra=approximated(
+            "dpm_fast and dpm_adaptive are DPM-Solver++ of order 3 with even steps, "
+            "dpmpp_2s_ancestral is without its added noise, names with _gpu are those without; "
+            "`dpmpp` is refused: it never existed"
+        ),
+    )
+    scheduler: Literal[
+        "normal", "karras", "exponential", "sgm_uniform", "simple", "ddim_uniform"
+    ] = Field(
+        default="normal",
+        description="How the noise levels are spaced.",
+        json_schema_extra=approximated(
+            "sgm_uniform and simple are the same here; they differ by one training step"
+        ),
+    )
+    denoise: _Denoise
+    mode_type: Literal["Linear", "Chess", "None"] = Field(
+        default="Linear", description="Order of the tiles; None runs the seam fix alone."
+    )
+    tile_width: _TileSide = Field(
+        default=512, description="Width of a tile in pixels, without its padding."
+    )
+    tile_height: _TileSide = Field(
+        default=512, description="Height of a tile in pixels, without its padding."
+    )
+    mask_blur: _Blur = Field(default=8, description="How softly tiles are pasted, in pixels.")
+    tile_padding: _Padding = Field(
+        default=32,
+        description="Surroundings that a tile sees, in pixels.",
+        json_schema_extra=approximated(
+            "a tile keeps its scale and sees at least as far as its mask is blurred, "
+            "where the original resamples it to a fixed size"
+        ),
+    )
+    seam_fix_mode: Literal["None", "Band Pass", "Half Tile", "Half Tile + Intersections"] = Field(
+        default="None",
+        description="What is painted once more over the borders of the tiles.",
+        json_schema_extra=approximated(
+            "long bands are diffused in overlapping windows, to bound memory"
+        ),
+    )
+    seam_fix_denoise: float = Field(
+        default=1.0, ge=0, le=1, description="Denoise strength of the seam fix."
+    )
+    seam_fix_width: Integer = Field(
+        default=64, ge=2, le=8192, description="Width of the bands in pixels."
+    )
+    seam_fix_mask_blur: _Blur = Field(
+        default=8, description="How softly the shifted tiles are pasted, in pixels."
+    )
+    seam_fix_padding: _Padding = Field(
+        default=16, description="Surroundings that the seam fix sees, in pixels."
+    )
+    force_uniform_tiles: bool = Field(
+        default=True, description="Tiles at the edge see as much as all others."
+    )
+
+    @field_validator("sampler_name")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        if name not in _SCHEDULERS:
+            raise ValueError(
+                "dpmpp is no sampler: the name never existed; choose dpmpp_2m, dpmpp_2m_sde or "
+                "dpmpp_sde"
+            )
+        return name
+
+    def request(self, context: RunContext) -> UpscaleRequest:
+        """Return one upscale in redraw mode."""
+        prescaler, notes = _prescaler(self.upscaler)
+        width, height = (
+            max(1, round(side * self.upscale_by / _MULTIPLE)) * _MULTIPLE
+            for side in (context.width, context.height)
+        )
+        options = UpscaleOptions(
+            mode="redraw",
+            size=(width, height),
+            prompt=self.positive_prompt,
+            negative_prompt=self.negative_prompt,
+            prescaler=prescaler,
+            resemblance=self.controlnet_strength if self.use_controlnet_tile else 0.0,
+            seed=self.seed,
+            steps=self.steps,
+            exact_steps=True,
+            guidance_scale=min(self.cfg, _LARGEST_GUIDANCE),
+            scheduler=_SCHEDULERS[self.sampler_name],
+            sigmas=_SIGMAS[self.scheduler],
+            creativity=self.denoise,
+            tile_order=_TILE_ORDERS[self.mode_type],
+            tile_width=self.tile_width,
+            tile_height=self.tile_height,
+            tile_blur=self.mask_blur,
+            tile_padding=self.tile_padding,
+            tile_uniform=self.force_uniform_tiles,
+            seam_fix=_SEAM_FIXES[self.seam_fix_mode],
+            seam_fix_denoise=self.seam_fix_denoise,
+            seam_fix_width=self.seam_fix_width,
+            seam_fix_blur=self.seam_fix_mask_blur,
+            seam_fix_padding=self.seam_fix_padding,
+        )
+        return UpscaleRequest((options,), notes=notes)
 
 
 def _prescaler(upscaler: str) -> tuple[str, tuple[str, ...]]:
-    own = upscaler.startswith("RealESRGAN")
-    file = None if own else found_prescaler(upscaler)
-    if own or file is not None:
-        return str(file or UPSCALERS[upscaler]), ()
-    note = f"The file of {upscaler} is not on this machine; {UPSCALERS[upscaler]} takes its place."
-    return UPSCALERS[upscaler], (note,)
+    """Return the user's file of an upscaler or the packaged net in its place, and notes."""
+    packaged = _PRESCALERS[upscaler]
+    if upscaler.startswith("RealESRGAN"):
+        return packaged, ()
+    if file := find_prescaler(upscaler):
+        return str(file), ()
+    return packaged, (
+        f"The file of {upscaler} is not on this machine; {packaged} takes its place.",
+    )
 
 
-def _size(situation: Situation, factor: float) -> tuple[int, int]:
-    sides = (situation.width, situation.height)
-    width, height = (max(1, round(side * factor / _MULTIPLE)) * _MULTIPLE for side in sides)
-    return width, height
+class UltimateSDUpscale(_UltimateInputs):
+    """All four upscalers, and a denoise strength that shows."""
+
+    positive_prompt: Annotated[str, _PROMPT] = "Hey! Have a nice day :D"
+    negative_prompt: Annotated[str, _NEGATIVE_PROMPT] = ""
+    upscaler: Annotated[
+        Literal[
+            "4x_NMKD-Siax_200k", "4x-UltraSharp", "RealESRGAN_x4plus", "RealESRGAN_x4plus_anime_6B"
+        ],
+        _UPSCALER,
+    ] = "4x-UltraSharp"
+    denoise: _Denoise = 0.2
+
+
+class UltimatePortraitUpscale(_UltimateInputs):
+    """One upscaler, and gentle defaults for portraits."""
+
+    positive_prompt: Annotated[str, _PROMPT] = (
+        "business portrait, detailed skin, perfect skin, soft lighting, beautiful eyes, "
+        "photorealistic, perfect teeth"
+    )
+    negative_prompt: Annotated[str, _NEGATIVE_PROMPT] = (
+        "cartoon, cgi, render, painting, illustration, drawing"
+    )
+    upscaler: Annotated[Literal["4x-UltraSharp"], _UPSCALER] = "4x-UltraSharp"
+    denoise: _Denoise = 0.1
 
 
 MODEL = Model(
     "fewjative",
     "ultimate-sd-upscale",
     "Ultimate SD Upscale: tiles redrawn one after the other, with a seam fix.",
-    (
-        Version(
-            NAME,
-            "1",
-            fields(
-                prompt="Hey! Have a nice day :D",
-                negative_prompt="",
-                denoise=0.2,
-                upscalers=tuple(UPSCALERS),
-            ),
-            plan,
-        ),
-    ),
+    (Version("fewjative/ultimate-sd-upscale", "1", UltimateSDUpscale),),
     "Runs in redraw mode. The checkpoint is that of the bundle in use, where the original "
     "has Deliberate v2.",
+)
+PORTRAIT_MODEL = Model(
+    "juergengunz",
+    "ultimate-portrait-upscale",
+    "Ultimate SD Upscale with gentle defaults for portraits.",
+    (Version("juergengunz/ultimate-portrait-upscale", "1", UltimatePortraitUpscale),),
+    "As fewjative/ultimate-sd-upscale, with other defaults. Which checkpoint the original "
+    "has is not known.",
 )
