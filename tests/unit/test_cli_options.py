@@ -170,7 +170,7 @@ def test_lines_are_few_and_none_for_quick_work():
     ("seconds", "text"),
     [
         (None, ""),
-        (0.2, "0:00:00 left"),
+        (0.2, ""),
         (59.4, "0:00:59 left"),
         (125, "0:02:05 left"),
         (7300, "2:01:40 left"),

@@ -285,7 +285,7 @@ def stage_text(progress: Progress) -> str:
 
 
 def time_left(progress: Progress) -> str:
-    """Return the time left, such as ``0:01:05 left``; nothing where it is not known."""
-    if progress.seconds_left is None:
+    """Return the time left, such as ``0:01:05 left``; or nothing where that says nothing."""
+    if progress.seconds_left is None or progress.seconds_left < 0.5:
         return ""
     return f"{timedelta(seconds=round(progress.seconds_left))} left"

@@ -29,7 +29,7 @@ from tegula.cli.models import (
     load_upscaler,
     prescaler_rows,
 )
-from tegula.cli.options import JSON, Option
+from tegula.cli.options import JSON, flag
 from tegula.errors import MissingWeightsError
 
 if TYPE_CHECKING:
@@ -41,9 +41,10 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Machine:
-    """Facts of the machine; memory in bytes, None where it cannot be told.
+    """Facts of the machine.
 
-    memory_total, memory_free: of the device that computes.
+    memory_total, memory_free: of the device that computes, in bytes.
+    why: the reason for the precision.
     advice: what would make it faster.
     """
 
@@ -52,8 +53,8 @@ class Machine:
     precision: str
     why: str
     cores: int
-    memory_total: int | None
-    memory_free: int | None
+    memory_total: int
+    memory_free: int
     libraries: Mapping[str, str]
     advice: str | None = None
 
@@ -96,19 +97,27 @@ def why_precision(device: str, *, half: bool) -> str:
     return "this device is no faster in half precision"
 
 
-def memory_of(device: torch.device) -> tuple[int | None, int | None]:
-    """Return the total and the free memory of a device in bytes."""
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Return the total and the free memory of a device in bytes.
+
+    The limit of a container counts as its memory.
+    """
     if device.type == "cuda":
         import torch
 
         free, total = torch.cuda.mem_get_info(device)
         return total, free
-    total_here, free_here = _memory_of_system()
-    limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
-    if limit is None or total_here is None or limit >= total_here:
-        return total_here, free_here
-    room = max(0, limit - (used or 0))
-    return limit, room if free_here is None else min(room, free_here)
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total, free = memory.total, memory.available
+    # A limit that is not set reads "max".
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        if limit < total:
+            return limit, min(free, max(0, limit - used))
+    return total, free
 
 
 def versions() -> Mapping[str, str]:
@@ -135,26 +144,6 @@ def _advice(device: torch.device) -> str | None:
             "of torch, or see that `nvidia-smi` works."
         )
     return None
-
-
-def _memory_of_system() -> tuple[int | None, int | None]:
-    facts: dict[str, int] = {}
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, value = line.split(":")
-            facts[name] = int(value.split()[0]) * 1024
-    if "MemTotal" in facts:
-        return facts["MemTotal"], facts.get("MemAvailable")
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
-    return None, None
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 _SPANDREL = "pip install --no-deps spandrel"
@@ -259,9 +248,7 @@ def _doctor(
 
 
 def _lines(machine: Machine, found: Sequence[Finding], folder: Mapping[str, Any]) -> Iterator[str]:
-    memory = "unknown" if machine.memory_total is None else format_bytes(machine.memory_total)
-    if machine.memory_free is not None:
-        memory += f", {format_bytes(machine.memory_free)} free"
+    memory = f"{format_bytes(machine.memory_total)}, {format_bytes(machine.memory_free)} free"
     access = "" if folder["writable"] else ", not writable: set TEGULA_MODELS to one that is"
     facts = {
         "tegula": f"{__version__}, Python {machine.python}",
@@ -320,11 +307,10 @@ DOCTOR = click.Command(
     help="Show what is installed, what is missing, and what to do about it.",
     short_help="Show what is installed and what is missing.",
     params=[
-        Option(
+        flag(
             ["--calibrate"],
             "Measure how fast a model runs here, for times in `tegula plan` and progress; "
             "--model, --device and --precision say what is measured.",
-            is_flag=True,
         ),
         MODEL,
         DEVICE,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tegula.cli.console import Console, Interruption, format_bytes, show_waiting
-from tegula.cli.options import JSON, QUIET, Option, settings_part
+from tegula.cli.options import JSON, QUIET, Option, flag, settings_part
 from tegula.errors import InputError, OptionError
 from tegula.schema import CheckedOptions
 
@@ -96,14 +96,14 @@ def load_upscaler(
 MODEL = Option(
     ["--model", "--bundle", "bundle"],
     "A name from `tegula models`, a hub id, a folder or a checkpoint.",
-    ["default: the packaged one"],
+    "default: the packaged one",
     metavar="NAME|PATH",
 )
-DEVICE = Option(["--device"], "auto, cpu, cuda, cuda:N or mps.", ["default: auto"], default="auto")
+DEVICE = Option(["--device"], "auto, cpu, cuda, cuda:N or mps.", default="auto")
+
 PRECISION = Option(
     ["--precision"],
     "What to compute in; `tegula doctor` shows what auto is here.",
-    ["default: auto"],
     type=click.Choice(PRECISIONS),
     default="auto",
 )
@@ -125,7 +125,7 @@ MODEL_OPTIONS: Sequence[click.Option] = (
     Option(
         ["--lora", "loras"],
         "A LoRA and its weight, 1 if left out.",
-        ["may be repeated"],
+        "may be repeated",
         type=_lora,
         metavar="FILE[:WEIGHT]",
         multiple=True,
@@ -134,13 +134,13 @@ MODEL_OPTIONS: Sequence[click.Option] = (
         ["--few-step"],
         "A LoRA for few steps, with the steps, scheduler and guidance that it needs: "
         "hyper-4, tcd, lcm, a file, auto or none.",
-        ["default: auto with --preset fast"],
+        "default: auto with --preset fast",
         metavar="NAME|FILE",
     ),
     Option(
         ["--embedding", "embeddings"],
         "A textual inversion.",
-        ["may be repeated"],
+        "may be repeated",
         metavar="FILE",
         multiple=True,
     ),
@@ -149,14 +149,12 @@ MODEL_OPTIONS: Sequence[click.Option] = (
     Option(
         ["--backend"],
         "What runs the denoiser; openvino is for processors.",
-        ["default: torch"],
         type=click.Choice(BACKENDS),
         default="torch",
     ),
-    Option(
+    flag(
         ["--compile"],
         "Compile the model first: minutes once, then kept; pays off for many pictures.",
-        is_flag=True,
     ),
 )
 
@@ -196,19 +194,19 @@ def _list(*, json: bool) -> None:
     bundles, prescalers, faces = bundle_rows(), prescaler_rows(), face_rows()
     console.record({"bundles": bundles, "prescalers": prescalers, "faces": faces})
     console.text("Diffusion models (bundles), for --model; `tegula models pull NAME` fetches one:")
-    _print_rows(console, bundles, lambda row: format_bytes(row["size"]))
+    for row in bundles:
+        _print_row(console, row, format_bytes(row["size"]))
     console.text("\nPrescalers, for --prescaler:")
-    _print_rows(console, prescalers, lambda row: f"{row['factor']}x" if row["factor"] else "any")
+    for row in prescalers:
+        _print_row(console, row, f"{row['factor']}x" if row["factor"] else "any")
     console.text("\nFace models, for --faces; put their files into faces/ of the models folder:")
-    _print_rows(console, faces, lambda row: ", ".join(row["also"]))
+    for row in faces:
+        _print_row(console, row, "")
 
 
-def _print_rows(
-    console: Console, rows: Iterable[Mapping[str, Any]], fact: Callable[[Mapping[str, Any]], str]
-) -> None:
-    for row in rows:
-        state = "installed" if row["installed"] else "missing"
-        console.text(f"  {row['name']:<24} {state:<9} {fact(row):>8}  {row['description']}")
+def _print_row(console: Console, row: Mapping[str, Any], fact: str) -> None:
+    state = "installed" if row["installed"] else "missing"
+    console.text(f"  {row['name']:<24} {state:<9} {fact:>8}  {row['description']}")
 
 
 def _pull(name: str, *, quiet: bool) -> None:

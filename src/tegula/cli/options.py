@@ -46,22 +46,35 @@ _TYPES = {"number": float, "integer": int, "string": str, "boolean": bool}
 
 
 class Option(click.Option):
-    """An option whose help ends in facts: ``Sharpens the result. [0 to 10; default: 0]``."""
+    """An option whose help ends in facts: ``Sharpens the result. [0 to 10; default: 0]``.
 
-    def __init__(
-        self, names: Sequence[str], effect: str, facts: Iterable[str] = (), **settings: Any
-    ) -> None:
-        brackets = "; ".join(facts)
-        help_text = f"{effect} [{brackets}]" if brackets else effect
-        super().__init__(names, help=help_text, **settings)
+    The facts are, unless given, the bounds and the default of the option.
+    """
+
+    def __init__(self, names: Sequence[str], effect: str, facts: str = "", **settings: Any) -> None:
+        kind, default = settings.get("type"), settings.get("default")
+        if not facts and default is not None:
+            facts = f"{kind.min} to {kind.max}; " if isinstance(kind, click.IntRange) else ""
+            facts += f"default: {default}"
+        super().__init__(names, help=f"{effect} [{facts}]" if facts else effect, **settings)
 
     def get_help_extra(self, ctx: click.Context) -> Any:  # noqa: ARG002
         """Leave out click's own list of facts, which would repeat ours."""
         return {}
 
 
-JSON = Option(["--json"], "Print JSON for programs, one object per line.", is_flag=True)
-QUIET = Option(["-q", "--quiet"], "Print errors only.", is_flag=True)
+def flag(names: Sequence[str], effect: str) -> Option:
+    """Return an option without a value."""
+    return Option(names, effect, is_flag=True)
+
+
+def path_option(names: Sequence[str], effect: str, metavar: str = "FILE") -> Option:
+    """Return an option that takes the path of a file or folder."""
+    return Option(names, effect, type=click.Path(path_type=Path), metavar=metavar)
+
+
+JSON = flag(["--json"], "Print JSON for programs, one object per line.")
+QUIET = flag(["-q", "--quiet"], "Print errors only.")
 
 
 class SectionedCommand(click.Command):
@@ -131,7 +144,7 @@ def _option(name: str, schema: Mapping[str, Any]) -> Option:
     return Option(
         [spelling, name],
         effect[0].upper() + effect[1:],
-        _facts(name, schema),
+        "; ".join(_facts(name, schema)),
         default=None,
         multiple=_is_repeated(name),
         type=_type(name, schema),

@@ -10,7 +10,7 @@ from tegula import __version__
 from tegula.cli.console import Console, Failure, quieten_libraries
 from tegula.cli.doctor import DOCTOR
 from tegula.cli.models import MODELS
-from tegula.cli.options import Option
+from tegula.cli.options import flag
 from tegula.cli.plan import PLAN
 from tegula.cli.run import RUN
 from tegula.cli.serve import SERVE
@@ -46,7 +46,7 @@ PROGRAM = _Program(
     name="tegula",
     help="Make pictures larger and better, on your own machine.",
     commands=[UPSCALE, PLAN, MODELS, DOCTOR, RUN, SERVE, TOKENS],
-    params=[Option(["--debug"], "Show where an error came from.", is_flag=True)],
+    params=[flag(["--debug"], "Show the traceback of an error.")],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 click.version_option(__version__, prog_name="tegula", message="%(prog)s %(version)s")(PROGRAM)

@@ -158,8 +158,8 @@ RUN = click.Command(
         click.Argument(["inputs"], nargs=-1, metavar="[NAME=VALUE]..."),
         Option(
             ["-o", "--output"],
-            "The folder of the results.",
-            ["default: this one"],
+            "Folder for the results.",
+            "default: the current folder",
             type=click.Path(path_type=Path),
             default=Path(),
             metavar="FOLDER",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tegula.cli.options import Option, SectionedCommand
+from tegula.cli.options import Option, SectionedCommand, flag, path_option
 from tegula.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
@@ -306,16 +306,10 @@ _HELP = f"""Serve Replicate's HTTP API on this machine.
 Point a Replicate client at the address; docs/server.md has an example for each. The server
 needs packages of its own: {_EXTRA_COMMAND}.
 """
-_PATH = click.Path(path_type=Path)
-CONFIG = Option(
-    ["--config"],
-    "JSON file of settings; the environment goes before it (TEGULA_PUBLIC_URL, ...).",
-    type=_PATH,
-    metavar="FILE",
+CONFIG = path_option(
+    ["--config"], "JSON file of settings; the environment wins over it (TEGULA_PUBLIC_URL, ...)."
 )
-FOLDER = Option(
-    ["--folder"], "Where the database and the files are kept.", type=_PATH, metavar="FOLDER"
-)
+FOLDER = path_option(["--folder"], "Where the database and the files are kept.", "FOLDER")
 
 
 class _ServeCommand(SectionedCommand):
@@ -352,55 +346,41 @@ SERVE = _ServeCommand(
     [],
     {
         "Address": [
-            Option(
-                ["--host"], "Address to listen on.", ["default: 127.0.0.1"], default="127.0.0.1"
-            ),
+            Option(["--host"], "Address to listen on.", default="127.0.0.1"),
             Option(
                 ["--port"],
                 "Port to listen on.",
-                ["default: 8000"],
                 type=click.IntRange(1, 65535),
                 default=8000,
                 metavar="INTEGER",
             ),
             Option(["--public-url"], "How clients reach the server.", metavar="URL"),
-            Option(["--tls-cert"], "PEM file of the certificate.", type=_PATH, metavar="FILE"),
-            Option(["--tls-key"], "PEM file of its key.", type=_PATH, metavar="FILE"),
+            path_option(["--tls-cert"], "PEM file of the certificate."),
+            path_option(["--tls-key"], "PEM file of its key."),
         ],
         "Access": [
-            Option(["--demo"], "Try it out in a temporary folder, token included.", is_flag=True),
-            Option(["--no-auth"], "Ask for no token.", is_flag=True),
-            Option(
-                ["--force"],
-                "Allow --no-auth on an address that other machines reach.",
-                is_flag=True,
-            ),
+            flag(["--demo"], "Try it out in a temporary folder, token included."),
+            flag(["--no-auth"], "Ask for no token."),
+            flag(["--force"], "Allow --no-auth on an address that other machines reach."),
         ],
         "Models": [
             Option(["--model", "--bundle", "bundle"], "What to run.", metavar="NAME|PATH"),
-            Option(
-                ["--device", "devices"],
-                "Where to run it; may be repeated.",
-                multiple=True,
-                metavar="DEVICE",
-            ),
+            Option(["--device", "devices"], "Where to run.", multiple=True, metavar="DEVICE"),
         ],
         "Running": [
             CONFIG,
             FOLDER,
             Option(
                 ["--grace"],
-                "Seconds for running predictions to finish when the server stops; those that "
-                "do not are run again later.",
-                ["default: 30"],
+                "Seconds for running predictions to finish when the server stops; the others "
+                "are run again later.",
                 type=click.FloatRange(0),
                 default=30.0,
                 metavar="SECONDS",
             ),
             Option(
                 ["--log-level"],
-                "What is logged, and what is more important.",
-                ["default: info"],
+                "Log messages of this level and above.",
                 type=click.Choice(["debug", "info", "warning", "error"]),
                 default="info",
             ),

@@ -72,7 +72,6 @@ TOKENS = click.Group(
                     ["--account"],
                     "The account whose predictions, files and models it gives access to; "
                     "created if it is new.",
-                    ["default: local"],
                     default="local",
                     metavar="NAME",
                 ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,8 +15,10 @@ from tegula.cli.options import (
     QUIET,
     Option,
     SectionedCommand,
+    flag,
     given_options,
     options_like,
+    path_option,
     read_like,
     upscale_sections,
 )
@@ -97,57 +98,44 @@ def _check_format(
     return None if value is None else format_for(None, value)
 
 
-_FILE = click.Path(path_type=Path)
 _FILE_OPTIONS: Sequence[click.Option] = (
     Option(
         ["-o", "--output"],
-        "Where results go; all arguments are pictures then. `-` is standard output.",
+        "Where results go; with it, all arguments are pictures. `-` is standard output.",
         metavar="FILE|FOLDER/",
     ),
     Option(
         ["--format"],
         f"{', '.join(FORMATS)}.",
-        ["default: that of the output, else of the source, else png"],
+        "default: that of the output, else of the source, else png",
         callback=_check_format,
         metavar="FORMAT",
     ),
     Option(
         ["--quality"],
         "Quality of JPEG, WebP and AVIF; the other formats lose nothing.",
-        ["1 to 100", "default: 95"],
         type=click.IntRange(1, 100),
         default=95,
         metavar="INTEGER",
     ),
-    Option(["--overwrite"], "Replace results that exist already.", is_flag=True),
-    Option(
+    flag(["--overwrite"], "Replace results that exist already."),
+    path_option(
         ["--like"],
         "Use the settings of a picture that tegula made; options given here win.",
-        type=_FILE,
-        metavar="RESULT",
+        "RESULT",
     ),
-    Option(
-        ["--compare"],
-        "Write a before/after picture beside the result, as NAME.compare.png.",
-        is_flag=True,
-    ),
-    Option(
+    flag(["--compare"], "Write a before/after picture beside the result, as NAME.compare.png."),
+    path_option(
         ["--preview"],
         "Keep a small picture of the work so far in this file, replaced now and then.",
-        type=_FILE,
-        metavar="FILE",
     ),
-    Option(
+    path_option(
         ["--mask"],
         "A picture laid over the source: white is refined, black is only enlarged.",
-        type=_FILE,
-        metavar="FILE",
     ),
-    Option(
+    path_option(
         ["--strength-map"],
-        "A grey picture laid over the source: what share of creativity each place gets.",
-        type=_FILE,
-        metavar="FILE",
+        "A grey picture laid over the source: white gets all of the creativity, black none.",
     ),
 )
 PICTURES = click.Argument(["pictures"], nargs=-1, required=True, metavar="PICTURE... [OUTPUT]")
