@@ -1,9 +1,9 @@
-"""Every error tegula raises on purpose, on one page.
+"""Every error that tegula raises on purpose.
 
 TegulaError
 ├── InputError                 the request cannot be carried out as given
-│   ├── OptionError            an option is out of its bounds or contradicts another
-│   ├── ImageError             the input is no image that can be read
+│   ├── OptionError            an option has the wrong type, is out of bounds or contradicts another
+│   ├── ImageError             the input is not an image that can be read
 │   ├── FetchError             the input's URL may not, or cannot, be fetched
 │   └── TooLargeError          input or output exceeds the pixel limit
 ├── PathError                  a file or folder cannot be read or written
@@ -44,13 +44,13 @@ class InputError(TegulaError):
 
 
 class OptionError(InputError):
-    """An option is out of its bounds or contradicts another."""
+    """An option has the wrong type, is out of bounds or contradicts another."""
 
     code = "invalid_option"
 
 
 class ImageError(InputError):
-    """The input is no image that can be read."""
+    """The input is not an image that can be read."""
 
     code = "invalid_image"
     exit_status = 3

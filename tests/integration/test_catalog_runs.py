@@ -14,7 +14,7 @@ from tegula.catalog import find, run, validate
 from tegula.catalog.run import _as_picture
 from tegula.cli.program import PROGRAM
 from tegula.errors import CancelledError, ImageError, TooLargeError
-from tegula.images.encode import encode
+from tegula.images.encode import encode, read_settings
 from tegula.images.open import decode, opened_file
 from tegula.options import UpscaleOptions
 from tegula.upscaler import Upscaler
@@ -115,6 +115,14 @@ def test_clarity_keeps_what_is_white_in_its_mask(tiny, picture):
     difference = np.abs(np.asarray(masked, float) - np.asarray(plain, float))
     assert difference[:, :40].max() == 0
     assert difference[:, 60:].max() > 10
+
+
+def test_the_largest_seed_is_kept_exactly_in_the_file_and_runs_in_every_pass(tiny, picture):
+    _, output, _ = ran(tiny, "tegula/upscale", picture, seed=2**63 - 1, creativity=0.2)
+    assert output.settings["seed"] == read_settings(output.data)["seed"] == 2**63 - 1
+    inputs = {"scale_factor": 4, "seed": 2**63 - 1, "creativity": 0.2, "num_inference_steps": 5}
+    _, output, _ = ran(tiny, "philz1337x/clarity-upscaler", picture, **inputs)
+    assert output.settings["seed"] == 0
 
 
 def test_clarity_refines_in_passes_and_reports_one_progress(tiny, picture):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import re
 from pathlib import Path
 
 import pytest
 
 from tegula import errors
+from tegula.catalog import InvalidInputsError, find, validate
 
 CLASSES = [
     error
@@ -38,3 +41,21 @@ def test_an_error_can_be_hashed(error):
 def test_no_error_is_compared_by_its_fields_which_would_leave_it_without_a_hash():
     declared = re.findall(r"@dataclass(\([^)]*\))?\nclass (\w+Error)\b", CODE)
     assert [name for options, name in declared if "eq=False" not in options] == []
+
+
+def invalid_inputs():
+    with pytest.raises(InvalidInputsError) as refused:
+        validate(find("tegula/upscale"), {"scale": "big"})
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [*(error("No.") for error in CLASSES), errors.BusyError("Wait.", 7), invalid_inputs()],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_is_the_same_behind_a_pipe_between_processes(error):
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is type(error)
+        assert str(again) == str(error)
+        assert vars(again) == vars(error)

@@ -283,13 +283,17 @@ class InvalidInputsError(OptionError):
     code = "invalid_inputs"
 
     def __init__(self, fields: Sequence[InvalidField]) -> None:
+        # The arguments of an exception are what copies and pickles of it are made from.
+        super().__init__(fields)
         self.fields = tuple(fields)
+
+    def __str__(self) -> str:
         sentences = (
             f"{wrong.field}: {wrong.description[:1].lower()}{wrong.description[1:]}"
             + (f", not {wrong.given}" if wrong.given else "")
-            for wrong in fields
+            for wrong in self.fields
         )
-        super().__init__("; ".join(sentences) + ".")
+        return "; ".join(sentences) + "."
 
     @property
     def detail(self) -> str:
