@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tegula.images.pixels import Size
 from tegula.models.bundle import Bundle, SplitDenoiser, TileableAutoencoder
 from tegula.models.costs import BundleCost, Cost, prescaler_memory
 from tegula.models.device import home_of
@@ -25,7 +26,6 @@ from tegula.pipeline.steps import Guidance, Rows, rows_of
 from tegula.pipeline.windows import Piece, canvas_piece, count_places, grid_windows
 
 _FIXED_SHARE = 0.05
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)

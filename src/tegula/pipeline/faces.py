@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tegula.images.pixels import Patch
+from tegula.images.pixels import Float, Patch, Size
 from tegula.models.faces.networks import Face, FaceDetector, FaceRestorer
 from tegula.models.prescalers import Prescaler
 from tegula.options import ResolvedOptions
@@ -23,10 +23,8 @@ from tegula.pipeline.finish import lock_colour
 from tegula.pipeline.prescale import prescale
 from tegula.progress import SILENT, Cancel, StageProgress
 
-Array = NDArray[np.float32]
 Matrix = NDArray[np.float64]
-Size = tuple[int, int]
-Restore = Callable[[Array], Array]
+Restore = Callable[[Float], Float]
 """Maps a face, float32 [512, 512, 3] in 0..1, to a square one of that or a larger side."""
 
 SIDE = 512
@@ -61,13 +59,13 @@ class FaceWork:
     enlarger: Prescaler | None
     options: ResolvedOptions
 
-    def __call__(self, rgb: Array, cancel: Cancel = SILENT.cancel) -> tuple[Patch, ...]:
+    def __call__(self, rgb: Float, cancel: Cancel = SILENT.cancel) -> tuple[Patch, ...]:
         """Return what to lay over the result of a source, float32 [height, width, 3]."""
         size = self.options.width, self.options.height
         faces = self.detector.detect(rgb)
         return restored_faces(rgb, size, faces, self._restored, self._enlarge(cancel), cancel)
 
-    def _restored(self, face: Array) -> Array:
+    def _restored(self, face: Float) -> Float:
         restored = self.restorer.restore(face, self.options.face_fidelity)
         return lock_colour(restored, face, self.options).clip(0, 1)
 
@@ -80,7 +78,7 @@ class FaceWork:
 
 
 def restored_faces(
-    rgb: Array,
+    rgb: Float,
     target: Size,
     faces: Sequence[Face],
     restore: Restore,
@@ -131,7 +129,7 @@ def alignment(face: Face) -> Matrix | None:
     return matrix
 
 
-def aligned(rgb: Array, matrix: Matrix) -> Array:
+def aligned(rgb: Float, matrix: Matrix) -> Float:
     """Return the face as float32 [512, 512, 3]; mirrored where it leaves the picture."""
     height, width = rgb.shape[:2]
     margin = round(_MARGIN / min(1.0, _scale(matrix)))
@@ -142,7 +140,7 @@ def aligned(rgb: Array, matrix: Matrix) -> Array:
     return _warped(rgb[top:bottom, left:right], moved, (SIDE, SIDE), cv2.BORDER_REFLECT_101)
 
 
-def _placed(face: Array, back: Matrix, target: Size) -> Patch | None:
+def _placed(face: Float, back: Matrix, target: Size) -> Patch | None:
     """Bring a restored face to its place in the result."""
     left, top, right, bottom = _bounds(back, target)
     if right <= left or bottom <= top:
@@ -154,11 +152,11 @@ def _placed(face: Array, back: Matrix, target: Size) -> Patch | None:
     return Patch(left, top, pixels, _warped(_feather(), back, size, cv2.BORDER_CONSTANT))
 
 
-def _feather() -> Array:
+def _feather() -> Float:
     """Return the weight of a face's pixels: 1 inside, falling to 0 at the edges."""
     distance = np.minimum(np.arange(SIDE), np.arange(SIDE)[::-1])
     edge = np.sin(np.clip(distance / FEATHER, 0, 1) * np.pi / 2) ** 2
-    weight: Array = np.outer(edge, edge).astype(np.float32)
+    weight: Float = np.outer(edge, edge).astype(np.float32)
     return weight
 
 
@@ -172,8 +170,8 @@ def _bounds(back: Matrix, size: Size, margin: int = 0) -> tuple[int, int, int, i
 
 
 def _warped(
-    picture: Array, matrix: Matrix, size: Size, border: int = cv2.BORDER_REPLICATE
-) -> Array:
+    picture: Float, matrix: Matrix, size: Size, border: int = cv2.BORDER_REPLICATE
+) -> Float:
     """Warp a picture; where it shrinks, its pixels are averaged first."""
     shrink = _scale(matrix)
     if shrink < 1:
@@ -181,7 +179,7 @@ def _warped(
         smaller = _scaling(picture.shape[1] / width, picture.shape[0] / height)
         picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
         matrix = _times(matrix, smaller)
-    warped: Array = cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_CUBIC, borderMode=border)
+    warped: Float = cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_CUBIC, borderMode=border)
     return warped.clip(0, 1)
 
 

@@ -41,17 +41,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tegula.errors import OptionError
-from tegula.images.pixels import LANCZOS_LOBES, enlarge_lanczos, resample_box
+from tegula.images.pixels import LANCZOS_LOBES, Float, Size, enlarge_lanczos, resample_box
 from tegula.models.prescalers import Prescaler, PrescalerFacts
 from tegula.models.retry import first_finite, until_it_fits
 from tegula.progress import SILENT, Cancel, StageProgress
-
-Array = NDArray[np.float32]
-Size = tuple[int, int]
 
 DEFAULT_TILE = 640
 SMALLEST_CORE = 32
@@ -63,13 +59,13 @@ STRETCH = 1.25
 
 
 def prescale(
-    rgb: Array,
+    rgb: Float,
     target: Size,
     prescaler: Prescaler,
     *,
     tile: int | None = None,
     progress: StageProgress = SILENT,
-) -> Array:
+) -> Float:
     """Enlarge a picture to exactly the target size.
 
     A target no larger than the source is resampled without the net.
@@ -184,14 +180,14 @@ def plan_tiles(
 
 
 def _enlarge(
-    rgb: Array,
+    rgb: Float,
     size: Size,
     prescaler: Prescaler,
     progress: StageProgress,
     finished: int,
     later: Sequence[tuple[Size, Size]],
     tile: int,
-) -> tuple[Array, int]:
+) -> tuple[Float, int]:
     """Run one pass; return its result and the number of its tiles.
 
     Args:
@@ -206,7 +202,7 @@ def _enlarge(
     facts, source = prescaler.facts, (rgb.shape[1], rgb.shape[0])
     grid = plan_tiles(source, size, facts, tile)
     total = finished + len(grid) + sum(len(plan_tiles(*pair, facts, tile)) for pair in later)
-    result: Array = np.empty((size[1], size[0], 3), np.float32)
+    result: Float = np.empty((size[1], size[0], 3), np.float32)
     scale, factor = (size[0] / source[0], size[1] / source[1]), facts.factor or 1
     for done, (y, x) in enumerate(grid, finished + 1):
         larger = run_network(rgb[y.start : y.stop, x.start : x.stop], prescaler, progress.cancel)
@@ -225,7 +221,7 @@ def _reach(source: int, target: int, factor: int) -> int:
     return math.ceil((LANCZOS_LOBES * coarser + 1) / factor) + 1
 
 
-def run_network(rgb: Array, prescaler: Prescaler, cancel: Cancel = SILENT.cancel) -> Array:
+def run_network(rgb: Float, prescaler: Prescaler, cancel: Cancel = SILENT.cancel) -> Float:
     """Run the net over a whole picture, again in float32 where the result is not finite.
 
     Args:
@@ -257,7 +253,7 @@ def run_network(rgb: Array, prescaler: Prescaler, cancel: Cancel = SILENT.cancel
             f"Prescaler {prescaler.facts.name} returned values that are no numbers, in full "
             "precision too; use another prescaler.",
         )
-    picture: Array = y[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    picture: Float = y[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     rows = slice(down * factor, (down + height) * factor)
     return picture[rows, right * factor : (right + width) * factor]
 

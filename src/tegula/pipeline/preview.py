@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import count
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from tegula.images.pixels import Float
 from tegula.models.bundle import Bundle, ControlImage, TileableAutoencoder
 from tegula.pipeline.sampler import Watch
 from tegula.progress import OnPicture
@@ -75,16 +74,16 @@ def _seldom(offers: int, take: Watch, first: int = 1) -> Watch:
     return offer
 
 
-def small_picture(image: Tensor) -> NDArray[np.float32]:
+def small_picture(image: Tensor) -> Float:
     """Return a canvas [1, 3, height, width] as a picture of at most ``SIDE``, in 0..1."""
     small = _shrunk(image, _times(image.shape[-2:], SIDE))
-    array: NDArray[np.float32] = small[0].float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    array: Float = small[0].float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     return array
 
 
 def _decoded(
     bundle: Bundle, latents: Tensor, control: ControlImage, size: tuple[int, int]
-) -> NDArray[np.float32]:
+) -> Float:
     height, width = size
     if not isinstance(bundle.autoencoder, TileableAutoencoder):
         return small_picture(_decoded_in_strips(bundle, latents, control, size))

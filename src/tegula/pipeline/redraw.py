@@ -6,11 +6,10 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from tegula.images.pixels import Float
 from tegula.pipeline.preview import canvas_watcher
 from tegula.pipeline.redraw_plan import (
     RedrawPass,
@@ -28,7 +27,7 @@ from tegula.progress import SILENT, StageProgress
 @torch.inference_mode()
 def refine_redraw(
     job: RefineJob, progress: StageProgress = SILENT, *, one_by_one: bool = False
-) -> NDArray[np.float32]:
+) -> Float:
     """Add detail to a prescaled picture tile by tile.
 
     Every tile starts from the same noise. Tiles that do not read each other are computed

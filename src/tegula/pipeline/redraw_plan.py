@@ -18,8 +18,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tegula.images.pixels import Float
 from tegula.options import ResolvedOptions
 from tegula.pipeline.windows import Piece, Window, count_places, grid_windows
 
@@ -69,7 +69,7 @@ class RedrawPass:
     picture: tuple[int, int]
     seam_fix: bool = False
 
-    def mask(self, tile: RedrawTile) -> NDArray[np.float32]:
+    def mask(self, tile: RedrawTile) -> Float:
         """Return [crop height, crop width] in 0..1: how far the tile replaces the canvas."""
         area, crop = tile.area, tile.crop
         width, height = self.picture
@@ -312,7 +312,7 @@ def _mask(
     ends_across: tuple[bool, bool],
     ends_down: tuple[bool, bool],
     blur: int,
-) -> NDArray[np.float32]:
+) -> Float:
     """Blur the shape of an area on its crop; the edge of the picture counts as repeated.
 
     area, crop: width and height; at: the area's corner on the crop; inside: the part of
@@ -326,12 +326,12 @@ def _mask(
     mask[top:bottom, left:right] = _SHAPES[shape](*area)[cut]
     mask = _blurred(_blurred(mask, blur, ends_across).T, blur, ends_down).T
     rest = ((0, crop[1] - inside[1]), (0, crop[0] - inside[0]))
-    padded: NDArray[np.float32] = np.pad(mask, rest)
+    padded: Float = np.pad(mask, rest)
     padded.setflags(write=False)
     return padded
 
 
-def _blurred(mask: NDArray[np.float32], blur: int, ends: tuple[bool, bool]) -> NDArray[np.float32]:
+def _blurred(mask: Float, blur: int, ends: tuple[bool, bool]) -> Float:
     """Blur along the last axis, repeating the edge at an end of the picture."""
     if blur == 0:
         return mask
@@ -347,25 +347,25 @@ def _blurred(mask: NDArray[np.float32], blur: int, ends: tuple[bool, bool]) -> N
     return np.asarray(out, np.float32)
 
 
-def _flat(width: int, height: int) -> NDArray[np.float32]:
+def _flat(width: int, height: int) -> Float:
     return np.ones((height, width), np.float32)
 
 
-def _ramp(width: int, height: int) -> NDArray[np.float32]:
+def _ramp(width: int, height: int) -> Float:
     """Rise from the left edge to the middle and fall again."""
     middles = np.arange(width, dtype=np.float32) + np.float32(0.5)
     profile = np.minimum(middles, width - middles) * np.float32(2 / width)
     return np.broadcast_to(profile, (height, width))
 
 
-def _radial(width: int, height: int) -> NDArray[np.float32]:
+def _radial(width: int, height: int) -> Float:
     """Fall from the centre to the inscribed ellipse, outside which there is nothing."""
     x = (np.arange(width) + 0.5) / width * 2 - 1
     y = (np.arange(height) + 0.5) / height * 2 - 1
     return np.asarray(np.maximum(0, 1 - np.hypot(x[None], y[:, None])), np.float32)
 
 
-_SHAPES: dict[str, Callable[[int, int], NDArray[np.float32]]] = {
+_SHAPES: dict[str, Callable[[int, int], Float]] = {
     "flat": _flat,
     "x": _ramp,
     "y": lambda width, height: _ramp(height, width).T,

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from tegula.images.pixels import Float
 from tegula.models.bundle import Bundle, ControlImage
 from tegula.models.device import home_of
 from tegula.options import ResolvedOptions
@@ -52,14 +51,14 @@ class RefineJob:
     """
 
     bundle: Bundle
-    prescaled: NDArray[np.float32]
-    source: NDArray[np.float32]
+    prescaled: Float
+    source: Float
     options: ResolvedOptions
-    strength: NDArray[np.float32] | None = None
+    strength: Float | None = None
 
 
 @torch.inference_mode()
-def refine_canvas(job: RefineJob, progress: StageProgress = SILENT) -> NDArray[np.float32]:
+def refine_canvas(job: RefineJob, progress: StageProgress = SILENT) -> Float:
     """Add detail to a prescaled picture by tiled diffusion of one canvas.
 
     Args:
@@ -102,7 +101,7 @@ class Diffusion:
         bundle = job.bundle
         home = home_of(PICTURES * 4 * 3 * width * height, bundle.device)
 
-        def on_canvas(picture: NDArray[np.float32]) -> Tensor:
+        def on_canvas(picture: Float) -> Tensor:
             return to_tensor(pad_to_canvas(picture, width, height), home)
 
         self.control = ControlImage(on_canvas(job.prescaled), on_canvas(job.source))
@@ -202,13 +201,13 @@ class Diffusion:
         return sampler.sample(start.pop(), schedule, generators, progress, mask, watch)
 
 
-def to_tensor(picture: NDArray[np.float32], home: torch.device) -> Tensor:
+def to_tensor(picture: Float, home: torch.device) -> Tensor:
     """Return [1, channels, height, width], not to be written to: the host shares the memory."""
     writable = picture if picture.flags.writeable else picture.copy()
     return torch.from_numpy(writable).permute(2, 0, 1)[None].to(home)
 
 
-def to_array(image: Tensor) -> NDArray[np.float32]:
+def to_array(image: Tensor) -> Float:
     """Return [height, width, 3], cut to 0..1; the image itself is cut too."""
-    array: NDArray[np.float32] = image[0].clamp_(0, 1).permute(1, 2, 0).cpu().numpy()
+    array: Float = image[0].clamp_(0, 1).permute(1, 2, 0).cpu().numpy()
     return array

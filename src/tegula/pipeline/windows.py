@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tegula.errors import OptionError
+from tegula.images.pixels import Float
 from tegula.options import PlacedRegion
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class WindowGrid:
     window_height: int
     columns: tuple[int, ...]
     rows: tuple[int, ...]
-    column_weights: NDArray[np.float32]
-    row_weights: NDArray[np.float32]
+    column_weights: Float
+    row_weights: Float
 
     @property
     def windows(self) -> tuple[Window, ...]:
@@ -78,7 +79,7 @@ class WindowGrid:
     def __len__(self) -> int:
         return len(self.rows) * len(self.columns)
 
-    def weights(self, index: int) -> NDArray[np.float32]:
+    def weights(self, index: int) -> Float:
         """Return [window height, window width] of the window with this index."""
         row, column = divmod(index, len(self.columns))
         return np.outer(self.row_weights[row], self.column_weights[column])
@@ -123,7 +124,7 @@ def spread(length: int, window: int, overlap: int) -> tuple[int, ...]:
     return tuple(i * (length - window) // (count - 1) for i in range(count))
 
 
-def feather(starts: Sequence[int], window: int, length: int) -> NDArray[np.float32]:
+def feather(starts: Sequence[int], window: int, length: int) -> Float:
     """Return [len(starts), window] weights along one axis that sum to one everywhere.
 
     Inside an overlap the weight rises as a squared sine, so that it and its slope are
@@ -245,7 +246,7 @@ def fit_canvas(
     return CanvasSize(canvas_width, canvas_height, window_width, window_height)
 
 
-def pad_to_canvas(picture: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+def pad_to_canvas(picture: Float, width: int, height: int) -> Float:
     """Extend [height, width, channels] to a canvas by mirroring its right and bottom edges."""
     below, beside = height - picture.shape[0], width - picture.shape[1]
     if (below, beside) == (0, 0):
@@ -257,9 +258,7 @@ def _ceil_to(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def prompt_shares(
-    boxes: Sequence[PlacedRegion], window: Window, factor: int
-) -> list[NDArray[np.float32]]:
+def prompt_shares(boxes: Sequence[PlacedRegion], window: Window, factor: int) -> list[Float]:
     """Return the share of the common prompt and of each region's at every latent pixel.
 
     They sum to one. Regions have soft edges, and later ones lie over earlier ones.

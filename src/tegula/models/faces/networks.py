@@ -10,15 +10,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tegula.errors import BrokenWeightsError, NumericalError
+from tegula.images.pixels import Float
 from tegula.models.faces import detector_folder, face_file
 from tegula.models.files import read_tensors
 from tegula.models.spandrel_networks import load_with_spandrel
-
-Array = NDArray[np.float32]
 
 # Finding faces and their five landmarks.
 #
@@ -61,7 +59,7 @@ class Face:
     certainty: 0 to 1.
     """
 
-    points: Array
+    points: Float
     certainty: float
 
 
@@ -71,7 +69,7 @@ class FaceDetector:
 
     networks: dict[str, Any]
 
-    def detect(self, rgb: Array) -> tuple[Face, ...]:
+    def detect(self, rgb: Float) -> tuple[Face, ...]:
         """Return the faces of a picture, from left to right.
 
         Args:
@@ -87,7 +85,7 @@ class FaceDetector:
             if boxes[n, 4] >= CERTAIN
         )
 
-    def _propose(self, picture: Array) -> Array:
+    def _propose(self, picture: Float) -> Float:
         """Return the boxes that P-Net finds at any scale, as squares."""
         found = [np.empty((0, 5), np.float32)]
         scale = _CELL / SMALLEST_FACE
@@ -103,14 +101,14 @@ class FaceDetector:
         boxes = np.concatenate(found)
         return _to_squares(boxes[_suppress(boxes, 0.7)])
 
-    def _confirm(self, picture: Array, boxes: Array) -> Array:
+    def _confirm(self, picture: Float, boxes: Float) -> Float:
         """Return the boxes that R-Net takes for faces too, moved to where it sees them."""
         edges, certainties = self._run("rnet", _crop(picture, boxes, _RNET_SIDE))
         certain = certainties[:, 1] > _CONFIRMED
         boxes = _move(boxes[certain], edges[certain], certainties[certain, 1])
         return _to_squares(boxes[_suppress(boxes, 0.7)])
 
-    def _place(self, picture: Array, boxes: Array) -> tuple[Array, Array]:
+    def _place(self, picture: Float, boxes: Float) -> tuple[Float, Float]:
         """Return the boxes of the faces that O-Net sees, and their landmarks [n, 5, 2]."""
         edges, landmarks, certainties = self._run("onet", _crop(picture, boxes, _ONET_SIDE))
         certain = certainties[:, 1] > _CONFIRMED
@@ -121,7 +119,7 @@ class FaceDetector:
         kept = _suppress(boxes, 0.7, of_smaller=True)
         return boxes[kept], points[kept]
 
-    def _run(self, name: str, pictures: Array) -> list[Array]:
+    def _run(self, name: str, pictures: Float) -> list[Float]:
         """Run a network over pictures [n, height, width, 3] in 0..255; return its outputs."""
         network = self.networks[name]
         parts = []
@@ -147,13 +145,13 @@ def load_detector() -> FaceDetector:
     )
 
 
-def _resize(picture: Array, scale: float) -> Array:
+def _resize(picture: Float, scale: float) -> Float:
     height, width = (math.ceil(side * scale) for side in picture.shape[:2])
-    resized: Array = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    resized: Float = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     return resized
 
 
-def _crop(picture: Array, boxes: Array, side: int) -> Array:
+def _crop(picture: Float, boxes: Float, side: int) -> Float:
     """Return the boxes as [n, side, side, 3]; black where they leave the picture."""
     crops = np.zeros((len(boxes), side, side, 3), np.float32)
     height, width = picture.shape[:2]
@@ -167,14 +165,14 @@ def _crop(picture: Array, boxes: Array, side: int) -> Array:
     return crops
 
 
-def _move(boxes: Array, edges: Array, certainties: Array) -> Array:
+def _move(boxes: Float, edges: Float, certainties: Float) -> Float:
     """Move the edges of boxes by shares of their sides."""
     sides = boxes[:, 2:4] - boxes[:, :2] + 1
     moved = boxes[:, :4] + edges * np.tile(sides, 2)
     return np.column_stack([moved, certainties]).astype(np.float32)
 
 
-def _to_squares(boxes: Array) -> Array:
+def _to_squares(boxes: Float) -> Float:
     """Grow boxes to squares about their middles, on whole pixels."""
     sides = boxes[:, 2:4] - boxes[:, :2]
     side = sides.max(1, keepdims=True)
@@ -183,7 +181,7 @@ def _to_squares(boxes: Array) -> Array:
     return np.column_stack([squares, boxes[:, 4]]).astype(np.float32)
 
 
-def _suppress(boxes: Array, most: float, *, of_smaller: bool = False) -> list[int]:
+def _suppress(boxes: Float, most: float, *, of_smaller: bool = False) -> list[int]:
     """Return which boxes stay in a non-maximum suppression.
 
     A box goes when it shares more than ``most`` with a surer one: of the union of the two, or
@@ -246,7 +244,7 @@ class FaceRestorer:
     call: Call
     device: torch.device
 
-    def restore(self, face: Array, fidelity: float) -> Array:
+    def restore(self, face: Float, fidelity: float) -> Float:
         """Restore one aligned face.
 
         Args:
@@ -264,7 +262,7 @@ class FaceRestorer:
             y = self.call(self.network, x.to(self.device) * 2 - 1, fidelity)
         if not bool(torch.isfinite(y).all()):
             raise NumericalError(f"The face model {self.name} returned values that are no numbers.")
-        restored: Array = ((y[0] + 1) / 2).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+        restored: Float = ((y[0] + 1) / 2).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
         return restored
 
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tegula.errors import BrokenWeightsError
+from tegula.images.pixels import Float
 from tegula.models.files import (
     existing_file,
     read_packaged,
@@ -199,8 +199,6 @@ _WITHOUT_WEIGHTS = frozenset(
     {"Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp", "PixelShuffle"}
 )
 
-Array = NDArray[np.float32]
-
 
 class _Numbers:
     """Reads the binary file front to back."""
@@ -209,7 +207,7 @@ class _Numbers:
         self.data = data
         self.position = 0
 
-    def take(self, count: int, dtype: str) -> Array:
+    def take(self, count: int, dtype: str) -> Float:
         """Read ``count`` numbers and skip to the next multiple of 4 bytes."""
         size = count * np.dtype(dtype).itemsize
         if self.position + size > len(self.data):
@@ -218,7 +216,7 @@ class _Numbers:
         self.position += size + -size % 4
         return numbers.astype(np.float32)
 
-    def take_tagged(self, count: int) -> Array:
+    def take_tagged(self, count: int) -> Float:
         """Read a tag and then ``count`` numbers of the type it names."""
         if self.position + 4 > len(self.data):
             raise ValueError("the file ends too early")
@@ -229,7 +227,7 @@ class _Numbers:
         return self.take(count, "<f2" if tag == _FLOAT16_TAG else "<f4")
 
 
-def read_ncnn(param: Path, weights: Path) -> list[Array]:
+def read_ncnn(param: Path, weights: Path) -> list[Float]:
     """Return every array of an ncnn model in the order in which the layers run.
 
     A convolution gives its weights [outputs, inputs, k, k] and then its biases
@@ -256,7 +254,7 @@ def read_ncnn(param: Path, weights: Path) -> list[Array]:
     return arrays
 
 
-def _arrays(layer: list[str], numbers: _Numbers) -> list[Array]:
+def _arrays(layer: list[str], numbers: _Numbers) -> list[Float]:
     """Return the numbers of one layer: its kind, name, inputs, outputs, and ``key=value``s."""
     kind, inputs, outputs = layer[0], int(layer[2]), int(layer[3])
     if kind in _WITHOUT_WEIGHTS:
