@@ -6,7 +6,6 @@ import io
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from tegula.images.pixels import Float, to_bytes
@@ -92,11 +91,10 @@ def adain_lock(
         ``out`` or a new array of the same shape; may leave 0..1 a little.
     """
     locked = np.empty_like(refined) if out is None else out
-    statistics = _whole if window is None else _local
     for channel in range(refined.shape[2]):
         ours, theirs = refined[..., channel], prescaled[..., channel]
-        mean, spread = statistics(ours, window)
-        wanted_mean, wanted_spread = statistics(theirs, window)
+        mean, spread = _statistics(ours, window)
+        wanted_mean, wanted_spread = _statistics(theirs, window)
         gain = wanted_spread / spread
         if window is not None:
             gain = np.clip(gain, _FLATTEST, _STEEPEST)
@@ -119,27 +117,31 @@ def _tent(values: Float, side: int) -> Float:
     return np.asarray(twice[side:-side, side:-side])
 
 
-def _whole(channel: Float, _window: int | None) -> tuple[Float, Float]:
-    mean = channel.mean(dtype=np.float64)
-    variance = np.square(channel - np.float32(mean)).mean(dtype=np.float64)
-    spread = np.sqrt(variance + _WHOLE_NOISE)
-    return np.full((1, 1), mean, np.float32), np.full((1, 1), spread, np.float32)
+def _statistics(channel: Float, window: int | None) -> tuple[Float, Float]:
+    """Return mean and standard deviation, noise included, as [rows, columns].
 
-
-def _local(channel: Float, window: int | None) -> tuple[Float, Float]:
-    """Return mean and deviation on a coarse grid of cells, smoothed over the window."""
-    cell = max(1, (window or 1) // _CELLS_PER_WINDOW)
+    Of the whole picture that is one of each; with a window, one for each cell of a coarse
+    grid, smoothed over the window.
+    """
+    if window is None:
+        mean = channel.mean(dtype=np.float64)
+        variance = np.square(channel - np.float32(mean)).mean(dtype=np.float64)
+        deviation = np.sqrt(variance + _WHOLE_NOISE)
+        return np.full((1, 1), mean, np.float32), np.full((1, 1), deviation, np.float32)
+    cell = max(1, window // _CELLS_PER_WINDOW)
     height, width = channel.shape
     grid = (max(1, round(width / cell)), max(1, round(height / cell)))
+    # Around one half, the squares are small, and their difference keeps its digits.
     centred = channel - np.float32(0.5)
-    mean = _tent(cv2.resize(centred, grid, interpolation=cv2.INTER_AREA), _CELLS_PER_WINDOW)
+    means = _tent(cv2.resize(centred, grid, interpolation=cv2.INTER_AREA), _CELLS_PER_WINDOW)
     np.square(centred, out=centred)
-    square = _tent(cv2.resize(centred, grid, interpolation=cv2.INTER_AREA), _CELLS_PER_WINDOW)
-    variance = np.maximum(square - np.square(mean), 0)
-    return mean + np.float32(0.5), np.sqrt(variance + np.float32(_LOCAL_NOISE))
+    squares = _tent(cv2.resize(centred, grid, interpolation=cv2.INTER_AREA), _CELLS_PER_WINDOW)
+    variances = np.maximum(squares - np.square(means), 0)
+    return means + np.float32(0.5), np.sqrt(variances + np.float32(_LOCAL_NOISE))
 
 
 def _spread_out(coarse: Float, like: Float) -> Float:
+    """Enlarge a grid to the size of a channel; a single value fits any size as it is."""
     if coarse.size == 1:
         return coarse
     size = (like.shape[1], like.shape[0])
@@ -268,18 +270,15 @@ def soften_blocks(rgb: Float, quality: int) -> Float:
     mean = np.zeros_like(rgb)
     for down, right in _SHIFTS:
         shifted = padded[_BLOCK - down :, _BLOCK - right :]
-        again = _compressed(shifted[: height + _BLOCK, : width + _BLOCK], quality)
+        shifted = np.ascontiguousarray(shifted[: height + _BLOCK, : width + _BLOCK])
+        file = io.BytesIO()
+        Image.fromarray(shifted).save(file, "JPEG", quality=quality)
+        with Image.open(file) as image:
+            again = np.asarray(image.convert("RGB"), np.float32)
         mean += again[down : down + height, right : right + width]
     mean *= np.float32(0.5 / (255 * len(_SHIFTS)))
     mean += 0.5 * rgb
     return mean
-
-
-def _compressed(pixels: NDArray[np.uint8], quality: int) -> Float:
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=quality)
-    with Image.open(buffer) as image:
-        return np.asarray(image.convert("RGB"), np.float32)
 
 
 # Telling what has structure from what is flat, whatever its grain.
