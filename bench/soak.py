@@ -44,8 +44,7 @@ def open_runner(_device: str, _options: Mapping[str, Any]) -> Callable[..., None
 
 def background(store: Any, bundle: str | None) -> list[Any]:
     """Return everything that works in the background of a server, its worker included."""
-    from tegula.catalog import Catalog
-    from tegula.catalog.inputs import packaged_fingerprint
+    from tegula.catalog import Catalog, packaged_fingerprint
     from tegula.server.background import Sweeper, WebhookSender
     from tegula.server.fetch import Fetcher, Policy
     from tegula.server.runner import LocalEngine, RunnerOptions, RunnerSpec, upscaling_spec

@@ -1,4 +1,4 @@
-"""Writes what of docs/ is made from the code, pages and a diagram: `python -m docs.generate`."""
+"""Writes the parts of docs/ that follow from the code: `python -m docs.generate`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def options_page() -> str:
             "",
             "Made from the code by `make docs`. Every option is a field of `UpscaleOptions`, and",
             "of the command line with hyphens: `guidance_scale` is `--guidance-scale`. What is",
-            "left open is filled by the preset, whose numbers depend on the bundle.",
+            "left open is filled by the preset, whose numbers depend on the bundle. Options are",
+            "immutable: `options.replaced(scale=4)` returns others, and checks them.",
             "",
             "| option | range | default | effect |",
             "|---|---|---|---|",
@@ -44,6 +45,41 @@ def options_page() -> str:
             "",
         ]
     )
+
+
+def _option_row(name: str, schema: Mapping[str, Any]) -> str:
+    effect = schema["description"]
+    return f"| `{name}` | {_range(schema)} | {_default(name, schema)} | {effect} |"
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    if schema["type"] == "boolean":
+        return "on or off"
+    return ", ".join(f"`{choice}`" for choice in schema.get("enum", ())) or span(schema) or "text"
+
+
+def _default(name: str, schema: Mapping[str, Any]) -> str:
+    default = schema["default"]
+    if name in PresetValues.model_fields:
+        return "by preset"
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if default is None:
+        return "open"
+    return f"`{default}`" if default not in ("", []) else "empty"
+
+
+def _preset_table(presets: Mapping[str, PresetValues]) -> list[str]:
+    return [
+        "| option | " + " | ".join(PRESETS) + " |",
+        "|---|" + "---|" * len(PRESETS),
+        *(
+            f"| {name} | "
+            + " | ".join(str(getattr(presets[preset], name)) or "none" for preset in PRESETS)
+            + " |"
+            for name in PresetValues.model_fields
+        ),
+    ]
 
 
 def models_page() -> str:
@@ -76,18 +112,15 @@ def _model(model: Model) -> list[str]:
 
 
 def _input_row(known: InputField) -> str:
-    bounds = [f"{bound:g}" if bound < 10**6 else "2^63 - 1" for bound in _limits(known)]
-    values = ", ".join(f"`{choice}`" for choice in known.choices) or " to ".join(bounds)
+    values = ", ".join(f"`{choice}`" for choice in known.choices)
+    if known.low is not None and known.high is not None:
+        values = span({"minimum": known.low, "maximum": known.high})
     shown = str(known.default).lower() if known.kind == BOOLEAN else known.default
     default = "required" if known.required else f"`{shown}`"
     if not known.required and known.default in (None, ""):
         default = "open" if known.default is None else "empty"
-    told = f"{known.fidelity}: {known.remark}" if known.remark else known.fidelity
-    return f"| `{known.name}` | {known.kind} | {values} | {default} | {told} |"
-
-
-def _limits(known: InputField) -> list[float]:
-    return [bound for bound in (known.low, known.high) if bound is not None]
+    fidelity = f"{known.fidelity}: {known.remark}" if known.remark else known.fidelity
+    return f"| `{known.name}` | {known.kind} | {values} | {default} | {fidelity} |"
 
 
 PAGES: Mapping[str, Callable[[], str]] = {"models.md": models_page, "options.md": options_page}
@@ -138,41 +171,6 @@ def with_settings(page: str) -> str:
         for setting in describe_settings()
     )
     return f"{before}{head}{rows}\n{rest.partition(chr(10) * 2)[2]}"
-
-
-def _option_row(name: str, schema: Mapping[str, Any]) -> str:
-    effect = schema["description"]
-    return f"| `{name}` | {_range(schema)} | {_default(name, schema)} | {effect} |"
-
-
-def _range(schema: Mapping[str, Any]) -> str:
-    if schema["type"] == "boolean":
-        return "on or off"
-    return ", ".join(f"`{choice}`" for choice in schema.get("enum", ())) or span(schema) or "text"
-
-
-def _default(name: str, schema: Mapping[str, Any]) -> str:
-    default = schema["default"]
-    if name in PresetValues.model_fields:
-        return "by preset"
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    if default is None:
-        return "open"
-    return f"`{default}`" if default not in ("", []) else "empty"
-
-
-def _preset_table(presets: Mapping[str, PresetValues]) -> list[str]:
-    return [
-        "| option | " + " | ".join(PRESETS) + " |",
-        "|---|" + "---|" * len(PRESETS),
-        *(
-            f"| {name} | "
-            + " | ".join(str(getattr(presets[preset], name)) or "none" for preset in PRESETS)
-            + " |"
-            for name in PresetValues.model_fields
-        ),
-    ]
 
 
 def main() -> None:

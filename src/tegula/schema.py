@@ -1,8 +1,8 @@
-"""Inputs declared once: frozen pydantic models whose faults are told in one sentence.
+"""Declaring options once: frozen pydantic models that report all faults in one sentence.
 
-A model of this kind is the only place where an option says its type, bounds, choices,
-unit, default and effect. The command line, forms, docs and the sentences of errors read
-them from its JSON schema, which ``properties_of`` gives in the form that people think in.
+Such a model is the only place where an option has its type, bounds, choices, unit, default
+and effect. The command line, forms, docs and the sentences of errors take them from its
+JSON schema, which ``properties_of`` gives in a form that is easy to read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OUT_OF_BOUNDS = ("greater_than_equal", "less_than_equal", "finite_number")
 
 
 class _PlainSchema(GenerateJsonSchema):
-    """JSON schemas as people read them: None is no type, and one choice is still a choice."""
+    """JSON schemas without ``null``, with ``enum`` for a single choice, in the order declared."""
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
         """Describe the value, not that it may be left out."""
@@ -77,6 +77,9 @@ class CheckedOptions(BaseModel):
         """
         return type(self)(**{**dict(self), **changes})
 
+    __replace__ = replaced
+    """So that Python's own ``copy.replace`` checks, too."""
+
     @field_validator("*", mode="before")
     @classmethod
     def _plain(cls, value: Any) -> Any:
@@ -120,14 +123,14 @@ def _requirement(schema: Mapping[str, Any], *, of_its_type: bool) -> str:
         "integer": "a whole number",
         "array": f"{len(numbers)} whole numbers" if "prefixItems" in schema else "a list of texts",
     }[schema["type"]]
-    words = "" if of_its_type else f"{words} "
     low, high = numbers[0].get("minimum"), numbers[0].get("maximum")
     unit = f" {schema['unit']}" if "unit" in schema else ""
     if low is None:
-        return words.rstrip()
+        return words
     if high is None:
-        return f"{words}at least {plain(low)}{unit}"
-    return f"{words}between {plain(low)} and {plain(high)}{unit}"
+        return f"at least {plain(low)}{unit}" if of_its_type else f"{words} from {plain(low)}{unit}"
+    within = f"between {plain(low)} and {plain(high)}{unit}"
+    return within if of_its_type else f"{words} {within}"
 
 
 def span(schema: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ WRONG_TYPES = [
     ({"crop": (0, 0, 5)}, "crop is 4 whole numbers between 0 and 65536 px, not (0, 0, 5)."),
     ({"guess_mode": 1}, "guess_mode is true or false, not 1."),
     ({"prompt": None}, "prompt is text, not None."),
-    ({"max_pixels": 1e6}, "max_pixels is a whole number at least 1 px, not 1000000.0."),
+    ({"max_pixels": 1e6}, "max_pixels is a whole number from 1 px, not 1000000.0."),
     ({"regions": "0,0,1,1:a"}, "regions is a list of texts, not '0,0,1,1:a'."),
     ({"creativty": 0.3}, "there is no option creativty; creativity is one."),
 ]
@@ -114,6 +114,8 @@ def test_options_are_keywords_and_cannot_be_changed_but_replaced_ones_are_checke
     assert hash(options) == hash(UpscaleOptions(scale=3))
     with pytest.raises(OptionError, match="scale"):
         options.replaced(scale=40)
+    with pytest.raises(OptionError, match="scale"):
+        options.__replace__(scale=40)
 
 
 @pytest.mark.parametrize("seed", [0, 2**53, 2**63 - 1])

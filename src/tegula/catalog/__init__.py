@@ -21,7 +21,7 @@ from tegula.catalog.inputs import (
     openapi_schema,
     validate,
 )
-from tegula.catalog.lookup import Catalog, find, models
+from tegula.catalog.lookup import Catalog, find, models, packaged_fingerprint
 from tegula.catalog.run import Output, run
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "from_text",
     "models",
     "openapi_schema",
+    "packaged_fingerprint",
     "run",
     "validate",
 ]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -35,7 +36,6 @@ from tegula.schema import plain, properties_of, shown
 EXACT, APPROXIMATED, REFUSED = "exact", "approximated", "refused"
 STRING, INTEGER, NUMBER, BOOLEAN, FILE = "string", "integer", "number", "boolean", "file"
 SINGLE, ARRAY = "single", "array"
-_PACKAGED_CONFIG = Path(__file__).parents[1] / "models" / "mini" / "weights" / "config.json"
 
 # What a model class is made of.
 
@@ -69,7 +69,7 @@ def _readable(value: Any) -> Any:
     raise PydanticCustomError("file_type", "Input should be a file")
 
 
-Whole: Final = BeforeValidator(_whole)
+Whole = BeforeValidator(_whole)
 """Takes 5.0 for 5; stands last in an ``Annotated``, so that bounds are part of the schema."""
 
 Integer = Annotated[int, Whole]
@@ -129,18 +129,18 @@ class UpscaleRequest:
     notes: tuple[str, ...] = ()
 
 
-class Inputs(BaseModel):
-    """The inputs of one version of a model; a value of another type is refused, not bent."""
+class Inputs(BaseModel, ABC):
+    """The inputs of one version of a model; a value of the wrong type is refused, not converted."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
+    @abstractmethod
     def request(self, context: RunContext) -> UpscaleRequest:
         """Return what the upscaler is to do with these inputs.
 
         Raises:
             ModelError: the model needs weights or an extra that are not here.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,14 +248,6 @@ class Model:
     def latest(self) -> Version:
         """The newest version."""
         return self.versions[0]
-
-
-def packaged_fingerprint() -> str:
-    """Return the hash over the packaged weights; empty where they are missing."""
-    try:
-        return str(json.loads(_PACKAGED_CONFIG.read_text(encoding="utf-8"))["sha256"])
-    except (OSError, ValueError, KeyError):
-        return ""
 
 
 # Checking what is given for the inputs, with all faults at once, in Replicate's words.

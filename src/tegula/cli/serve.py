@@ -171,8 +171,7 @@ def serve(
     Raises:
         OptionError: the certificate cannot be used.
     """
-    from tegula.catalog import Catalog
-    from tegula.catalog.inputs import packaged_fingerprint
+    from tegula.catalog import Catalog, packaged_fingerprint
     from tegula.server.api.app import create_app
     from tegula.server.engine import device_of, discover_devices
     from tegula.server.settings import log_as_json

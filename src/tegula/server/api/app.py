@@ -17,8 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from tegula import __version__
-from tegula.catalog import Catalog
-from tegula.catalog.inputs import packaged_fingerprint
+from tegula.catalog import Catalog, packaged_fingerprint
 from tegula.errors import BusyError, ConflictError, InputError, NotFoundError, TegulaError
 from tegula.server.api import account, deployments, files, models, pages, predictions, streams
 from tegula.server.api.bodies import invalid_request
