@@ -3,16 +3,15 @@
 import io
 import json
 
+import cli_support
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from colour_profiles import grey, wide_rgb
 from PIL import Image
 from support import photograph
 
 from tegula.catalog import find, run, validate
 from tegula.catalog.run import _as_picture
-from tegula.cli.program import PROGRAM
 from tegula.errors import CancelledError, ImageError, TooLargeError
 from tegula.images.encode import encode, read_settings
 from tegula.images.open import decode, opened_file
@@ -213,7 +212,7 @@ def test_a_cancel_stops_the_run(tiny, picture):
 
 
 def invoke(*words):
-    return CliRunner().invoke(PROGRAM, ["run", *map(str, words)])
+    return cli_support.run("run", *words)
 
 
 def test_the_command_line_writes_into_the_folder_that_it_is_given(picture, tmp_path):
@@ -223,6 +222,15 @@ def test_the_command_line_writes_into_the_folder_that_it_is_given(picture, tmp_p
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["output"] == str(folder / "small-upscale-0.png")
     assert Image.open(told["output"]).size == (96, 64)
+
+
+def test_the_command_line_replaces_no_picture_of_an_earlier_run(picture, tmp_path):
+    kept = tmp_path / "small-upscale-0.png"
+    kept.write_bytes(b"earlier")
+    inputs = [f"image=@{picture}", "creativity=0", "scale=1"]
+    done = invoke("tegula/upscale", *inputs, "-o", tmp_path, "--json")
+    assert json.loads(done.stdout)["output"] == str(tmp_path / "small-upscale-1.png")
+    assert kept.read_bytes() == b"earlier"
 
 
 def test_the_command_line_lists_models_and_inputs():

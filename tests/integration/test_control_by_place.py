@@ -5,13 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from cli_support import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support import options, photograph
 
-from tegula.cli.program import PROGRAM
 from tegula.errors import OptionError
 from tegula.images.adjust import flatness, scale_detail, sharpen
 from tegula.images.open import inverted
@@ -287,13 +286,11 @@ def test_the_command_line_takes_a_mask_a_strength_map_and_regions(tmp_path):
     Image.fromarray(np.uint8(photograph(48, 32) * 255)).save(source)
     Image.new("L", (3, 2), 0).save(mask)
     words = ["upscale", source, out, "--prescaler", "lanczos", "--region", "0,0,.5,1:sharp"]
-    done = CliRunner().invoke(
-        PROGRAM, [str(w) for w in (*words, "--mask", mask, "--strength-map", mask)]
-    )
+    done = run(*words, "--mask", mask, "--strength-map", mask)
     assert done.exit_code == 0, done.output
     plain = Upscaler(tiny_bundle()).upscale(
         source, UpscaleOptions(prescaler="lanczos", creativity=0.0)
     )
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(plain.image))
-    missing = CliRunner().invoke(PROGRAM, ["upscale", str(source), "--mask", "no.png"])
+    missing = run("upscale", source, "--mask", "no.png")
     assert missing.exit_code == 5

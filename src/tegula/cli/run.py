@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ def _run_version(
     console: Console,
     interruption: Interruption,
 ) -> None:
-    """Run a model and write its pictures into a folder.
+    """Run a model and write its pictures into a folder, where they replace no others.
 
     Raises:
         TegulaError: an input is wrong, or as ``Upscaler.load`` and ``Upscaler.upscale``.
@@ -96,9 +97,10 @@ def _run_version(
                 cancelled=interruption.requested,
             )
         )
-    name = version.name.split("/")[1]
-    for number, output in enumerate(outputs):
-        path = folder / f"{source}-{name}-{number}{Path(output.name).suffix}"
+    stem, numbers = f"{source}-{version.name.split('/')[1]}", itertools.count()
+    for output in outputs:
+        names = (f"{stem}-{number}{Path(output.name).suffix}" for number in numbers)
+        path = next(folder / name for name in names if not (folder / name).exists())
         write_atomically(path, output.data)
         console.message(str(path))
         console.record({"output": str(path), "width": output.width, "height": output.height})
@@ -158,7 +160,7 @@ RUN = click.Command(
         click.Argument(["inputs"], nargs=-1, metavar="[NAME=VALUE]..."),
         Option(
             ["-o", "--output"],
-            "Folder for the results.",
+            "Folder for the results, which are numbered and replace no other file.",
             "default: the current folder",
             type=click.Path(path_type=Path),
             default=Path(),
