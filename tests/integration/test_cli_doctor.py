@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from cli_support import run
 
 from tegula.cli import doctor as machine_module
@@ -67,10 +68,11 @@ def test_the_limit_of_a_container_counts_as_its_memory(tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("400000\n")
     monkeypatch.setattr(machine_module, "_CGROUP", tmp_path)
-    device = machine_module.examine.__globals__["memory_of"]
-    import torch
-
-    assert device(torch.device("cpu")) == (1_000_000, 600_000)
+    assert machine_module.memory_of(torch.device("cpu")) == (1_000_000, 600_000)
+    (tmp_path / "memory.max").write_text("max\n")
+    total, free = machine_module.memory_of(torch.device("cpu"))
+    assert total > 1_000_000
+    assert 0 < free < total
 
 
 def test_the_data_type_has_a_reason():

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,26 +67,32 @@ def examine() -> Machine:
     from tegula.models.device import pick_device, pick_dtype
 
     device = pick_device()
-    total, free = memory_of(device)
     dtype = pick_dtype(device)
+    total, free = memory_of(device)
+    name, advice = device.type, None
+    if device.type == "cuda":
+        name = f"cuda ({torch.cuda.get_device_name(device)})"
+    elif device.type == "cpu" and shutil.which("nvidia-smi") is not None:
+        advice = (
+            "There is an NVIDIA driver and this torch does not use it: install the CUDA build "
+            "of torch, or see that `nvidia-smi` works."
+        )
+    libraries: dict[str, str] = {}
+    for library in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            libraries[library] = metadata.version(library)
+    can_tell_cores = hasattr(os, "sched_getaffinity")
     return Machine(
-        python=".".join(str(part) for part in sys.version_info[:3]),
-        device=_name_of(device),
+        python=platform.python_version(),
+        device=name,
         precision=str(dtype).removeprefix("torch."),
         why=why_precision(device.type, half=dtype is not torch.float32),
-        cores=usable_cores(),
+        cores=len(os.sched_getaffinity(0)) if can_tell_cores else os.cpu_count() or 1,
         memory_total=total,
         memory_free=free,
-        libraries=versions(),
-        advice=_advice(device),
+        libraries=libraries,
+        advice=advice,
     )
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def why_precision(device: str, *, half: bool) -> str:
@@ -118,32 +125,6 @@ def memory_of(device: torch.device) -> tuple[int, int]:
         if limit < total:
             return limit, min(free, max(0, limit - used))
     return total, free
-
-
-def versions() -> Mapping[str, str]:
-    """Return the versions of the libraries that matter."""
-    found: dict[str, str] = {}
-    for name in _LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def _name_of(device: torch.device) -> str:
-    if device.type != "cuda":
-        return device.type
-    import torch
-
-    return f"cuda ({torch.cuda.get_device_name(device)})"
-
-
-def _advice(device: torch.device) -> str | None:
-    if device.type == "cpu" and shutil.which("nvidia-smi") is not None:
-        return (
-            "There is an NVIDIA driver and this torch does not use it: install the CUDA build "
-            "of torch, or see that `nvidia-smi` works."
-        )
-    return None
 
 
 _SPANDREL = "pip install --no-deps spandrel"
