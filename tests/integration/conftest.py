@@ -2,5 +2,6 @@
 
 from api_support import server
 from sd15_support import files, folder, offline
+from store_support import postgresql
 
-__all__ = ["files", "folder", "offline", "server"]
+__all__ = ["files", "folder", "offline", "postgresql", "server"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 import pytest
 from api_support import BATOU, DATA_URI, Server
@@ -12,7 +13,7 @@ from store_support import NOON, counted_statements
 from tegula.catalog import Catalog
 from tegula.server.accounts import UserModels
 from tegula.server.api.app import create_app
-from tegula.server.tables import UserModel, UserVersion
+from tegula.server.tables import Deployment, UserModel, UserVersion
 from tegula.server.work import CatalogResolver
 
 OWN = {"owner": "ana", "name": "portraits", "visibility": "private", "hardware": "cpu"}
@@ -270,6 +271,31 @@ def test_a_change_of_a_deployment_is_a_new_release(server: Server):
 )
 def test_deployments_that_cannot_be_are_refused(server: Server, wrong):
     assert server.post("/v1/deployments", {**DEPLOYMENT, **wrong}).status_code == 422
+
+
+def test_a_page_goes_on_where_the_last_one_ended_though_items_are_gone(server: Server):
+    account = server.store.accounts.ensure("ana").id
+    for number in range(30):
+        at = NOON + timedelta(seconds=number)
+        name = f"one-{number:02d}"
+        pinned = ("tegula/upscale", "1", "cpu", 0, 1, at)
+        server.store.deployments.create(Deployment("ana", name, account, 1, *pinned))
+        server.store.models.create(UserModel("ana", name, account, "private", "cpu", at))
+    gone = range(2, 16)  # on both sides of the end of the first page, in both lists
+    for path, delete in (
+        ("/v1/deployments", server.store.deployments.delete),
+        ("/v1/models", server.store.models.delete),
+        ("/v1/models?sort_by=model_created_at&sort_direction=asc", None),
+        ("/v1/models?query=one", None),
+    ):
+        first = server.get(path).json()
+        if delete:
+            for number in gone:
+                delete("ana", f"one-{number:02d}")
+        second = server.get(first["next"]).json() if first["next"] else {"results": []}
+        names = [item["name"] for item in (*first["results"], *second["results"])]
+        assert len(names) == len(set(names))
+        assert {f"one-{number:02d}" for number in range(30) if number not in gone} <= set(names)
 
 
 def test_hardware_is_a_bare_list(server: Server):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from receiver_support import receiving
-from store_support import TurnedClock, ask, open_store
+from store_support import TurnedClock, ask, counted_statements, open_store
 
 from tegula.errors import FetchError, InputError, NotFoundError, TooLargeError
 from tegula.server.background import Sweeper
@@ -306,6 +306,31 @@ def test_bytes_stay_while_any_file_names_them(store, clock, ada, sweep):
     clock.turn(10)
     assert sweep().files == 1
     assert store.files.path(kept).read_bytes() == PNG
+
+
+def test_a_sweep_does_not_take_the_lock_to_write_for_each_blob(store, ada):
+    def locks(files: int) -> int:
+        for number in range(files):
+            kept = store.files.keep(ada, "a.png", PNG + bytes([files, number]))
+            if number % 2:
+                store.files.delete(kept.id)
+        with counted_statements(store, begins="BEGIN IMMEDIATE") as begun:
+            assert Sweeper(store, unused_for=timedelta()).sweep().blobs == files // 2
+        return len(begun)
+
+    few = locks(4)
+    assert locks(80) == few
+    assert blobs(store) == 42
+
+
+def test_a_sweep_goes_on_past_folders_that_vanish(store, ada):
+    """A link to nowhere is what a folder is that vanished between the listing and the look."""
+    spool = store.settings.folder / "spool"
+    spool.mkdir()
+    store.files.delete(store.files.keep(ada, "a.png", PNG).id)
+    for vanished in (spool / "run", store.blobs.folder / "ab"):
+        vanished.symlink_to(vanished.with_name("gone"))
+    assert Sweeper(store, unused_for=timedelta()).sweep().blobs == 1
 
 
 def test_bytes_that_were_just_put_are_left_alone(store, ada):

