@@ -27,9 +27,10 @@ SCALE ?= 2
 OUT ?= out
 ARGS ?=
 TEST_ARGS ?=
-# Tests run side by side, one process for each core; each computes on one thread.
+# Tests run side by side, one process for each core, each on one thread. A file stays in one process,
+# which shares its server, browser or nets; the longest files, end_to_end/, come first.
 JOBS ?= logical
-PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help upscale serve test test-unit test-integration test-end-to-end coverage check bench

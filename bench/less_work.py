@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from bench.networks import random_bundle
@@ -105,11 +106,12 @@ def _photograph(path: Path | None) -> Picture:
 
         rgb = data.rocket()[:, -427:]
     else:
-        rgb = cv2.imread(str(path))[..., ::-1]
+        rgb = np.asarray(Image.open(path).convert("RGB"))
     side = min(rgb.shape[:2])
     square = np.asarray(rgb[:side, :side], np.float32) / np.float32(255)
     small = cv2.resize(square, (SIDE // 2, SIDE // 2), interpolation=cv2.INTER_AREA)
-    return cv2.resize(small, (SIDE, SIDE), interpolation=cv2.INTER_LANCZOS4).clip(0, 1)
+    large = cv2.resize(small, (SIDE, SIDE), interpolation=cv2.INTER_LANCZOS4)
+    return np.asarray(large, np.float32).clip(0, 1)
 
 
 def _refined(bundle: Bundle, picture: Picture, case: Mapping[str, Any]) -> tuple[Picture, float]:

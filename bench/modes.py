@@ -121,7 +121,8 @@ def _ratio(picture: Picture, plain: Picture, tile: int, shift: int) -> float:
 
 
 def _pixels(result: UpscaleResult) -> Picture:
-    return np.asarray(result.image.convert("RGB"), np.float32) / 255
+    pixels: Picture = np.asarray(result.image.convert("RGB"), np.float32) / np.float32(255)
+    return pixels
 
 
 if __name__ == "__main__":

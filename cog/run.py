@@ -97,7 +97,7 @@ def _content(file: Path | None) -> bytes | None:
         return None
     if not isinstance(file, os.PathLike):
         raise OptionError("A picture is given as an http, https or data URL.")
-    return file.read_bytes()
+    return file.read_bytes()  # type: ignore[attr-defined]
 
 
 def _progress_log() -> OnProgress:

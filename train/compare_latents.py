@@ -108,7 +108,7 @@ def trained_autoencoder(source: PairSource, steps: int) -> Latents:
 
         def backward(part: slice, difference: Tensor = difference) -> None:
             error = (autoencoder(difference[part]) - difference[part]).abs().mean()
-            (error / 2).backward()  # type: ignore[no-untyped-call]
+            (error / 2).backward()
 
         map_parts(backward, parts)
         optimiser.step()

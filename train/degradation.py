@@ -102,7 +102,7 @@ def gaussian_kernel(along: float, across: float, angle: float) -> Picture:
 
 def sinc_kernel(cutoff: float, size: int) -> Picture:
     """Return a circular low-pass filter whose edge rings, ``cutoff`` in radians per pixel."""
-    from scipy.special import j1  # type: ignore[import-untyped]
+    from scipy.special import j1
 
     y, x = np.mgrid[:size, :size].astype(np.float64) - (size - 1) / 2
     radius = np.hypot(x, y)

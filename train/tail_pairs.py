@@ -95,7 +95,7 @@ def make_tail_shards(
         return truths, smalls
 
     for shard, (truths, smalls) in zip(missing, made_ahead(draw, missing, workers), strict=True):
-        groups = to_image(smalls).split(_SEEN_TOGETHER)
+        groups = to_image(smalls).split(_SEEN_TOGETHER)  # type: ignore[no-untyped-call]
         seen = np.concatenate([see(group).half().cpu().numpy() for group in groups])
         part = places[shard].with_suffix(".part.npz")
         np.savez(part, truth=truths, small=smalls, seen=seen)

@@ -91,7 +91,7 @@ def colour_shift(a: Picture, b: Picture) -> float:
     from skimage.color import deltaE_ciede2000, rgb2lab
 
     low = [cv2.GaussianBlur(p, (0, 0), 8.0)[::4, ::4] for p in (a, b)]
-    return float(deltaE_ciede2000(rgb2lab(low[0]), rgb2lab(low[1])).mean())  # type: ignore[no-untyped-call]
+    return float(deltaE_ciede2000(rgb2lab(low[0]), rgb2lab(low[1])).mean())
 
 
 def consistency(picture: Picture, small: NDArray[np.uint8]) -> float:

@@ -13,7 +13,7 @@ from PIL import Image
 from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler
 from tegula.models.prescalers.load import load_prescaler
-from tegula.options import PRESETS, ResolvedOptions, UpscaleOptions
+from tegula.options import PRESETS, Preset, ResolvedOptions, UpscaleOptions
 from tegula.pipeline.finish import finish, lock_colour
 from tegula.pipeline.prepare import Prepared
 from tegula.pipeline.prescale import prescale
@@ -46,7 +46,7 @@ def held(prescaler: str) -> Method:
     return Method(f"{prescaler}, colours held", options)
 
 
-def preset(name: str) -> Method:
+def preset(name: Preset) -> Method:
     """Return a preset of the packaged model."""
     return Method(f"mini {name}", UpscaleOptions(preset=name, seed=SEED))
 

@@ -58,7 +58,7 @@ class Job:
     @cached_property
     def photograph(self) -> Picture:
         """Return a photograph of the source's side."""
-        whole = data.astronaut()  # type: ignore[no-untyped-call]
+        whole = data.astronaut()
         whole = whole.astype(np.float32) / 255
         return enlarge_lanczos(whole, (self.source, self.source))
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from api_support import PNG
-from clients import install
 from live_server import Live, live_server
 from photo_support import SIZE, distance, photograph
 from PIL import Image
@@ -23,6 +22,7 @@ from serve_support import Served, served
 
 from tegula.catalog import find
 from tegula.server.predictions import NewPrediction
+from tests.end_to_end.clients import install
 
 SCRIPTS = Path(__file__).parent / "clients"
 OLDEST_NODE = 18

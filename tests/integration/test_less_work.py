@@ -231,7 +231,7 @@ def test_reuse_with_a_strength_map_does_not_depend_on_the_batch(bundle):
 
 
 def test_half_precision_that_fails_is_run_again_whole_in_fp32(bundle):
-    class Spoiled(type(bundle.denoiser)):
+    class Spoiled(type(bundle.denoiser)):  # type: ignore[misc]
         def decode(self, features, timestep, text):
             return super().decode(features, timestep, text) * float("nan")
 

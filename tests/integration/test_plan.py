@@ -103,7 +103,8 @@ def test_attention_counts_on_the_cpu_too():
 
 def test_real_esrgan_takes_what_its_convolutions_add_up_to():
     prescaler = load_prescaler("realesrgan-animevideov3", torch.device("cpu"), torch.float32)
-    weights = sum(p.numel() for p in prescaler.network.parameters() if p.ndim == 4)
+    kernels = [each for each in prescaler.network.parameters() if each.ndim == 4]
+    weights = sum(kernel.numel() for kernel in kernels)
     assert prescaler_flops(prescaler).of(100) == pytest.approx(100 * 2 * weights)
 
 

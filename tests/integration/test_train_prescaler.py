@@ -140,6 +140,7 @@ def test_the_whole_program_makes_a_prescaler_that_loads(photograph, tmp_path):
     tuned = program.everything()
     base = base_network(DEVICE)
     loaded = load_prescaler(PHOTO, DEVICE, torch.float32, tmp_path / "weights").network
+    assert loaded is not None
     small = torch.rand(1, 3, 16, 16)
     with torch.inference_mode():
         torch.testing.assert_close(loaded(small), tuned(small), atol=2e-3, rtol=0)

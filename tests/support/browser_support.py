@@ -138,8 +138,9 @@ def opened_browser(program: str, profile: Path) -> Iterator[Browser]:
         "--hide-scrollbars", "--remote-debugging-port=0", f"--user-data-dir={profile}",
         "about:blank",
     ]  # fmt: skip
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([program, *words], **quiet)
+    process = subprocess.Popen(
+        [program, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         with connect(_address(profile, process), max_size=None) as socket:
             browser = Browser(socket)

@@ -65,54 +65,58 @@ class ServerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TEGULA_", frozen=True, extra="forbid")
 
     public_url: str = Field(
-        "http://127.0.0.1:8000", description="How clients reach the server, without `/v1`."
+        default="http://127.0.0.1:8000", description="How clients reach the server, without `/v1`."
     )
     url_aliases: Texts = Field(
-        (), description="Other addresses of this server; inputs that name them are its own files."
+        default=(),
+        description="Other addresses of this server; inputs that name them are its own files.",
     )
     folder: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         default_factory=server_folder,
         description="Where the files and, without `database_url`, the database are kept.",
     )
     database_url: str | None = Field(
-        None,
+        default=None,
         description="SQLAlchemy URL of an SQLite or PostgreSQL database (extra `postgres`); "
         "SQLite in `folder` by default.",
     )
     no_auth: bool = Field(
         default=False, description="Ask for no token: every request is the account `local`."
     )
-    bundle: str = Field("mini", description="The weights that every model runs with.")
+    bundle: str = Field(default="mini", description="The weights that every model runs with.")
     devices: Texts = Field(
-        (),
+        default=(),
         description="Where models run, such as `cpu` or `cuda:0`; every GPU or the CPU if empty.",
     )
-    backend: str = Field("torch", description="`torch`, or `openvino` on processors.")
+    backend: str = Field(default="torch", description="`torch`, or `openvino` on processors.")
     compile: bool = Field(default=False, description="Compile the networks while loading.")
     retention_seconds: Count = Field(
-        3600, description="How long a finished prediction keeps its data; 0 keeps it for good."
+        default=3600,
+        description="How long a finished prediction keeps its data; 0 keeps it for good.",
     )
     upload_seconds: Count = Field(
-        86_400, description="How long an uploaded file is kept; 0 keeps it for good."
+        default=86_400, description="How long an uploaded file is kept; 0 keeps it for good."
     )
     creates_per_minute: Count = Field(
-        600, description="Predictions that one token may create in a minute; 0 is no limit."
+        default=600, description="Predictions that one token may create in a minute; 0 is no limit."
     )
     requests_per_minute: Count = Field(
-        3000, description="Other requests that one token may make in a minute; 0 is no limit."
+        default=3000,
+        description="Other requests that one token may make in a minute; 0 is no limit.",
     )
     max_waiting: Count = Field(
-        1000, description="Unfinished predictions from which on new ones are refused with 429."
+        default=1000,
+        description="Unfinished predictions from which on new ones are refused with 429.",
     )
     max_waiting_seconds: Seconds = Field(
-        7200.0, description="The same in estimated seconds of work."
+        default=7200.0, description="The same in estimated seconds of work."
     )
-    max_body_bytes: Count = Field(64 * MIB, description="Largest JSON body; beyond it 413.")
-    max_upload_bytes: Count = Field(100 * MIB, description="Largest upload; beyond it 413.")
+    max_body_bytes: Count = Field(default=64 * MIB, description="Largest JSON body; beyond it 413.")
+    max_upload_bytes: Count = Field(default=100 * MIB, description="Largest upload; beyond it 413.")
     max_fetch_bytes: Count = Field(
-        100 * MIB, description="Largest input that is fetched from an address."
+        default=100 * MIB, description="Largest input that is fetched from an address."
     )
-    fetch_seconds: Seconds = Field(60.0, description="Time for fetching one input.")
+    fetch_seconds: Seconds = Field(default=60.0, description="Time for fetching one input.")
     fetch_http: bool = Field(
         default=True, description="Fetch inputs and send webhooks over plain HTTP, too."
     )
@@ -120,35 +124,39 @@ class ServerSettings(BaseSettings):
         default=False, description="Fetch from and send to addresses in private networks, too."
     )
     fetch_ports: Numbers = Field(
-        (80, 443), description="The only ports that inputs and webhooks may use; empty allows all."
+        default=(80, 443),
+        description="The only ports that inputs and webhooks may use; empty allows all.",
     )
     max_pixels: Count = Field(
-        134_217_728, description="Largest picture that is taken or returned, in pixels."
+        default=134_217_728, description="Largest picture that is taken or returned, in pixels."
     )
-    max_output_bytes: Count = Field(1024 * MIB, description="Largest output file.")
+    max_output_bytes: Count = Field(default=1024 * MIB, description="Largest output file.")
     inline_output_bytes: Count = Field(
-        16 * MIB,
+        default=16 * MIB,
         description="Outputs up to this size are returned as data URIs while `public_url` is plain "
         "HTTP; 0 always returns links.",
     )
-    run_seconds: Seconds = Field(1800.0, description="A prediction that runs longer fails.")
+    run_seconds: Seconds = Field(default=1800.0, description="A prediction that runs longer fails.")
     load_seconds: Seconds = Field(
-        900.0, description="A process that is silent for so long while it loads is replaced."
+        default=900.0,
+        description="A process that is silent for so long while it loads is replaced.",
     )
     hang_seconds: Seconds = Field(
-        300.0, description="A process that is silent for so long while it runs is replaced."
+        default=300.0, description="A process that is silent for so long while it runs is replaced."
     )
     cancel_seconds: Seconds = Field(
-        15.0, description="A process that has not ended a cancelled prediction by then is replaced."
+        default=15.0,
+        description="A process that has not ended a cancelled prediction by then is replaced.",
     )
     lease_seconds: Seconds = Field(
-        15.0, description="A prediction whose worker is silent for so long goes to another worker."
+        default=15.0,
+        description="A prediction whose worker is silent for so long goes to another worker.",
     )
     idle_unload_seconds: Seconds = Field(
-        900.0, description="Unload models that long after their last use; 0 keeps them."
+        default=900.0, description="Unload models that long after their last use; 0 keeps them."
     )
     default_model: str | None = Field(
-        None,
+        default=None,
         description="`owner/name` that a bare `latest` means where the inputs fit several models.",
     )
     strict_statuses: bool = Field(
@@ -159,17 +167,17 @@ class ServerSettings(BaseSettings):
         default=False, description="Classify outputs and fail unsafe ones (extra `safety`)."
     )
     safety_threshold: Probability = Field(
-        0.8, description="Probability, 0 to 1, from which an output counts as unsafe."
+        default=0.8, description="Probability, 0 to 1, from which an output counts as unsafe."
     )
     safety_optional: bool = Field(
         default=True, description="Honour the input `disable_safety_checker`."
     )
     cors_origins: Texts = Field(
-        (), description="Origins whose web pages may call the API; `*` allows all."
+        default=(), description="Origins whose web pages may call the API; `*` allows all."
     )
-    webhook_seconds: Seconds = Field(20.0, description="Time-out of one webhook delivery.")
+    webhook_seconds: Seconds = Field(default=20.0, description="Time-out of one webhook delivery.")
     webhooks_per_receiver: Count = Field(
-        4, description="Webhook deliveries to one host at the same time."
+        default=4, description="Webhook deliveries to one host at the same time."
     )
 
     @field_validator("public_url")
