@@ -94,18 +94,28 @@ class CheckedOptions(BaseModel):
         try:
             return check(values)
         except ValidationError as error:
-            known = properties_of(cls)
-            faults = dict.fromkeys(_fault(known, each) for each in error.errors())
-            raise OptionError(f"{'; '.join(faults)}.") from None
+            raise OptionError(faults(cls, error)) from None
 
 
-def _fault(known: Mapping[str, Any], error: Mapping[str, Any]) -> str:
+def faults(model: type[BaseModel], error: ValidationError, noun: str = "option") -> str:
+    """Return all that pydantic found wrong in one sentence.
+
+    Args:
+        model: the class that was to be made.
+        error: what pydantic raised.
+        noun: what a field of the model is called.
+    """
+    known = properties_of(model)
+    return "; ".join(dict.fromkeys(_fault(known, each, noun) for each in error.errors())) + "."
+
+
+def _fault(known: Mapping[str, Any], error: Mapping[str, Any], noun: str) -> str:
     name, kind = str(error["loc"][0]), error["type"]
     if kind == "value_error":
         return str(error["ctx"]["error"]).removesuffix(".")
     if kind == "extra_forbidden":
         similar = difflib.get_close_matches(name, known, 1)
-        return f"there is no option {name}" + "".join(f"; {each} is one" for each in similar)
+        return f"there is no {noun} {name}" + "".join(f"; {each} is one" for each in similar)
     if kind == "missing" and len(error["loc"]) == 1:
         return f"{name} is missing"
     right = _requirement(known[name], of_its_type=kind in _OUT_OF_BOUNDS)
@@ -116,12 +126,15 @@ def _requirement(schema: Mapping[str, Any], *, of_its_type: bool) -> str:
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
     numbers = schema.get("prefixItems", (schema,))
+    items = schema.get("items", {}).get("type", "string")
     words = {
         "boolean": "true or false",
         "string": "text",
         "number": "a number",
         "integer": "a whole number",
-        "array": f"{len(numbers)} whole numbers" if "prefixItems" in schema else "a list of texts",
+        "array": f"{len(numbers)} whole numbers"
+        if "prefixItems" in schema
+        else f"a list of {'texts' if items == 'string' else 'whole numbers'}",
     }[schema["type"]]
     low, high = numbers[0].get("minimum"), numbers[0].get("maximum")
     unit = f" {schema['unit']}" if "unit" in schema else ""

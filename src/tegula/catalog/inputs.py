@@ -335,22 +335,29 @@ def _violation(known: InputField, error: Mapping[str, Any]) -> InvalidField:
         return InvalidField("required", "input", f"{known.name} is required")
     kind = "invalid_type"
     expected = STRING if known.kind == FILE else known.kind
-    description = f"Invalid type. Expected: {expected}, given: {_type_name(given)}"
+    description = f"Invalid type. Expected: {expected}, given: {json_type(given)}"
     if error["type"] == "greater_than_equal":
         kind, description = "number_gte", f"Must be greater than or equal to {plain(context['ge'])}"
     elif error["type"] == "less_than_equal":
         kind, description = "number_lte", f"Must be less than or equal to {plain(context['le'])}"
     elif error["type"] == "value_error":
         kind, description = "enum", str(context["error"])
-    elif error["type"] == "literal_error" and _type_name(given) == known.kind:
+    elif error["type"] == "literal_error" and json_type(given) == known.kind:
         choices = ", ".join(json.dumps(choice, ensure_ascii=False) for choice in known.choices)
         kind, description = "enum", f"{known.name} must be one of the following: {choices}"
     return InvalidField(kind, f"input.{known.name}", description, shown(given))
 
 
-def _type_name(value: object) -> str:
+def json_type(value: object) -> str:
     """Return what JSON Schema calls the type of a value."""
-    names = {bool: BOOLEAN, int: INTEGER, float: NUMBER, list: "array", tuple: "array"}
+    names = {
+        type(None): "null",
+        bool: BOOLEAN,
+        int: INTEGER,
+        float: NUMBER,
+        list: "array",
+        tuple: "array",
+    }
     return "object" if isinstance(value, Mapping) else names.get(type(value), STRING)
 
 

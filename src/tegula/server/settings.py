@@ -25,12 +25,13 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 from pythonjsonlogger.json import JsonFormatter
 
 from tegula.errors import OptionError, PathError
 from tegula.folders import server_folder
+from tegula.schema import faults
 
 MIB = 1 << 20
 
@@ -38,7 +39,7 @@ MIB = 1 << 20
 def _refuse_truth_values(value: Any) -> Any:
     """Refuse true and false as numbers, which Python takes for 1 and 0."""
     if isinstance(value, bool):
-        raise ValueError("not a number")
+        raise PydanticCustomError("number_type", "Input should be a number")
     return value
 
 
@@ -184,7 +185,7 @@ class ServerSettings(BaseSettings):
     @classmethod
     def _is_a_web_address(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
-            raise ValueError("starts with http:// or https://")
+            raise ValueError(f"public_url starts with http:// or https://, unlike {value!r}")
         return value.rstrip("/")
 
     @property
@@ -212,7 +213,7 @@ def load_settings(file: Path | None = None, **given: Any) -> ServerSettings:
     try:
         return ServerSettings(**{**from_file, **from_environment, **given})
     except ValidationError as error:
-        raise OptionError("; ".join(map(_fault, error.errors())) + ".") from error
+        raise OptionError(faults(ServerSettings, error, "setting")) from error
 
 
 def _read_object(file: Path) -> dict[str, Any]:
@@ -223,32 +224,6 @@ def _read_object(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise OptionError(f"The settings file {file} must hold one JSON object.")
     return values
-
-
-_EXPECTED: Mapping[str, str] = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "finite": "a finite number",
-    "value": "a number",
-    "string": "a text",
-    "path": "a path",
-    "tuple": "a list",
-}
-"""What a setting takes, by the first word of pydantic's name for the error."""
-
-
-def _fault(error: ErrorDetails) -> str:
-    name, kind, given = str(error["loc"][0]), error["type"], error["input"]
-    if kind == "extra_forbidden":
-        return f"there is no setting {name}"
-    if kind == "greater_than_equal":
-        return f"{name} is at least {error['ctx']['ge']}, not {given!r}"
-    if kind == "less_than_equal":
-        return f"{name} is at most {error['ctx']['le']}, not {given!r}"
-    if name == "public_url" and kind == "value_error":
-        return f"{name} {error['ctx']['error']}, unlike {given!r}"
-    return f"{name} takes {_EXPECTED.get(kind.split('_')[0], 'another value')}, not {given!r}"
 
 
 @dataclass(frozen=True)

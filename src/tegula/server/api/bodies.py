@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from tegula.catalog import InvalidField
+from tegula.catalog.inputs import InvalidField, json_type
 from tegula.server.api.errors import ProblemError, invalid
 
 _DEEPEST = 64
@@ -195,23 +195,9 @@ def _field(error: Mapping[str, Any]) -> InvalidField:
             f"Additional property {name} is not allowed",
         )
     if kind in _TYPES:
-        given = _json_type(error.get("input"))
+        given = json_type(error.get("input"))
         wrong = f"Invalid type. Expected: {_TYPES[kind]}, given: {given}"
         return InvalidField("invalid_type", ".".join(place), wrong)
     rule, words = _RULES.get(kind, ("format", "{msg}"))
     context = {"msg": error["msg"], "name": name, **error.get("ctx", {})}
     return InvalidField(rule, ".".join(place), words.format(**context).replace("'", '"'))
-
-
-def _json_type(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, int):
-        return "integer"
-    if isinstance(value, float):
-        return "number"
-    if isinstance(value, Mapping):
-        return "object"
-    return "array" if isinstance(value, list) else "string"
