@@ -16,6 +16,7 @@ import tegula.errors
 from tegula import __version__, errors
 from tegula import upscaler as upscaler_module
 from tegula.cli.models import BACKENDS, PRECISIONS
+from tegula.cli.program import PROGRAM
 from tegula.errors import TegulaError
 from tegula.models import compiled as running
 from tegula.models import device as devices
@@ -33,14 +34,16 @@ def errors_of_the_tree():
     ]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["upscale", "--help"], ["models", "--help"]])
+@pytest.mark.parametrize("words", [[], *([name] for name in PROGRAM.commands)], ids=str)
 def test_help_brings_nothing_heavy_along(words):
     program = (
         "import sys\nfrom tegula.cli import main\n"
         "try: main()\nexcept SystemExit as end: status = end.code\n"
         f"print([name for name in {HEAVY} if name in sys.modules], status, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words, "--help"], capture_output=True, text=True
+    )
     assert done.stdout.startswith("Usage: tegula")
     assert done.stderr.strip() == "[] 0"
 
@@ -142,9 +145,9 @@ def test_a_signal_stops_the_work_and_leaves_nothing(tmp_path, number, code):
     process = start_fake(source, tmp_path / "new" / "", "-o", f"{tmp_path}/out/", **code)
     assert process.stderr.readline() == "busy\n"
     process.send_signal(number)
-    _, told = process.communicate(timeout=30)
+    _, printed = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert told.splitlines()[-1].startswith("tegula: Cancelled")
+    assert printed.splitlines()[-1].startswith("tegula: Cancelled")
     assert names_in(tmp_path) == ["a.png"]
 
 
@@ -153,9 +156,9 @@ def test_a_signal_stops_the_loading_of_a_model_by_its_name_at_once(tmp_path):
     process = start_fake("tegula/upscale", f"image=@{source}", command="run", load=LOADING)
     assert process.stderr.readline() == "busy\n"
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    _, printed = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert told.splitlines()[-1].startswith("tegula: Cancelled")
+    assert printed.splitlines()[-1].startswith("tegula: Cancelled")
 
 
 def test_a_terminal_shows_stage_windows_and_time_left(tmp_path):

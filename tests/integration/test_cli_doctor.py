@@ -20,7 +20,7 @@ def _own_models_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TEGULA_MODELS", str(tmp_path / "models"))
 
 
-def test_doctor_tells_what_is_here_and_what_to_do():
+def test_doctor_shows_what_is_installed_and_what_to_do():
     result = run("doctor")
     assert result.exit_code == 0
     assert "`tegula upscale` is ready." in result.stdout
@@ -30,13 +30,13 @@ def test_doctor_tells_what_is_here_and_what_to_do():
     assert "tegula models pull realistic-vision-5.1" in result.stdout
 
 
-def test_doctor_tells_programs_the_same():
-    told = json.loads(run("doctor", "--json").stdout)
-    assert told["works"]
-    assert told["cores"] >= 1
-    assert 0 < told["memory_free"] <= told["memory_total"]
-    assert told["precision"] in ("float32", "bfloat16", "float16")
-    names = {finding["name"] for finding in told["findings"]}
+def test_doctor_shows_programs_the_same():
+    printed = json.loads(run("doctor", "--json").stdout)
+    assert printed["works"]
+    assert printed["cores"] >= 1
+    assert 0 < printed["memory_free"] <= printed["memory_total"]
+    assert printed["precision"] in ("float32", "bfloat16", "float16")
+    names = {finding["name"] for finding in printed["findings"]}
     assert names >= {"mini", "lanczos", "formats", *registry.BUNDLES}
 
 
@@ -85,9 +85,9 @@ def test_models_lists_bundles_and_prescalers():
     assert result.exit_code == 0
     for name in (*registry.BUNDLES, *(facts.name for facts in list_prescalers())):
         assert name in result.stdout
-    told = json.loads(run("models", "--json").stdout)
-    assert [row["name"] for row in told["bundles"]] == list(registry.BUNDLES)
-    assert told["prescalers"][0]["factor"] == 4
+    printed = json.loads(run("models", "--json").stdout)
+    assert [row["name"] for row in printed["bundles"]] == list(registry.BUNDLES)
+    assert printed["prescalers"][0]["factor"] == 4
 
 
 def test_pull_tells_how_far_it_is(monkeypatch, tmp_path):

@@ -46,8 +46,8 @@ class Steps:
         self.note("work", item)
         return item
 
-    def write(self, item, made):
-        assert made == item
+    def write(self, item, worked):
+        assert worked == item
         self.note("write", item)
 
     def failed(self, item, error):

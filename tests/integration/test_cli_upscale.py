@@ -23,11 +23,11 @@ def tiny():
 
 @pytest.fixture
 def loads(monkeypatch, tiny):
-    """Every load of a model, as it was asked for."""
-    asked = []
-    load = staticmethod(lambda **named: asked.append(named) or tiny)
+    """The arguments of every load of a model."""
+    arguments = []
+    load = staticmethod(lambda **named: arguments.append(named) or tiny)
     monkeypatch.setattr(upscaler_module.Upscaler, "load", load)
-    return asked
+    return arguments
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def folder(tmp_path, monkeypatch, loads):
     return tmp_path
 
 
-def told(result):
+def records(result):
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
@@ -58,7 +58,7 @@ def test_a_picture_becomes_twice_as_large_beside_itself(folder):
         (("--scale", "8", "--crop", "2,3,5,4"), (40, 32)),
     ],
 )
-def test_the_size_asked_for(folder, options, size):
+def test_the_size_of_the_result(folder, options, size):
     put(folder / "a.png")
     assert upscale("a.png", "out.png", *options).exit_code == 0
     assert size_of("out.png") == size
@@ -71,7 +71,7 @@ def test_every_format_is_written_as_its_ending_says(folder):
         assert (folder / f"out.{ending}").read_bytes().startswith(magic)
 
 
-def test_a_result_that_is_there_is_not_replaced_unasked(folder, loads):
+def test_a_result_that_is_there_is_not_replaced_without_overwrite(folder, loads):
     put(folder / "a.png")
     upscale("a.png", "out.png")
     before = (folder / "out.png").read_bytes()
@@ -176,7 +176,7 @@ def test_json_tells_all_of_each_result_and_nothing_else(folder):
     (folder / "in" / "b.png").write_bytes(b"nothing")
     result = upscale("in", "out/", "--json", "--compare")
     assert result.stderr == ""
-    good, bad = told(result)
+    good, bad = records(result)
     assert (good["input"], good["output"]) == ("in/a.png", "out/a.png")
     assert good["compare"] == "out/a.compare.png"
     assert (good["width"], good["height"], good["seed"]) == (24, 16, 7)
@@ -187,7 +187,7 @@ def test_json_tells_all_of_each_result_and_nothing_else(folder):
     assert good["settings"] == stored
     assert bad["input"] == "in/b.png"
     assert bad["error"]["code"] == "invalid_image"
-    assert told(upscale("in/a.png", "out/", "--json")) == [
+    assert records(upscale("in/a.png", "out/", "--json")) == [
         {"input": "in/a.png", "output": "out/a.png", "skipped": True}
     ]
 
@@ -195,7 +195,7 @@ def test_json_tells_all_of_each_result_and_nothing_else(folder):
 def test_json_tells_errors_too(folder):
     result = upscale("missing.png", "--json")
     assert result.exit_code == 5
-    assert told(result)[0]["error"]["code"] == "path"
+    assert records(result)[0]["error"]["code"] == "path"
     assert result.stderr == ""
 
 
@@ -208,8 +208,8 @@ def test_quiet_says_nothing_unless_something_is_wrong(folder):
 
 def test_like_repeats_a_result_bit_for_bit(folder):
     put(folder / "a.png")
-    knobs = ("--scale", "3", "--hdr", "0.5", "--prompt", "süß")
-    assert upscale("a.png", "first.png", *knobs).exit_code == 0
+    options = ("--scale", "3", "--hdr", "0.5", "--prompt", "süß")
+    assert upscale("a.png", "first.png", *options).exit_code == 0
     assert run("upscale", "a.png", "second.png", "--like", "first.png").exit_code == 0
     with Image.open("first.png") as one, Image.open("second.png") as other:
         assert one.tobytes() == other.tobytes()
@@ -220,7 +220,7 @@ def test_like_repeats_a_result_bit_for_bit(folder):
 
 
 @pytest.mark.parametrize(
-    ("asked", "given", "expected"),
+    ("before", "given", "expected"),
     [
         (("--scale", "3"), (), (60, 30)),
         (("--resolution", "40"), (), (80, 40)),
@@ -230,10 +230,10 @@ def test_like_repeats_a_result_bit_for_bit(folder):
         ((), (), (40, 20)),
     ],
 )
-def test_like_sizes_anew_for_the_other_picture(folder, asked, given, expected):
+def test_like_sizes_anew_for_the_other_picture(folder, before, given, expected):
     put(folder / "a.png")
     put(folder / "b.png", width=20, height=10)
-    assert upscale("a.png", "result.png", *asked).exit_code == 0
+    assert upscale("a.png", "result.png", *before).exit_code == 0
     result = run("upscale", "b.png", "other.png", "--like", "result.png", *given)
     assert result.exit_code == 0, result.stderr
     assert size_of("other.png") == expected
@@ -340,12 +340,12 @@ def test_a_cancelled_folder_tells_what_is_left(folder, monkeypatch, tiny):
     assert names_in(folder / "out") == ["a.png"]
 
 
-def test_the_knobs_reach_the_upscaler(folder):
+def test_the_options_reach_the_upscaler(folder):
     put(folder / "a.png")
-    knobs = ("--steps", "2", "--scheduler", "euler", "--guess-mode", "--preset", "fast")
+    options = ("--steps", "2", "--scheduler", "euler", "--guess-mode", "--preset", "fast")
     result = run(
-        "upscale", "a.png", "--json", *PLAIN[:2], "--creativity", "0.5", *knobs, "--window", "64"
+        "upscale", "a.png", "--json", *PLAIN[:2], "--creativity", "0.5", *options, "--window", "64"
     )
-    options = told(result)[0]["options"]
-    assert (options["steps"], options["scheduler"], options["preset"]) == (2, "euler", "fast")
-    assert options["guess_mode"]
+    used = records(result)[0]["options"]
+    assert (used["steps"], used["scheduler"], used["preset"]) == (2, "euler", "fast")
+    assert used["guess_mode"]

@@ -44,7 +44,7 @@ def test_every_option_is_an_option_of_its_type(name):
     assert getattr(UpscaleOptions(**{name: value}), name) == value
 
 
-def test_no_option_is_set_unasked():
+def test_no_option_is_set_unless_given():
     assert given_options(parsed()) == {}
 
 
@@ -53,11 +53,11 @@ def test_flags_can_be_switched_off():
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_help_tells_the_effect_of_every_option(name):
-    told = "".join(run("upscale", "--help").stdout.split())
+def test_the_help_shows_the_effect_of_every_option(name):
+    shown = "".join(run("upscale", "--help").stdout.split())
     effect = "".join(OPTIONS[name]["description"].removeprefix("Redraw mode: ").split())
-    assert effect[1:] in told
-    assert option_name(name) in told
+    assert effect[1:] in shown
+    assert option_name(name) in shown
 
 
 @pytest.mark.parametrize("words", [("--size", "30"), ("--crop", "1,2,3"), ("--size", "-1x4")])
@@ -176,20 +176,20 @@ def test_lines_are_few_and_none_for_quick_work():
         (7300, "2:01:40 left"),
     ],
 )
-def test_time_left_is_told_as_people_say_it(seconds, text):
+def test_time_left_is_short(seconds, text):
     assert time_left(Progress("refine", 1, 2, 0.5, seconds)) == text
 
 
-def test_a_stage_that_begins_is_told_without_a_count():
+def test_a_stage_that_begins_is_shown_without_a_count():
     assert stage_text(Progress("refine", 0, 0, 0.5)) == "refine"
 
 
-def test_stages_without_units_are_told_by_name():
+def test_stages_without_units_are_shown_by_name():
     assert stage_text(Progress("finish", 1, 1, 1.0)) == "finish"
     assert stage_text(Progress("prescale", 2, 9, 0.1)) == "prescale 2/9 tiles"
 
 
-def test_models_record_only_what_was_asked_for():
+def test_models_record_only_what_was_given():
     assert Models().given() == {}
     assert Models(vae="x").given() == {"vae": "x"}
     assert set(Models.model_fields) <= set(parsed())
