@@ -11,7 +11,7 @@ from bench.networks import NETWORKS, random_bundle
 from bench.speed.job import Job
 from bench.speed.loop import pipeline_of
 from bench.speed.methods import Method
-from tegula.models.compiled import made_ready
+from tegula.models.compiled import optimise_bundle
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.load import load_bundle
 from tegula.upscaler import Upscaler
@@ -54,7 +54,7 @@ class Models:
             bundle = load_bundle("mini", device=self.device, dtype=self.dtype(precision))
         else:
             bundle = random_bundle(self._job.size, self.device, self.dtype(precision))
-        return Upscaler(made_ready(bundle, backend, compiled=compile))
+        return Upscaler(optimise_bundle(bundle, backend, compiled=compile))
 
     @cache  # noqa: B019
     def pipeline(self, precision: str) -> Any:

@@ -20,7 +20,7 @@ from tegula.images.metadata import Metadata
 from tegula.images.open import Source
 from tegula.images.pixels import enlarge_lanczos, to_image
 from tegula.models.bundle import Bundle, SplitDenoiser
-from tegula.models.compiled import made_ready, usual_batch
+from tegula.models.compiled import default_window_batch, optimise_bundle
 from tegula.models.costs import BundleCost, Cost, bundle_cost, prescaler_flops
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.faces.networks import FaceRestorer, load_detector, load_restorer
@@ -146,7 +146,7 @@ class Upscaler:
             device=on,
             dtype=pick_dtype(on, precision),
         )
-        return cls(made_ready(loaded, backend, compiled=compile))
+        return cls(optimise_bundle(loaded, backend, compiled=compile))
 
     def upscale(
         self,
@@ -252,7 +252,7 @@ class Upscaler:
             TegulaError: as ``upscale`` does for the first source that fails; those that
                 are in work beside it are given up.
         """
-        rows = 2 * at_once * usual_batch(self.bundle)
+        rows = 2 * at_once * default_window_batch(self.bundle)
         denoiser = shared(self.bundle.denoiser, rows)
         together = dataclasses.replace(
             self, bundle=dataclasses.replace(self.bundle, denoiser=denoiser)

@@ -10,7 +10,7 @@ import torch
 from support import options, photograph
 
 from tegula.errors import MissingExtraError, OptionError
-from tegula.models.compiled import made_ready
+from tegula.models.compiled import optimise_bundle
 from tegula.models.mini.bundle import load_mini
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tests.tiny.networks import tiny_bundle
@@ -38,7 +38,7 @@ def refine(bundle, **changes):
 )
 def test_stable_diffusion_gives_the_same_picture(changes):
     pytest.importorskip("openvino")
-    converted = made_ready(tiny_bundle(), "openvino", compiled=False)
+    converted = optimise_bundle(tiny_bundle(), "openvino", compiled=False)
     np.testing.assert_allclose(
         refine(converted, **changes), refine(tiny_bundle(), **changes), atol=2e-3
     )
@@ -50,24 +50,24 @@ def test_mini_gives_the_same_picture_and_what_was_converted_is_kept(cache, monke
     plain = load_mini(CPU, torch.float32)
     expected = refine(plain)
     np.testing.assert_allclose(
-        refine(made_ready(plain, "openvino", compiled=False)), expected, atol=2e-3
+        refine(optimise_bundle(plain, "openvino", compiled=False)), expected, atol=2e-3
     )
     assert list((cache / "openvino").glob("*.xml"))
     monkeypatch.setattr(openvino, "convert_model", None)
-    again = refine(made_ready(plain, "openvino", compiled=False))
+    again = refine(optimise_bundle(plain, "openvino", compiled=False))
     np.testing.assert_allclose(again, expected, atol=2e-3)
 
 
 def test_without_the_extra_one_sentence_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"tegula\[openvino\]"):
-        made_ready(tiny_bundle(), "openvino", compiled=False)
+        optimise_bundle(tiny_bundle(), "openvino", compiled=False)
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
 def test_what_does_not_go_together_is_refused(backend):
     with pytest.raises(OptionError):
-        made_ready(tiny_bundle(), backend, compiled=True)
+        optimise_bundle(tiny_bundle(), backend, compiled=True)
 
 
 def test_a_conversion_that_was_interrupted_is_not_taken_for_a_whole_one(cache, monkeypatch):
@@ -79,5 +79,5 @@ def test_a_conversion_that_was_interrupted_is_not_taken_for_a_whole_one(cache, m
     monkeypatch.setitem(sys.modules, "openvino", fake)
     monkeypatch.setattr("tegula.models.openvino.metadata.version", lambda _: "1")
     with pytest.raises(KeyboardInterrupt):
-        refine(made_ready(load_mini(CPU, torch.float32), "openvino", compiled=False))
+        refine(optimise_bundle(load_mini(CPU, torch.float32), "openvino", compiled=False))
     assert list((cache / "openvino").iterdir()) == []

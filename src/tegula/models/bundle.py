@@ -64,6 +64,11 @@ class WindowBatch:
     control_scale: ControlScale | None
     controlled: slice
 
+    def timesteps(self) -> Tensor:
+        """Return the timestep of every row, float32 [n], on the device of the latents."""
+        timestep = self.timestep.to(self.latents.device, torch.float32)
+        return timestep.expand(len(self.latents))
+
 
 class TextEncoder(Protocol):
     """Turns prompts into conditioning."""

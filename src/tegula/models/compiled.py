@@ -1,4 +1,8 @@
-"""Networks compiled by torch for a few static batch sizes."""
+"""How a loaded bundle is run: as it is, compiled by torch, or converted to OpenVINO.
+
+Compiled networks see batches of a few static sizes only, since they are compiled again for
+every new shape.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from torch import Tensor, nn
 
 from tegula.errors import OptionError
 from tegula.folders import cache_folder
+from tegula.models import BACKENDS
 from tegula.models.bundle import (
     Bundle,
     ControlImage,
@@ -37,19 +42,20 @@ from tegula.models.device import (
 )
 from tegula.models.retry import WINDOW_DOES_NOT_FIT, until_it_fits
 
-# diffusers, imported without torch's compiler, and what to do where that is loaded.
-#
-# diffusers asks the compiler for one decorator when it is imported, and goes without where
-# there is none. Importing the compiler takes longer than importing torch itself, and most
-# runs compile nothing.
-
 __all__ = ["diffusers"]
 _COMPILER = "torch._dynamo"
 
 
+# diffusers, imported without torch's compiler.
+#
+# When it is imported, diffusers asks the compiler for one decorator, and goes without where
+# there is none. Importing the compiler takes longer than importing torch itself, and most
+# runs compile nothing. So diffusers is imported here first, with the compiler hidden from it.
+
+
 @contextlib.contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Make importing the compiler fail inside, unless it is there already."""
+    """Make importing the compiler fail inside, unless it is loaded already."""
     if _COMPILER in sys.modules:
         yield
         return
@@ -74,12 +80,11 @@ def uncompiled() -> AbstractContextManager[object]:
     return context
 
 
-# Batches of a few fixed sizes, for networks that are compiled for the shapes they see.
+# Batches of static sizes.
 #
-# A compiled network is compiled again for every new shape, which costs more than it saves.
-# Here whatever number of windows comes is cut into runs of one to three static sizes, and
-# the last run is filled up with copies of its last window, whose results are thrown away.
-# Windows of more than a few shapes run on a twin that is not compiled.
+# However many windows come, they are cut into runs of one to three static sizes, and the last
+# run is filled up with copies of its last window, whose results are thrown away. Windows of
+# more than a few shapes run without being compiled.
 
 MOST_SHAPES = 3
 """Shapes of windows and texts that are compiled for."""
@@ -113,29 +118,28 @@ def static_runs(count: int, sizes: Sequence[int]) -> list[StaticRun]:
         count: rows, at least 1.
         sizes: the static sizes, each at least 1.
     """
-
-    @cache
-    def best(left: int) -> tuple[int, tuple[int, ...]]:
-        if left <= 0:
-            return 0, ()
-        options = []
-        for size in sizes:
-            rows, later = best(left - size)
-            options.append((size + rows, (size, *later)))
-        return min(options, key=lambda option: (option[0], len(option[1])))
-
-    largest, runs, first = max(sizes), [], 0
-    while first < count:
-        left = count - first
-        size = largest if left > 4 * largest else best(left)[1][0]
-        runs.append(StaticRun(first, min(size, left), size))
+    runs, first = [], 0
+    for size in _best_sizes(count, tuple(sizes)):
+        runs.append(StaticRun(first, min(size, count - first), size))
         first += size
     return runs
 
 
-def whole_again(runs: Sequence[StaticRun], results: Sequence[Tensor]) -> Tensor:
-    """Join the results of runs without the rows that only filled them up."""
-    return torch.cat([result[: run.count] for run, result in zip(runs, results, strict=True)])
+@cache
+def _best_sizes(count: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sizes of the runs for so many rows, in order.
+
+    The largest size is always a good choice at first. Of the last rows, where a smaller one
+    may waste less, dynamic programming finds the best: whichever size the next run has, the
+    best runs for the rows that it leaves are known by then.
+    """
+    largest = max(sizes)
+    whole_runs = max(0, -(-count // largest) - 4)
+    best: list[tuple[int, ...]] = [()]  # by the number of rows that are left
+    for left in range(1, count - whole_runs * largest + 1):
+        options = [(size, *best[max(0, left - size)]) for size in sizes]
+        best.append(min(options, key=lambda runs: (sum(runs), len(runs))))
+    return (largest,) * whole_runs + best[-1]
 
 
 class StaticDenoiser:
@@ -143,7 +147,7 @@ class StaticDenoiser:
 
     Args:
         denoiser: computes the batches.
-        sizes: rows of a batch; those that do not fit into memory are given up.
+        sizes: rows of a batch, the largest first; what does not fit into memory is dropped.
         bypass: a context in which the denoiser runs without being compiled, for windows
             of further shapes.
     """
@@ -158,13 +162,13 @@ class StaticDenoiser:
         self._lock = threading.Lock()
 
     def embed_control(self, control: ControlImage) -> Tensor:
-        """Encode the control windows as they come."""
+        """Embed the control windows as they come."""
         return self._denoiser.embed_control(control)
 
     def __call__(self, batch: WindowBatch) -> Tensor:
         """Return the prediction, computed in runs of static sizes."""
-        batch = replace(batch, timestep=per_row(batch))
-        if not self._takes(batch):
+        batch = replace(batch, timestep=batch.timesteps())
+        if not self._is_static(batch):
             with self._bypass():
                 return self._denoiser(batch)
         predict = partial(self._predict, batch)
@@ -174,10 +178,11 @@ class StaticDenoiser:
         return prediction
 
     def to_dtype(self, dtype: torch.dtype) -> Denoiser:
-        """Return the denoiser inside in another precision, which takes any batch."""
+        """Return the plain denoiser in another precision, which takes any batch."""
         return self._denoiser.to_dtype(dtype)
 
-    def _takes(self, batch: WindowBatch) -> bool:
+    def _is_static(self, batch: WindowBatch) -> bool:
+        """Tell whether windows and texts are of the first few shapes that came."""
         shape = (batch.latents.shape[1:], batch.text.shape[1:])
         with self._lock:
             if len(self._shapes) < MOST_SHAPES:
@@ -185,22 +190,24 @@ class StaticDenoiser:
             return shape in self._shapes
 
     def _predict(self, batch: WindowBatch, sizes: Sequence[int]) -> Tensor:
+        # In guess mode the first half of the rows is without control, and the second half the
+        # same windows with it: every run takes rows of both, so that its halves are alike.
         halves = 2 if batch.controlled.start else 1
         windows = len(batch.latents) // halves
         runs = static_runs(windows, [n // halves for n in sizes if n % halves == 0] or [1])
-        predictions = []
+        predictions: list[list[Tensor]] = [[] for _ in range(halves)]
         for run in runs:
             picked = torch.arange(run.first, run.first + run.size).clamp_max(windows - 1)
             rows = torch.cat([picked + half * windows for half in range(halves)])
-            # The memory that the result lies in belongs to the network's graph, which
-            # writes the next one there.
-            predictions.append(self._denoiser(_picked(batch, rows, halves)).clone())
-        parts = [prediction.chunk(halves) for prediction in predictions]
-        return torch.cat([whole_again(runs, half) for half in zip(*parts, strict=True)])
+            result = self._denoiser(_select(batch, rows, halves))
+            for half, prediction in zip(predictions, result.chunk(halves), strict=True):
+                # A copy: the result lies in memory of the CUDA graph, which overwrites it.
+                half.append(prediction[: run.count].clone())
+        return torch.cat([prediction for half in predictions for prediction in half])
 
 
 class StaticSplitDenoiser(StaticDenoiser):
-    """One whose halves are there too; they take any batch and are not compiled."""
+    """A static denoiser in two halves, which take any batch and are not compiled."""
 
     def __init__(
         self, denoiser: SplitDenoiser, sizes: Sequence[int], bypass: Bypass = contextlib.nullcontext
@@ -224,38 +231,24 @@ def _smaller_sizes(sizes: tuple[int, ...]) -> tuple[int, ...] | None:
     return sizes[1:] or ((sizes[0] // 2,) if sizes[0] > 1 else None)
 
 
-def made_static(denoiser: Denoiser, sizes: Sequence[int], bypass: Bypass) -> StaticDenoiser:
-    """Return a denoiser in static sizes, with halves where the one inside has them."""
-    if isinstance(denoiser, SplitDenoiser):
-        return StaticSplitDenoiser(denoiser, sizes, bypass)
-    return StaticDenoiser(denoiser, sizes, bypass)
-
-
-def per_row(batch: WindowBatch) -> Tensor:
-    """Return the timestep of every row, float32 [n], on the device of the latents."""
-    timestep = batch.timestep.to(batch.latents.device, torch.float32)
-    return timestep.expand(len(batch.latents))
-
-
-def _picked(batch: WindowBatch, rows: Tensor, halves: int) -> WindowBatch:
+def _select(batch: WindowBatch, rows: Tensor, halves: int) -> WindowBatch:
     rows = rows.to(batch.latents.device)
-    first = len(rows) // 2 if halves == 2 else 0
     return WindowBatch(
         batch.latents[rows],
         batch.timestep[rows],
         batch.text[rows],
         batch.control[rows],
         batch.control_scale,
-        slice(first, len(rows)),
+        slice(len(rows) // 2 if halves == 2 else 0, len(rows)),
     )
 
 
-# Bundles whose networks are compiled by torch, each for a few static shapes.
+# Compiling by torch.
 #
 # On CUDA the compiled networks are replayed as CUDA graphs, so that starting their kernels
 # costs nothing. UNet and ControlNet are compiled apart: each is one graph without breaks,
 # and what the ControlNet hands to the UNet stays on the device. What was compiled is kept
-# in the cache folder and found again by the next process.
+# in the cache folder, where torch writes it, and found again by the next process.
 
 _INDUCTOR_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 _CUDA_MODE = "reduce-overhead"
@@ -267,7 +260,7 @@ _FAILURES = ("torch._inductor", "torch._dynamo", "triton")
 
 @runtime_checkable
 class CompilableDenoiser(Denoiser, Protocol):
-    """A denoiser that says what it runs."""
+    """A denoiser whose networks can be compiled or converted."""
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -292,14 +285,19 @@ def compile_bundle(bundle: Bundle, sizes: Sequence[int]) -> Bundle:
     """
     _check_compiler(bundle.device)
     os.environ.setdefault(_INDUCTOR_FOLDER, str(cache_folder() / "inductor"))
-    _allow_graphs()
+    _raise_graph_limit()
     mode = _CUDA_MODE if bundle.device.type == "cuda" else None
     denoiser = bundle.denoiser
     if not isinstance(denoiser, CompilableDenoiser):
         raise OptionError(f"The networks of {bundle.facts.name} cannot be compiled.")
     for network in denoiser.networks:
         network.compile(fullgraph=True, dynamic=False, mode=mode)
-    compiled = replace(bundle, denoiser=made_static(denoiser, sizes, uncompiled))
+    static: StaticDenoiser = (
+        StaticSplitDenoiser(denoiser, sizes, uncompiled)
+        if isinstance(denoiser, SplitDenoiser)
+        else StaticDenoiser(denoiser, sizes, uncompiled)
+    )
+    compiled = replace(bundle, denoiser=static)
     try:
         warm_up(compiled, sizes)
     except Exception as error:
@@ -314,7 +312,7 @@ def compile_bundle(bundle: Bundle, sizes: Sequence[int]) -> Bundle:
 
 @torch.inference_mode()
 def warm_up(bundle: Bundle, sizes: Sequence[int]) -> None:
-    """Run the denoiser once at every batch size, on default windows of nothing."""
+    """Run the denoiser once at every batch size, on black windows of the default side."""
     facts, device = bundle.facts, bundle.device
     pixels = torch.zeros(1, 3, facts.window, facts.window, device=device)
     control = bundle.denoiser.embed_control(ControlImage(pixels, pixels))
@@ -341,8 +339,8 @@ def _check_compiler(device: torch.device) -> None:
         raise OptionError("compile needs a C++ compiler such as g++; install one or leave it out.")
 
 
-def _allow_graphs() -> None:
-    """Raise torch's limit, which counts the graphs of all networks together."""
+def _raise_graph_limit() -> None:
+    """Raise torch's limit, since it counts the graphs of all networks together."""
     import torch._dynamo as dynamo
 
     config: Any = dynamo.config
@@ -350,15 +348,18 @@ def _allow_graphs() -> None:
     setattr(config, name, max(_MOST_GRAPHS, getattr(config, name)))
 
 
-# How a loaded bundle is run: as it is, compiled by torch, or converted to OpenVINO.
+# Choosing how a bundle runs on its device.
 
-BACKENDS = ("torch", "openvino")
 CPU_WINDOW_BATCH = 4
 GPU_WINDOW_BATCH = 16
+"""Where the free memory is unknown."""
 
 
-def made_ready(bundle: Bundle, backend: str, *, compiled: bool) -> Bundle:
-    """Return a bundle that runs as wanted; on CUDA it knows what a window takes.
+def optimise_bundle(bundle: Bundle, backend: str, *, compiled: bool) -> Bundle:
+    """Return a bundle that runs as fast as its device lets it, on a backend.
+
+    On a processor threads and memory layout are set; on CUDA it is measured what a window
+    takes of the memory.
 
     Args:
         bundle: as it was loaded; its networks may be changed.
@@ -377,16 +378,22 @@ def made_ready(bundle: Bundle, backend: str, *, compiled: bool) -> Bundle:
         from tegula.models.openvino import convert_bundle
 
         return convert_bundle(bundle)
-    _settle_layout(bundle)
+    _set_layout(bundle)
     if bundle.device.type == "cuda":
-        bundle = replace(bundle, window_bytes=_measured_window(bundle))
-    return compile_bundle(bundle, static_sizes(usual_batch(bundle))) if compiled else bundle
+        torch.cuda.reset_peak_memory_stats(bundle.device)
+        before = torch.cuda.memory_allocated(bundle.device)
+        warm_up(bundle, (2,))  # one window with both rows of guidance
+        peak = torch.cuda.max_memory_allocated(bundle.device)
+        bundle = replace(bundle, window_bytes=peak - before)
+    if not compiled:
+        return bundle
+    return compile_bundle(bundle, static_sizes(default_window_batch(bundle)))
 
 
-def _settle_layout(bundle: Bundle) -> None:
-    """Set threads and layout on a processor; on a GPU, channels last is what is fastest.
+def _set_layout(bundle: Bundle) -> None:
+    """Set threads and layout on a processor; on a GPU, channels last is fastest.
 
-    mini brings the layout that it was measured to be fastest in.
+    mini comes in the layout that was measured to be fastest for it.
     """
     channels_last = bundle.device.type == "cuda"
     if bundle.device.type == "cpu":
@@ -402,8 +409,8 @@ def _settle_layout(bundle: Bundle) -> None:
         lay_out(network, channels_last=channels_last)
 
 
-def usual_batch(bundle: Bundle, window: int | None = None) -> int:
-    """Return the windows of one forward pass where nobody asked for a number.
+def default_window_batch(bundle: Bundle, window: int | None = None) -> int:
+    """Return how many windows go into one forward pass by default.
 
     Args:
         bundle: on CUDA, its ``window_bytes`` and the free memory decide.
@@ -416,11 +423,3 @@ def usual_batch(bundle: Bundle, window: int | None = None) -> int:
         return GPU_WINDOW_BATCH
     area = ((window or bundle.facts.window) / bundle.facts.window) ** 2
     return windows_that_fit(free, int(bundle.window_bytes * area))
-
-
-def _measured_window(bundle: Bundle) -> int:
-    """Return the bytes that one window with both rows of guidance takes at most."""
-    torch.cuda.reset_peak_memory_stats(bundle.device)
-    before = torch.cuda.memory_allocated(bundle.device)
-    warm_up(bundle, (2,))
-    return torch.cuda.max_memory_allocated(bundle.device) - before

@@ -24,7 +24,7 @@ from tegula.models.bundle import (
     SplitDenoiser,
     WindowBatch,
 )
-from tegula.models.compiled import usual_batch
+from tegula.models.compiled import default_window_batch
 from tegula.models.device import home_of
 from tegula.models.retry import WINDOW_DOES_NOT_FIT, first_finite, until_it_fits
 from tegula.options import PlacedRegion, ResolvedOptions
@@ -48,7 +48,7 @@ class BatchSize:
     @classmethod
     def of(cls, bundle: Bundle, options: ResolvedOptions) -> BatchSize:
         """Return what the options ask for, or else what suits the device."""
-        return cls(options.window_batch or usual_batch(bundle, options.window))
+        return cls(options.window_batch or default_window_batch(bundle, options.window))
 
     def run(self, evaluate: Callable[[slice], T], count: int) -> Iterator[tuple[slice, T]]:
         """Yield runs of ``count`` windows and what ``evaluate`` makes of each.

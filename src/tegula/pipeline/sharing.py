@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 
 from tegula.models.bundle import ControlImage, Denoiser, Features, SplitDenoiser, WindowBatch
-from tegula.models.compiled import per_row
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -111,7 +110,7 @@ class SharedDenoiser:
         Raises:
             Exception: what the denoiser raises for this batch, alone.
         """
-        request = _Request(replace(batch, timestep=per_row(batch)))
+        request = _Request(replace(batch, timestep=batch.timesteps()))
         until = time.monotonic() + self._patience
         with self._turn:
             self._waiting.append(request)
