@@ -1,8 +1,16 @@
 """What every test runs under; nothing here loads torch, so that tests without it stay quick."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TEGULA_THREADS", "1")
 os.environ.setdefault("TEGULA_LAYOUT", "contiguous")
+
+if "TEGULA_CACHE" not in os.environ:
+    # Every upscale leaves how long it took, and tests are no measure of the user's machine.
+    os.environ["TEGULA_CACHE"] = tempfile.mkdtemp(prefix="tegula-cache-")
+    atexit.register(shutil.rmtree, os.environ["TEGULA_CACHE"], ignore_errors=True)

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tegula.images.adjust import lock_colour
 from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler
 from tegula.models.prescalers.load import load_prescaler
 from tegula.options import PRESETS, Preset, ResolvedOptions, UpscaleOptions
-from tegula.pipeline.finish import finish, lock_colour
+from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import Prepared
 from tegula.pipeline.prescale import prescale
 from tegula.pipeline.refine import RefineJob, refine_canvas

@@ -57,6 +57,11 @@ class Plan:
     autoencoder_flops: int
 
     @property
+    def size(self) -> Size:
+        """Width and height of the result."""
+        return self.width, self.height
+
+    @property
     def refine_flops(self) -> int:
         """Denoiser and autoencoder together."""
         return self.denoise_flops + self.autoencoder_flops

@@ -13,9 +13,8 @@ from functools import cached_property
 
 from PIL import Image
 
-from tegula import __version__, calibration
-from tegula.calibration import Calibration
-from tegula.images.adjust import fuse_exposures
+from tegula import __version__, rates
+from tegula.images.adjust import fuse_exposures, lock_colour
 from tegula.images.metadata import Metadata
 from tegula.images.open import Source
 from tegula.images.pixels import enlarge_lanczos, to_image
@@ -29,7 +28,7 @@ from tegula.models.prescalers import Prescaler
 from tegula.models.prescalers.load import load_prescaler
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
-from tegula.pipeline.finish import finish, lock_colour
+from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
 from tegula.pipeline.prescale import prescale
 from tegula.pipeline.redraw import refine_redraw
@@ -39,7 +38,6 @@ from tegula.plan import Costs, Memory, Plan, expected_memory, make_plan
 from tegula.progress import (
     Cancel,
     Cancelled,
-    OnPicture,
     OnPreview,
     OnProgress,
     Reporter,
@@ -49,6 +47,8 @@ from tegula.progress import (
 
 DEFAULT_BUNDLE = "mini"
 _FACE_PRESCALER = "realesrgan-x4plus"
+_USUAL_SIDE = 1024
+_REFINE = {"canvas": refine_canvas, "redraw": refine_redraw}
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Upscaler:
     _prescalers: dict[str, Prescaler] = field(default_factory=dict, repr=False)
     _restorers: dict[str, FaceRestorer] = field(default_factory=dict, repr=False)
     _prescaler_costs: dict[str, Cost] = field(default_factory=dict, repr=False)
+    _learns: bool = field(default=True, repr=False)
 
     @classmethod
     def load(
@@ -181,42 +182,54 @@ class Upscaler:
             ModelError: the prescaler is unknown, missing or broken.
             NumericalError, OutOfMemoryError, CancelledError: as their names say.
         """
-        cancel = Cancel(cancelled)
+        asked, cancel = options or UpscaleOptions(), Cancel(cancelled)
+        prescaler = self._loaded(asked)
         clock = _Clock(cancel)
         with clock("prepare"):
-            asked = options or UpscaleOptions()
             prepared, resolved, plan = self.prepare(source, asked)
             control = read_spatial_control(mask, strength_map, asked, resolved, prepared)
-            prescaler = self._prescaler(resolved.prescaler)
             restore_faces = self._face_work(resolved)
             reporter = self._reporter(on_progress, plan)
         with clock("prescale"):
-            size = resolved.width, resolved.height
-            progress = StageProgress(reporter.units("prescale"), cancel)
+            size, progress = plan.size, StageProgress(reporter.units("prescale"), cancel)
             prescaled = prescale(prepared.rgb, size, prescaler, progress=progress)
             enlarged = enlarge_lanczos(prepared.rgb, size)
             prescaled = lock_colour(prescaled, enlarged, resolved, out=prescaled)
             prescaled = fuse_exposures(prescaled, resolved.hdr)
         with clock("refine"):
-            strength = control.strength(prescaled, resolved.flat_skip)
-            refined = prescaled
+            strength, refined = control.strength(prescaled, resolved.flat_skip), prescaled
             if resolved.refines:
-                refine = refine_redraw if resolved.mode == "redraw" else refine_canvas
+                show = (lambda small: on_preview(to_image(small))) if on_preview else None
+                progress = StageProgress(reporter.units("refine"), cancel, show)
                 job = RefineJob(self.bundle, prescaled, enlarged, resolved, strength)
-                report = reporter.units("refine")
-                refined = refine(job, StageProgress(report, cancel, _shown(on_preview)))
+                refined = _REFINE[resolved.mode](job, progress)
                 del job
+            # Large pictures take gigabytes each: what finish does not need goes before it.
+            typical = strength is None and on_preview is None
             del enlarged, strength
         with clock("finish"):
             reporter.begin("finish")
             faces = restore_faces(prepared.rgb, cancel) if restore_faces else ()
             finished = finish(refined, prescaled, prepared, resolved, control.mask, faces)
         reporter.finished()
+        # What says nothing of other upscales: reading ahead, less work than planned, or more.
+        untypical = {
+            "prepare": isinstance(source, Prepared) or resolved.faces,
+            "refine": not typical,
+            "finish": resolved.faces,
+        }
+        self._learn(plan, {s: t for s, t in clock.seconds.items() if not untypical.get(s)})
         return UpscaleResult(
             image=finished.image,
             source=to_image(prepared.rgb, prepared.alpha),
             options=resolved,
-            settings=self._settings(asked, resolved),
+            settings={
+                "version": __version__,
+                "bundle": self.bundle.facts.name,
+                "fingerprint": self.bundle.facts.fingerprint,
+                **resolved.settings(),
+                "asked": asked.changed(),
+            },
             metadata=finished.metadata,
             timings=clock.seconds,
             plan=plan,
@@ -255,7 +268,7 @@ class Upscaler:
         rows = 2 * at_once * default_window_batch(self.bundle)
         denoiser = shared(self.bundle.denoiser, rows)
         together = dataclasses.replace(
-            self, bundle=dataclasses.replace(self.bundle, denoiser=denoiser)
+            self, bundle=dataclasses.replace(self.bundle, denoiser=denoiser), _learns=False
         )
         given_up = threading.Event()
 
@@ -280,13 +293,8 @@ class Upscaler:
             InputError, PathError: as ``upscale`` does.
         """
         prepared = source if isinstance(source, Prepared) else prepare(source, options)
-        facts = self.bundle.facts
-        resolved = resolve(options, facts.presets, facts.window, prepared.facts.size)
-        guidance_scale = min(resolved.guidance_scale, facts.strongest_guidance)
-        resolved = resolved.replaced(guidance_scale=guidance_scale)
-        prescaler = self._prescaler(resolved.prescaler)
-        costs = self._costs(prescaler)
-        plan = make_plan(self.bundle, prescaler.facts, costs, prepared.size, resolved)
+        resolved = self._resolved(options, prepared.facts.size)
+        plan = self._plan(self._prescaler(resolved.prescaler), prepared.size, resolved)
         return prepared, resolved, plan
 
     def forecast(self, source: Source, options: UpscaleOptions) -> tuple[Plan, Memory]:
@@ -299,10 +307,31 @@ class Upscaler:
         prescaler = self._prescaler(resolved.prescaler)
         return plan, expected_memory(self.bundle, self._bundle_cost, prescaler, plan, resolved)
 
-    @cached_property
-    def calibration(self) -> Calibration | None:
-        """How fast this machine runs the bundle; None where it was not measured."""
-        return calibration.find(calibration.setting_of(self.bundle))
+    def expected_seconds(self, plan: Plan) -> Mapping[str, float] | None:
+        """Return how long a plan takes by stage, by upscales before it; None if unknown."""
+        return rates.find(rates.setting_of(self.bundle)).seconds(plan)
+
+    def _learn(self, plan: Plan, seconds: Mapping[str, float]) -> None:
+        """Remember how long the stages took; of a usual picture, too, if it is known."""
+        if not self._learns:
+            return
+        size = _USUAL_SIDE, _USUAL_SIDE
+        options = self._resolved(UpscaleOptions(seed=0), size)
+        prescaler = self._prescalers.get(options.prescaler)
+        usual = None if prescaler is None else self._plan(prescaler, size, options)
+        rates.remember(rates.setting_of(self.bundle), plan, seconds, usual)
+
+    def _resolved(self, options: UpscaleOptions, source_size: tuple[int, int]) -> ResolvedOptions:
+        facts = self.bundle.facts
+        resolved = resolve(options, facts.presets, facts.window, source_size)
+        guidance_scale = min(resolved.guidance_scale, facts.strongest_guidance)
+        return resolved.replaced(guidance_scale=guidance_scale)
+
+    def _plan(
+        self, prescaler: Prescaler, source_size: tuple[int, int], options: ResolvedOptions
+    ) -> Plan:
+        costs = self._costs(prescaler)
+        return make_plan(self.bundle, prescaler.facts, costs, source_size, options)
 
     def _costs(self, prescaler: Prescaler) -> Costs:
         name = prescaler.facts.name
@@ -315,11 +344,20 @@ class Upscaler:
         return bundle_cost(self.bundle)
 
     def _reporter(self, on_progress: OnProgress | None, plan: Plan) -> Reporter:
-        if self.calibration is None:
+        seconds = None if on_progress is None else self.expected_seconds(plan)
+        if not seconds:
             return Reporter(on_progress, plan.shares)
-        seconds = self.calibration.seconds(plan)
+        # Preparing is over when the first report is made.
+        seconds = {stage: part for stage, part in seconds.items() if stage != "prepare"}
         total = sum(seconds.values())
         return Reporter(on_progress, {s: n / total for s, n in seconds.items()}, total)
+
+    def _loaded(self, options: UpscaleOptions) -> Prescaler:
+        """Return the prescaler; what is loaded and counted once is no part of any stage."""
+        preset = self.bundle.facts.presets[options.preset]
+        prescaler = self._prescaler(options.prescaler or preset.prescaler)
+        self._costs(prescaler)
+        return prescaler
 
     def _prescaler(self, name: str) -> Prescaler:
         if name not in self._prescalers:
@@ -342,16 +380,6 @@ class Upscaler:
             options,
         )
 
-    def _settings(self, asked: UpscaleOptions, options: ResolvedOptions) -> Mapping[str, object]:
-        facts = self.bundle.facts
-        models = {"bundle": facts.name, "fingerprint": facts.fingerprint}
-        return {
-            "version": __version__,
-            **models,
-            **options.settings(),
-            "asked": asked.changed(),
-        }
-
     def _held_back(self, asked: UpscaleOptions, options: ResolvedOptions) -> Iterator[str]:
         if not options.refines:
             return
@@ -366,12 +394,6 @@ class Upscaler:
         ignored = self.bundle.text.ignored_words(f"{options.prompt} {options.negative_prompt}")
         if ignored:
             yield f"{facts.name} does not know and ignores: {', '.join(ignored)}."
-
-
-def _shown(on_preview: OnPreview | None) -> OnPicture | None:
-    if on_preview is None:
-        return None
-    return lambda picture: on_preview(to_image(picture))
 
 
 class _Clock:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import sys
+import os
 import tracemalloc
 from contextlib import contextmanager
 
@@ -13,29 +13,16 @@ from cli_support import put, run
 from PIL import Image
 from support import options, photograph
 
-from tegula import UpscaleOptions, Upscaler, calibration
-from tegula.calibrating import calibrate, started
-from tegula.calibration import Calibration, Setting
+from tegula import UpscaleOptions, Upscaler, rates
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
 from tegula.models.costs import Counter, bundle_cost, prescaler_flops
 from tegula.models.prescalers.load import load_prescaler
+from tegula.pipeline.prepare import prepare
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.progress import Reporter
+from tegula.rates import Rates, Setting, expected_seconds
 from tests.tiny.networks import tiny_bundle
 
-MEASURED = Calibration(
-    prescalers={"lanczos": 1e9, "slow": 1e8},
-    denoiser=1e9,
-    autoencoder=2e9,
-    prepare=1.0,
-    prescale=2.0,
-    refine=3.0,
-    level=0.5,
-    finish=4.0,
-    write=5.0,
-    start=6.0,
-    usual=7.0,
-)
 QUICK = {"prescaler": "lanczos", "steps": 4, "creativity": 0.5, "seed": 3}
 
 
@@ -128,41 +115,109 @@ def test_reused_features_are_planned_as_less_work(bundle):
     assert 0.3 < plans[1].denoise_flops / plans[0].denoise_flops < 0.9
 
 
-def test_seconds_follow_from_what_was_measured(bundle):
-    plan = Upscaler(bundle).prepare(picture(), UpscaleOptions(**QUICK, scale=2))[2]
-    seconds = MEASURED.seconds(plan)
-    result = plan.width * plan.height / 1e6
-    assert seconds["prepare"] == pytest.approx(40 * 30 / 1e6)
-    assert seconds["prescale"] == pytest.approx(2 * result)
-    nets = plan.denoise_flops / 1e9 + plan.autoencoder_flops / 2e9
-    assert seconds["refine"] == pytest.approx(nets + (3 + plan.steps * 0.5) * result)
-    unknown = dataclasses.replace(plan, prescaler="mine.pth", prescale_flops=10**8)
-    assert MEASURED.seconds(unknown)["prescale"] == pytest.approx(1 + 2 * result)
+LINE = [(10.0, 3.0), (20.0, 4.0), (80.0, 10.0)]
+"""Two seconds, and a tenth for each piece of work."""
 
 
-def test_a_calibration_holds_for_its_setting_alone(tmp_path):
-    setting = Setting("cpu", "float32", 1, "tiny", "abc", "2.0")
-    assert calibration.find(setting) is None
-    assert calibration.usual_seconds("tiny") is None
-    path = calibration.keep(setting, MEASURED)
-    assert calibration.find(setting) == MEASURED
-    assert calibration.usual_seconds("tiny") == MEASURED.usual
-    assert calibration.usual_seconds("other") is None
-    assert calibration.find(dataclasses.replace(setting, threads=2)) is None
-    path.write_text("{}")
-    assert calibration.find(setting) is None
+def test_a_stage_takes_a_fixed_part_and_so_much_for_its_work():
+    assert expected_seconds(LINE, 1000) == pytest.approx(102)
+    assert expected_seconds([*LINE, (40.0, 60.0)], 1000) == pytest.approx(102, rel=0.2)
 
 
-def test_calibrating_measures_every_part(bundle):
-    upscaler = Upscaler(bundle_without_nets_before(bundle))
-    measured = calibrate(upscaler)
-    assert measured.denoiser > 0
-    assert measured.autoencoder > 0
-    pause = [sys.executable, "-c", "import time; time.sleep(1)"]
-    quick = dataclasses.replace(measured, denoiser=1e18, autoencoder=1e18, refine=0, level=0)
-    assert started(upscaler, quick, lambda source, target: pause).start > 0.5
-    for stage in ("prepare", "prescale", "finish", "write", "usual"):
-        assert getattr(measured, stage) > 0
+@pytest.mark.parametrize(
+    "runs", [[(10.0, 5.0)], [(10.0, 5.0), (11.0, 5.5)], [(1.0, 9.0), (9.0, 1.0)]]
+)
+def test_runs_that_tell_no_fixed_part_are_taken_in_proportion(runs):
+    ratio = np.median([seconds / work for work, seconds in runs])
+    assert expected_seconds(runs, 100) == pytest.approx(100 * ratio)
+
+
+def test_the_last_runs_of_each_size_are_kept(bundle):
+    plans = [
+        Upscaler(bundle).prepare(picture(side, side), UpscaleOptions(**QUICK))[2]
+        for side in (24, 64)
+    ]
+    known = Rates()
+    for number in range(9):
+        known = known.with_run(plans[0], {"finish": float(number)})
+    known = known.with_run(plans[1], {"finish": 100.0})
+    assert [seconds for _, seconds in known.runs["finish"]] == [4, 5, 6, 7, 8, 100]
+    assert set(known.runs) == {"finish"}
+
+
+def test_a_prescaler_that_never_ran_counts_as_the_slowest_that_did(bundle):
+    upscaler = Upscaler(bundle)
+    asked = UpscaleOptions(**{**QUICK, "prescaler": "realesrgan-animevideov3"})
+    plan = upscaler.prepare(picture(), asked)[2]
+    known = {stage: [(1.0, 1.0)] for stage in ("prepare", "refine", "finish")}
+    assert Rates(known).seconds(plan) is None
+    work = plan.prescale_flops
+    nets = {"prescale quick": [(work, 1.0)], "prescale slow": [(work, 3.0)]}
+    assert Rates({**known, **nets}).seconds(plan)["prescale"] == pytest.approx(3)
+    mine = {f"prescale {plan.prescaler}": [(work, 2.0)]}
+    assert Rates({**known, **nets, **mine}).seconds(plan)["prescale"] == pytest.approx(2)
+
+
+SETTING = Setting("cpu", "float32", 1, "tiny", "abc", "TinyDenoiser", "2.0")
+SECONDS = {"prepare": 1.0, "prescale": 2.0, "refine": 3.0, "finish": 4.0}
+
+
+def test_rates_hold_for_their_setting_alone(bundle):
+    plan = Upscaler(bundle).prepare(picture(), UpscaleOptions(**QUICK))[2]
+    assert rates.usual_seconds("tiny") is None
+    rates.remember(SETTING, plan, SECONDS, plan)
+    assert rates.find(SETTING).seconds(plan) == pytest.approx(SECONDS)
+    assert rates.usual_seconds("tiny") == pytest.approx(10)
+    assert rates.usual_seconds("other") is None
+    other = dataclasses.replace(SETTING, threads=2)
+    assert rates.find(other).seconds(plan) is None
+    rates.remember(other, plan, {**SECONDS, "refine": 5.0}, plan)
+    os.utime(SETTING.file, (1, 1))
+    assert rates.usual_seconds("tiny") == pytest.approx(12)
+    for broken in ("", "{}", "[]", '{"runs": {"refine": [1]}, "usual": 1}'):
+        SETTING.file.write_text(broken)
+        assert rates.find(SETTING) == Rates()
+
+
+def test_what_is_known_of_a_usual_picture_stays_when_a_run_says_nothing_of_it(bundle):
+    plan = Upscaler(bundle).prepare(picture(), UpscaleOptions(**QUICK))[2]
+    rates.remember(SETTING, plan, SECONDS, plan)
+    rates.remember(SETTING, plan, {"finish": 5.0})
+    assert rates.usual_seconds("tiny") == pytest.approx(10)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_no_error(bundle, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TEGULA_CACHE", str(tmp_path / "file" / "cache"))
+    upscaler = Upscaler(bundle)
+    result = upscaler.upscale(picture(), UpscaleOptions(**QUICK))
+    assert upscaler.expected_seconds(result.plan) is None
+
+
+def known_stages(upscaler):
+    return set(rates.find(rates.setting_of(upscaler.bundle)).runs)
+
+
+def test_every_upscale_leaves_how_long_it_took(bundle):
+    upscaler, told = Upscaler(bundle_without_nets_before(bundle)), []
+    options = UpscaleOptions(**QUICK)
+    result = upscaler.upscale(picture(), options, on_progress=told.append)
+    assert told[0].seconds_left is None
+    assert upscaler.expected_seconds(result.plan) == pytest.approx(result.timings)
+    assert rates.usual_seconds("tiny") > sum(result.timings.values())
+    told.clear()
+    Upscaler(bundle).upscale(picture(), options, on_progress=told.append)
+    assert told[0].fraction == 0
+    expected = sum(result.timings.values()) - result.timings["prepare"]
+    assert told[0].seconds_left == pytest.approx(expected, rel=0.05, abs=0.01)
+
+
+def test_what_is_no_measure_of_the_machine_is_not_remembered(bundle):
+    upscaler, options = Upscaler(bundle), UpscaleOptions(**QUICK)
+    list(upscaler.upscale_many([picture()], options))
+    assert known_stages(upscaler) == set()
+    upscaler.upscale(prepare(picture(), options), options, mask=picture())
+    assert known_stages(upscaler) == {"prescale", "finish"}
 
 
 def bundle_without_nets_before(bundle):
@@ -170,6 +225,15 @@ def bundle_without_nets_before(bundle):
         name: values.replaced(prescaler="lanczos") for name, values in bundle.facts.presets.items()
     }
     return dataclasses.replace(bundle, facts=dataclasses.replace(bundle.facts, presets=presets))
+
+
+def test_calibrating_runs_two_small_upscales(bundle, monkeypatch):
+    upscaler = Upscaler(bundle_without_nets_before(bundle))
+    monkeypatch.setattr(Upscaler, "load", lambda *_, **__: upscaler)
+    told = json.loads(run("doctor", "--calibrate", "--json").stdout)
+    assert told["bundle"] == bundle.facts.name
+    assert told["usual"] == rates.usual_seconds(bundle.facts.name) > 0
+    assert {len(runs) for runs in rates.find(rates.setting_of(bundle)).runs.values()} == {2}
 
 
 def test_time_left_starts_at_what_is_expected_and_learns():
@@ -199,16 +263,14 @@ def test_plan_tells_work_and_memory_and_where_times_come_from(tmp_path):
     assert sorted(tmp_path.iterdir()) == [source]
 
 
-def test_plan_tells_seconds_where_the_machine_was_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "find", lambda setting: MEASURED)
+def test_plan_tells_seconds_where_the_model_has_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Rates, "seconds", lambda self, plan: SECONDS)
     source = put(tmp_path / "a.png", width=24, height=16)
     words = ("plan", source, "--prescaler", "lanczos")
-    seconds = json.loads(run(*words, "--json").stdout)["seconds"]
-    assert seconds["total"] == pytest.approx(sum(list(seconds.values())[:-1]))
-    assert seconds["start"] == MEASURED.start
+    assert json.loads(run(*words, "--json").stdout)["seconds"] == {**SECONDS, "total": 10.0}
     plain = run(*words)
     assert "calibrate" not in plain.stdout
-    assert f"{seconds['total']:.1f} s" in plain.stdout
+    assert "10.0 s" in plain.stdout
 
 
 def test_a_tall_picture_takes_a_few_times_its_own_memory():
@@ -238,7 +300,8 @@ def test_canvases_that_do_not_fit_the_device_are_kept_apart_with_the_same_result
         asked.append(size)
         return torch.device("cpu")
 
-    monkeypatch.setattr("tegula.pipeline.refine.home_of", home_of)
+    for module in ("refine", "sampler"):
+        monkeypatch.setattr(f"tegula.pipeline.{module}.home_of", home_of)
     np.testing.assert_array_equal(refine_canvas(RefineJob(bundle, source, source, settings)), usual)
     assert len(asked) == 2
     assert asked[0] >= 3 * 12 * 90 * 70

@@ -12,10 +12,10 @@ from support import options as resolved
 from support import photograph
 
 from tegula.errors import OptionError, TooLargeError
-from tegula.images.adjust import soften_blocks
+from tegula.images.adjust import lock_colour, soften_blocks
 from tegula.images.pixels import enlarge_alpha, enlarge_lanczos, fill_hidden, to_bytes, to_image
 from tegula.options import UpscaleOptions
-from tegula.pipeline.finish import finish, lock_colour
+from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import MENDED_BELOW, MENDED_BELOW_FOR_RESAMPLING, prepare
 
 

@@ -8,7 +8,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -31,7 +30,7 @@ from tegula.cli.models import (
     prescaler_rows,
 )
 from tegula.cli.options import JSON, flag
-from tegula.errors import MissingWeightsError
+from tegula.errors import MissingWeightsError, PathError
 
 if TYPE_CHECKING:
     import torch
@@ -152,6 +151,12 @@ _EXTRAS = {
 }
 """Extra, the modules that show it is installed, what it is for, and how to install it."""
 
+_CALIBRATING_SHARES = (0.25, 1.0)
+"""Sides of the pictures that calibrating enlarges twice, as shares of a window: the two are
+far enough apart to tell what any upscale takes from what each pixel takes."""
+_CALIBRATING_STEPS = 4
+"""A few do: the rate of the denoiser does not depend on their number."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -251,34 +256,26 @@ def _lines(machine: Machine, found: Sequence[Finding], folder: Mapping[str, Any]
 
 
 def _calibrate(console: Console, models: Models, runtime: Runtime) -> None:
-    """Measure how fast one model runs here, and keep what was measured."""
+    """Run two small upscales, whose seconds are remembered as those of any other are."""
     with Interruption().installed():
         upscaler = load_upscaler(console, models, runtime)
         with show_waiting(console, "measuring this machine, about a minute"):
-            from tegula import calibration
-            from tegula.calibrating import calibrate, started
+            from PIL import Image
 
-            def upscale(source: Path, target: Path) -> Sequence[str]:
-                model = models.bundle or upscaler.bundle.facts.name
-                return [
-                    *(sys.executable, "-m", "tegula", "upscale", str(source), str(target)),
-                    *("--preset", "fast", "--few-step", "none", "--model", model),
-                    *("--device", runtime.device, "--precision", runtime.precision),
-                ]
+            from tegula import rates
+            from tegula.options import UpscaleOptions
 
-            measured = started(upscaler, calibrate(upscaler), upscale)
-            setting = calibration.setting_of(upscaler.bundle)
-            path = calibration.keep(setting, measured)
-    console.record(
-        {**dataclasses.asdict(setting), **dataclasses.asdict(measured), "file": str(path)}
-    )
-    rates = {"denoiser": measured.denoiser, "autoencoder": measured.autoencoder}
-    for name, rate in {**measured.prescalers, **rates}.items():
-        console.text(f"{name:<24} {rate / 1e9:>10.1f} GFLOP/s")
-    console.text(f"{'start':<24} {measured.start:>10.1f} s")
-    for stage in ("prescale", "refine", "level", "finish", "write"):
-        took = getattr(measured, stage)
-        console.text(f"{stage + ', outside the nets':<24} {took:>10.3f} s/megapixel")
+            options = UpscaleOptions(steps=_CALIBRATING_STEPS, seed=0)
+            for share in _CALIBRATING_SHARES:
+                side = round(upscaler.bundle.facts.window * share)
+                upscaler.upscale(Image.effect_noise((side, side), 64).convert("RGB"), options)
+    setting = rates.setting_of(upscaler.bundle)
+    if not setting.file.is_file():
+        raise PathError(f"{setting.file} cannot be written; set TEGULA_CACHE to another folder.")
+    usual = rates.find(setting).usual
+    console.record({**dataclasses.asdict(setting), "usual": usual, "file": str(setting.file)})
+    if usual is not None:
+        console.text(f"1024x1024 at 2x, balanced: about {usual:.1f} s")
     console.text(f"`tegula plan` knows the speed of {setting.bundle} in {setting.dtype} now.")
 
 
@@ -290,8 +287,8 @@ DOCTOR = click.Command(
     params=[
         flag(
             ["--calibrate"],
-            "Measure how fast a model runs here, for times in `tegula plan` and progress; "
-            "--model, --device and --precision say what is measured.",
+            "Run two small upscales, for times in `tegula plan` and progress; --model, "
+            "--device and --precision say what runs.",
         ),
         MODEL,
         DEVICE,

@@ -15,7 +15,6 @@ from tegula.cli.targets import Job, read_source
 from tegula.cli.upscale import PICTURES, SECTIONS, request_of, work_of
 
 if TYPE_CHECKING:
-    from tegula.calibration import Calibration
     from tegula.plan import Memory, Plan
 
 _HELP = """Show what an upscale would take: windows, FLOPs, memory and time.
@@ -23,11 +22,11 @@ _HELP = """Show what an upscale would take: windows, FLOPs, memory and time.
 \b
   tegula plan photo.jpg --scale 4
 
-It takes the arguments and options of `tegula upscale` and writes nothing. Times need a
-measurement of this machine, which `tegula doctor --calibrate` makes in a minute.
+It takes the arguments and options of `tegula upscale` and writes nothing. Times are
+learned from the upscales that this machine has done with the model; where there are none,
+`tegula doctor --calibrate` runs two small ones.
 """
-_STAGES = ("start", "prepare", "prescale", "refine", "finish", "write", "total")
-_MEGAPIXEL = 1e6
+_STAGES = ("prepare", "prescale", "refine", "finish", "total")
 
 
 def _plan(**parameters: Any) -> None:
@@ -41,8 +40,9 @@ def _plan(**parameters: Any) -> None:
         for job in work.jobs:
             source = read_source(job, request.options.max_pixels)
             plan, memory = upscaler.forecast(source, request.options)
-            measured = upscaler.calibration
-            seconds = None if measured is None else _seconds(measured, plan)
+            seconds = upscaler.expected_seconds(plan)
+            if seconds is not None:
+                seconds = {**seconds, "total": sum(seconds.values())}
             console.record(
                 {
                     "input": "-" if job.source is None else str(job.source),
@@ -56,18 +56,11 @@ def _plan(**parameters: Any) -> None:
                 console.text(line)
 
 
-def _seconds(calibration: Calibration, plan: Plan) -> Mapping[str, float]:
-    """Return the seconds of the whole command: the program begins and writes a PNG file too."""
-    write = calibration.write * plan.width * plan.height / _MEGAPIXEL
-    stages = {"start": calibration.start, **calibration.seconds(plan), "write": write}
-    return {**stages, "total": sum(stages.values())}
-
-
 def _lines(
     job: Job, plan: Plan, memory: Memory, seconds: Mapping[str, float] | None
 ) -> Iterator[str]:
     """Yield what a person reads: the size, a row for each stage, memory and time."""
-    from tegula.calibration import COMMAND
+    from tegula.rates import COMMAND
 
     source = f"{plan.source[0]}x{plan.source[1]}"
     yield f"{job.name}: {source} to {plan.width}x{plan.height}, {plan.prescaler}"

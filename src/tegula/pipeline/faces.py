@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tegula.images.adjust import lock_colour
 from tegula.images.pixels import Float, Patch, Size
 from tegula.models.faces.networks import Face, FaceDetector, FaceRestorer
 from tegula.models.prescalers import Prescaler
 from tegula.options import ResolvedOptions
-from tegula.pipeline.finish import lock_colour
 from tegula.pipeline.prescale import prescale
 from tegula.progress import SILENT, Cancel, StageProgress
 

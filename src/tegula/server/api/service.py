@@ -23,8 +23,8 @@ from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from tegula.calibration import usual_seconds
 from tegula.errors import NotFoundError
+from tegula.rates import usual_seconds
 from tegula.server.accounts import Usage
 from tegula.server.api.errors import not_found
 from tegula.server.api.gate import Caller, Metrics, caller_of
