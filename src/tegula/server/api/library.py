@@ -188,11 +188,9 @@ class Library:
             return self._named(full_name, version_id, account_id)
         if reference in ("", LATEST):
             return self._guess(inputs, account_id)
-        if len(reference) >= _SHORTEST_ID:
-            own = self.user_models.of_version(reference, account_id)
-            for model in (*self._catalog_models, *map(self._user_model, own)):
-                if found := model.version(reference):
-                    return found
+        for model in self._with_version(reference, account_id):
+            if found := model.version(reference):
+                return found
         raise bad_version()
 
     def search(self, query: str, account_id: str | None) -> list[tuple[float, ServedModel]]:
@@ -204,6 +202,12 @@ class Library:
         words = query.lower().split()
         scored = ((_score(model, words), model) for model in self.models(account_id, MOST_SEARCHED))
         return sorted((pair for pair in scored if pair[0] > 0), key=lambda pair: -pair[0])
+
+    def _with_version(self, reference: str, account_id: str | None) -> Iterator[ServedModel]:
+        """Yield the models that may have a version of this id; those of users come last."""
+        if len(reference) >= _SHORTEST_ID:
+            yield from self._catalog_models
+            yield from map(self._user_model, self.user_models.of_version(reference, account_id))
 
     def _named(self, full_name: str, reference: str, account_id: str | None) -> ServedVersion:
         owner, _, name = full_name.partition("/")
@@ -255,14 +259,18 @@ class Library:
             for place, model in enumerate(self.catalog.models)
         )
 
-    def _user_model(self, own: VersionedModel) -> ServedModel:
-        """Return a user's model with those of its versions whose base is still in the catalogue."""
-        row, versions = own
-        bases = {
+    @cached_property
+    def _bases(self) -> Mapping[tuple[str, str], Version]:
+        """The catalogue's versions by model and label, which outlive releases; ids do not."""
+        return {
             (model.reference, base.label): base
             for model in self.catalog.models
             for base in model.versions
         }
+
+    def _user_model(self, own: VersionedModel) -> ServedModel:
+        """Return a user's model with those of its versions whose base is still in the catalogue."""
+        row, versions = own
         return ServedModel(
             owner=row.owner,
             name=row.name,
@@ -272,7 +280,7 @@ class Library:
             versions=tuple(
                 ServedVersion(known.model, known.id, base, known.created_at, known.defaults)
                 for known in versions
-                if (base := bases.get((known.base_model, known.base_label)))
+                if (base := self._bases.get((known.base_model, known.base_label)))
             ),
             sort_key=(0, microseconds(row.created_at), row.full_name),
             row=row,
