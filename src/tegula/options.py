@@ -22,6 +22,9 @@ from tegula.errors import OptionError, TooLargeError
 from tegula.schema import CheckedOptions, properties_of
 
 MAX_SIDE = 65_536
+MAX_PIXELS = 134_217_728
+"""The default limit of a source and of a result: 128 mega-pixels, as 16384 by 8192."""
+
 MAX_SEED = 2**63 - 1
 """As large as a signed 64-bit number; ComfyUI's schemas go as far."""
 
@@ -148,7 +151,6 @@ SeamFix = Literal["none", "band", "half-tile", "half-tile+intersections"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 SCHEDULERS: tuple[Scheduler, ...] = get_args(Scheduler)
 SIGMAS: tuple[Sigmas, ...] = get_args(Sigmas)
-MODES = ("canvas", "redraw")
 
 # These are open in UpscaleOptions and closed in PresetValues and ResolvedOptions.
 NegativePrompt = Annotated[
@@ -425,7 +427,7 @@ class UpscaleOptions(CheckedOptions):
         "than the 512 pixels that they are restored at.",
     )
     max_pixels: int = Field(
-        default=134_217_728,
+        default=MAX_PIXELS,
         ge=1,
         description="Refuses results, and inputs, with more pixels than this.",
         json_schema_extra=_PIXELS,

@@ -193,9 +193,8 @@ def test_the_log_tells_what_was_ignored(tiny, picture):
 def test_limits_of_the_caller_hold(tiny, picture):
     version = find("nightmareai/real-esrgan")
     inputs = validate(version, {"image": str(picture)})
-    limits = UpscaleOptions(max_pixels=2000)
     with pytest.raises(TooLargeError):
-        list(run(version, inputs, lambda loras: tiny, limits=limits))
+        list(run(version, inputs, lambda loras: tiny, max_pixels=2000))
 
 
 def test_what_is_no_picture_is_refused(tiny):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tegula.catalog.inputs import RunContext, ValidInputs, Version
-from tegula.options import UpscaleOptions, target_size
+from tegula.options import MAX_PIXELS, UpscaleOptions, target_size
 from tegula.progress import Cancelled, OnProgress, Progress, never_cancelled
 
 # The catalogue is listed without numpy and torch, which the first run loads.
@@ -43,7 +43,7 @@ def run(
     provider: Provider,
     *,
     files: Mapping[str, Source] | None = None,
-    limits: UpscaleOptions | None = None,
+    max_pixels: int = MAX_PIXELS,
     on_progress: OnProgress | None = None,
     on_log: OnLog | None = None,
     cancelled: Cancelled = never_cancelled,
@@ -55,7 +55,7 @@ def run(
         inputs: from ``validate``.
         provider: gives the upscaler.
         files: what the file inputs hold, where the inputs have an address only.
-        limits: options whose ``max_pixels`` bounds input and result.
+        max_pixels: limit of the source and of the result.
         on_progress: receives how far all passes together are.
         on_log: receives sentences on what is done otherwise than asked for.
         cancelled: asked between small pieces of work.
@@ -68,7 +68,6 @@ def run(
     from tegula.images.open import decode, inverted
 
     log = on_log or _ignore
-    max_pixels = (limits or UpscaleOptions()).max_pixels
     sources = {**dict(inputs.values), **(files or {})}
     upscaler = provider(())
     picture = decode(sources[version.image], max_pixels=max_pixels)

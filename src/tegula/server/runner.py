@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 from tegula.catalog import Catalog, run, validate
 from tegula.errors import CancelledError, OutOfMemoryError, TegulaError
-from tegula.options import UpscaleOptions
 from tegula.progress import Cancelled
 from tegula.server.engine import (
     Alive,
@@ -411,7 +410,6 @@ class UpscaleRunner:
         self._device = device
         self._options = options
         self._catalog = Catalog(options.weights)
-        self._limits = UpscaleOptions(max_pixels=options.max_pixels)
         self._plain = self._load(())
         self._with_loras: tuple[Loras, Upscaler] | None = None
 
@@ -423,7 +421,7 @@ class UpscaleRunner:
             version,
             validate(version, job.input),
             self._upscaler,
-            limits=self._limits,
+            max_pixels=self._options.max_pixels,
             on_progress=lambda progress: emit(Progressed(progress.fraction, progress.seconds_left)),
             on_log=lambda text: emit(Log(text)),
             cancelled=cancelled,
