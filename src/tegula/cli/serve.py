@@ -324,19 +324,20 @@ class _ServeCommand(SectionedCommand):
         except ImportError:
             super().format_options(ctx, formatter)
             return
-        settings = {setting.name: setting for setting in describe_settings()}
+        texts = {
+            setting.name: setting.effect
+            if setting.default in ("none", "no")
+            else f"{setting.effect} [default: {setting.default}]"
+            for setting in describe_settings()
+        }
         for parameter in self.params:
-            setting = settings.pop(parameter.name or "", None)
-            if setting is not None and isinstance(parameter, click.Option):
-                parameter.help = f"{setting.effect} [default: {setting.default}]"
+            if isinstance(parameter, click.Option) and parameter.name in texts:
+                parameter.help = texts.pop(parameter.name)
         super().format_options(ctx, formatter)
-        with formatter.section("Other settings (environment, or in lower case in --config)"):
-            formatter.write_dl(
-                [
-                    (f"TEGULA_{name.upper()}", f"{setting.effect} [default: {setting.default}]")
-                    for name, setting in settings.items()
-                ]
-            )
+        with formatter.section(
+            "Other settings, in the environment, or in --config in lower case without TEGULA_"
+        ):
+            formatter.write_dl([(f"TEGULA_{name.upper()}", text) for name, text in texts.items()])
 
 
 SERVE = _ServeCommand(
