@@ -18,6 +18,7 @@ from tegula.images.adjust import fuse_exposures, lock_colour
 from tegula.images.metadata import Metadata
 from tegula.images.open import Source
 from tegula.images.pixels import enlarge_lanczos, to_image
+from tegula.models import DEFAULT_BUNDLE
 from tegula.models.bundle import Bundle, SplitDenoiser
 from tegula.models.compiled import default_window_batch, optimise_bundle
 from tegula.models.costs import BundleCost, Cost, bundle_cost, prescaler_flops
@@ -45,7 +46,6 @@ from tegula.progress import (
     never_cancelled,
 )
 
-DEFAULT_BUNDLE = "mini"
 _FACE_PRESCALER = "realesrgan-x4plus"
 _USUAL_SIDE = 1024
 _REFINE = {"canvas": refine_canvas, "redraw": refine_redraw}

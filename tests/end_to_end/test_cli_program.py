@@ -10,16 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from cli_support import names_in, put, run, start_fake
 
 import tegula.errors
 from tegula import __version__, errors
 from tegula import upscaler as upscaler_module
-from tegula.cli.models import BACKENDS, PRECISIONS
 from tegula.cli.program import PROGRAM
-from tegula.errors import TegulaError
+from tegula.errors import MissingExtraError, TegulaError
+from tegula.models import BACKENDS, PRECISIONS
 from tegula.models import compiled as running
 from tegula.models import device as devices
+from tests.tiny.networks import tiny_bundle
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "cv2", "rich")
 OF_THE_SERVER = {"fetch", "service", "not_found", "conflict", "busy", "worker"}
@@ -109,12 +111,15 @@ def test_every_error_is_on_the_page_of_errors():
     assert all(kind.__module__ == tegula.errors.__name__ for kind in errors_of_the_tree())
 
 
-def test_the_precisions_are_those_of_the_devices():
-    assert PRECISIONS == devices.PRECISIONS
+def test_the_precisions_on_offer_are_those_of_the_devices():
+    dtypes = {devices.pick_dtype(torch.device("cpu"), name) for name in PRECISIONS}
+    assert dtypes == {torch.float32, torch.bfloat16, torch.float16}
 
 
-def test_the_backends_are_those_that_models_run_on():
-    assert BACKENDS == running.BACKENDS
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_backends_on_offer_are_those_that_models_run_on(backend):
+    with contextlib.suppress(MissingExtraError):
+        running.optimise_bundle(tiny_bundle(), backend, compiled=False)
 
 
 BUSY = """

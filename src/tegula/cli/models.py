@@ -14,14 +14,11 @@ import click
 from tegula.cli.console import Console, Interruption, format_bytes, show_waiting
 from tegula.cli.options import JSON, QUIET, Option, flag, settings_part
 from tegula.errors import InputError, OptionError
+from tegula.models import BACKENDS, PRECISIONS
 from tegula.schema import CheckedOptions
 
 if TYPE_CHECKING:
     from tegula.upscaler import Upscaler
-
-# As in ``tegula.models``, which would bring torch along for a help text.
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-BACKENDS = ("torch", "openvino")
 
 
 class Models(CheckedOptions):

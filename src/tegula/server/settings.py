@@ -31,6 +31,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 from tegula.errors import OptionError, PathError
 from tegula.folders import server_folder
+from tegula.models import DEFAULT_BUNDLE
 from tegula.schema import faults
 
 MIB = 1 << 20
@@ -84,7 +85,9 @@ class ServerSettings(BaseSettings):
     no_auth: bool = Field(
         default=False, description="Ask for no token: every request is the account `local`."
     )
-    bundle: str = Field(default="mini", description="The weights that every model runs with.")
+    bundle: str = Field(
+        default=DEFAULT_BUNDLE, description="The weights that every model runs with."
+    )
     devices: Texts = Field(
         default=(),
         description="Where models run, such as `cpu` or `cuda:0`; every GPU or the CPU if empty.",
