@@ -64,6 +64,10 @@ def test_a_file_that_is_too_large_leaves_nothing_behind(store, ada):
     assert not any(path.is_file() for path in store.blobs.folder.rglob("*"))
 
 
+def test_the_type_shows_though_the_first_bytes_come_one_by_one(store, ada):
+    assert store.files.keep(ada, None, (bytes([b]) for b in PNG)).content_type == "image/png"
+
+
 def test_a_source_that_breaks_off_leaves_nothing_behind(store, ada):
     def broken():
         yield b"x"

@@ -1,4 +1,11 @@
-"""Fetching what users name by URL, guarded against private networks."""
+"""The one client that reads inputs from, and sends webhooks to, URLs that users name.
+
+Whoever may name a URL must not reach what only this server reaches: other programs on the
+machine, its private network, a cloud's metadata service. So a host name is resolved once, every
+address it has is checked, and the connection goes to an address that was checked; a name that
+changes its answer in between gains nothing. Redirects are followed here, each checked anew, and
+proxies of the environment are not used.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
@@ -17,37 +31,43 @@ import httpcore
 from tegula.errors import FetchError
 from tegula.server.settings import ServerSettings
 
-# Which addresses of the network may be talked to on behalf of strangers.
-
-Address = IPv4Address | IPv6Address
+IPRange = IPv4Network | IPv6Network
 
 _NEVER = tuple(
     ip_network(network)
     for network in (
         "0.0.0.0/8",
         "169.254.0.0/16",  # link-local: the metadata services of clouds
-        "224.0.0.0/4",
-        "240.0.0.0/4",
-        "::/96",  # unspecified, loopback and IPv4-compatible; loopback is told apart below
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, and broadcast
+        "::/96",  # unspecified, IPv4-compatible, and loopback, which may_reach looks at first
         "::ffff:0:0/96",  # IPv4-mapped
         "64:ff9b::/96",  # NAT64
-        "64:ff9b:1::/48",
+        "64:ff9b:1::/48",  # NAT64 of a network's own
         "2001::/32",  # Teredo
         "2002::/16",  # 6to4
-        "fe80::/10",
-        "fec0::/10",
-        "ff00::/8",
-        "fd00:ec2::254/128",  # a metadata service
+        "fe80::/10",  # link-local
+        "fec0::/10",  # site-local, of old
+        "ff00::/8",  # multicast
+        "fd00:ec2::254/128",  # the metadata service of a cloud
     )
 )
-_PRIVATE_ONLY = tuple(
+"""IP ranges that nobody reaches; several carry an IPv4 address inside an IPv6 one."""
+
+_NOT_PUBLIC = tuple(
     ip_network(network)
-    for network in ("100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15")
+    for network in (
+        "100.64.0.0/10",  # carrier-grade NAT
+        "192.0.0.0/24",  # protocol assignments
+        "192.88.99.0/24",  # 6to4 relays
+        "198.18.0.0/15",  # benchmarks
+    )
 )
+"""IP ranges that are private too, though some versions of Python call them global."""
 
 
 def may_reach(address: str, *, private: bool) -> bool:
-    """Whether an address may be connected to.
+    """Whether an IP address may be connected to.
 
     Only unicast addresses of the public internet may. With ``private``, those of private
     networks and of this machine too; never link-local ones, and never IPv6 addresses that
@@ -59,28 +79,23 @@ def may_reach(address: str, *, private: bool) -> bool:
         return False
     if parsed == IPv6Address("::1"):
         return private
-    if any(parsed in network for network in _NEVER if network.version == parsed.version):
+    if _within(parsed, _NEVER):
         return False
-    return private or _is_public(parsed)
+    return private or (parsed.is_global and not _within(parsed, _NOT_PUBLIC))
 
 
-def _is_public(address: Address) -> bool:
-    special = any(
-        address in network for network in _PRIVATE_ONLY if network.version == address.version
-    )
-    return address.is_global and not special
+def _within(address: IPv4Address | IPv6Address, ranges: Iterable[IPRange]) -> bool:
+    return any(address in known for known in ranges if known.version == address.version)
 
-
-# Connections that go to checked addresses only, and last no longer than they may.
 
 _READ_AT_MOST = 16_384
 
 Resolve = Callable[[str, int], Sequence[str]]
-"""Every address of a host."""
+"""Returns every IP address of a host."""
 
 
 def system_resolve(host: str, port: int) -> Sequence[str]:
-    """Ask the system for the addresses of a host."""
+    """Return the IP addresses that the system knows of a host."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(answer[4][0]) for answer in found]
 
@@ -98,7 +113,7 @@ def left_until(end: float) -> float:
 
 
 class CheckedBackend(httpcore.NetworkBackend):
-    """Connects to checked addresses only, and gives up when the time is over."""
+    """Connects to checked IP addresses only, and gives up at ``end`` of the monotonic clock."""
 
     def __init__(self, private: bool, resolve: Resolve, end: float) -> None:  # noqa: FBT001
         self._private = private
@@ -119,7 +134,7 @@ class CheckedBackend(httpcore.NetworkBackend):
         if not addresses or not all(
             may_reach(address, private=self._private) for address in addresses
         ):
-            raise FetchError("The URL names a host on the public internet.")
+            raise FetchError("The URL must name a host on the public internet.")
         for address in addresses[:-1]:
             try:
                 return self._connect(address, port, local_address, socket_options)
@@ -169,12 +184,6 @@ class _TimedStream(httpcore.NetworkStream):
         return self._stream.get_extra_info(info)
 
 
-# The one client that reads inputs from, and sends webhooks to, addresses of strangers.
-#
-# A name is looked up once, every answer is checked, and the connection goes to an address
-# that was checked: a name that changes its answer in between gains nothing. Redirects are
-# followed by us, each checked anew; proxies of the environment are not used.
-
 MOST_REDIRECTS = 3
 MOST_CHARACTERS = 4096
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -183,9 +192,10 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Policy:
-    """Where to may be talked.
+    """Which URLs may be talked to.
 
-    http: also without TLS. private: also to private networks and this machine.
+    http: also those without TLS.
+    private: also those in private networks and on this machine.
     ports: the only ports; all of them if empty.
     """
 
@@ -199,26 +209,30 @@ class Policy:
         return cls(settings.fetch_http, settings.fetch_private, settings.fetch_ports)
 
     def check(self, url: str) -> SplitResult:
-        """Return the parts of a URL that may be talked to, as far as it shows by itself.
+        """Return the parts of a URL, checked as far as is possible without resolving its host.
 
         Raises:
-            FetchError: it may not.
+            FetchError: it may not be talked to.
         """
         try:
             parts = urlsplit(url)
             port = parts.port or _PORTS.get(parts.scheme)
         except ValueError as error:
-            raise FetchError("The URL cannot be read.") from error
+            raise FetchError("The URL is malformed.") from error
         if len(url) > MOST_CHARACTERS or any(ord(character) < 33 for character in url):
-            raise FetchError(f"A URL has at most {MOST_CHARACTERS} characters, and no spaces.")
+            raise FetchError(
+                f"The URL must have at most {MOST_CHARACTERS} characters and no spaces."
+            )
         if parts.scheme not in (("http", "https") if self.http else ("https",)):
-            raise FetchError(f"The URL begins with https://{' or http://' if self.http else ''}.")
+            raise FetchError(
+                f"The URL must begin with https://{' or http://' if self.http else ''}."
+            )
         if parts.username is not None or parts.password is not None:
-            raise FetchError("The URL holds no user name or password.")
+            raise FetchError("The URL must not contain a user name or password.")
         if self.ports and port not in self.ports:
-            raise FetchError(f"The URL uses port {' or '.join(map(str, self.ports))}.")
+            raise FetchError(f"The URL must use port {' or '.join(map(str, self.ports))}.")
         if not parts.hostname or not self._plausible(parts.hostname):
-            raise FetchError("The URL names a host on the public internet.")
+            raise FetchError("The URL must name a host on the public internet.")
         return parts
 
     def _plausible(self, host: str) -> bool:
@@ -231,7 +245,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What an address answers with: a name from its URL, the type it claims, its bytes."""
+    """An answer to a GET: a name from the URL, the type that is claimed, and the bytes."""
 
     name: str
     content_type: str
@@ -240,7 +254,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Answer:
-    """How a receiver answered; ``retry_after`` in seconds, if it asks for a pause."""
+    """An answer to a POST; ``retry_after`` in seconds, if the receiver asks for a pause."""
 
     status: int
     retry_after: float | None = None
@@ -248,7 +262,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Talks to addresses of strangers within a policy.
+    """Talks to URLs within a policy.
 
     Every exchange has a limit in seconds from its beginning to its end, however slowly
     the other side talks.
@@ -260,33 +274,39 @@ class Fetcher:
 
     @contextmanager
     def get(self, url: str, *, limit: int, seconds: float) -> Iterator[Fetched]:
-        """Open an address for reading.
+        """Open a URL for reading.
 
         Args:
-            url: where; at most three redirects are followed.
+            url: at most three redirects are followed.
             limit: bytes after which reading fails.
             seconds: time for everything.
 
         Raises:
-            FetchError: it may not be reached, cannot be, or does not answer with 200; or,
-                while reading, it is too much or too slow.
+            FetchError: the URL may not or cannot be reached, or does not answer with 200; or,
+                while reading, it sends too much or too slowly.
         """
         end = time.monotonic() + seconds
         headers = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity"}
         for _ in range(MOST_REDIRECTS + 1):
             with self._exchange("GET", url, headers, None, end) as response:
-                if response.status not in _REDIRECTS:
-                    _accept(response)
-                    yield _fetched(url, response, limit, end)
-                    return
-                url = urljoin(url, _header(response, b"location") or "")
+                if response.status in _REDIRECTS:
+                    url = urljoin(url, _header(response, b"location") or "")
+                    continue
+                if response.status != 200:
+                    raise FetchError(f"The URL answers with status {response.status}, not 200.")
+                if (_header(response, b"content-encoding") or "identity") != "identity":
+                    raise FetchError("The URL answers with compressed content, unasked.")
+                name = unquote(urlsplit(url).path).rpartition("/")[2]
+                kind = _header(response, b"content-type") or ""
+                yield Fetched(name, kind, _capped(response.iter_stream(), limit, end))
+                return
         raise FetchError(f"The URL redirects more than {MOST_REDIRECTS} times.")
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str], *, seconds: float) -> Answer:
         """Send a body; redirects are not followed, and the answer's body is not read on.
 
         Raises:
-            FetchError: it may not be reached or cannot be.
+            FetchError: the URL may not or cannot be reached.
         """
         end = time.monotonic() + seconds
         with self._exchange("POST", url, headers, body, end) as response:
@@ -318,7 +338,7 @@ class Fetcher:
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
             raise FetchError("The URL's server cannot be reached.") from error
         except UnicodeError as error:
-            raise FetchError("The URL is written in ASCII; escape what is not.") from error
+            raise FetchError("The URL must be ASCII; escape other characters.") from error
 
 
 def _netloc(parts: SplitResult) -> str:
@@ -330,19 +350,6 @@ def _netloc(parts: SplitResult) -> str:
 def _header(response: httpcore.Response, name: bytes) -> str | None:
     found = [value for key, value in response.headers if key.lower() == name]
     return found[0].decode("latin-1") if found else None
-
-
-def _accept(response: httpcore.Response) -> None:
-    if response.status != 200:
-        raise FetchError(f"The URL answers with status {response.status}, not 200.")
-    if (_header(response, b"content-encoding") or "identity") != "identity":
-        raise FetchError("The URL answers with compressed content that was not asked for.")
-
-
-def _fetched(url: str, response: httpcore.Response, limit: int, end: float) -> Fetched:
-    name = unquote(urlsplit(url).path).rpartition("/")[2]
-    kind = _header(response, b"content-type") or ""
-    return Fetched(name, kind, _capped(response.iter_stream(), limit, end))
 
 
 def _capped(chunks: Iterable[bytes], limit: int, end: float) -> Iterator[bytes]:

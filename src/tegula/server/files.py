@@ -1,4 +1,9 @@
-"""Kept files: what bytes are, where they lie, and the rows that name them."""
+"""Kept files: what their bytes are, where those lie, and the rows that name them.
+
+Bytes lie under their hash, so that equal files are stored once. A row gives bytes a name, an
+owner and an end; several rows may name the same bytes, and the sweep removes those that no row
+names any more.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +30,6 @@ from tegula.errors import InputError, NotFoundError, PathError, TooLargeError
 from tegula.server.db import Clock, Database, Page, new_id, read_page
 from tegula.server.links import Links
 from tegula.server.tables import FILE_KEY, FileRecord
-
-# What bytes are shows in how they begin; names and headers of clients are not believed.
 
 UNKNOWN = "application/octet-stream"
 
@@ -61,8 +64,9 @@ _LONGEST_NAME = 120
 def content_type_of(head: bytes, claimed: str | None = None) -> str:
     """Return the media type of bytes that begin with ``head``.
 
-    A claim counts only where the beginning says nothing, and never as a type that a
-    browser would run.
+    The bytes are given out under this type from our own address, where a browser would run
+    HTML or SVG with the rights of our pages. So what a client claims counts only where the
+    beginning says nothing, and only for types that no browser runs.
     """
     for beginning, kind in _BEGINNINGS:
         if head.startswith(beginning):
@@ -79,8 +83,8 @@ def content_type_of(head: bytes, claimed: str | None = None) -> str:
 def safe_name(name: str | None, content_type: str) -> str:
     """Return a name for a file: no folders, no odd characters, the right extension."""
     plain = unicodedata.normalize("NFC", PurePath((name or "").replace("\\", "/")).name)
-    plain = re.sub(r"[^\w. -]", "_", plain).strip(" .")[-_LONGEST_NAME:]
-    stem = plain or "file"
+    # Cut at the front, because the extension is at the end.
+    stem = re.sub(r"[^\w. -]", "_", plain).strip(" .")[-_LONGEST_NAME:] or "file"
     extension = _EXTENSIONS.get(content_type) or mimetypes.guess_extension(content_type) or ""
     guessed = mimetypes.guess_type(stem)[0]
     if content_type == UNKNOWN or guessed == content_type:
@@ -96,7 +100,7 @@ def is_data_uri(value: str) -> bool:
 def decode_data_uri(uri: str) -> tuple[bytes, str]:
     """Return the bytes and the type that ``data:[type][;base64],...`` holds.
 
-    The base64 is taken as clients send it: with percent-escapes, line breaks, the URL-safe
+    Base64 is accepted as clients send it: with percent-escapes, line breaks, the URL-safe
     alphabet, or without padding.
 
     Raises:
@@ -104,7 +108,7 @@ def decode_data_uri(uri: str) -> tuple[bytes, str]:
     """
     head, comma, body = uri[5:].partition(",")
     if not comma:
-        raise InputError("A data URI has a comma before its data.")
+        raise InputError("A data URI needs a comma before its data.")
     kind, *parameters = (part.strip() for part in head.split(";"))
     kind = kind.lower() or "text/plain"
     if "base64" not in (parameter.lower() for parameter in parameters):
@@ -115,7 +119,7 @@ def decode_data_uri(uri: str) -> tuple[bytes, str]:
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True), kind
     except (binascii.Error, ValueError) as error:
-        raise InputError("The base64 of a data URI is broken.") from error
+        raise InputError("The data URI holds broken base64.") from error
 
 
 def encode_data_uri(data: bytes, kind: str) -> str:
@@ -124,11 +128,12 @@ def encode_data_uri(data: bytes, kind: str) -> str:
 
 
 _CHUNK = 1 << 20
+_HEAD = 64
 
 
 @dataclass(frozen=True)
 class Blob:
-    """What is known of kept bytes: their size and hashes, and how they begin."""
+    """Stored bytes: their size and hashes, and their first 64 bytes or fewer."""
 
     sha256: str
     md5: str
@@ -138,16 +143,16 @@ class Blob:
 
 @dataclass(frozen=True)
 class Blobs:
-    """A folder of blobs; equal ones are kept once.
+    """A folder of blobs; equal ones are stored once.
 
     A blob is written beside its place, forced to the disk and then renamed, so that no
-    name ever stands for half of its bytes.
+    name ever stands for half of its bytes, also after a loss of power.
     """
 
     folder: Path
 
     def put(self, chunks: Iterable[bytes], limit: int) -> Blob:
-        """Keep bytes.
+        """Store bytes; they are on the disk when this returns.
 
         Raises:
             TooLargeError: there are more than ``limit`` of them.
@@ -199,7 +204,7 @@ class Blobs:
         self.path(sha256).unlink(missing_ok=True)
 
     def clean(self, seconds: float) -> None:
-        """Remove what a writer that died left half written so long ago."""
+        """Remove half-written blobs that nobody has written to for so many seconds."""
         for path in self._incoming.glob("*"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > seconds:
@@ -223,8 +228,8 @@ def _copy(chunks: Iterable[bytes], file: BinaryIO, limit: int) -> Blob:
     for chunk in chunks:
         size += len(chunk)
         if size > limit:
-            raise TooLargeError(f"A file has at most {limit:,} bytes.")
-        head = head or chunk[:64]
+            raise TooLargeError(f"The file has more than the {limit:,} bytes that are allowed.")
+        head = head if len(head) >= _HEAD else (head + chunk)[:_HEAD]
         sha256.update(chunk)
         md5.update(chunk)
         file.write(chunk)
@@ -234,6 +239,7 @@ def _copy(chunks: Iterable[bytes], file: BinaryIO, limit: int) -> Blob:
 
 
 def _sync_folder(folder: Path) -> None:
+    # The name of a file is data of its folder: without this the rename itself could be lost.
     with contextlib.suppress(PermissionError):  # Windows opens no folders
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -243,13 +249,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 _UNCLAIMED_FOR = timedelta(hours=1)
+"""A file of a request that is then refused, or never finished, is removed after so long."""
 
 
 @dataclass(frozen=True)
 class Files:
     """Uploads, and the inputs and outputs of predictions; ``account_id`` hides others' files.
 
-    limit: bytes of the largest file that is taken.
+    limit: bytes of the largest upload.
     """
 
     database: Database
@@ -361,15 +368,16 @@ class Files:
     def adopt(
         self, values: Mapping[str, Any], account_id: str, fields: Collection[str]
     ) -> Mapping[str, Any]:
-        """Return an input with the data URIs in its file fields kept as files.
+        """Return an input with the data URIs in its file fields stored as files.
 
-        Call it once the input is valid and before the prediction is made, which then owns
-        the files. Links to files of ours are looked up, so that a wrong one is refused now.
+        Call it once the input is valid and before the prediction is created, which then owns
+        the files. Links to files of this server are looked up, so that a wrong one is refused
+        at once and not only when the prediction runs.
 
         Raises:
-            InputError: a data URI cannot be read, a file of ours is not there, or a value
-                has the form in which we keep files.
-            TooLargeError: a file has more bytes than are taken.
+            InputError: a data URI cannot be read, a file of this server is not there, or a
+                value has the form in which inputs refer to stored files.
+            TooLargeError: a file has more bytes than are allowed.
         """
         _refuse_kept_files(values)
         adopted = {
@@ -410,9 +418,10 @@ class Files:
 
 
 def _refuse_kept_files(value: Any) -> None:
+    """Refuse our inner form of a file, with which a client could name files of others."""
     if isinstance(value, Mapping):
         if FILE_KEY in value:
-            raise InputError(f"An input holds no {FILE_KEY!r}; give a URL.")
+            raise InputError(f"An input must not contain {FILE_KEY!r}; give the file as a URL.")
         value = list(value.values())
     if isinstance(value, list | tuple):
         for item in value:

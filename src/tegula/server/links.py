@@ -17,6 +17,9 @@ import itsdangerous
 
 from tegula.server.tables import FILE_KEY, Prediction, State
 
+Inline = Callable[[Mapping[str, Any]], str | None]
+"""Returns the data URI of a stored file, or None if it is to be given as a link."""
+
 
 class _ShortHmac(itsdangerous.HMACAlgorithm):
     """HMAC-SHA256, of which 24 bytes are enough and make base64 without padding."""
@@ -87,15 +90,15 @@ class Links:
     aliases: tuple[str, ...] = ()
 
     def prediction(self, prediction_id: str) -> str:
-        """Return where a prediction is got."""
+        """Return the URL of a prediction."""
         return f"{self.public_url}/v1/predictions/{prediction_id}"
 
     def cancel(self, prediction_id: str) -> str:
-        """Return where a prediction is cancelled."""
+        """Return the URL that cancels a prediction."""
         return f"{self.prediction(prediction_id)}/cancel"
 
     def web(self, prediction_id: str) -> str:
-        """Return the page of a prediction."""
+        """Return the URL of the page of a prediction."""
         return f"{self.public_url}/p/{prediction_id}"
 
     def stream(self, prediction_id: str) -> str:
@@ -106,11 +109,11 @@ class Links:
         return f"{self.public_url}/v1/files/streams/{self.signer.token('stream', prediction_id)}"
 
     def file(self, file_id: str) -> str:
-        """Return where an uploaded file is described; its owner alone may read it."""
+        """Return the URL of an upload's description, which its owner alone may read."""
         return f"{self.public_url}/v1/files/{file_id}"
 
     def output(self, file: Mapping[str, Any]) -> str:
-        """Return where everybody who has the link reads a kept file.
+        """Return a URL at which everybody who has it reads a stored file.
 
         Args:
             file: a file as inputs and outputs hold it, see ``FILE_KEY``.
@@ -126,20 +129,25 @@ class Links:
         """Return the id of the file that an output's token opens."""
         return self.signer.name_of("output", token)
 
-    def resolve(self, value: Any) -> Any:
-        """Return a JSON value with each kept file in it replaced by its link."""
+    def resolve(self, value: Any, inline: Inline | None = None) -> Any:
+        """Return a JSON value with each stored file in it replaced by its link.
+
+        Args:
+            value: an input or an output.
+            inline: where it gives a data URI, that is used in place of the link.
+        """
         if isinstance(value, Mapping):
             if FILE_KEY in value:
-                return self.output(value)
-            return {key: self.resolve(item) for key, item in value.items()}
+                return (inline and inline(value)) or self.output(value)
+            return {key: self.resolve(item, inline) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self.resolve(item) for item in value]
+            return [self.resolve(item, inline) for item in value]
         return value
 
     def own_file(self, url: str) -> tuple[str, bool] | None:
-        """Return the id of the file of ours that a URL names, or None if it is not ours.
+        """Return the id of the file of this server that a URL names, or None for other URLs.
 
-        The second part says whether the URL opens it to everybody.
+        The second part tells whether the URL opens the file to everybody.
         """
         try:
             parts = urlsplit(url)
@@ -162,7 +170,7 @@ class Links:
 
 
 def _same_server(one: SplitResult, other: SplitResult) -> bool:
-    """Whether both reach the same server; the names of the loopback are all the same."""
+    """Whether both reach the same server; all names of the loopback are one."""
     if one.scheme not in _PORTS or _port(one) != _port(other):
         return False
     hosts = {one.hostname or "", other.hostname or ""}
@@ -171,10 +179,6 @@ def _same_server(one: SplitResult, other: SplitResult) -> bool:
 
 def _port(parts: SplitResult) -> int | None:
     return parts.port or _PORTS.get(parts.scheme)
-
-
-Inline = Callable[[Mapping[str, Any]], str | None]
-"""Given a kept file, return its data URI, or None to give a link."""
 
 
 def timestamp(time: datetime | None) -> str | None:
@@ -198,48 +202,41 @@ def prediction_object(
         prediction: the row.
         links: makes its URLs.
         strict_statuses: show ``aborted`` as such and not as ``canceled``.
-        inline: gives small outputs as data URIs.
+        inline: makes data URIs of small outputs; without it all are links.
     """
-    removed = prediction.data_removed
-    shown = {
+    status = prediction.status
+    if status is State.ABORTED and not strict_statuses:
+        status = State.CANCELED  # several clients know no "aborted" and would wait for ever
+    shown: dict[str, Any] = {
         "id": prediction.id,
         "model": prediction.model,
         "version": prediction.version,
         "input": links.resolve(prediction.input),
-        "output": _output(prediction.output, links, inline),
-        "logs": None if removed else prediction.logs,
+        "output": links.resolve(prediction.output, inline),
+        "logs": None if prediction.data_removed else prediction.logs,
         "error": prediction.error,
-        "status": _status(prediction.status, strict=strict_statuses),
+        "status": status.value,
         "source": prediction.source,
-        "data_removed": removed,
+        "data_removed": prediction.data_removed,
         "created_at": timestamp(prediction.created_at),
         "started_at": timestamp(prediction.started_at),
         "completed_at": timestamp(prediction.completed_at),
         "metrics": _metrics(prediction),
-        "urls": _urls(prediction.id, links),
+        "urls": {
+            "get": links.prediction(prediction.id),
+            "cancel": links.cancel(prediction.id),
+            "web": links.web(prediction.id),
+            "stream": links.stream(prediction.id),
+        },
     }
-    return {**shown, **_where_applicable(prediction)}
-
-
-def compact_json(value: Any) -> str:
-    """Return JSON as JavaScript writes it, so that a parsed webhook verifies there too."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def _output(output: Any, links: Links, inline: Inline | None) -> Any:
-    if inline is not None and isinstance(output, Mapping) and FILE_KEY in output:
-        return inline(output) or links.output(output)
-    if isinstance(output, Mapping) and FILE_KEY not in output:
-        return {key: _output(value, links, inline) for key, value in output.items()}
-    if isinstance(output, list | tuple):
-        return [_output(item, links, inline) for item in output]
-    return links.resolve(output)
-
-
-def _status(state: State, *, strict: bool) -> str:
-    """Several clients know no ``aborted`` and would wait for ever."""
-    shown = State.CANCELED if state is State.ABORTED and not strict else state
-    return shown.value
+    if prediction.deployment is not None:
+        shown["deployment"] = prediction.deployment
+    if prediction.deadline is not None:
+        shown["deadline"] = timestamp(prediction.deadline)
+    if prediction.webhook is not None:
+        shown["webhook"] = prediction.webhook
+        shown["webhook_events_filter"] = list(prediction.webhook_events)
+    return shown
 
 
 def _metrics(prediction: Prediction) -> dict[str, float]:
@@ -252,22 +249,9 @@ def _metrics(prediction: Prediction) -> dict[str, float]:
     return metrics
 
 
-def _urls(prediction_id: str, links: Links) -> dict[str, str]:
-    return {
-        "get": links.prediction(prediction_id),
-        "cancel": links.cancel(prediction_id),
-        "web": links.web(prediction_id),
-        "stream": links.stream(prediction_id),
-    }
+def compact_json(value: Any) -> str:
+    """Return JSON as JavaScript writes it.
 
-
-def _where_applicable(prediction: Prediction) -> dict[str, Any]:
-    shown: dict[str, Any] = {}
-    if prediction.deployment is not None:
-        shown["deployment"] = prediction.deployment
-    if prediction.deadline is not None:
-        shown["deadline"] = timestamp(prediction.deadline)
-    if prediction.webhook is not None:
-        shown["webhook"] = prediction.webhook
-        shown["webhook_events_filter"] = list(prediction.webhook_events)
-    return shown
+    Receivers in JavaScript verify a webhook by what they parsed and wrote again.
+    """
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -223,9 +223,7 @@ class Service:
 
     def output_json(self, item: Any) -> Any:
         """Return one item of an output, as streams send it."""
-        if isinstance(item, Mapping) and FILE_KEY in item:
-            return self.data_uri(item) or self.store.links.output(item)
-        return self.store.links.resolve(item)
+        return self.store.links.resolve(item, self.data_uri)
 
     def data_uri(self, file: Mapping[str, Any]) -> str | None:
         """Return an output file as a data URI, or None where a link is returned.
