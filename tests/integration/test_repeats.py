@@ -76,3 +76,17 @@ def test_a_request_that_nobody_waited_for_is_forgotten_in_time():
         return await retried.take_abandoned("key")
 
     assert asyncio.run(held_and_left()) is None
+
+
+def test_of_two_retries_at_the_same_moment_one_gets_the_abandoned_prediction():
+    retried = RetriedRequests()
+
+    async def left() -> bool:
+        await asyncio.sleep(0.01)
+        return True
+
+    async def retry_twice() -> list[str | None]:
+        retried.hold("key", "id", left)
+        return list(await asyncio.gather(*(retried.take_abandoned("key") for _ in range(2))))
+
+    assert sorted(map(str, asyncio.run(retry_twice()))) == ["None", "id"]

@@ -112,7 +112,7 @@ Disconnected = Callable[[], Awaitable[bool]]
 
 
 @dataclass
-class _Held:
+class _PendingCreate:
     """A create that is held open, or was until its client disconnected.
 
     disconnected: asks whether the client did, while the request is held; None afterwards.
@@ -133,40 +133,44 @@ class RetriedRequests:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._held: dict[str, list[_Held]] = {}
+        self._pending: dict[str, list[_PendingCreate]] = {}
 
     async def take_abandoned(self, key: str) -> str | None:
         """Return the prediction of an equal request whose client is gone, and forget it."""
         now = self._clock()
-        for other, entries in list(self._held.items()):
-            for held in list(entries):
-                if held.forget_at is not None and held.forget_at < now:
-                    self._drop(other, held)
-        for held in list(self._held.get(key, ())):
-            if held.disconnected is None or await held.disconnected():
-                self._drop(key, held)
-                return held.prediction_id
+        for other, entries in list(self._pending.items()):
+            for pending in list(entries):
+                if pending.forget_at is not None and pending.forget_at < now:
+                    self._drop(other, pending)
+        for pending in list(self._pending.get(key, ())):
+            gone = pending.disconnected is None or await pending.disconnected()
+            # Another retry may have taken it while this one waited.
+            if gone and self._drop(key, pending):
+                return pending.prediction_id
         return None
 
-    def hold(self, key: str, prediction_id: str, disconnected: Disconnected) -> _Held:
+    def hold(self, key: str, prediction_id: str, disconnected: Disconnected) -> _PendingCreate:
         """Note that a request is held open from now on."""
-        held = _Held(prediction_id, disconnected)
-        self._held.setdefault(key, []).append(held)
-        return held
+        pending = _PendingCreate(prediction_id, disconnected)
+        self._pending.setdefault(key, []).append(pending)
+        return pending
 
-    async def release(self, key: str, held: _Held) -> None:
+    async def release(self, key: str, pending: _PendingCreate) -> None:
         """Note that it is answered; if nobody is there to receive the answer, remember it."""
-        if held.disconnected is not None and await held.disconnected():
-            held.disconnected, held.forget_at = None, self._clock() + REMEMBERED_S
+        if pending.disconnected is not None and await pending.disconnected():
+            pending.disconnected, pending.forget_at = None, self._clock() + REMEMBERED_S
         else:
-            self._drop(key, held)
+            self._drop(key, pending)
 
-    def _drop(self, key: str, held: _Held) -> None:
-        left = [other for other in self._held.get(key, ()) if other is not held]
+    def _drop(self, key: str, pending: _PendingCreate) -> bool:
+        """Forget a request; return whether it was still known."""
+        known = self._pending.get(key, [])
+        left = [other for other in known if other is not pending]
         if left:
-            self._held[key] = left
+            self._pending[key] = left
         else:
-            self._held.pop(key, None)
+            self._pending.pop(key, None)
+        return len(left) < len(known)
 
 
 # The create itself.
@@ -257,11 +261,11 @@ async def create(request: Request, service: Service, wanted: PredictionRequest) 
         LOG.info("accepted %s", prediction.model, extra=extra)
 
     if wait is not None:
-        held = retried.hold(retry_key, prediction.id, request.is_disconnected)
+        pending = retried.hold(retry_key, prediction.id, request.is_disconnected)
         try:
             prediction = await service.wait(prediction, wait.hold_s)
         finally:
-            await retried.release(retry_key, held)
+            await retried.release(retry_key, pending)
 
     headers = {"preference-applied": f"wait={wait.seconds}"} if wait else {}
     if created.replayed:

@@ -3,27 +3,27 @@
 // The edge is moved by the slider under the picture, by its keys, or by dragging on the picture.
 // Close up, the picture has one pixel on the screen for each of its own and is moved by dragging.
 
-function made(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
+function element(tag, properties = {}, ...children) {
+  const created = Object.assign(document.createElement(tag), properties);
+  created.append(...children);
+  return created;
 }
 
-// `more` are further things to press, beside the picture's own.
+// `more`: buttons to place beside those of the picture.
 export function comparison(after, before, ...more) {
-  const picture = made("img", { className: "after", src: after, alt: "The result" });
-  const stack = made("div", { className: "stack" }, picture);
-  const view = made("div", { className: "view" }, stack);
-  const close = made("button", { type: "button", textContent: "Actual pixels" });
+  const picture = element("img", { className: "after", src: after, alt: "The result" });
+  const stack = element("div", { className: "stack" }, picture);
+  const view = element("div", { className: "view" }, stack);
+  const close = element("button", { type: "button", textContent: "Actual pixels" });
   close.setAttribute("aria-pressed", "false");
-  const tools = made("div", { className: "row tools" }, ...more, close);
-  const figure = made("figure", { className: "compare" }, view, tools);
-  const slider = made("input", { type: "range", min: 0, max: 100, value: 50, step: "any" });
+  const tools = element("div", { className: "row tools" }, ...more, close);
+  const figure = element("figure", { className: "compare" }, view, tools);
+  const slider = element("input", { type: "range", min: 0, max: 100, value: 50, step: "any" });
   slider.setAttribute("aria-label", "Where the source ends and the result begins");
 
-  let sourced = Boolean(before);
+  let hasSource = Boolean(before);
   const place = () => {
-    const cut = sourced ? view.scrollLeft + (slider.value / 100) * view.clientWidth : 0;
+    const cut = hasSource ? view.scrollLeft + (slider.value / 100) * view.clientWidth : 0;
     stack.style.setProperty("--cut", `${cut}px`);
   };
   close.addEventListener("click", () => {
@@ -36,12 +36,12 @@ export function comparison(after, before, ...more) {
     } else view.removeAttribute("tabindex");
     place();
   });
-  if (sourced) {
+  if (hasSource) {
     const parts = sourceOver(stack, view, before);
     tools.prepend(slider);
     // Browsers cannot show every format that the server reads.
     parts[0].addEventListener("error", () => {
-      sourced = false;
+      hasSource = false;
       [slider, ...parts].forEach((part) => part.remove());
       place();
     });
@@ -54,11 +54,11 @@ export function comparison(after, before, ...more) {
 }
 
 function sourceOver(stack, view, before) {
-  const source = made("img", { className: "before", src: before, alt: "The source" });
-  const edge = made("div", { className: "edge" });
+  const source = element("img", { className: "before", src: before, alt: "The source" });
+  const edge = element("div", { className: "edge" });
   const tags = [
-    made("span", { className: "tag left", textContent: "Source" }),
-    made("span", { className: "tag right", textContent: "Result" }),
+    element("span", { className: "tag left", textContent: "Source" }),
+    element("span", { className: "tag right", textContent: "Result" }),
   ];
   stack.prepend(source);
   stack.append(edge);
