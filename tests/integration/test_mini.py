@@ -201,7 +201,7 @@ def test_another_precision_gives_nearly_the_same_prediction():
     ],
 )
 def test_prompts_become_weights(prompt, expected):
-    weights = words.encode(prompt)
+    weights = words.encode_words(prompt)
     found = {w: float(v) for w, v in zip(words.VOCABULARY, weights, strict=True) if v}
     assert found == pytest.approx(expected)
 

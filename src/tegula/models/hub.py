@@ -107,7 +107,7 @@ def find_or_fetch(repository: HubRepository) -> Path:
     """Return the folder of a repository, from this machine or else from the hub.
 
     Raises:
-        MissingWeightsError: it is not here and the hub does not answer.
+        MissingWeightsError: it is not on this machine and the hub does not answer.
     """
     found = find(repository)
     return found if found is not None else fetch_all([repository])[0]
@@ -221,7 +221,7 @@ def _move_into_place(repository: HubRepository, files: Sequence[RemoteFile]) -> 
         partial.rename(target)
         return
     # The user's own folder, or an older one: file by file, so that all else in it stays. An
-    # interruption does no harm, since a repository counts as here when it is complete.
+    # interruption does no harm, since only a complete repository counts as installed.
     for file in files:
         place = target / file.path
         place.parent.mkdir(parents=True, exist_ok=True)

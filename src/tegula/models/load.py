@@ -130,7 +130,7 @@ def pull(name: str, on_progress: OnBytes | None = None) -> tuple[Path, ...]:
         on_progress: called with bytes done and bytes in all after each file.
 
     Returns:
-        The new folders; none where everything was here already.
+        The new folders; none where nothing was missing.
 
     Raises:
         UnknownModelError: no bundle has that name.

@@ -1,4 +1,4 @@
-"""Loads mini from its folder of weights.
+"""mini as a bundle: the words that it understands, and its folder of weights.
 
 The folder holds ``mini.safetensors`` (fp16), ``config.json`` (network shape, vocabulary,
 presets and the SHA-256 of the weights) and the model card.
@@ -31,7 +31,7 @@ from tegula.models.mini.network import (
 from tegula.models.prompt import parse_prompt
 from tegula.options import PresetValues
 
-# mini's words: a fixed vocabulary of what can be read off a picture itself.
+# Words: a fixed vocabulary of what can be read off a picture itself.
 #
 # mini was never shown what things are called, so a prompt steers quality, light, colour
 # and texture alone. A prompt becomes one row of weights, one per known word: 1 where the
@@ -78,6 +78,7 @@ STOP_WORDS = frozenset(
     )
 )  # fmt: skip
 HEAVIEST = 2.0
+"""Largest weight of a word; more of it is taken as this."""
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -91,17 +92,17 @@ def weighted_words(prompt: str) -> list[tuple[str, float]]:
     ]
 
 
-def known(word: str) -> str | None:
+def known_word(word: str) -> str | None:
     """Return the vocabulary's form of a word, or None."""
     word = SYNONYMS.get(word, word)
     return word if word in VOCABULARY else None
 
 
-def encode(prompt: str) -> Tensor:
+def encode_words(prompt: str) -> Tensor:
     """Return the weight of each vocabulary word, [vocabulary]; the empty prompt is all 0."""
     weights = torch.zeros(VOCABULARY_SIZE)
     for word, weight in weighted_words(prompt):
-        name = known(word)
+        name = known_word(word)
         if name is not None:
             index = VOCABULARY.index(name)
             weights[index] = min(HEAVIEST, max(float(weights[index]), weight))
@@ -109,7 +110,7 @@ def encode(prompt: str) -> Tensor:
 
 
 class WordEncoder:
-    """The text encoder behind the engine's seam."""
+    """The text encoder of mini's bundle."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device = device
@@ -117,26 +118,23 @@ class WordEncoder:
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Return [len(prompts), 1, vocabulary]."""
-        rows = torch.stack([encode(prompt) for prompt in prompts])
+        rows = torch.stack([encode_words(prompt) for prompt in prompts])
         return rows[:, None].to(device=self._device, dtype=self._dtype)
 
     def ignored_words(self, prompt: str) -> tuple[str, ...]:
-        """Return the words that say nothing to mini, each once, in the prompt's order."""
-        words = dict.fromkeys(w for w, _ in weighted_words(prompt))
-        return tuple(w for w in words if known(w) is None and w not in STOP_WORDS)
+        """Return the words that mini does not know, each once, in the prompt's order."""
+        words = dict.fromkeys(word for word, _ in weighted_words(prompt))
+        return tuple(w for w in words if known_word(w) is None and w not in STOP_WORDS)
 
 
-# Loads mini from its folder of weights.
-#
-# The folder holds ``mini.safetensors`` (fp16), ``config.json`` (network shape, vocabulary,
-# presets and the SHA-256 of the weights) and the model card.
+# Loading.
 
 WEIGHTS = Path(__file__).parent / "weights"
 WEIGHTS_FILE = "mini.safetensors"
 CONFIG_FILE = "config.json"
 MINIMUM_WINDOW = 64
 STRONGEST_GUIDANCE = 2.0
-"""Few-step tuning folds the prompt in; what people use for 20 steps tears mini's pictures."""
+"""Few-step tuning folds the prompt in: guidance as for 20 steps tears mini's pictures."""
 
 SCHEDULER: Mapping[str, object] = {
     "num_train_timesteps": 1000,
@@ -150,9 +148,9 @@ SCHEDULER: Mapping[str, object] = {
 
 @dataclass(frozen=True)
 class MiniConfig:
-    """What ``config.json`` holds.
+    """What ``config.json`` says.
 
-    words: the vocabulary the weights were trained with, in their order.
+    words: the vocabulary that the weights were trained with, in their order.
     """
 
     shape: NetworkShape
@@ -207,7 +205,7 @@ def read_config(path: Path) -> MiniConfig:
 
     Raises:
         MissingWeightsError: the file is not there.
-        BrokenWeightsError: it does not hold what it should.
+        BrokenWeightsError: it is no configuration of mini, or one with other words.
     """
     try:
         config = _parse_config(json.loads(read_packaged(path)))

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from tegula.models.bundle import ControlImage, WindowBatch
 
-# mini's latents: a block transform of the luma difference to the prescaled picture.
+# Latents: a block transform of the luma difference to the prescaled picture.
 #
 # Each 4x4 block of the difference becomes 16 coefficients of the orthonormal DCT-II
 # (Ahmed, Natarajan and Rao, 1974), one channel each, divided by that channel's deviation
@@ -99,13 +99,7 @@ class BlockAutoencoder:
         return control.prescaled.float() + difference.to(control.prescaled.device)
 
 
-# mini's network: a small convolutional UNet without normalisation.
-#
-# No layer looks at a whole window, so a pixel's prediction depends on its surroundings
-# alone and windows agree wherever they see the same ones. Noise level and words enter as
-# a bias inside every residual block; the second convolution of a block starts at zero,
-# which keeps training stable without normalisation (Zhang et al., "Fixup Initialization",
-# 2019). The control path is a concatenation at the input.
+# The network.
 
 CONTROL_CHANNELS = 2 * CHANNELS + 3
 """Prescaled luma, what the source's luma has beside it, two chroma means, and a flag."""
@@ -201,7 +195,7 @@ class MiniNetwork(nn.Module):
         """Return the clean latent, shaped like ``latents``.
 
         latents: [n, 16, h, w]. level: [n], the timestep over 1000. control: what
-        ``control_channels`` makes. words: [n, vocabulary].
+        ``control_channels`` returns. words: [n, vocabulary].
         """
         embedding = functional.silu(self.noise_level(noise_features(level)) + self.words(words))
         x = self.enter(torch.cat([latents, control], dim=1))
@@ -271,8 +265,8 @@ def take_shares(predicted: Tensor, control: Tensor, room: Tensor, gain: float) -
 
     Args:
         predicted: clean latents as the network gives them, [n, 16, h/4, w/4].
-        control: what ``control_channels`` made of the same windows.
-        room: what ``room_for_detail`` made of them.
+        control: what ``control_channels`` returned for the same windows.
+        room: what ``room_for_detail`` returned for them.
         gain: factor on all shares; none is more than the whole.
     """
     scale, tone_scale = _column(DEVIATIONS, predicted), _column(_TONE_DEVIATIONS, predicted)
@@ -301,7 +295,7 @@ def resemblance_gain(scale: float) -> float:
 
 
 class MiniDenoiser:
-    """The network behind the engine's seam."""
+    """The network as the denoiser of mini's bundle."""
 
     def __init__(self, network: MiniNetwork, dtype: torch.dtype) -> None:
         self._network = network

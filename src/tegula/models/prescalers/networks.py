@@ -142,8 +142,8 @@ class RRDBNet(nn.Module):
     def _enlarge_rows(self, deep: Tensor, top: int) -> Tensor:
         """Enlarge one strip of rows from ``top`` on.
 
-        The convolutions here reach no further than STRIP_CONTEXT, so strips leave the result
-        as it is and save most of the memory, which is largest here.
+        These convolutions reach no further than STRIP_CONTEXT, so strips leave the result as
+        it is, and save most of the memory, whose peak is at this size.
         """
         above = min(top, STRIP_CONTEXT)
         x = deep[..., top - above : top + STRIP + STRIP_CONTEXT, :]

@@ -47,7 +47,7 @@ def fuse_loras(networks: Networks, loras: Sequence[tuple[str, float]]) -> None:
 
     Raises:
         MissingWeightsError: a file is not there.
-        BrokenWeightsError: a file is damaged, no LoRA, or made for another family.
+        BrokenWeightsError: a file is damaged, no LoRA, or for another family.
     """
     loader = _LoraLoader(networks)
     for reference, weight in loras:
