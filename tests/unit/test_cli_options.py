@@ -66,6 +66,24 @@ def test_words_of_another_form_are_refused(words):
         parsed(*words)
 
 
+@pytest.mark.parametrize(
+    ("word", "lora"),
+    [
+        ("a.safetensors", ("a.safetensors", 1.0)),
+        ("a.safetensors:-0.5", ("a.safetensors", -0.5)),
+        ("C:\\a.safetensors", ("C:\\a.safetensors", 1.0)),
+        ("123", ("123", 1.0)),
+    ],
+)
+def test_a_lora_and_its_weight(word, lora):
+    assert parsed("--lora", word)["loras"] == (lora,)
+
+
+def test_a_lora_has_a_finite_weight():
+    with pytest.raises(click.UsageError, match=r"weight of a\.safetensors is a number, not nan"):
+        parsed("--lora", "a.safetensors:nan")
+
+
 def test_bounds_are_those_of_the_library():
     result = run("upscale", "a.png", "--scale", "17")
     assert result.exit_code == 2

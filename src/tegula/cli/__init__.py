@@ -1,4 +1,4 @@
-"""The command line: `tegula upscale`, `models` and `doctor`.
+"""The command line: `tegula upscale`, `plan`, `models`, `doctor`, `run`, `serve` and `tokens`.
 
 Nothing here imports torch, numpy or Pillow before a command has work for it, so that
 `tegula --help` answers at once.

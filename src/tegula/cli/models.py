@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -107,12 +108,15 @@ PRECISION = Option(
 
 
 def _lora(text: str) -> tuple[str, float]:
-    """Split ``FILE:WEIGHT``; without a weight it is 1."""
-    file, colon, weight = text.rpartition(":")
+    """Split ``FILE:WEIGHT``; without a weight it is 1, also where a path has a colon."""
+    file, _, end = text.rpartition(":")
     try:
-        return (file, float(weight)) if colon else (text, 1.0)
+        weight = float(end)
     except ValueError:
         return text, 1.0
+    if not math.isfinite(weight):
+        raise click.BadParameter(f"the weight of {file} is a number, not {end}.")
+    return (file, weight) if file else (text, 1.0)
 
 
 MODEL_OPTIONS: Sequence[click.Option] = (

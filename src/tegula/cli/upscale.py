@@ -86,16 +86,13 @@ def work_of(parameters: Mapping[str, Any], request: Request) -> Work:
         size = f"_{options.resolution}px"
     else:
         size = f"_x{2 if options.scale is None else options.scale:g}"
-    naming = Naming(parameters["format"], size, "" if options.crop is None else "_crop")
+    wanted = parameters["format"]
+    naming = Naming(
+        format=None if wanted is None else format_for(None, wanted),
+        size=size,
+        crop="" if options.crop is None else "_crop",
+    )
     return find_work(parameters["pictures"], parameters["output"], naming, request.side_files)
-
-
-def _check_format(
-    context: click.Context,  # noqa: ARG001 - click's signature
-    parameter: click.Parameter,  # noqa: ARG001
-    value: str | None,
-) -> str | None:
-    return None if value is None else format_for(None, value)
 
 
 _FILE_OPTIONS: Sequence[click.Option] = (
@@ -108,7 +105,6 @@ _FILE_OPTIONS: Sequence[click.Option] = (
         ["--format"],
         f"{', '.join(FORMATS)}.",
         "default: that of the output, else of the source, else png",
-        callback=_check_format,
         metavar="FORMAT",
     ),
     Option(
