@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -96,8 +96,6 @@ def _assets() -> dict[str, tuple[str, bytes]]:
 
 # The documentation.
 
-Operation = Mapping[str, Any]
-
 _HEAD = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -117,13 +115,19 @@ _EXAMPLE = """curl -s $URL/v1/predictions \\
 
 
 def documentation_page(document: Mapping[str, Any]) -> str:
-    """Return an OpenAPI document as a page of HTML."""
-    info, sections = document["info"], _sections(document)
+    """Return an OpenAPI document as a page of HTML, its operations grouped by their last tag."""
+    sections: dict[str, str] = {}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            tag = escape(operation.get("tags", ["other"])[-1])
+            text = _operation(document, method, path, operation)
+            sections[tag] = sections.get(tag, "") + text
     contents = "".join(f'<li><a href="#{tag}">{tag.capitalize()}</a></li>' for tag in sections)
     parts = "".join(
-        f'<section id="{tag}"><h2>{tag.capitalize()}</h2>{"".join(operations)}</section>'
-        for tag, operations in sections.items()
+        f'<section id="{tag}"><h2>{tag.capitalize()}</h2>{text}</section>'
+        for tag, text in sections.items()
     )
+    info = document["info"]
     return (
         f"{_HEAD}<h1>The API of {escape(info['title'])} {escape(info['version'])}</h1>"
         f"<p>{_inline(info['description'])} For programs: "
@@ -133,75 +137,51 @@ def documentation_page(document: Mapping[str, Any]) -> str:
     )
 
 
-def _sections(document: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the operations by their last tag, in the order of the document."""
-    by_tag: dict[str, list[str]] = {}
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            tag = escape(operation.get("tags", ["other"])[-1])
-            by_tag.setdefault(tag, []).append("".join(_lines(document, method, path, operation)))
-    return by_tag
-
-
-def _lines(
-    document: Mapping[str, Any], method: str, path: str, operation: Operation
-) -> Iterator[str]:
+def _operation(
+    document: Mapping[str, Any], method: str, path: str, operation: Mapping[str, Any]
+) -> str:
     verb = f'<span class="verb">{method.upper()}</span>'
-    yield f"<h3><code>{verb} {escape(path)}</code></h3>"
-    yield f"<p>{_inline(operation.get('description', ''))}</p>"
-    if rows := "".join(_parameter(one) for one in operation.get("parameters", ())):
-        yield f'<div class="scroll"><table>{rows}</table></div>'
+    text = f"<h3><code>{verb} {escape(path)}</code></h3>"
+    text += f"<p>{_inline(operation.get('description', ''))}</p>"
+    if parameters := operation.get("parameters", ()):
+        text += _table(
+            (one["name"], one["in"], one.get("required", False), one.get("description", ""))
+            for one in parameters
+        )
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        yield _body(document, kind, content["schema"])
-    yield f'<p class="soft">{_answers(operation)}</p>'
-
-
-def _parameter(parameter: Mapping[str, Any]) -> str:
-    needed = ", required" if parameter.get("required") else ""
-    text = _inline(parameter.get("description", ""))
-    name = escape(parameter["name"])
-    return (
-        f'<tr><td><code>{name}</code></td><td class="soft">{parameter["in"]}{needed}</td>'
-        f"<td>{text}</td></tr>"
-    )
-
-
-def _answers(operation: Operation) -> str:
-    """Return what the statuses of an operation mean, without those that every operation has."""
+        name = content["schema"].get("$ref", "").rpartition("/")[2]
+        schema = document["components"]["schemas"][name] if name else content["schema"]
+        text += f"<p>Body, <code>{escape(kind)}</code>:</p>" + _table(
+            (name, _types(field), name in schema.get("required", ()), field.get("description", ""))
+            for name, field in schema.get("properties", {}).items()
+        )
+        text += (
+            "<details><summary>Schema</summary>"
+            f"<pre>{escape(json.dumps(schema, indent=2))}</pre></details>"
+        )
+    # What the statuses mean, without those that every operation has.
     meanings = (
         f"{status}: {_inline(answer['description']).rstrip('.')}"
         for status, answer in operation["responses"].items()
         if status != "422" and answer["description"] != "Successful Response"
     )
-    return "; ".join(meanings)
+    return text + f'<p class="soft">{"; ".join(meanings)}</p>'
 
 
-def _body(document: Mapping[str, Any], kind: str, schema: Mapping[str, Any]) -> str:
-    """Return the fields of a body as a table, with the schema behind it."""
-    resolved = _resolved(document, schema)
-    required = resolved.get("required", ())
-    rows = "".join(
+def _table(rows: Iterable[tuple[str, str, bool, str]]) -> str:
+    """Return rows of (name, kind, whether required, description) as a table."""
+    cells = "".join(
         f"<tr><td><code>{escape(name)}</code></td>"
-        f'<td class="soft">{_type(field)}{", required" if name in required else ""}</td>'
-        f"<td>{_inline(field.get('description', ''))}</td></tr>"
-        for name, field in resolved.get("properties", {}).items()
+        f'<td class="soft">{escape(kind)}{", required" if required else ""}</td>'
+        f"<td>{_inline(description)}</td></tr>"
+        for name, kind, required, description in rows
     )
-    text = escape(json.dumps(resolved, indent=2))
-    return (
-        f'<p>Body, <code>{escape(kind)}</code>:</p><div class="scroll"><table>{rows}</table></div>'
-        f"<details><summary>Schema</summary><pre>{text}</pre></details>"
-    )
+    return f'<div class="scroll"><table>{cells}</table></div>'
 
 
-def _type(field: Mapping[str, Any]) -> str:
-    kinds = [one.get("type", "") for one in field.get("anyOf", [field])]
-    return escape(" or ".join(kind for kind in kinds if kind and kind != "null"))
-
-
-def _resolved(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    name = schema.get("$ref", "").rpartition("/")[2]
-    found: Mapping[str, Any] = document["components"]["schemas"][name] if name else schema
-    return found
+def _types(field: Mapping[str, Any]) -> str:
+    types = [one.get("type", "") for one in field.get("anyOf", [field])]
+    return " or ".join(kind for kind in types if kind and kind != "null")
 
 
 def _inline(text: str) -> str:
