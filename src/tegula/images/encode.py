@@ -26,7 +26,7 @@ from tegula.images.metadata import (
     settings_of,
     to_json,
 )
-from tegula.images.open import Source, describe, guarded, open_image, opened_file
+from tegula.images.open import Source, guarded, name_of, open_image, opened_file
 from tegula.images.pixels import Size
 from tegula.images.samples import ArrayLike
 
@@ -131,7 +131,7 @@ def read_settings(source: Source) -> dict[str, Any] | None:
         return settings_of(source)
     if isinstance(source, ArrayLike):
         return None
-    name = describe(source)
+    name = name_of(source)
     with opened_file(source, _LARGEST_WITH_SETTINGS) as file:
         image = open_image(file, name)
         if image is None:

@@ -98,7 +98,7 @@ def decode(source: Source, *, max_pixels: int) -> Picture:
             shape or type.
         TooLargeError: more than ``max_pixels`` pixels.
     """
-    name = describe(source)
+    name = name_of(source)
     if isinstance(source, Image.Image):
         check_size(*source.size, max_pixels, name)
         with guarded(name):
@@ -135,7 +135,7 @@ def upright_size(source: str | Path | bytes, *, max_pixels: int) -> Size:
     Raises:
         PathError, ImageError, TooLargeError: as ``decode``, as far as the header tells.
     """
-    name = describe(source)
+    name = name_of(source)
     with opened_file(source, max_pixels) as file:
         image = open_image(file, name)
         if image is None:
@@ -143,13 +143,12 @@ def upright_size(source: str | Path | bytes, *, max_pixels: int) -> Size:
             if size is None:
                 raise _not_an_image(name)
         else:
-            size = image.size
             # Pillow has exchanged the sides of a turned TIFF file already, and would decode
             # a whole PNG file in search of an orientation that its header does not have.
-            is_upright = image.format == "TIFF"
-            is_upright |= image.format == "PNG" and "exif" not in image.info
-            if not is_upright and orientation(image) >= 5:
-                size = size[::-1]
+            lacks_exif = image.format == "PNG" and "exif" not in image.info
+            is_settled = image.format == "TIFF" or lacks_exif
+            is_turned = not is_settled and orientation(image) >= 5
+            size = image.size[::-1] if is_turned else image.size
         check_size(*size, max_pixels, name)
         return size
 
@@ -162,8 +161,8 @@ _BYTES_PER_PIXEL = 16
 _HEADROOM = 64 * 2**20
 
 
-def describe(source: Source) -> str:
-    """Return how messages call the source."""
+def name_of(source: Source) -> str:
+    """Return what messages call the source."""
     if isinstance(source, str | Path):
         return str(source)
     return "The input"
