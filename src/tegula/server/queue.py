@@ -130,8 +130,8 @@ class Lifecycle:
             self.webhooks.enqueue(session, prediction, "start", now)
         elif trigger is Trigger.REQUEUE:
             if before is State.PROCESSING:
-                made = list(file_ids(prediction.output))
-                session.execute(delete(FileRecord).where(FileRecord.id.in_(made)))
+                outputs = list(file_ids(prediction.output))
+                session.execute(delete(FileRecord).where(FileRecord.id.in_(outputs)))
                 add_event(session, prediction, "restart", None, now)
             prediction.started_at = prediction.output = None
             prediction.progress = 0.0
@@ -183,6 +183,9 @@ def add_event(
 
 MOST_LOSSES = 2
 """A prediction over which so many workers died or hung is not run again."""
+
+LOST = "The worker that ran this prediction died or hung, twice"
+"""How the error of such a prediction begins."""
 
 PREFER_LOADED = timedelta(seconds=30)
 """A prediction that waits for longer goes first, whatever model is loaded."""
@@ -350,8 +353,7 @@ class Queue:
         if prediction.losses < MOST_LOSSES:
             self.lifecycle.apply(session, prediction, Trigger.REQUEUE, now)
         else:
-            error = f"The worker that ran this prediction died or hung, twice: {reason}."
-            self.lifecycle.apply(session, prediction, Trigger.FAIL, now, error)
+            self.lifecycle.apply(session, prediction, Trigger.FAIL, now, f"{LOST}: {reason}.")
 
     def _for_all_active(
         self,

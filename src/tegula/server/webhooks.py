@@ -173,8 +173,8 @@ class Webhooks:
         with self.database.write() as session:
             messages = session.scalars(query).all()
             unwritten = [message.prediction_id for message in messages if message.body is None]
-            told = session.scalars(select(Prediction).where(Prediction.id.in_(unwritten)))
-            predictions = {prediction.id: prediction for prediction in told}
+            rows = session.scalars(select(Prediction).where(Prediction.id.in_(unwritten)))
+            predictions = {prediction.id: prediction for prediction in rows}
             for message in messages:
                 message.attempts += 1
                 message.next_at = now + hold
