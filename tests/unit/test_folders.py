@@ -39,10 +39,10 @@ def test_each_folder_is_moved_by_its_variable(monkeypatch):
     assert folders.server_folder() == Path("/home/ana/TEGULA_FOLDER")
 
 
-@pytest.mark.parametrize("variable", [None, "~/elsewhere"])
+@pytest.mark.parametrize("variable", [None, "", "~/elsewhere"])
 def test_the_server_takes_its_folder_from_the_same_place(monkeypatch, variable):
     settings = pytest.importorskip("tegula.server.settings")
-    if variable:
+    if variable is not None:
         monkeypatch.setenv("TEGULA_FOLDER", variable)
     assert settings.ServerSettings().folder == folders.server_folder()
     assert settings.load_settings().folder == folders.server_folder()

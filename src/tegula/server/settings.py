@@ -53,6 +53,10 @@ def _split_at_commas(value: Any) -> Any:
     return value
 
 
+def _folder_or_default(value: Any) -> Any:
+    return server_folder() if value == "" else value  # empty variables count as unset
+
+
 Count = Annotated[int, Field(ge=0), BeforeValidator(_refuse_truth_values)]
 Seconds = Annotated[float, Field(ge=0), AllowInfNan(False), BeforeValidator(_refuse_truth_values)]  # noqa: FBT003
 Probability = Annotated[float, Field(ge=0, le=1), BeforeValidator(_refuse_truth_values)]
@@ -73,7 +77,9 @@ class ServerSettings(BaseSettings):
         default=(),
         description="Other addresses of this server; inputs that name them are its own files.",
     )
-    folder: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
+    folder: Annotated[
+        Path, BeforeValidator(_folder_or_default), AfterValidator(Path.expanduser)
+    ] = Field(
         default_factory=server_folder,
         description="Where the files and, without `database_url`, the database are kept.",
     )
