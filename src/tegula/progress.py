@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,22 @@ class StageProgress:
 
 SILENT = StageProgress()
 """Reports to nobody and is never cancelled."""
+
+
+class StageClock:
+    """Measures stages, and checks for cancel before each; ``seconds`` are those by stage."""
+
+    def __init__(self, cancel: Cancel) -> None:
+        self.seconds: dict[str, float] = {}
+        self._cancel = cancel
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Measure what is done inside."""
+        self._cancel.check()
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
 
 
 class Reporter:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -42,6 +40,7 @@ from tegula.progress import (
     OnPreview,
     OnProgress,
     Reporter,
+    StageClock,
     StageProgress,
     never_cancelled,
 )
@@ -62,7 +61,7 @@ class UpscaleResult:
     metadata: what the file of the source hands on to the file of the result.
     timings: seconds by stage.
     plan: the work that was done.
-    warnings: sentences on what was done otherwise than asked.
+    warnings: sentences on options that could not be followed.
     """
 
     image: Image.Image
@@ -171,7 +170,7 @@ class Upscaler:
                 stays as prescaled.
             strength_map: a grey picture of any size, laid over the source: what share of
                 the creativity each place gets.
-            on_progress: told how far the work is.
+            on_progress: called with how far the work is.
             on_preview: shown small pictures of what there is by now; they change nothing
                 of the result.
             cancelled: asked between small pieces of work; True stops the upscale.
@@ -182,12 +181,17 @@ class Upscaler:
             ModelError: the prescaler is unknown, missing or broken.
             NumericalError, OutOfMemoryError, CancelledError: as their names say.
         """
-        asked, cancel = options or UpscaleOptions(), Cancel(cancelled)
-        prescaler = self._loaded(asked)
-        clock = _Clock(cancel)
+        options = options or UpscaleOptions()
+        cancel = Cancel(cancelled)
+        # What is loaded and counted once is no part of any stage.
+        prescaler = self._prescaler(
+            options.prescaler or self.bundle.facts.presets[options.preset].prescaler
+        )
+        self._costs(prescaler)
+        clock = StageClock(cancel)
         with clock("prepare"):
-            prepared, resolved, plan = self.prepare(source, asked)
-            control = read_spatial_control(mask, strength_map, asked, resolved, prepared)
+            prepared, resolved, plan = self.prepare(source, options)
+            control = read_spatial_control(mask, strength_map, options, resolved, prepared)
             restore_faces = self._face_work(resolved)
             reporter = self._reporter(on_progress, plan)
         with clock("prescale"):
@@ -228,14 +232,14 @@ class Upscaler:
                 "bundle": self.bundle.facts.name,
                 "fingerprint": self.bundle.facts.fingerprint,
                 **resolved.settings(),
-                "asked": asked.changed(),
+                "asked": options.changed(),
             },
             metadata=finished.metadata,
             timings=clock.seconds,
             plan=plan,
             warnings=(
                 *self.bundle.warnings,
-                *self._held_back(asked, resolved),
+                *self._ignored(options, resolved),
                 *finished.warnings,
                 *([NONE_FOUND] if restore_faces and not faces else []),
             ),
@@ -349,15 +353,8 @@ class Upscaler:
             return Reporter(on_progress, plan.shares)
         # Preparing is over when the first report is made.
         seconds = {stage: part for stage, part in seconds.items() if stage != "prepare"}
-        total = sum(seconds.values())
+        total = sum(seconds.values()) or 1.0
         return Reporter(on_progress, {s: n / total for s, n in seconds.items()}, total)
-
-    def _loaded(self, options: UpscaleOptions) -> Prescaler:
-        """Return the prescaler; what is loaded and counted once is no part of any stage."""
-        preset = self.bundle.facts.presets[options.preset]
-        prescaler = self._prescaler(options.prescaler or preset.prescaler)
-        self._costs(prescaler)
-        return prescaler
 
     def _prescaler(self, name: str) -> Prescaler:
         if name not in self._prescalers:
@@ -380,32 +377,18 @@ class Upscaler:
             options,
         )
 
-    def _held_back(self, asked: UpscaleOptions, options: ResolvedOptions) -> Iterator[str]:
-        if not options.refines:
+    def _ignored(self, options: UpscaleOptions, resolved: ResolvedOptions) -> Iterator[str]:
+        """Yield sentences on options that the bundle cannot follow."""
+        if not resolved.refines:
             return
-        facts = self.bundle.facts
-        if asked.guidance_scale is not None and asked.guidance_scale > options.guidance_scale:
+        facts, scale = self.bundle.facts, options.guidance_scale
+        if scale is not None and scale > resolved.guidance_scale:
             yield (
                 f"{facts.name} takes a guidance scale of up to {facts.strongest_guidance:g}; "
-                f"{asked.guidance_scale:g} was held to it."
+                f"{scale:g} was held to it."
             )
-        if options.feature_reuse > 1 and not isinstance(self.bundle.denoiser, SplitDenoiser):
+        if resolved.feature_reuse > 1 and not isinstance(self.bundle.denoiser, SplitDenoiser):
             yield f"{facts.name} runs as a whole, so feature_reuse has no effect."
-        ignored = self.bundle.text.ignored_words(f"{options.prompt} {options.negative_prompt}")
+        ignored = self.bundle.text.ignored_words(f"{resolved.prompt} {resolved.negative_prompt}")
         if ignored:
             yield f"{facts.name} does not know and ignores: {', '.join(ignored)}."
-
-
-class _Clock:
-    """Measures stages and stops between them when asked to."""
-
-    def __init__(self, cancel: Cancel) -> None:
-        self.seconds: dict[str, float] = {}
-        self._cancel = cancel
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        self._cancel.check()
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - start

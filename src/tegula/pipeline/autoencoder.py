@@ -49,6 +49,7 @@ DEFAULT_TILING = AutoencoderTiling()
 _PIXEL_BYTES = 2400
 """What a pixel of the canvas may take in the decoder, for each byte of its numbers."""
 _GPU_SIDES = (1024, 3072)
+"""The least and the largest side on a GPU."""
 SMALLEST_TILE = 256
 
 
