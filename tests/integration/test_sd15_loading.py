@@ -234,3 +234,18 @@ def test_the_standard_configuration_has_the_size_of_the_release(kind, part, weig
         else:
             model = kind.from_config(settings)
     assert sum(part.numel() for part in model.parameters()) == weights
+
+
+def test_loading_leaves_the_bars_of_the_libraries_as_they_were(files):
+    import diffusers
+    import transformers
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        load_sd15(str(files.folder))
+        assert not any(library.is_progress_bar_enabled() for library in libraries)
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()

@@ -284,12 +284,12 @@ def compile_bundle(bundle: Bundle, sizes: Sequence[int]) -> Bundle:
         OptionError: this machine has no compiler, or it failed.
     """
     _check_compiler(bundle.device)
-    os.environ.setdefault(_INDUCTOR_FOLDER, str(cache_folder() / "inductor"))
-    _raise_graph_limit()
-    mode = _CUDA_MODE if bundle.device.type == "cuda" else None
     denoiser = bundle.denoiser
     if not isinstance(denoiser, CompilableDenoiser):
         raise OptionError(f"The networks of {bundle.facts.name} cannot be compiled.")
+    os.environ.setdefault(_INDUCTOR_FOLDER, str(cache_folder() / "inductor"))
+    _raise_graph_limit()
+    mode = _CUDA_MODE if bundle.device.type == "cuda" else None
     for network in denoiser.networks:
         network.compile(fullgraph=True, dynamic=False, mode=mode)
     static: StaticDenoiser = (

@@ -234,13 +234,14 @@ def _tokenizer_folder(checkpoint: Path, config: Path) -> Path:
 def _quiet() -> Iterator[None]:
     """Keep the remarks and bars of diffusers and transformers off the user's screen."""
     libraries = (diffusers.utils.logging, transformers.utils.logging)
-    levels = [library.get_verbosity() for library in libraries]
+    before = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in libraries]
     for library in libraries:
         library.set_verbosity(logging.CRITICAL)
         library.disable_progress_bar()
     try:
         yield
     finally:
-        for library, level in zip(libraries, levels, strict=True):
+        for library, (level, has_bars) in zip(libraries, before, strict=True):
             library.set_verbosity(level)
-            library.enable_progress_bar()
+            if has_bars:
+                library.enable_progress_bar()

@@ -43,9 +43,9 @@ def run_encoder(
     hidden = unet.conv_in(latents)
     skips = [hidden]
     for block in unet.down_blocks:
-        hidden, passed = block(hidden_states=hidden, temb=embedding, **_attending(block, text))
+        hidden, passed = block(hidden_states=hidden, temb=embedding, **_text_argument(block, text))
         skips += passed
-    hidden = unet.mid_block(hidden, embedding, **_attending(unet.mid_block, text))
+    hidden = unet.mid_block(hidden, embedding, **_text_argument(unet.mid_block, text))
     if residuals is not None:
         down, middle = residuals
         skips = [skip + residual for skip, residual in zip(skips, down, strict=True)]
@@ -64,7 +64,7 @@ def run_decoder(unet: Any, features: Features, timestep: Tensor, text: Tensor) -
             hidden_states=hidden,
             temb=embedding,
             res_hidden_states_tuple=passed,
-            **_attending(block, text),
+            **_text_argument(block, text),
         )
     if unet.conv_norm_out:
         hidden = unet.conv_act(unet.conv_norm_out(hidden))
@@ -77,7 +77,7 @@ def _embed_timestep(unet: Any, like: Tensor, timestep: Tensor) -> Tensor:
     return embedded
 
 
-def _attending(block: Any, text: Tensor) -> dict[str, Tensor]:
+def _text_argument(block: Any, text: Tensor) -> dict[str, Tensor]:
     attends = getattr(block, "has_cross_attention", False)
     return {"encoder_hidden_states": text} if attends else {}
 
