@@ -37,7 +37,7 @@ def test_a_setting_of_the_wrong_form_is_refused_by_name(name, text, monkeypatch)
 def test_a_whole_number_is_never_made_of_something_else(tmp_path, value):
     file = tmp_path / "tegula.json"
     file.write_text(json.dumps({"retention_seconds": value}))
-    with pytest.raises(OptionError, match="retention_seconds is a whole number at least 0, not"):
+    with pytest.raises(OptionError, match="retention_seconds is a whole number from 0, not"):
         load_settings(file)
 
 
