@@ -15,6 +15,7 @@ from store_support import (
     VERSION,
     TurnedClock,
     ask,
+    counted_statements,
     fresh_database,
     open_store,
 )
@@ -297,6 +298,16 @@ def test_a_deadline_ends_what_waits_and_what_runs(store, run, clock):
     ended = store.predictions.get(running), store.predictions.get(waiting)
     assert [each.status for each in ended] == [State.CANCELED, State.ABORTED]
     assert all("deadline" in each.error for each in ended)
+
+
+@pytest.mark.parametrize("count", [0, 1, 90])
+def test_deadlines_are_kept_with_one_lock_for_many(tmp_path, clock, count):
+    store = open_store(tmp_path, clock)
+    made = {ask(store, deadline=clock.now).id for _ in range(count)}
+    with counted_statements(store, begins="BEGIN IMMEDIATE") as begun:
+        assert set(store.queue.expire()) == made
+    assert len(begun) == (count > 0)
+    store.close()
 
 
 def test_running_time_leaves_out_waiting(store, run, clock):

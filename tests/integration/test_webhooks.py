@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 import standardwebhooks
 from receiver_support import receiving
-from store_support import NOON, TurnedClock, ask, open_store
+from store_support import NOON, TurnedClock, ask, counted_statements, open_store
 
 from tegula.errors import NotFoundError
 from tegula.server.background import WebhookSender
@@ -250,6 +250,14 @@ def test_a_slow_receiver_holds_up_nobody_else(store, clock, receiver):
             future.result(10)
         deliverer.stop()
     assert receiver.most_at_once <= store.settings.webhooks_per_receiver
+
+
+def test_looking_for_what_is_due_takes_no_lock_while_nothing_is(store):
+    hooked(store, "https://example.com/hook", ("completed",))
+    sender = WebhookSender(store, Fetcher(LOOPBACK, tls=TLS))
+    with counted_statements(store, begins="BEGIN IMMEDIATE") as begun:
+        assert sender._look() > 0
+    assert begun == []
 
 
 def test_the_thread_sends_by_itself(store, receiver):

@@ -217,7 +217,7 @@ class UserModels:
         has_versions = select(UserVersion.id).where(UserVersion.model == f"{owner}/{name}").limit(1)
         with self.database.write() as session:
             if session.scalar(has_versions) is not None:
-                raise ConflictError("A model is deleted after all of its versions.")
+                raise ConflictError("The model still has versions; delete those first.")
             model = session.get(UserModel, (owner, name))
             if model is None:
                 raise NotFoundError("There is no such model.")

@@ -46,8 +46,8 @@ class Sweeper:
     """Sweeps now and then: data of old predictions, expired files, bytes that no file has.
 
     A shared prediction keeps its data. Bytes stay for ``unused_for`` after they were last
-    put, so that a file which is just being made never loses them. Whatever is removed, is so
-    many at a time in each transaction: requests wait for the lock to write meanwhile.
+    put, so that a file which is just being made never loses them. Removals go in batches, of
+    which each takes the lock to write once: requests wait for that lock, too.
     """
 
     def __init__(

@@ -150,12 +150,12 @@ def _engine(url: str) -> Engine:
     try:
         parsed = sa.make_url(url)
     except ArgumentError as error:
-        raise OptionError("database_url begins with sqlite:/// or postgresql://.") from error
+        raise OptionError("database_url must begin with sqlite:/// or postgresql://.") from error
     kind = parsed.get_backend_name()
     if kind == "sqlite":
         return _sqlite(parsed.database)
     if kind not in ("postgresql", "postgres"):
-        raise OptionError(f"database_url names SQLite or PostgreSQL, not {kind}.")
+        raise OptionError(f"database_url must name SQLite or PostgreSQL, not {kind}.")
     try:
         return sa.create_engine(
             parsed.set(drivername="postgresql+psycopg"), pool_size=10, max_overflow=20
@@ -168,7 +168,7 @@ def _engine(url: str) -> Engine:
 
 def _sqlite(path: str | None) -> Engine:
     if not path or path == ":memory:":
-        raise OptionError("database_url names a file: a database in memory keeps nothing.")
+        raise OptionError("database_url must name a file: a database in memory keeps nothing.")
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -207,7 +207,7 @@ SortKey = tuple[float | str, ...]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
-_LONGEST_CURSOR = 512
+_LONGEST_CURSOR = 2048
 
 
 @dataclass(frozen=True)
@@ -318,14 +318,15 @@ def _page(
         place = _Place.of(cursor) if cursor else None
         rows = read(place, limit + 1)
     except (binascii.Error, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise OptionError("cursor is taken from next or previous of a page.") from error
+        raise OptionError("cursor must be taken from next or previous of a page.") from error
     back = place is not None and place.back
     more, rows = len(rows) > limit, rows[:limit]
     rows = rows[::-1] if back else rows
+    # Where the reader comes from there is a page, too: that which gave out the cursor.
+    older = bool(rows) and (more or back)
+    newer = bool(rows) and (more if back else place is not None)
     return Page(
         tuple(rows),
-        next=_Place(False, key(rows[-1])).cursor() if rows and (more or back) else None,  # noqa: FBT003
-        previous=_Place(True, key(rows[0])).cursor()  # noqa: FBT003
-        if rows and (more if back else place)
-        else None,
+        next=_Place(back=False, key=key(rows[-1])).cursor() if older else None,
+        previous=_Place(back=True, key=key(rows[0])).cursor() if newer else None,
     )
