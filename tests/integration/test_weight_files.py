@@ -70,6 +70,22 @@ def test_a_file_that_holds_itself_is_opened_no_further_than_it_makes_sense(tmp_p
     assert list(read_tensors(tmp_path / "loop.pt")) == ["w"]
 
 
+@pytest.mark.parametrize("module", ["faces.networks", "prescalers.load"])
+@pytest.mark.parametrize("wrapper", ["params_ema", "params", "state_dict", "model_state_dict"])
+def test_wrappers_and_prefixes_of_training_programs_are_left_out(
+    tmp_path, monkeypatch, module, wrapper
+):
+    seen = []
+    monkeypatch.setattr(
+        f"tegula.models.{module}.load_with_spandrel", lambda state, _: seen.append(state)
+    )
+    torch.save({wrapper: {"module.netG.w": torch.ones(2)}, "iter": 7}, tmp_path / "own.pth")
+    reader = READERS["faces" if module == "faces.networks" else "prescaler"]
+    with pytest.raises(BrokenWeightsError):
+        reader(tmp_path / "own.pth")
+    assert list(seen[0]) == ["w"]
+
+
 @pytest.mark.parametrize("header", [[], {"__metadata__": [1]}, {"x": 3}, {"x": {"shape": 1}}])
 def test_a_header_of_another_form_is_refused(tmp_path, header):
     text = json.dumps(header).encode()

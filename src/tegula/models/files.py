@@ -39,6 +39,8 @@ LOADING_FAILURES = (
 )
 """What torch, diffusers and transformers raise on weights that they cannot use."""
 
+_NETWORK_WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict")
+_NETWORK_PREFIXES = ("module.", "netG.")
 _LENGTH_BYTES = 8
 _LARGEST_HEADER = 100_000_000
 _DEEPEST_WRAPPER = 3
@@ -81,6 +83,21 @@ def read_tensors(path: Path, wrappers: Sequence[str] = ("state_dict",)) -> dict[
     }
     if not tensors:
         raise _without_weights(path)
+    return tensors
+
+
+def read_network(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file with one network, as programs that train them save it.
+
+    Those of the average weights are preferred, and prefixes that all names share are left out.
+
+    Raises:
+        BrokenWeightsError: as ``read_content`` says, or no tensor is in it.
+    """
+    tensors = read_tensors(path, _NETWORK_WRAPPERS)
+    for prefix in _NETWORK_PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tegula.errors import BrokenWeightsError, NumericalError
 from tegula.images.pixels import Float
 from tegula.models.faces import detector_folder, face_file
-from tegula.models.files import read_tensors
+from tegula.models.files import read_network
 from tegula.models.spandrel_networks import load_with_spandrel
 
 # Finding faces and their five landmarks.
@@ -208,7 +208,6 @@ def _suppress(boxes: Float, most: float, *, of_smaller: bool = False) -> list[in
 # fresh noise each time, and knows no fidelity.
 
 SIDE = 512
-_WRAPPERS = ("params_ema", "params", "state_dict")
 Call = Callable[[Any, Tensor, float], Tensor]
 
 
@@ -281,7 +280,7 @@ def load_restorer(name_or_path: str, device: torch.device) -> FaceRestorer:
         MissingExtraError: the libraries that know the network are not installed.
     """
     path = face_file(name_or_path)
-    descriptor = load_with_spandrel(read_tensors(path, _WRAPPERS), str(path))
+    descriptor = load_with_spandrel(read_network(path), str(path))
     kind = "" if descriptor is None else str(descriptor.architecture.id)
     if kind not in _CALLS:
         raise BrokenWeightsError(

@@ -17,9 +17,9 @@ from tegula.errors import BrokenWeightsError
 from tegula.images.pixels import Float
 from tegula.models.files import (
     existing_file,
+    read_network,
     read_packaged,
     read_packaged_tensors,
-    read_tensors,
 )
 from tegula.models.prescalers import (
     WEIGHTS,
@@ -36,8 +36,6 @@ from tegula.models.spandrel_networks import load_with_spandrel
 Network = TypeVar("Network", bound=nn.Module)
 
 _SUFFIXES = (".safetensors", ".pth")
-_WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict")
-_PREFIXES = ("module.", "netG.")
 _OVERLAP = 80
 """Context for files of any network: that of the packaged network that needs the most."""
 
@@ -87,10 +85,7 @@ def _on(network: Network, device: torch.device) -> Network:
 
 
 def _from_file(path: Path, device: torch.device, dtype: torch.dtype) -> Prescaler:
-    tensors = read_tensors(path, _WRAPPERS)
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    tensors = read_network(path)
     network = network_of(tensors, str(path))
     if network is None:
         return _through_spandrel(tensors, path, device, dtype)
