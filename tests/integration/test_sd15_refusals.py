@@ -113,6 +113,8 @@ def test_a_pickled_file_with_code_in_it_is_not_run(files, tmp_path, monkeypatch)
         (PROJECTION, (8, 1024), "is Stable Diffusion 2, not"),
         (PROJECTION, (8, 999), "text of width 999"),
         ("model.diffusion_model.input_blocks.0.0.weight", (8, 9, 3, 3), "9 input channels"),
+        ("model.diffusion_model.input_blocks.0.0.weight", (8,), "holds no UNet"),
+        (PROJECTION, (8,), "holds no UNet"),
     ],
 )
 def test_a_checkpoint_of_another_family_is_refused(files, tmp_path, name, shape, message):

@@ -40,9 +40,9 @@ def refuse_other_checkpoint(path: Path, shapes: Shapes, text_width: int) -> None
     """
     if any(name.startswith("conditioner.embedders.") for name in shapes):
         raise _of_other_family(path, "SDXL")
-    entry = shapes.get(_UNET_KEYS + "input_blocks.0.0.weight")
-    projection = shapes.get(_TEXT_PROJECTION)
-    if entry is None or projection is None:
+    entry = shapes.get(_UNET_KEYS + "input_blocks.0.0.weight", ())
+    projection = shapes.get(_TEXT_PROJECTION, ())
+    if len(entry) != 4 or len(projection) != 2:
         raise BrokenWeightsError(
             f"{path} is no Stable Diffusion 1.5 checkpoint: it holds no UNet under "
             f"{_UNET_KEYS}; give a whole checkpoint, not a LoRA or a single network."
@@ -62,7 +62,7 @@ def refuse_other_folder(folder: Path) -> None:
     unet = read_json(folder / "unet" / "config.json")
     width: Any = unet.get("cross_attention_dim")
     own = read_json(folder / "text_encoder" / "config.json").get("hidden_size")
-    fits = width == own and width not in _FAMILIES_BY_TEXT_WIDTH
+    fits = isinstance(width, int) and width == own and width not in _FAMILIES_BY_TEXT_WIDTH
     _refuse_other_unet(folder, width, unet.get("in_channels"), width if fits else facts.TEXT_WIDTH)
 
 
