@@ -252,7 +252,7 @@ def test_a_full_disk_fails_the_prediction_and_others_go_on(store, supervise, mon
 
     supervise(HereEngine())
     with monkeypatch.context() as patched:
-        patched.setattr("tegula.server.files.os.fsync", full)
+        patched.setattr("tegula.server.blobs.os.fsync", full)
         failed = ended(store, ask(store).id)
     assert (failed.status, failed.output) == (State.FAILED, None)
     assert "No space left" in failed.error

@@ -14,8 +14,9 @@ from store_support import TurnedClock, ask, counted_statements, open_store
 
 from tegula.errors import FetchError, InputError, NotFoundError, TooLargeError
 from tegula.server.background import Sweeper
+from tegula.server.blobs import content_type_of, safe_name
 from tegula.server.fetch import Fetcher, Policy
-from tegula.server.files import content_type_of, decode_data_uri, encode_data_uri, safe_name
+from tegula.server.files import decode_data_uri, encode_data_uri
 from tegula.server.queue import Report
 from tegula.server.tables import FILE_KEY
 from tegula.server.work import InputReader

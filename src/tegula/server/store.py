@@ -9,8 +9,9 @@ from datetime import timedelta
 from sqlalchemy import select
 
 from tegula.server.accounts import Accounts, Deployments, Usage, UserModels
+from tegula.server.blobs import Blobs
 from tegula.server.db import Clock, Database, utc_now
-from tegula.server.files import Blobs, Files
+from tegula.server.files import Files
 from tegula.server.links import Links, Signer, compact_json, prediction_object
 from tegula.server.predictions import Predictions
 from tegula.server.queue import Lifecycle, PubSub, Queue

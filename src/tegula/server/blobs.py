@@ -1,0 +1,194 @@
+"""Stored bytes: under their hash on the disk, and what they are by how they begin.
+
+Equal bytes are stored once. The rows that give them names are in ``files``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mimetypes
+import os
+import re
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import BinaryIO
+
+from tegula.errors import PathError, TooLargeError
+
+UNKNOWN = "application/octet-stream"
+
+_BEGINNINGS = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"II*\x00", "image/tiff"),
+    (b"MM\x00*", "image/tiff"),
+    (b"BM", "image/bmp"),
+    (b"\xff\x0a", "image/jxl"),
+    (b"\x00\x00\x00\x0cJXL ", "image/jxl"),
+    (b"%PDF-", "application/pdf"),
+    (b"PK\x03\x04", "application/zip"),
+)
+_BRANDS = {
+    b"avif": "image/avif",
+    b"avis": "image/avif",
+    b"heic": "image/heic",
+    b"mif1": "image/heif",
+}
+_EXTENSIONS = {
+    "image/jpeg": ".jpg",
+    "image/tiff": ".tif",
+    "image/webp": ".webp",
+    "image/avif": ".avif",
+}
+_LONGEST_NAME = 120
+
+
+def content_type_of(head: bytes, claimed: str | None = None) -> str:
+    """Return the media type of bytes that begin with ``head``.
+
+    The bytes are given out under this type from our own address, where a browser would run
+    HTML or SVG with the rights of our pages. So what a client claims counts only where the
+    beginning says nothing, and only for types that no browser runs.
+    """
+    for beginning, kind in _BEGINNINGS:
+        if head.startswith(beginning):
+            return kind
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "image/webp"
+    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
+        return _BRANDS[head[8:12]]
+    claim = (claimed or "").partition(";")[0].strip().lower()
+    harmless = claim in ("text/plain", "application/json", "text/csv")
+    return claim if harmless else UNKNOWN
+
+
+def safe_name(name: str | None, content_type: str) -> str:
+    """Return a name for a file: no folders, no odd characters, the right extension."""
+    plain = unicodedata.normalize("NFC", PurePath((name or "").replace("\\", "/")).name)
+    # Cut at the front, because the extension is at the end.
+    stem = re.sub(r"[^\w. -]", "_", plain).strip(" .")[-_LONGEST_NAME:] or "file"
+    extension = _EXTENSIONS.get(content_type) or mimetypes.guess_extension(content_type) or ""
+    guessed = mimetypes.guess_type(stem)[0]
+    if content_type == UNKNOWN or guessed == content_type:
+        return stem
+    return f"{PurePath(stem).stem if guessed else stem}{extension}"
+
+
+_HEAD = 64
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Stored bytes: their size and hashes, and their first 64 bytes or fewer."""
+
+    sha256: str
+    md5: str
+    size: int
+    head: bytes
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """A folder of blobs; equal ones are stored once.
+
+    A blob is written beside its place, forced to the disk and then renamed, so that no
+    name ever stands for half of its bytes, also after a loss of power.
+    """
+
+    folder: Path
+
+    def put(self, chunks: Iterable[bytes], limit: int) -> Blob:
+        """Store bytes; they are on the disk when this returns.
+
+        Raises:
+            TooLargeError: there are more than ``limit`` of them.
+            PathError: they cannot be written.
+        """
+        incoming: Path | None = None
+        try:
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._incoming)
+            incoming = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                blob = _copy(chunks, file, limit)
+            place = self.path(blob.sha256)
+            place.parent.mkdir(exist_ok=True)
+            incoming.replace(place)
+            _sync_folder(place.parent)
+            _sync_folder(self.folder)
+        except OSError as error:
+            raise PathError(
+                f"The server cannot keep the file: {error.strerror or error}."
+            ) from error
+        finally:
+            if incoming is not None:
+                incoming.unlink(missing_ok=True)
+        return blob
+
+    def path(self, sha256: str) -> Path:
+        """Return where the bytes of this hash lie."""
+        return self.folder / sha256[:2] / sha256
+
+    def names(self, seconds: float = 0.0) -> Iterator[str]:
+        """Yield the hash of every blob that was last put at least so many seconds ago."""
+        for folder in self.folder.glob("??"):
+            # Folders and files may vanish while they are listed: others tidy up too.
+            with contextlib.suppress(OSError):
+                for path in folder.iterdir():
+                    if self.age(path.name) >= seconds:
+                        yield path.name
+
+    def age(self, sha256: str) -> float:
+        """Return the seconds since a blob was last put, or -1 if it is gone."""
+        try:
+            return max(0.0, time.time() - self.path(sha256).stat().st_mtime)
+        except OSError:
+            return -1.0
+
+    def remove(self, sha256: str) -> None:
+        """Remove a blob, if it is there."""
+        self.path(sha256).unlink(missing_ok=True)
+
+    def clean(self, seconds: float) -> None:
+        """Remove half-written blobs that nobody has written to for so many seconds."""
+        for path in self._incoming.glob("*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > seconds:
+                    path.unlink()
+
+    @property
+    def _incoming(self) -> Path:
+        return self.folder / "incoming"
+
+
+def _copy(chunks: Iterable[bytes], file: BinaryIO, limit: int) -> Blob:
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    size, head = 0, b""
+    for chunk in chunks:
+        size += len(chunk)
+        if size > limit:
+            raise TooLargeError(f"The file has more than the {limit:,} bytes that are allowed.")
+        head = head if len(head) >= _HEAD else (head + chunk)[:_HEAD]
+        sha256.update(chunk)
+        md5.update(chunk)
+        file.write(chunk)
+    file.flush()
+    os.fsync(file.fileno())
+    return Blob(sha256.hexdigest(), md5.hexdigest(), size, head)
+
+
+def _sync_folder(folder: Path) -> None:
+    # The name of a file is data of its folder: without this the rename itself could be lost.
+    with contextlib.suppress(PermissionError):  # Windows opens no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
