@@ -180,9 +180,11 @@ class Diffusion:
             None,
         )
         if self.strength is not None:
-            strength = torch.cat([self.strength[piece.area.index] for piece in pieces])
-            first = first_steps(strength, len(schedule), factor).to(bundle.device)
-            mask = MaskSchedule(initial, noise, first)
+            first = [
+                first_steps(self.strength[piece.area.index], len(schedule), factor)
+                for piece in pieces
+            ]
+            mask = MaskSchedule(initial, noise, torch.cat(first).to(bundle.device))
         windows = [window for piece in pieces for window in piece.windows(factor)]
         sampler = CanvasSampler(
             self._denoiser,

@@ -6,13 +6,12 @@ windows have the same shape and control; each row keeps its own timestep. A netw
 busier with one large batch than with several small ones.
 
 There is no thread of the denoiser's own: one of the callers computes for all. A caller
-puts its batch into the queue and then waits until its batch is answered, until the
-denoiser has been idle for as long as its patience lasts, or until every member waits.
-Whoever finds it idle then takes the oldest batch and all that go with it, gives up the
-lock while it computes, and wakes everybody when it is done: those whose batches are
-answered leave, and of the others the first to get the lock computes next. A new batch
-and a member that leaves wake everybody too, since either may complete the group that the
-others are waiting for.
+queues its batch and sleeps while another computes; while nobody does, it sleeps until
+every member has queued a batch, or until its own patience, counted from its arrival, is
+over. Then it takes the oldest batch and all that go with it, gives up the lock while it
+computes, and wakes everybody when it is done: those whose batches are answered leave, and
+of the others the first to get the lock goes on. A new batch and a member that leaves wake
+everybody too, since either may complete the group that the others are waiting for.
 """
 
 from __future__ import annotations
