@@ -174,11 +174,8 @@ class Diffusion:
             ]
         ).to(bundle.device)
         drawn = [torch.randn(initial[:1].shape, generator=each) for each in generators]
-        noise, schedule, mask = (
-            torch.cat(drawn).to(bundle.device),
-            self.schedule(denoise_strength),
-            None,
-        )
+        noise = torch.cat(drawn).to(bundle.device)
+        schedule, mask = self.schedule(denoise_strength), None
         if self.strength is not None:
             first = [
                 first_steps(self.strength[piece.area.index], len(schedule), factor)
