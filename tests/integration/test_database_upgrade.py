@@ -18,8 +18,7 @@ import sqlalchemy as sa
 from alembic import command
 from store_support import TurnedClock, fresh_database, open_store
 
-from tegula.catalog import Catalog
-from tegula.catalog.inputs import packaged_fingerprint
+from tegula.catalog import Catalog, packaged_fingerprint
 from tegula.errors import ConflictError
 from tegula.server import tables
 from tegula.server.accounts import UsageLine
