@@ -1,3 +1,6 @@
+import re
+import weakref
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffusionPipeline
@@ -7,7 +10,7 @@ from sd15_support import changed_checkpoint, load_single_file, result
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tegula.errors import MissingWeightsError
-from tegula.models.files import read_json
+from tegula.models.files import StoredTensor, read_json
 from tegula.models.sd15.facts import SCHEDULER
 from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.parts import STANDARD_CONFIG
@@ -249,3 +252,116 @@ def test_loading_leaves_the_bars_of_the_libraries_as_they_were(files):
     finally:
         for library in libraries:
             library.enable_progress_bar()
+
+
+def renamed(files, tmp_path, rename):
+    def change(state):
+        for name in list(state):
+            state[rename(name)] = state.pop(name)
+
+    return changed_checkpoint(files, tmp_path, change)
+
+
+def test_the_keys_that_text_encoders_had_before_are_read(files, tmp_path):
+    old = "cond_stage_model.transformer."
+    path = renamed(files, tmp_path, lambda name: name.replace(f"{old}text_model.", old))
+    assert torch.equal(result(load_single_file(files, model=path)), result(tiny_bundle(3)))
+
+
+def test_a_checkpoint_without_text_encoder_takes_the_releases(files, tmp_path):
+    def remove(state):
+        for name in [name for name in state if name.startswith("cond_stage_model.")]:
+            del state[name]
+
+    bare = changed_checkpoint(files, tmp_path, remove)
+    with pytest.raises(MissingWeightsError, match=r"holds no text encoder.*clip_l\.safetensors"):
+        load_single_file(files, model=bare)
+    place = tmp_path / "models" / "text_encoder" / "clip_l.safetensors"
+    place.parent.mkdir(parents=True)
+    save_file(load_file(files.folder / "text_encoder" / "model.safetensors"), place)
+    assert torch.equal(result(load_single_file(files, model=bare)), result(tiny_bundle(3)))
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_an_autoencoder_file_with_the_old_names_of_its_attention_loads(files, tmp_path, prefix):
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = {}
+    for name, tensor in load_file(files.folder / "vae/diffusion_pytorch_model.safetensors").items():
+        for new, before in old.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
+        state[prefix + name] = tensor
+    assert any(".query." in name for name in state)
+    save_file(state, tmp_path / "mse.safetensors")
+    bundle = load_single_file(files, vae=str(tmp_path / "mse.safetensors"))
+    assert torch.equal(result(bundle), result(tiny_bundle(3)))
+
+
+def shared_layers(state):
+    """The layers of a ControlNet file that the UNet has too, by the UNet's names."""
+    return {
+        name: name.replace("control_model.", "model.diffusion_model.")
+        for name in state
+        if re.search(r"control_model\.(time_embed|input_blocks|middle_block)\.", name)
+    }
+
+
+def test_a_difference_is_added_to_the_unet(files, tmp_path):
+    state, unet = load_file(files.controlnet), load_file(files.checkpoint)
+    for name, base in shared_layers(state).items():
+        state[name] = state[name] - unet[base]
+    save_file({**state, "difference": torch.zeros(())}, tmp_path / "diff.safetensors")
+    bundle = load_single_file(files, controlnet=str(tmp_path / "diff.safetensors"))
+    assert torch.allclose(result(bundle), result(tiny_bundle(3)), atol=1e-4)
+
+
+def test_a_control_lora_is_joined_with_the_unet(files, tmp_path):
+    state, unet = load_file(files.controlnet), load_file(files.checkpoint)
+    shared, expected, lora = shared_layers(state), dict(state), {"lora_controlnet": torch.zeros(())}
+    generator = torch.Generator().manual_seed(5)
+    for name, tensor in state.items():
+        bare, base = name.removeprefix("control_model."), unet.get(shared.get(name, ""))
+        if base is None:
+            lora[bare] = tensor
+        elif base.ndim >= 2:
+            up = torch.randn(base.shape[0], 2, generator=generator)
+            down = torch.randn(2, base[0].numel(), generator=generator)
+            stem = bare.removesuffix(".weight")
+            lora |= {f"{stem}.up": up, f"{stem}.down": down}
+            expected[name] = base + (up @ down).reshape(base.shape)
+        else:
+            expected[name] = base  # left to the UNet
+    save_file(lora, tmp_path / "lora.safetensors")
+    save_file(expected, tmp_path / "whole.safetensors")
+    joined, whole = (
+        result(load_single_file(files, controlnet=str(tmp_path / f"{name}.safetensors")))
+        for name in ("lora", "whole")
+    )
+    assert torch.allclose(joined, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_become_what_a_rounding_of_the_whole_network_gives(files, dtype):
+    narrow, whole = load_single_file(files, dtype=dtype), tiny_bundle(3).denoiser.unet
+    for name, weight in narrow.denoiser.unet.named_parameters():
+        assert torch.equal(weight, whole.get_parameter(name).to(dtype))
+    assert narrow.facts.fingerprint == tiny_bundle(3).facts.fingerprint
+
+
+def test_no_weight_is_held_twice_while_loading(files, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+    read = StoredTensor.read
+
+    def counted(stored):
+        tensor = read(stored)
+        alive.add(Holder(tensor))
+        most.append(len(alive))
+        return tensor
+
+    class Holder:
+        def __init__(self, tensor):
+            tensor.holder = self
+
+    monkeypatch.setattr(StoredTensor, "read", counted)
+    load_single_file(files, dtype=torch.bfloat16)
+    assert len(most) > 100
+    assert max(most) <= 2

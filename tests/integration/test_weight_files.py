@@ -1,8 +1,12 @@
 """Opening weights: one reader for every model, and one set of sentences."""
 
+import argparse
 import json
+import os
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -36,11 +40,69 @@ def test_a_truncated_file_is_refused_in_the_same_words_everywhere(tmp_path, read
         reader(path)
 
 
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("touch evil",))
+
+
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
-def test_a_pickled_file_with_code_is_refused_in_the_same_words_everywhere(tmp_path, reader):
-    torch.save({"params": Path}, tmp_path / "odd.pth")
-    with pytest.raises(BrokenWeightsError, match="could run code"):
+def test_a_pickled_file_with_code_is_refused_and_not_run(tmp_path, monkeypatch, reader):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"params": Evil()}, tmp_path / "odd.pth")
+    with pytest.raises(BrokenWeightsError, match=r"odd\.pth (holds no weights|is no textual)"):
         reader(tmp_path / "odd.pth")
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])
+def test_pickled_tensors_are_read_as_torch_reads_them(tmp_path, zipped, dtype):
+    base = (torch.randn(6, 5, generator=torch.Generator().manual_seed(1)) * 9).to(dtype)
+    state = {"whole": base, "turned": base.T, "part": base[1:3, ::2], "none": base[:0]}
+    state["parameter"] = torch.nn.Parameter(base, requires_grad=False)
+    torch.save(OrderedDict(state), tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    read = read_tensors(tmp_path / "a.pt")
+    assert list(read) == list(state)
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in read.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8, torch.float64])
+def test_tensors_of_other_types_are_read_from_both_formats(tmp_path, dtype):
+    tensor = torch.arange(12).reshape(3, 4).to(dtype)
+    save_file({"x": tensor}, tmp_path / "a.safetensors")
+    torch.save({"x": tensor}, tmp_path / "a.ckpt")
+    for name in ("a.safetensors", "a.ckpt"):
+        read = read_tensors(tmp_path / name)["x"]
+        assert read.dtype == dtype
+        assert torch.equal(read.float(), tensor.float())
+
+
+def test_objects_of_training_programs_do_not_keep_a_file_shut(tmp_path):
+    pickled = {
+        "state_dict": {"w": torch.ones(2)},
+        "callbacks": {Path: {"best": np.float64(0.5), "where": Path("/x"), "seen": {1, 2}}},
+        "loops": [np.arange(3), argparse.Namespace(lr=1e-4)],
+    }
+    torch.save(pickled, tmp_path / "lightning.ckpt")
+    assert torch.equal(read_tensors(tmp_path / "lightning.ckpt")["w"], torch.ones(2))
+
+
+def test_a_whole_module_is_read_as_its_tensors(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    torch.save(net, tmp_path / "net.pth")
+    read = read_tensors(tmp_path / "net.pth")
+    assert {name: t.tolist() for name, t in read.items()} == {
+        name: t.tolist() for name, t in net.state_dict().items()
+    }
+
+
+def test_a_storage_beyond_the_end_is_refused(tmp_path):
+    path = tmp_path / "cut.pt"
+    torch.save({"w": torch.ones(999)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(BrokenWeightsError, match="is damaged"):
+        read_tensors(path)
 
 
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)

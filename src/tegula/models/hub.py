@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from tegula.folders import MODELS_VARIABLE, models_folder
 OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
-WEIGHTS_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+WEIGHTS_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 _BLOCK = 1 << 22
 _LOCAL_FAILURES = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
@@ -67,12 +68,45 @@ def is_weights_file(reference: str) -> bool:
 
 def find(repository: HubRepository) -> Path | None:
     """Return the folder that holds every file of the repository, or None."""
+    folders = (repository.folder, *_snapshots(_cache_folder(repository.repo)))
+    return next((folder for folder in folders if not missing_files(folder, repository.files)), None)
+
+
+def cached_snapshots() -> Iterator[tuple[str, Path]]:
+    """Yield the repositories in the hub client's cache with the folder of their main commit."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    cached = Path(HF_HUB_CACHE) / f"models--{repository.repo.replace('/', '--')}" / "snapshots"
-    snapshots = sorted(cached.iterdir()) if cached.is_dir() else []
-    folders = (repository.folder, *snapshots)
-    return next((folder for folder in folders if not missing_files(folder, repository.files)), None)
+    for folder in sorted(Path(HF_HUB_CACHE).glob("models--*")):
+        snapshot = next(iter(_snapshots(folder)), None)
+        if snapshot is not None:
+            yield folder.name.removeprefix("models--").replace("--", "/", 1), snapshot
+
+
+def inner_folder(folder: Path) -> Path:
+    """Return the main commit's folder of a repository's folder in the hub client's cache.
+
+    Other folders are returned as they are.
+    """
+    return next(iter(_snapshots(folder)), folder)
+
+
+def _cache_folder(repo: str) -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+
+
+def _snapshots(cached: Path) -> list[Path]:
+    """Return the commits of a repository in the cache: that of ``main``, then the newest first."""
+    folder = cached / "snapshots"
+    if not folder.is_dir():
+        return []
+    main = cached / "refs" / "main"
+    commit = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    snapshots = [each for each in folder.iterdir() if each.is_dir()]
+    return sorted(
+        snapshots, key=lambda each: (each.name == commit, each.stat().st_mtime), reverse=True
+    )
 
 
 def missing_files(folder: Path, files: Sequence[str]) -> tuple[str, ...]:
@@ -87,7 +121,7 @@ def formats(name: str) -> tuple[str, ...]:
     if not name.endswith(".safetensors"):
         return (name,)
     stem = name.removesuffix(".safetensors")
-    pickled = stem.replace("/model", "/pytorch_model") + ".bin"
+    pickled = re.sub(r"(^|/)model$", r"\1pytorch_model", stem) + ".bin"
     return (name, f"{stem}.fp16.safetensors", pickled)
 
 

@@ -12,9 +12,12 @@ LICENCE = "creativeml-openrail-m"
 DEFAULT_MODEL = "SG161222/Realistic_Vision_V5.1_noVAE"
 DEFAULT_CONTROLNET = "lllyasviel/control_v11f1e_sd15_tile"
 DEFAULT_VAE = "stabilityai/sd-vae-ft-mse"
+DEFAULT_CONTROLNET_FILE = r"^control_v11f1e_sd15_tile"
+DEFAULT_VAE_FILE = r"^vae-?ft-?mse-?840000"
+"""Patterns of the names that their single files were released by."""
 LIGHT_VAE = "madebyollin/taesd"
 
-TOKENIZER_FILES = ("tokenizer/vocab.json", "tokenizer/merges.txt")
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
 PART_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 FOLDER_FILES = (
     "unet/config.json",
@@ -23,11 +26,16 @@ FOLDER_FILES = (
     "vae/diffusion_pytorch_model.safetensors",
     "text_encoder/config.json",
     "text_encoder/model.safetensors",
-    *TOKENIZER_FILES,
     "scheduler/scheduler_config.json",
 )
-TOKENIZER_REPOSITORIES = ("stable-diffusion-v1-5/stable-diffusion-v1-5", DEFAULT_MODEL)
-"""Where CLIP's vocabulary, the same for all, is looked for; the first is downloaded from."""
+TEXT_ENCODER_FILES = ("config.json", "model.safetensors")
+TEXT_ENCODER_REPOSITORIES = (
+    ("stable-diffusion-v1-5/stable-diffusion-v1-5", "text_encoder"),
+    ("runwayml/stable-diffusion-v1-5", "text_encoder"),
+    (DEFAULT_MODEL, "text_encoder"),
+    ("openai/clip-vit-large-patch14", ""),
+)
+"""Where the release's text encoder is looked for if a checkpoint has none: hub id and folder."""
 
 _AVOID = "blurry, out of focus, noisy, jpeg artifacts, oversmoothed, lowres, watermark"
 

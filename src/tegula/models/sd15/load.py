@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
@@ -17,15 +18,27 @@ import transformers
 from tegula.errors import MissingWeightsError
 from tegula.folders import models_folder
 from tegula.models.bundle import Bundle
-from tegula.models.files import existing_file, read_json, read_shapes, read_tensors
+from tegula.models.files import StoredTensor, existing_file, open_tensors, read_json
 from tegula.models.hub import (
     HubRepository,
+    fetch_all,
     find,
-    find_or_fetch,
+    inner_folder,
     is_hub_id,
     is_weights_file,
     missing_files,
 )
+from tegula.models.identify import AUTOENCODER as AUTOENCODER_FILE
+from tegula.models.identify import (
+    CHECKPOINT,
+    CONTROL_LORA,
+    DIFFERENCE,
+    identify,
+    refuse_gguf,
+    refuse_other,
+)
+from tegula.models.identify import CONTROLNET as CONTROLNET_FILE
+from tegula.models.library import FileKind, find_file, list_files, resolve_file
 from tegula.models.sd15 import facts
 from tegula.models.sd15.lora import choose_few_step, fuse_loras
 from tegula.models.sd15.networks import Networks, assemble
@@ -36,10 +49,12 @@ from tegula.models.sd15.parts import (
     TEXT_MODEL,
     UNET,
     Kind,
+    Part,
     light_autoencoder,
-    network_from_folder,
-    network_from_weights,
+    load_part,
+    part_of_folder,
     refuse_mixed,
+    refuse_other_autoencoder,
     refuse_other_checkpoint,
     refuse_other_folder,
     refuse_other_pipeline,
@@ -50,6 +65,7 @@ from tegula.models.sd15.text import add_inversions
 NO_CONTROLNET = "none"
 _SCHEDULER_FILE = "scheduler/scheduler_config.json"
 _AUTOENCODER_KEYS = "first_stage_model."
+_TEXT_KEYS = "cond_stage_model."
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,8 @@ def load_sd15(
             with one among them all presets follow its recipe.
         embeddings: textual inversion files.
         device: where the bundle runs.
-        dtype: the precision it runs in; loading and LoRAs use float32.
+        dtype: the precision it runs in, and is loaded in; what LoRAs and embeddings change is
+            loaded in float32 first.
         config: a diffusers folder whose configuration and tokenizer a checkpoint of
             unusual shape needs; None stands for the common one.
         name: the name in the bundle's facts; None takes that of the file or folder.
@@ -100,11 +117,19 @@ def load_sd15(
         BrokenWeightsError: a part is damaged or of another family.
         OptionError: ``few_step`` is no LoRA that tegula knows.
     """
-    source = _Source(model, controlnet, vae, Path(config) if config else STANDARD_CONFIG)
+    model = resolve_file(model, FileKind.CHECKPOINT)
+    source = _Source(
+        model,
+        controlnet and resolve_file(controlnet, FileKind.CONTROLNET),
+        vae and resolve_file(vae, FileKind.VAE),
+        Path(config) if config else STANDARD_CONFIG,
+    )
+    loras = [(resolve_file(file, FileKind.LORA), weight) for file, weight in loras]
+    embeddings = [str(existing_file(resolve_file(f, FileKind.EMBEDDING))) for f in embeddings]
     chosen = choose_few_step(loras, few_step)
     with _quiet():
-        load = _load_checkpoint if is_weights_file(model) else _load_folder
-        networks, scheduler = load(source)
+        parts = _find_parts(source)
+        networks = _load(parts, dtype, has_loras=bool(chosen.loras), has_words=bool(embeddings))
         refuse_mixed(networks)
         add_inversions(networks.text_model, networks.tokenizer, embeddings)
         fuse_loras(networks, chosen.loras)
@@ -112,7 +137,7 @@ def load_sd15(
     path = Path(model)
     bundle = assemble(
         networks,
-        scheduler,
+        parts.scheduler,
         name=name or (path.stem if is_weights_file(model) else path.name),
         licence=facts.LICENCE,
         device=device,
@@ -127,107 +152,231 @@ def load_sd15(
     )
 
 
-def _load_folder(source: _Source) -> tuple[Networks, Mapping[str, object]]:
-    needs_own_vae = source.vae is None
-    files = tuple(n for n in facts.FOLDER_FILES if needs_own_vae or not n.startswith("vae/"))
-    path = Path(source.model).expanduser()
-    if path.is_dir():
-        refuse_other_pipeline(path)
-    folder = _whole_folder(source.model, files)
-    refuse_other_folder(folder)
-    networks = Networks(
-        network_from_folder(UNET, folder / UNET.folder),
-        _controlnet(source, folder / CONTROLNET.folder),
-        _autoencoder(source, folder / AUTOENCODER.folder),
-        network_from_folder(TEXT_MODEL, folder / TEXT_MODEL.folder),
-        tokenizer_from_folder(folder / "tokenizer"),
-    )
-    return networks, read_json(folder / _SCHEDULER_FILE)
+@dataclass(frozen=True)
+class _Parts:
+    """Where everything lies; nothing of it is loaded yet."""
+
+    unet: Part
+    controlnet: Part | None
+    autoencoder: Part
+    text_model: Part
+    tokenizer: Path
+    scheduler: Mapping[str, object]
 
 
-def _load_checkpoint(source: _Source) -> tuple[Networks, Mapping[str, object]]:
-    path, config = existing_file(source.model), source.config
-    width = read_json(config / "unet" / "config.json")["cross_attention_dim"]
-    refuse_other_checkpoint(path, read_shapes(path), width)
-    tokenizer = tokenizer_from_folder(_tokenizer_folder(path, config))
-    unet, text_model, own_autoencoder = _networks_of_checkpoint(path, source)
-    networks = Networks(
+def _load(parts: _Parts, dtype: torch.dtype, *, has_loras: bool, has_words: bool) -> Networks:
+    """Load the networks one after the other; what will be changed is loaded in float32."""
+    exact = torch.float32
+    unet = load_part(parts.unet, exact if has_loras else dtype)
+    return Networks(
         unet,
-        _controlnet(source, path.parent / CONTROLNET.folder),
-        own_autoencoder or _autoencoder(source, path.parent / AUTOENCODER.folder),
-        text_model,
-        tokenizer,
+        load_part(parts.controlnet, dtype, unet) if parts.controlnet is not None else None,
+        load_part(parts.autoencoder, dtype),
+        load_part(parts.text_model, exact if has_loras or has_words else dtype),
+        tokenizer_from_folder(parts.tokenizer),
     )
-    settings = config / _SCHEDULER_FILE
-    return networks, read_json(settings) if settings.is_file() else facts.SCHEDULER
 
 
-def _networks_of_checkpoint(path: Path, source: _Source) -> tuple[Any, Any, Any | None]:
-    """Return UNet, text encoder and, where it is there and wanted, autoencoder.
+def _find_parts(source: _Source) -> _Parts:
+    """Find all parts before one is loaded, and download at once what is not on this machine.
 
-    A function of its own, so that the checkpoint's copy of the weights is freed on return.
+    Raises:
+        MissingWeightsError: parts are neither here nor on a hub that answers; names all of them.
+        BrokenWeightsError: a part is damaged or of another family.
     """
-    weights = read_tensors(path)
-    has_own = any(name.startswith(_AUTOENCODER_KEYS) for name in weights)
-
-    def load(kind: Kind) -> Any:
-        return network_from_weights(kind, weights, source.config, path)
-
-    own = load(AUTOENCODER) if has_own and source.vae is None else None
-    return load(UNET), load(TEXT_MODEL), own
+    finder = _Finder(source)
+    found = finder.parts_of_file if is_weights_file(source.model) else finder.parts_of_folder
+    finder.look()
+    if finder.absent:
+        fetch_all(finder.absent)
+    return found()
 
 
-def _controlnet(source: _Source, own: Path) -> Any | None:
-    if source.controlnet == NO_CONTROLNET:
-        return None
-    reference = source.controlnet or _own_or(own, facts.DEFAULT_CONTROLNET)
-    return _part(CONTROLNET, reference, source.config)
+class _Finder:
+    """Finds the parts of one model.
 
+    ``look`` notes what has to be downloaded, and the other methods open what is there.
+    """
 
-def _autoencoder(source: _Source, own: Path) -> Any:
-    return _part(AUTOENCODER, source.vae or _own_or(own, facts.DEFAULT_VAE), source.config)
+    def __init__(self, source: _Source) -> None:
+        self.source = source
+        self.absent: list[HubRepository] = []
+        self.is_file = is_weights_file(source.model)
+        self.path = Path(source.model).expanduser()
+        if not self.is_file and self.path.is_dir():
+            self.path = inner_folder(self.path)
 
+    def look(self) -> None:
+        """Find out what is not on this machine."""
+        if self.is_file:
+            self.path = existing_file(self.source.model)
+            refuse_gguf(self.path)
+        else:
+            self._look_for_folder()
+        around = self.path.parent if self.is_file else self.path
+        controlnet, vae = self.source.controlnet, self.source.vae
+        if controlnet is None and not (around / "controlnet" / "config.json").is_file():
+            controlnet = _usual(FileKind.CONTROLNET, facts.DEFAULT_CONTROLNET_FILE)
+        self.controlnet = self._place(controlnet, around / "controlnet", facts.DEFAULT_CONTROLNET)
+        self.autoencoder: Path | None = None
+        if vae is not None or not self._has_own_autoencoder():
+            if vae is None and not (around / "vae" / "config.json").is_file():
+                vae = _usual(FileKind.VAE, facts.DEFAULT_VAE_FILE)
+            self.autoencoder = self._place(vae, around / "vae", facts.DEFAULT_VAE)
 
-def _own_or(own: Path, default: str) -> str:
-    return str(own) if (own / "config.json").is_file() else default
-
-
-def _part(kind: Kind, reference: str, config: Path) -> Any:
-    """Load one network from a file, a folder or the hub."""
-    if is_weights_file(reference):
-        path = existing_file(reference)
-        return network_from_weights(kind, read_tensors(path), config, path)
-    return network_from_folder(kind, _whole_folder(reference, facts.PART_FILES))
-
-
-def _whole_folder(reference: str, files: tuple[str, ...]) -> Path:
-    """Return the folder that a path or hub id names, with all of these files in it."""
-    folder = Path(reference).expanduser()
-    if folder.is_dir():
-        missing = missing_files(folder, files)
-        if missing:
-            raise MissingWeightsError(f"{folder} lacks {', '.join(missing)}; put them there.")
-        return folder
-    if not is_hub_id(reference):
-        raise MissingWeightsError(
-            f"There is no folder {reference}; give a diffusers folder, a .safetensors file or a "
-            f"hub id like {facts.DEFAULT_MODEL}."
+    def parts_of_folder(self) -> _Parts:
+        """Open the parts of a diffusers folder."""
+        folder = self.path
+        refuse_other_folder(folder)
+        tokenizer = folder / "tokenizer"
+        return _Parts(
+            part_of_folder(UNET, folder / UNET.folder),
+            self._controlnet(),
+            self._autoencoder(self.autoencoder or folder / AUTOENCODER.folder),
+            part_of_folder(TEXT_MODEL, folder / TEXT_MODEL.folder),
+            tokenizer if _has_vocabulary(tokenizer) else _vocabulary(folder, self.source.config),
+            read_json(folder / _SCHEDULER_FILE),
         )
-    return find_or_fetch(HubRepository(reference, files))
 
+    def parts_of_file(self) -> _Parts:
+        """Open the parts of a checkpoint."""
+        path, config, tensors = self.path, self.source.config, self._tensors
+        settings = config / _SCHEDULER_FILE
+        own = Part(AUTOENCODER, path, tensors, config / AUTOENCODER.folder)
+        return _Parts(
+            Part(UNET, path, tensors, config / UNET.folder),
+            self._controlnet(),
+            own if self.autoencoder is None else self._autoencoder(self.autoencoder),
+            self._text_model(),
+            _vocabulary(path.parent, config),
+            read_json(settings) if settings.is_file() else facts.SCHEDULER,
+        )
 
-def _tokenizer_folder(checkpoint: Path, config: Path) -> Path:
-    """Find CLIP's vocabulary, which single files do not hold."""
-    folders = [checkpoint.parent / "tokenizer", config / "tokenizer", models_folder() / "tokenizer"]
-    for repo in facts.TOKENIZER_REPOSITORIES:
-        found = find(HubRepository(repo, facts.TOKENIZER_FILES))
-        folders += [found / "tokenizer"] if found else []
-    vocabulary = [Path(name).name for name in facts.TOKENIZER_FILES]
-    for folder in folders:
-        if not missing_files(folder, vocabulary) or (folder / "tokenizer.json").is_file():
+    @cached_property
+    def _tensors(self) -> Mapping[str, StoredTensor]:
+        """The tensors of the checkpoint, which is of the right family."""
+        tensors = open_tensors(self.path)
+        identity = identify({name: each.shape for name, each in tensors.items()}, self.path)
+        width = read_json(self.source.config / "unet" / "config.json")["cross_attention_dim"]
+        refuse_other_checkpoint(self.path, identity, width)
+        return tensors
+
+    def _has_own_autoencoder(self) -> bool:
+        if self.is_file:
+            return any(name.startswith(_AUTOENCODER_KEYS) for name in self._tensors)
+        return not missing_files(self.path, _folder_files("vae")) or not self.path.is_dir()
+
+    def _look_for_folder(self) -> None:
+        if self.path.is_dir():
+            refuse_other_pipeline(self.path)
+            _refuse_folder_of_files(self.path)
+        wanted = [n for n in facts.FOLDER_FILES if self.source.vae is None or n[:4] != "vae/"]
+        self.path = self._folder(self.source.model, self.path, tuple(wanted))
+
+    def _place(self, reference: str | None, own: Path, default: str) -> Path | None:
+        """Return the file or folder of a part; None for the part that is not wanted."""
+        if reference == NO_CONTROLNET:
+            return None
+        if reference is None:
+            reference = str(own) if (own / "config.json").is_file() else default
+        if is_weights_file(reference):
+            return existing_file(reference)
+        folder = inner_folder(Path(reference).expanduser())
+        return self._folder(reference, folder, facts.PART_FILES)
+
+    def _folder(self, reference: str, folder: Path, files: tuple[str, ...]) -> Path:
+        """Return the folder that a path or hub id names, with these files in it or to come."""
+        if folder.is_dir():
+            missing = missing_files(folder, files)
+            if missing:
+                raise MissingWeightsError(f"{folder} lacks {', '.join(missing)}; put them there.")
             return folder
-    repository = HubRepository(facts.TOKENIZER_REPOSITORIES[0], facts.TOKENIZER_FILES)
-    return find_or_fetch(repository) / "tokenizer"
+        if not is_hub_id(reference):
+            raise MissingWeightsError(
+                f"There is no folder {reference}; give a diffusers folder, a .safetensors file, a "
+                f"name that `tegula models` lists or a hub id like {facts.DEFAULT_MODEL}."
+            )
+        repository = HubRepository(reference, files)
+        found = find(repository)
+        if found is None:
+            self.absent.append(repository)
+        return found or repository.folder
+
+    def _controlnet(self) -> Part | None:
+        kinds = (CONTROLNET_FILE, CONTROL_LORA, DIFFERENCE)
+        place = self.controlnet
+        return None if place is None else self._part(CONTROLNET, place, "a tile ControlNet", kinds)
+
+    def _autoencoder(self, place: Path) -> Part:
+        refuse_other_autoencoder((place if place.is_dir() else place.parent) / "config.json")
+        kinds = (AUTOENCODER_FILE, CHECKPOINT)
+        return self._part(AUTOENCODER, place, "an autoencoder (VAE)", kinds)
+
+    def _part(self, kind: Kind, place: Path, wanted: str, kinds: Collection[str]) -> Part:
+        if place.is_dir():
+            return part_of_folder(kind, place)
+        refuse_gguf(place)
+        part = Part(kind, place, open_tensors(place), self.source.config / kind.folder)
+        refuse_other(place, identify(part.shapes, place), wanted, kinds)
+        return part
+
+    def _text_model(self) -> Part:
+        """Return the checkpoint's text encoder, or else the release's, wherever it lies."""
+        config = self.source.config / TEXT_MODEL.folder
+        own = Part(TEXT_MODEL, self.path, self._tensors, config)
+        if any(name.startswith(_TEXT_KEYS) for name in self._tensors):
+            return own
+        folders = [self.path.parent / TEXT_MODEL.folder]
+        for repo, inside in facts.TEXT_ENCODER_REPOSITORIES:
+            files = tuple(f"{inside}/{name}".lstrip("/") for name in facts.TEXT_ENCODER_FILES)
+            found = find(HubRepository(repo, files))
+            folders += [found / inside] if found is not None else []
+        for folder in folders:
+            if not missing_files(folder, facts.TEXT_ENCODER_FILES):
+                part = part_of_folder(TEXT_MODEL, folder)
+                return Part(TEXT_MODEL, folder, part.tensors, config)
+        file = find_file("clip_l", FileKind.TEXT_ENCODER)
+        if file is not None:
+            return Part(TEXT_MODEL, file, open_tensors(file), config)
+        raise MissingWeightsError(
+            f"{self.path} holds no text encoder, and none is on this machine; put "
+            f"clip_l.safetensors into {models_folder() / 'text_encoder'}, or run tegula models "
+            f"pull stable-diffusion-1.5."
+        )
+
+
+def _usual(kind: FileKind, pattern: str) -> str | None:
+    """Return the file of a kind under the name it was released by, in whatever precision."""
+    named = (each for each in list_files(kind) if re.search(pattern, each.path.name.lower()))
+    return next((str(each.path) for each in named), None)
+
+
+def _folder_files(part: str) -> tuple[str, ...]:
+    return tuple(name for name in facts.FOLDER_FILES if name.startswith(f"{part}/"))
+
+
+def _refuse_folder_of_files(folder: Path) -> None:
+    """Name the checkpoints in a folder that is not one model but holds some.
+
+    Raises:
+        MissingWeightsError: it is such a folder.
+    """
+    files = sorted(path.name for path in folder.iterdir() if is_weights_file(path.name))
+    if files and not (folder / "unet").is_dir():
+        names = ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
+        raise MissingWeightsError(
+            f"{folder} is a folder of files ({names}), not a diffusers folder; give one of them."
+        )
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return not missing_files(folder, facts.TOKENIZER_FILES) or (folder / "tokenizer.json").is_file()
+
+
+def _vocabulary(around: Path, config: Path) -> Path:
+    """Find CLIP's vocabulary, which single files do not hold; it comes with tegula, too."""
+    folders = (around / "tokenizer", config / "tokenizer", models_folder() / "tokenizer")
+    return next(filter(_has_vocabulary, folders), STANDARD_CONFIG / "tokenizer")
 
 
 @contextmanager

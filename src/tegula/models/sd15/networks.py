@@ -277,7 +277,7 @@ def assemble(
     device: str | torch.device,
     dtype: torch.dtype,
 ) -> Bundle:
-    """Join float32 networks to a bundle on a device; the networks given are changed by it."""
+    """Join networks to a bundle on a device; the networks given are changed by it."""
     unet, autoencoder = networks.unet.config, networks.autoencoder.config
     factor = 2 ** (len(autoencoder.block_out_channels) - 1)
     multiple = factor * 2 ** (len(unet.block_out_channels) - 1)
@@ -335,13 +335,23 @@ _SAMPLES = 64
 """Weights of each tensor that enter the fingerprint: all of them would take seconds."""
 
 
+def sample_of(weight: Tensor) -> Tensor:
+    """Return some numbers of a weight, evenly spread, as float32."""
+    flat = weight.detach().flatten()
+    return flat[:: max(1, len(flat) // _SAMPLES)].float().cpu()
+
+
 def fingerprint(modules: Sequence[nn.Module]) -> str:
-    """Return a hash over some of the weights, the same whatever file they came from."""
+    """Return a hash over some of the weights, the same whatever file they came from.
+
+    A network that was loaded in another precision keeps samples of the exact weights, so that
+    the hash does not depend on the precision either.
+    """
     digest = hashlib.sha256()
     for module in modules:
+        exact: Mapping[str, Tensor] = getattr(module, "exact_samples", {})
         for name, tensor in sorted(module.named_parameters()):
-            flat = tensor.detach().flatten()
-            sample = flat[:: max(1, len(flat) // _SAMPLES)]
+            sample = exact[name] if name in exact else sample_of(tensor)
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(sample.float().cpu().numpy().tobytes())
+            digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -6,48 +6,60 @@ their headers and settings say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers.loaders.single_file_utils import (
+    convert_controlnet_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tegula.errors import BrokenWeightsError
-from tegula.models.files import LOADING_FAILURES, Shapes, read_json
+from tegula.models.files import LOADING_FAILURES, Shapes, StoredTensor, open_tensors, read_json
 from tegula.models.hub import HubRepository, find, formats
+from tegula.models.identify import (
+    CHECKPOINT,
+    SD15,
+    Identity,
+    family_of_width,
+    refuse_other,
+)
+from tegula.models.identify import UNET as UNET_FILE
 from tegula.models.sd15 import facts
-from tegula.models.sd15.networks import Networks, SdAutoencoder, move
+from tegula.models.sd15.networks import Networks, SdAutoencoder, move, sample_of
 
 # Other families, told without loading anything.
 
-_UNET_KEYS = "model.diffusion_model."
-_TEXT_PROJECTION = _UNET_KEYS + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-_FAMILIES_BY_TEXT_WIDTH = {1024: "Stable Diffusion 2", 1280: "the SDXL refiner", 2048: "SDXL"}
 _LATENT_CHANNELS = 4
+_SDXL_SCALING = 0.13025
+"""By which SDXL scales its latents; Stable Diffusion 1.5 does by 0.18215."""
 
 
-def refuse_other_checkpoint(path: Path, shapes: Shapes, text_width: int) -> None:
-    """Make sure that a checkpoint is a Stable Diffusion 1.5 one.
+def refuse_other_checkpoint(path: Path, identity: Identity, text_width: int) -> None:
+    """Make sure that a file holds a UNet of Stable Diffusion 1.5.
+
+    Args:
+        path: of the file, for the sentence.
+        identity: what it is.
+        text_width: of the text that the model should take.
 
     Raises:
         BrokenWeightsError: it is of another family, or no checkpoint at all.
     """
-    if any(name.startswith("conditioner.embedders.") for name in shapes):
-        raise _of_other_family(path, "SDXL")
-    entry = shapes.get(_UNET_KEYS + "input_blocks.0.0.weight", ())
-    projection = shapes.get(_TEXT_PROJECTION, ())
-    if len(entry) != 4 or len(projection) != 2:
-        raise BrokenWeightsError(
-            f"{path} is no Stable Diffusion 1.5 checkpoint: it holds no UNet under "
-            f"{_UNET_KEYS}; give a whole checkpoint, not a LoRA or a single network."
-        )
-    _refuse_other_unet(path, projection[1], entry[1], text_width)
+    refuse_other(path, identity, "a checkpoint", (CHECKPOINT, UNET_FILE))
+    if identity.text_width != text_width:
+        raise _of_other_family(path, f"a model with text of width {identity.text_width}")
+    if identity.inputs != _LATENT_CHANNELS:
+        raise _of_other_family(path, f"a variant with {identity.inputs} input channels")
 
 
 def refuse_other_folder(folder: Path) -> None:
@@ -62,8 +74,13 @@ def refuse_other_folder(folder: Path) -> None:
     unet = read_json(folder / "unet" / "config.json")
     width: Any = unet.get("cross_attention_dim")
     own = read_json(folder / "text_encoder" / "config.json").get("hidden_size")
-    fits = isinstance(width, int) and width == own and width not in _FAMILIES_BY_TEXT_WIDTH
-    _refuse_other_unet(folder, width, unet.get("in_channels"), width if fits else facts.TEXT_WIDTH)
+    fits = isinstance(width, int) and width == own and not family_of_width(width)
+    if not fits and width != facts.TEXT_WIDTH:
+        raise _of_other_family(
+            folder, family_of_width(width) or f"a model with text of width {width}"
+        )
+    if unet.get("in_channels") != _LATENT_CHANNELS:
+        raise _of_other_family(folder, f"a variant with {unet.get('in_channels')} input channels")
 
 
 def refuse_other_pipeline(folder: Path) -> None:
@@ -103,24 +120,32 @@ def refuse_mixed(networks: Networks) -> None:
         )
 
 
-def _refuse_other_unet(path: Path, width: Any, inputs: Any, text_width: int) -> None:
-    if width != text_width:
-        family = _FAMILIES_BY_TEXT_WIDTH.get(width) if isinstance(width, int) else None
-        raise _of_other_family(path, family or f"a model with text of width {width}")
-    if inputs != _LATENT_CHANNELS:
-        raise _of_other_family(path, f"a variant with {inputs} input channels")
+def refuse_other_autoencoder(config: Path) -> None:
+    """Make sure that the settings of an autoencoder are not SDXL's, whose weights look alike.
+
+    Args:
+        config: a config.json, which need not be there.
+
+    Raises:
+        BrokenWeightsError: they are.
+    """
+    if config.is_file() and read_json(config).get("scaling_factor") == _SDXL_SCALING:
+        raise _of_other_family(config.parent, "an autoencoder for SDXL")
 
 
 def _of_other_family(path: Path, what: str) -> BrokenWeightsError:
     return BrokenWeightsError(
-        f"{path} is {what}, not Stable Diffusion 1.5; give a checkpoint of that family."
+        f"{path} is {what}, not Stable Diffusion 1.5; give one of that family."
     )
 
 
 # Networks from folders and from files.
 
 STANDARD_CONFIG = Path(__file__).parent / "config"
-"""The configuration that all Stable Diffusion 1.5 checkpoints share."""
+"""The configuration and the vocabulary that all Stable Diffusion 1.5 checkpoints share."""
+
+Names = Mapping[str, str]
+"""Names of tensors in a file, by the names that diffusers has for them."""
 
 
 @dataclass(frozen=True)
@@ -128,70 +153,216 @@ class Kind:
     """A kind of network.
 
     name: for sentences.
-    network: the class of diffusers or transformers.
+    build: makes the network from its settings, without weights.
+    names: finds its weights among the tensors of a file, in the original's layout, or that of
+        diffusers, given the settings.
     folder: where its configuration lies in a diffusers folder.
     """
 
     name: str
-    network: Any
+    build: Callable[[Mapping[str, Any]], Any]
+    names: Callable[[Shapes, Mapping[str, Any]], Names]
     folder: str
 
 
-UNET = Kind("UNet", UNet2DConditionModel, "unet")
-CONTROLNET = Kind("ControlNet", ControlNetModel, "controlnet")
-AUTOENCODER = Kind("autoencoder", AutoencoderKL, "vae")
-TEXT_MODEL = Kind("text encoder", CLIPTextModel, "text_encoder")
-_LIGHT_AUTOENCODER = Kind("light autoencoder", AutoencoderTiny, "")
+def _converted(
+    convert: Callable[..., Mapping[str, Tensor | None]], shapes: Shapes, settings: Mapping[str, Any]
+) -> Names:
+    """Let a conversion of diffusers tell which tensor goes where.
+
+    Conversions move tensors about and take views of some, so empty ones without memory stand in
+    for those of the file.
+    """
+    stand_ins = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    names = {id(tensor): name for name, tensor in stand_ins.items()}
+    moved = convert(dict(stand_ins), settings)
+    return {
+        target: names[id(tensor if tensor._base is None else tensor._base)]
+        for target, tensor in moved.items()
+        if tensor is not None
+    }
 
 
-def network_from_folder(kind: Kind, folder: Path) -> Any:
-    """Load a network from the folder that holds its config.json.
+_UNET_KEYS = "model.diffusion_model."
 
-    Raises:
-        BrokenWeightsError: weights are missing, damaged or of another shape.
+
+def _unet_names(shapes: Shapes, settings: Mapping[str, Any]) -> Names:
+    if "time_embedding.linear_1.weight" in shapes:
+        return {name: name for name in shapes}
+    bare = {name: _UNET_KEYS + name for name in shapes if name.startswith("input_blocks.")}
+    prefix = _UNET_KEYS if bare else ""
+    names = {prefix + name: name for name in shapes}
+    found = _converted(
+        convert_ldm_unet_checkpoint, {name: shapes[own] for name, own in names.items()}, settings
+    )
+    return {target: names[name] for target, name in found.items()}
+
+
+_CONTROL_LORA_UP = ".up"
+
+
+def _controlnet_names(shapes: Shapes, settings: Mapping[str, Any]) -> Names:
+    # A control-LoRA has the two factors of a weight where others have the weight.
+    names = {
+        f"{name.removesuffix(_CONTROL_LORA_UP)}.weight"
+        if name.endswith(_CONTROL_LORA_UP)
+        else name: name
+        for name in shapes
+    }
+    found = _converted(
+        convert_controlnet_checkpoint, {name: shapes[own] for name, own in names.items()}, settings
+    )
+    return {target: names[name] for target, name in found.items()}
+
+
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _autoencoder_names(shapes: Shapes, settings: Mapping[str, Any]) -> Names:
+    if not any(".down_blocks." in name for name in shapes):
+        return _converted(convert_ldm_vae_checkpoint, shapes, settings)
+    names = {}
+    for name in shapes:
+        layer, _, kind = name.rpartition(".")
+        block, _, last = layer.rpartition(".")
+        target = f"{block}.{_OLD_ATTENTION[last]}.{kind}" if last in _OLD_ATTENTION else name
+        names[target.removeprefix("first_stage_model.").removeprefix("vae.")] = name
+    return names
+
+
+_TEXT_PREFIXES = ("cond_stage_model.transformer.", "text_encoder.", "clip_l.transformer.", "")
+_TEXT_MODEL = "text_model."
+"""Stands before the names in some files, and in some versions of transformers."""
+
+
+def _text_names(shapes: Shapes, _: Mapping[str, Any]) -> Names:
+    embedding = "embeddings.token_embedding.weight"
+    for prefix in (before + inner for before in _TEXT_PREFIXES for inner in (_TEXT_MODEL, "")):
+        if prefix + embedding in shapes:
+            names = [name for name in shapes if name.startswith(prefix)]
+            targets = {name.removeprefix(prefix): name for name in names}
+            return targets | {_TEXT_MODEL + target: name for target, name in targets.items()}
+    return {}
+
+
+def _same_names(shapes: Shapes, _: Mapping[str, Any]) -> Names:
+    return {name: name for name in shapes}
+
+
+UNET = Kind("UNet", UNet2DConditionModel.from_config, _unet_names, "unet")
+CONTROLNET = Kind("ControlNet", ControlNetModel.from_config, _controlnet_names, "controlnet")
+AUTOENCODER = Kind("autoencoder", AutoencoderKL.from_config, _autoencoder_names, "vae")
+TEXT_MODEL = Kind(
+    "text encoder",
+    lambda settings: CLIPTextModel(CLIPTextConfig.from_dict(dict(settings))),
+    _text_names,
+    "text_encoder",
+)
+_LIGHT_AUTOENCODER = Kind("light autoencoder", AutoencoderTiny.from_config, _same_names, "")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a network lies, before it is loaded.
+
+    source: file or folder, for sentences.
+    tensors: of the file; those of other networks are left alone.
+    config: the folder with its config.json.
     """
 
-    def load() -> Any:
-        model, report = kind.network.from_pretrained(
-            str(folder), local_files_only=True, output_loading_info=True, **_variant(folder)
-        )
-        return model, list(report["missing_keys"])
+    kind: Kind
+    source: Path
+    tensors: Mapping[str, StoredTensor]
+    config: Path
 
-    return _load_whole(kind, folder, load)
+    @property
+    def shapes(self) -> Shapes:
+        """Return the shapes of the file's tensors."""
+        return {name: stored.shape for name, stored in self.tensors.items()}
 
 
-def network_from_weights(
-    kind: Kind, weights: Mapping[str, Tensor], config: Path, source: Path
-) -> Any:
-    """Load a network out of a checkpoint or a file of its own, original or diffusers keys.
+def part_of_folder(kind: Kind, folder: Path) -> Part:
+    """Return the network in a folder with its config.json.
+
+    Raises:
+        BrokenWeightsError: the file of its weights is damaged.
+    """
+    stems = ("diffusion_pytorch_model", "model")
+    files = [folder / name for stem in stems for name in formats(f"{stem}.safetensors")]
+    file = next(file for file in files if file.is_file())
+    with _clear_errors(kind.name, folder):
+        return Part(kind, folder, open_tensors(file), folder)
+
+
+def load_part(part: Part, dtype: torch.dtype, base: Any | None = None) -> Any:
+    """Load a network, weight by weight, in the precision it will run in.
 
     Args:
-        kind: what to load.
-        weights: of the file; those of other networks are left alone.
-        config: the diffusers folder that holds the configuration.
-        source: the file, for sentences.
+        part: where it lies.
+        dtype: the precision. Samples of the exact weights are kept for the fingerprint.
+        base: the UNet that the file of a ControlNet may build upon.
 
     Raises:
-        BrokenWeightsError: weights are missing or of another shape.
+        BrokenWeightsError: weights are missing, not finite or of another shape.
     """
-    folder = str(config / kind.folder)
+    with _clear_errors(part.kind.name, part.source):
+        settings = read_json(part.config / "config.json")
+        with init_empty_weights(include_buffers=False):
+            model = part.kind.build(settings)
+        names = part.kind.names(part.shapes, settings)
+        bases = dict(base.named_parameters()) if base is not None else {}
+        parameters = dict(model.named_parameters())
+        missing = sorted(n for n in parameters if n not in names and not _is_shared(part, n, bases))
+        if missing:
+            raise ValueError(f"weights are missing ({len(missing)} of them, like {missing[0]})")
+        samples = {}
+        for name, empty in parameters.items():
+            weight = _read_weight(part, names.get(name), tuple(empty.shape), bases.get(name))
+            samples[name] = sample_of(weight)
+            owner, _, own = name.rpartition(".")
+            parameter = nn.Parameter(weight.to(dtype), requires_grad=False)
+            setattr(model.get_submodule(owner), own, parameter)
+        if dtype != torch.float32:
+            model.exact_samples = samples
+        return model.eval()
 
-    def load() -> Any:
-        if kind is TEXT_MODEL:
-            model = create_diffusers_clip_model_from_ldm(
-                CLIPTextModel,
-                checkpoint=dict(weights),
-                config=folder,
-                torch_dtype=torch.float32,
-                local_files_only=True,
-            )
-        else:
-            model = kind.network.from_single_file(
-                dict(weights), config=folder, torch_dtype=torch.float32, local_files_only=True
-            )
-        return model, []
 
-    return _load_whole(kind, source, load)
+def _is_shared(part: Part, name: str, bases: Mapping[str, Tensor]) -> bool:
+    """Tell whether a control-LoRA leaves a weight to the UNet."""
+    return CONTROL_LORA_MARK in part.tensors and name in bases
+
+
+CONTROL_LORA_MARK = "lora_controlnet"
+_DIFFERENCE_MARK = "difference"
+
+
+def _read_weight(
+    part: Part, name: str | None, shape: tuple[int, ...], base: Tensor | None
+) -> Tensor:
+    """Return a weight in the precision of the file, joined with the UNet's where it must be."""
+    if name is None:
+        return base if base is not None else torch.empty(0)
+    weight = part.tensors[name].read()
+    if weight.dtype.itemsize == 1:
+        weight = weight.float()  # torch cannot compute in 8 bits
+    if name.endswith(_CONTROL_LORA_UP):
+        down = part.tensors[f"{name.removesuffix(_CONTROL_LORA_UP)}.down"].read()
+        weight = (weight.flatten(1).float() @ down.flatten(1).float()).reshape(shape)
+        weight = weight if base is None else base.float() + weight
+    elif _DIFFERENCE_MARK in part.tensors and base is not None:
+        weight = base.float() + weight.float()
+    if not torch.isfinite(weight.sum(dtype=torch.float32)):
+        raise ValueError(f"{name} holds numbers that are not finite")
+    # Attention of old autoencoders is written as convolutions of one pixel.
+    if tuple(weight.shape) != shape and _squeezed(weight.shape) == _squeezed(shape):
+        weight = weight.reshape(shape)
+    if tuple(weight.shape) != shape:
+        raise ValueError(f"{name} has the shape {tuple(weight.shape)} in place of {shape}")
+    return weight
+
+
+def _squeezed(shape: Sequence[int]) -> list[int]:
+    return [side for side in shape if side != 1]
 
 
 def tokenizer_from_folder(folder: Path) -> Any:
@@ -209,28 +380,8 @@ def light_autoencoder(device: torch.device | str, dtype: torch.dtype) -> SdAutoe
     folder = find(HubRepository(facts.LIGHT_VAE, facts.PART_FILES))
     if folder is None:
         return None
-    network = network_from_folder(_LIGHT_AUTOENCODER, folder)
-    return SdAutoencoder(move(network, device=device, dtype=dtype))
-
-
-def _load_whole(kind: Kind, source: Path, load: Callable[[], tuple[Any, list[str]]]) -> Any:
-    """Return a loaded network, float32 and frozen, once it has all of its weights."""
-    with _clear_errors(kind.name, source):
-        model, reported = load()
-        # diffusers leaves what a single file lacks on the meta device, without a word.
-        empty = [name for name, weight in model.named_parameters() if weight.is_meta]
-        missing = sorted({*reported, *empty})
-        if missing:
-            raise ValueError(f"weights are missing ({len(missing)} of them, like {missing[0]})")
-        return model.float().eval().requires_grad_(requires_grad=False)
-
-
-def _variant(folder: Path) -> dict[str, str]:
-    """Return the argument for diffusers that takes half precision where there is nothing else."""
-    stems = ("diffusion_pytorch_model", "model")
-    plain, half, _pickled = zip(*(formats(f"{stem}.safetensors") for stem in stems), strict=True)
-    has = [any((folder / name).is_file() for name in names) for names in (plain, half)]
-    return {"variant": "fp16"} if has == [False, True] else {}
+    network = load_part(part_of_folder(_LIGHT_AUTOENCODER, folder), dtype)
+    return SdAutoencoder(move(network, device=device))
 
 
 @contextmanager
@@ -240,7 +391,7 @@ def _clear_errors(name: str, source: Path) -> Iterator[None]:
     except LOADING_FAILURES as error:
         raise BrokenWeightsError(
             f"The {name} in {source} cannot be used: {_reason(error)}; get it again, or give "
-            f"one of Stable Diffusion 1.5."
+            f"one of {SD15}."
         ) from error
 
 
