@@ -10,15 +10,18 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from api_support import PNG
-from live_server import Live, live_server
+from live_server import Live, eventually, live_server, proxy
 from photo_support import SIZE, distance, photograph
 from PIL import Image
-from serve_support import Served, served
+from serve_support import Served, free_port, served
 
 from tegula.catalog import find
 from tegula.server.predictions import NewPrediction
@@ -253,3 +256,31 @@ def test_over_tls_the_clients_read_outputs_by_their_links(clients, certificate, 
             seen = clients.drive(live, tmp_path, script, **trust)
             assert seen["guide"] == ["PNG"]
             assert seen["in_async"] == len(PNG)
+
+
+@pytest.mark.parametrize("script", [NPM, PYTHON_1, PYTHON_2])
+def test_two_servers_are_restarted_in_turn_and_no_client_notices(clients, tmp_path, script):
+    ports = free_port(), free_port()
+    stacks = [ExitStack(), ExitStack()]
+
+    def start(number):
+        context = live_server(tmp_path / "server", port=ports[number], public_url=url)
+        return stacks[number].enter_context(context)
+
+    def created():
+        return {one.id for one in lives[0].store.predictions.page(None).items}
+
+    with proxy(ports) as url, ThreadPoolExecutor(1) as pool, stacks[0], stacks[1]:
+        lives = [start(0), start(1)]
+        through = replace(lives[0], url=url)
+        seen = pool.submit(clients.drive, through, tmp_path, script, STEPS="restarted")
+        restarts = 0
+        while not seen.done():
+            # Each restart falls into the wait of a prediction that was just created.
+            eventually(partial(lambda before: seen.done() or created() != before, created()))
+            stacks[restarts % 2].close()
+            lives[restarts % 2] = start(restarts % 2)
+            restarts += 1
+        assert seen.result() == {"restarted": [len(PNG)] * 4}
+        assert restarts > 2
+        assert len(created()) == 4

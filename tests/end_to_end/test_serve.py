@@ -7,10 +7,13 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from api_support import DATA_URI
 from cli_support import names_in, run
+from live_server import eventually, live_server
 from PIL import Image
 from serve_support import free_port, photo, served
 
@@ -69,3 +72,41 @@ def test_a_picture_that_is_none_fails_with_a_sentence(api):
     made = api.post("/v1/predictions", json=body, headers={"prefer": "wait"}).json()
     assert made["status"] == "failed"
     assert made["error"].endswith(".")
+
+
+def test_a_server_that_stops_answers_who_waits_and_goes_on_with_what_runs(tmp_path):
+    def ask(method, path, **options):
+        with httpx.Client(base_url=live.url, headers=me, timeout=30) as client:
+            return client.request(method, path, **options)
+
+    given = {"image": DATA_URI, "prompt": "gated"}
+    body = {"version": "tegula/upscale", "input": given}
+    with live_server(tmp_path) as live, ThreadPoolExecutor(2) as pool:
+        me = {"authorization": f"Bearer {live.token}"}
+        path = "/v1/predictions"
+        wait = {**me, "prefer": "wait"}
+        held = pool.submit(ask, "POST", path, json=body, headers=wait)
+        eventually(lambda: bool(ask("GET", path).json()["results"]))
+        urls = ask("GET", path).json()["results"][0]["urls"]
+        stream = pool.submit(ask, "GET", urls["stream"])
+        eventually(lambda: ask("GET", urls["get"]).json()["metrics"].get("progress") == 1)
+        assert not held.done()
+        assert not stream.done()
+
+        live.stop()
+        answer = held.result(10)
+        assert (answer.status_code, answer.json()["status"]) == (202, "starting")
+        assert stream.result(10).text.endswith("\n\nretry: 1000\n\n")
+        refused = ask("POST", path, json=body)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "1"
+        assert refused.headers["x-should-retry"] == "true"
+        assert refused.headers["connection"] == "close"
+        assert ask("GET", "/readyz").status_code == 503
+        assert ask("GET", "/healthz").status_code == 200
+        assert ask("GET", urls["get"]).json()["status"] == "processing"
+        assert ask("GET", urls["stream"]).text.endswith("retry: 1000\n\n")
+        live.gate.set()
+    with live_server(tmp_path) as again:
+        made = again.store.predictions.page(None).items
+        assert [one.status.value for one in made] == ["succeeded"]

@@ -1,22 +1,26 @@
-"""A server on a port of the loopback, with an engine of a few lines."""
+"""A server on a port of the loopback, with an engine of a few lines, and a proxy before several."""
 
 from __future__ import annotations
 
+import http.client
+import itertools
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import uvicorn
 from api_support import PNG
 
 from tegula.catalog import find
 from tegula.catalog.inputs import ARRAY
-from tegula.server.api.app import create_app
+from tegula.server.api.app import GracefulServer, create_app
 from tegula.server.background import WebhookSender
 from tegula.server.fetch import Fetcher, Policy
 from tegula.server.queue import Report
@@ -30,6 +34,7 @@ class QuickEngine:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.gate = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -57,6 +62,8 @@ class QuickEngine:
             if not queue.report(*held, Report(logs=line, progress=step / 4)):
                 return
             time.sleep(0.3 if prompt == "slow" else 0.01)
+        if prompt == "gated":
+            self.gate.wait(60)
         if prompt == "fail":
             queue.fail(*held, "The model broke.")
             return
@@ -75,32 +82,122 @@ class Live:
     url: str
     token: str
     store: Store
+    program: GracefulServer
+    gate: threading.Event
+
+    def stop(self) -> None:
+        """Ask it to stop, as SIGTERM does; the block of ``live_server`` waits for its end."""
+        self.program.should_exit = True
 
 
 @contextmanager
 def live_server(
-    folder: Path, tls: tuple[Path, Path] | None = None, **settings: Any
+    folder: Path, tls: tuple[Path, Path] | None = None, port: int = 0, **settings: Any
 ) -> Iterator[Live]:
     """Serve until the block is left; ``tls`` is a certificate and its key."""
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
         scheme = "https" if tls else "http"
         url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
         given = {"folder": folder, "public_url": url, "fetch_private": True, "fetch_ports": ()}
         store = Store.open(ServerSettings(**{**given, **settings}))
-        token = store.accounts.create_token(store.accounts.ensure("ana").id, "tests")[1]
+        token = store.accounts.create_token(store.accounts.ensure("ana").id, f"tests {uuid4()}")[1]
         webhooks = WebhookSender(store, Fetcher(Policy.of(store.settings)))
-        app = create_app(store, background=[webhooks, QuickEngine(store)])
+        engine = QuickEngine(store)
+        app = create_app(store, background=[webhooks, engine])
         files = {"ssl_certfile": str(tls[0]), "ssl_keyfile": str(tls[1])} if tls else {}
         config = uvicorn.Config(app, log_level="warning", lifespan="on", **files)
-        server = uvicorn.Server(config)
+        server = GracefulServer(config, app.state.service)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             while not server.started:
+                assert thread.is_alive()
                 time.sleep(0.01)
-            yield Live(url, token, store)
+            yield Live(url, token, store, server, engine.gate)
         finally:
+            engine.gate.set()
             server.should_exit = True
             thread.join()
             store.close()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it never came true")
+
+
+class _ProxyHandler(BaseHTTPRequestHandler):
+    """Passes one request on."""
+
+    turns = itertools.count()
+    ports: Sequence[int]
+
+    def handle_one_request(self) -> None:
+        """Read a request of any method and answer it."""
+        self.raw_requestline = self.rfile.readline(65537)
+        if not self.raw_requestline or not self.parse_request():
+            self.close_connection = True
+            return
+        body, first = self._body(), next(self.turns) % len(self.ports)
+        ports = (*self.ports[first:], *self.ports[:first])
+        if not any(self._pass_on(port, body, last=port == ports[-1]) for port in ports):
+            self.send_error(502)
+
+    def _pass_on(self, port: int, body: bytes | None, *, last: bool) -> bool:
+        """Return whether the answer of the server was passed back."""
+        dropped = ("connection", "transfer-encoding", "content-length", "expect", "date", "server")
+        sent = {name: text for name, text in self.headers.items() if name.lower() not in dropped}
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as upstream:
+            try:
+                upstream.request(self.command, self.path, body, sent)
+                answer = upstream.getresponse()
+            except (OSError, http.client.HTTPException):
+                return False
+            with answer:
+                if answer.status == 503 and not last:
+                    return False
+                self.send_response(answer.status)
+                for name, text in answer.getheaders():
+                    if name.lower() not in dropped:
+                        self.send_header(name, text)
+                self.end_headers()
+                while chunk := answer.read1(65536):
+                    self.wfile.write(chunk)
+        return True
+
+    def _body(self) -> bytes | None:
+        if self.headers.get("transfer-encoding") != "chunked":
+            length = self.headers.get("content-length")
+            return None if length is None else self.rfile.read(int(length))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def proxy(ports: Sequence[int]) -> Iterator[str]:
+    """Pass requests on to several servers in turn, as docs/server.md asks of a proxy.
+
+    Where one cannot be reached or answers 503, the next one gets the request.
+    """
+    handler = type("Handler", (_ProxyHandler,), {"ports": ports})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

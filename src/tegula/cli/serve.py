@@ -245,6 +245,8 @@ def _background(
 def _listen(app: FastAPI, address: Address, greet: Callable[[], None]) -> None:
     import uvicorn
 
+    from tegula.server.api.app import GracefulServer
+
     config = uvicorn.Config(
         app,
         host=address.host,
@@ -268,7 +270,7 @@ def _listen(app: FastAPI, address: Address, greet: Callable[[], None]) -> None:
     # After its own orderly stop uvicorn raises the signal again, which would kill us here.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    server = uvicorn.Server(config)
+    server = GracefulServer(config, app.state.service)
     server.run()
     if not server.started:
         click.get_current_context().exit(_STARTUP_FAILED)
@@ -372,8 +374,8 @@ SERVE = _ServeCommand(
             FOLDER,
             Option(
                 ["--grace"],
-                "Seconds for running predictions to finish when the server stops; the others "
-                "are run again later.",
+                "Seconds for running predictions to finish when the server stops, during which "
+                "it still answers; the others are run again later.",
                 type=click.FloatRange(0),
                 default=30.0,
                 metavar="SECONDS",

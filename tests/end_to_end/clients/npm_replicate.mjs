@@ -40,6 +40,15 @@ async function enlarged() {
   await writeFile(process.env.OUTPUT, await replicate.run("tegula/upscale", { input: { image } }));
 }
 
+async function restarted() {
+  const sizes = [];
+  for (let number = 0; number < 4; number++) {
+    const output = await replicate.run("tegula/upscale", { input: { image, prompt: "slow" } });
+    sizes.push((await output.blob()).size);
+  }
+  return sizes;
+}
+
 async function polled() {
   const steps = [];
   const output = await replicate.run("tegula/upscale", { input: { image }, wait: { mode: "poll", interval: 20 } },
@@ -136,8 +145,8 @@ async function deployments() {
 }
 
 const wanted = process.env.STEPS?.split(" ");
-const steps = [guide, uploaded, enlarged, polled, streamed, aborted, failed, refused, files, webhook, lists, deployments];
-for (const step of steps.filter((step) => !wanted || wanted.includes(step.name))) {
+const steps = [guide, uploaded, enlarged, polled, streamed, aborted, failed, refused, files, webhook, lists, deployments, restarted];
+for (const step of steps.filter((step) => wanted ? wanted.includes(step.name) : step !== restarted)) {
   try {
     seen[step.name] = await step();
   } catch (error) {

@@ -46,6 +46,15 @@ def used_in_async():
     return asyncio.run(run())
 
 
+def restarted():
+    sizes = []
+    for _ in range(4):
+        with IMAGE.open("rb") as image:
+            output = client.run("tegula/upscale", input={"image": image, "prompt": "slow"})
+            sizes.append(len(output.read()))
+    return sizes
+
+
 def in_async():
     async def run():
         async with AsyncReplicate(bearer_token=TOKEN, base_url=URL) as own:
@@ -99,7 +108,8 @@ def main():
     steps = (guide, single, enlarged, used, used_in_async, in_async)
     steps = (*steps, streamed, cancelled, failed, files, lists)
     wanted = os.environ.get("STEPS", "").split()
-    for step in (step for step in steps if not wanted or step.__name__ in wanted):
+    wanted = wanted or [step.__name__ for step in steps]
+    for step in (step for step in (*steps, restarted) if step.__name__ in wanted):
         try:
             seen[step.__name__] = step()
         except Exception:

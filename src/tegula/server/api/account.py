@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from tegula.server.api.errors import ProblemError, not_found
+from tegula.server.api.errors import not_found, stopping
 from tegula.server.api.library import account_json
 from tegula.server.api.service import CallerDep, ServiceDep
 from tegula.server.db import Page
@@ -94,8 +94,8 @@ def live() -> JSONResponse:
 def ready(service: ServiceDep) -> JSONResponse:
     """Answer 200 while work is accepted: the database answers and the server is not stopping."""
     waiting = service.store.predictions.waiting()
-    if not service.ready:
-        raise ProblemError(503, "The server is stopping.")
+    if service.stopping:
+        raise stopping()
     return JSONResponse({"status": "ok", "waiting": waiting.count})
 
 

@@ -6,10 +6,13 @@ as bytes only. What runs models is behind ``background``.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
@@ -96,9 +99,27 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        service.ready = False
-        for worker in reversed(service.background):
-            await run_in_threadpool(worker.stop)
+        await service.stop()
+
+
+class GracefulServer(uvicorn.Server):
+    """uvicorn, which by itself listens no longer as soon as it is asked to stop.
+
+    This one goes on to answer until the service has stopped: its predictions run meanwhile, and
+    their clients ask for them. Asking a second time ends it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the service stop, and then close the connections."""
+        stop = asyncio.ensure_future(self._service.stop())
+        while not stop.done() and not self.force_exit:
+            await asyncio.wait([stop], timeout=0.5)
+            await self.on_tick(0)  # keeps the Date header right
+        await super().shutdown(sockets)
 
 
 def _add_middleware(app: FastAPI, service: Service) -> None:
@@ -112,6 +133,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         anonymous=service.local_account if settings.no_auth else None,
         limits=RateLimiter(per_minute, store.clock),
         metrics=service.metrics,
+        is_stopping=lambda: service.stopping,
     )
     if settings.cors_origins:
         app.add_middleware(

@@ -115,6 +115,16 @@ def throttled(seconds: int) -> ProblemError:
     )
 
 
+def stopping() -> ProblemError:
+    """Return the 503 of a server that stops; what it refuses is safe to send again."""
+    return ProblemError(
+        503,
+        "The server is stopping; send the request again.",
+        "Service unavailable",
+        headers={"retry-after": "1", "x-should-retry": "true"},
+    )
+
+
 def too_large(limit: int, what: str = "Request bodies") -> ProblemError:
     """Return the 413 for more than ``limit`` bytes."""
     size = f"{limit // 1_000_000}MB" if limit >= 1_000_000 else f"{limit} bytes"

@@ -36,6 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tegula.server.api.errors import (
     ProblemError,
     foreign_page,
+    stopping,
     throttled,
     too_large,
     unauthenticated,
@@ -279,6 +280,7 @@ class Gate:
 
     authenticate: finds account and token by the token's text.
     anonymous: the account of every request on a server without tokens.
+    is_stopping: whether creates are to go elsewhere, and connections are to close.
     """
 
     app: ASGIApp
@@ -287,13 +289,14 @@ class Gate:
     anonymous: Account | None
     limits: RateLimiter
     metrics: Metrics
+    is_stopping: Callable[[], bool] = lambda: False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it with a problem."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = _Answer(scope, send)
+        answer = _Answer(scope, send, self.is_stopping)
         started = time.monotonic()
         try:
             with log_context(prediction=_prediction_of(scope)):
@@ -323,6 +326,8 @@ class Gate:
         answer.account = caller.account.username
         scope.setdefault("state", {})["caller"] = caller
         creates = scope["method"] == "POST" and path.endswith("/predictions")
+        if creates and self.is_stopping():
+            raise stopping()
         answer.allowance = self.limits.take(caller.key, CREATE if creates else OTHER)
         if not answer.allowance.allowed:
             raise throttled(answer.allowance.reset_seconds)
@@ -392,11 +397,12 @@ class BoundedBody:
 class _Answer:
     """Sends, and adds the headers that every answer carries."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, is_stopping: Callable[[], bool]) -> None:
         self.status = 500
         self.account: str | None = None
         self.allowance: Allowance | None = None
         self._is_api = scope["path"].startswith("/v1/")
+        self._is_stopping = is_stopping
         self._send = send
 
     async def __call__(self, message: Message) -> None:
@@ -406,6 +412,9 @@ class _Answer:
             headers.setdefault("x-content-type-options", "nosniff")
             if self._is_api:
                 headers.setdefault("cache-control", "no-store")
+            if self._is_stopping():
+                # Else a proxy could send its next request into a connection that we just close.
+                headers["connection"] = "close"
             if self.allowance is not None:
                 headers["ratelimit-remaining"] = str(self.allowance.remaining)
                 headers["ratelimit-reset"] = str(self.allowance.reset_seconds)

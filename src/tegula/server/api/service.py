@@ -95,6 +95,11 @@ class ChangeNotices:
             if not self._events[prediction_id]:
                 del self._events[prediction_id]
 
+    def wake_all(self) -> None:
+        """Wake every coroutine that waits, whatever it waits for."""
+        for prediction_id in list(self._events):
+            self._set_events(prediction_id)
+
     def _notify(self, prediction_id: str) -> None:
         """Called in the thread that changed the prediction."""
         if prediction_id in self._events and not self._loop.is_closed():
@@ -139,7 +144,8 @@ class Background(Protocol):
 class Service:
     """The server below its routes.
 
-    ready: false once the server is stopping.
+    stopping: set once the server is asked to stop. From then on creates are refused, nobody is
+        made to wait, and everything else is answered as before.
     """
 
     store: Store
@@ -147,7 +153,7 @@ class Service:
     hardware: Sequence[Hardware]
     background: Sequence[Background] = ()
     metrics: Metrics = field(default_factory=Metrics)
-    ready: bool = True
+    stopping: bool = False
 
     @property
     def settings(self) -> ServerSettings:
@@ -175,6 +181,18 @@ class Service:
         """The account of every request on a server without tokens."""
         return self.store.accounts.ensure("local", "Local")
 
+    async def stop(self) -> None:
+        """Release everybody who waits, and return once the work is finished or handed back.
+
+        The server may go on to answer requests meanwhile. Stopping twice is stopping once.
+        """
+        if self.stopping:
+            return
+        self.stopping = True
+        self.changes.wake_all()
+        for worker in reversed(self.background):
+            await run_in_threadpool(worker.stop)
+
     async def run(self, call: Callable[..., T], *args: Any) -> T:
         """Call something that reads or writes the database, outside the event loop."""
         return await run_in_threadpool(call, *args)
@@ -184,12 +202,19 @@ class Service:
         return await run_in_threadpool(self.store.predictions.get, prediction_id)
 
     async def wait(self, prediction: Prediction, seconds: float) -> Prediction:
-        """Return a prediction once it is in a terminal state, or as it is after ``seconds``."""
+        """Return a prediction once it is in a terminal state, or as it is after ``seconds``.
+
+        A server that stops waits no longer.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         with self.changes.of(prediction.id) as event:
             prediction = await self.read(prediction.id)
-            while not prediction.status.terminal and (left := end - loop.time()) > 0:
+            while (
+                not prediction.status.terminal
+                and not self.stopping
+                and (left := end - loop.time()) > 0
+            ):
                 await next_change(event, min(left, LOOK_AGAIN_S))
                 prediction = await self.read(prediction.id)
         return prediction

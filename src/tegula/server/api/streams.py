@@ -20,6 +20,8 @@ router = APIRouter(prefix="/v1", tags=["predictions"])
 KEEP_ALIVE_S = 10.0
 """The Python client gives up after 30 silent seconds."""
 
+_COME_BACK_MS = 1000
+
 _HEADERS = {
     "cache-control": "no-store",
     "x-accel-buffering": "no",  # nginx would collect events before it passes them on
@@ -77,6 +79,11 @@ async def stream(
                 if prediction.status is State.FAILED:
                     yield message("error", after, {"detail": prediction.error or ""})
                 yield message("done", after, _DONE.get(prediction.status, {"reason": "canceled"}))
+                return
+            if service.stopping:
+                # A client of server-sent events comes back after this pause with the number of
+                # its last event, and another process, or the next one, goes on from there.
+                yield f"retry: {_COME_BACK_MS}\n\n"
                 return
             if time.monotonic() - last_sent > KEEP_ALIVE_S:
                 last_sent = time.monotonic()
