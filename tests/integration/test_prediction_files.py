@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ssl
 from datetime import timedelta
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -134,7 +135,8 @@ def test_no_name_leaves_its_folder(name, kind):
 
 @given(st.binary())
 def test_data_uris_are_read_as_they_are_written(data):
-    assert decode_data_uri(encode_data_uri(data, "image/png")) == (data, "image/png")
+    chunks, kind = decode_data_uri(encode_data_uri(data, "image/png"))
+    assert (b"".join(chunks), kind) == (data, "image/png")
 
 
 @pytest.mark.parametrize(
@@ -149,15 +151,31 @@ def test_data_uris_are_read_as_they_are_written(data):
     ],
 )
 def test_data_uris_are_read_as_clients_write_them(uri, data):
-    assert decode_data_uri(uri)[0] == data
+    assert b"".join(decode_data_uri(uri)[0]) == data
+
+
+@given(st.binary(max_size=40), st.integers(3, 9), st.sampled_from(["", ";base64"]), st.data())
+def test_the_slices_of_a_data_uri_are_not_seen(data, size, coding, draw):
+    plain = base64.b64encode(data).decode() if coding else data.decode("latin-1")
+    escaped = [
+        quote(char, safe="", encoding="latin-1") if draw.draw(st.booleans()) or char == "%"
+        else char for char in plain if ord(char) < 128
+    ]  # fmt: skip
+    expected = data if coding else bytes(byte for byte in data if byte < 128)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tegula.server.files._SLICE", size)
+        assert b"".join(decode_data_uri(f"data:{coding},{''.join(escaped)}")[0]) == expected
 
 
 @pytest.mark.parametrize(
-    "uri", ["data:", "data:image/png;base64", "data:;base64,a!b", "data:;base64,a"]
+    "uri",
+    ["data:", "data:image/png;base64", "data:;base64,a!b", "data:;base64,a", "data:;base64,YQ==YQ"],
 )
-def test_broken_data_uris_are_refused(uri):
+@pytest.mark.parametrize("size", [3, 4, 5, 100])
+def test_broken_data_uris_are_refused(uri, size, monkeypatch):
+    monkeypatch.setattr("tegula.server.files._SLICE", size)
     with pytest.raises(InputError):
-        decode_data_uri(uri)
+        b"".join(decode_data_uri(uri)[0])
 
 
 def test_data_uris_in_an_input_become_files_of_the_prediction(store, ada):

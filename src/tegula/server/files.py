@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +24,8 @@ from tegula.server.links import Links
 from tegula.server.tables import FILE_KEY, FileRecord
 
 _CHUNK = 1 << 20
+_SLICE = 1 << 20
+_PLAIN_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _UNCLAIMED_FOR = timedelta(hours=1)
 """A file of a request that is then refused, or never finished, is removed after so long."""
 
@@ -33,29 +35,62 @@ def is_data_uri(value: str) -> bool:
     return value[:5].lower() == "data:"
 
 
-def decode_data_uri(uri: str) -> tuple[bytes, str]:
-    """Return the bytes and the type that ``data:[type][;base64],...`` holds.
+def decode_data_uri(uri: str) -> tuple[Iterator[bytes], str]:
+    """Return the bytes, in chunks, and the type that ``data:[type][;base64],...`` holds.
 
     Base64 is accepted as clients send it: with percent-escapes, line breaks, the URL-safe
-    alphabet, or without padding.
+    alphabet, or without padding. It is read in slices, because each call that reads all of a
+    large picture would stop every other thread until it returns.
 
     Raises:
-        InputError: it has no comma, or its base64 is broken.
+        InputError: it has no comma, or, while its chunks are read, its base64 is broken.
     """
-    head, comma, body = uri[5:].partition(",")
-    if not comma:
+    comma = uri.find(",")
+    if comma < 0:
         raise InputError("A data URI needs a comma before its data.")
-    kind, *parameters = (part.strip() for part in head.split(";"))
+    kind, *parameters = (part.strip() for part in uri[5:comma].split(";"))
     kind = kind.lower() or "text/plain"
-    if "base64" not in (parameter.lower() for parameter in parameters):
-        return unquote_to_bytes(body), kind
-    if "%" in body:
-        body = unquote_to_bytes(body).decode("latin-1")
-    plain = "".join(body.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
+    plain = _unescaped(uri, comma + 1)
+    if "base64" in (parameter.lower() for parameter in parameters):
+        return _decode_base64(plain), kind
+    return plain, kind
+
+
+def _unescaped(text: str, start: int) -> Iterator[bytes]:
+    """Yield the bytes of a text from a place on, percent-escapes decoded."""
+    while start < len(text):
+        end = start + _SLICE
+        # An escape is three characters, of which the slice may have only one or two.
+        half = text.rfind("%", max(start, end - 2), end)
+        end = half if start < half and end < len(text) else end
+        piece = text[start:end]
+        yield unquote_to_bytes(piece) if "%" in piece else piece.encode()
+        start = end
+
+
+def _decode_base64(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield what base64 says, without padding too.
+
+    Raises:
+        InputError: it is broken.
+    """
+    rest, padded = b"", False
     try:
-        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True), kind
+        for chunk in chunks:
+            some = rest + b"".join(chunk.split()).translate(_PLAIN_ALPHABET)
+            digits = some.rstrip(b"=")
+            if b"=" in digits or (padded and len(digits) > len(rest)):
+                break  # there is more after the padding
+            padded = padded or len(digits) < len(some)
+            whole = len(digits) - len(digits) % 4
+            yield base64.b64decode(digits[:whole], validate=True)
+            rest = digits[whole:]
+        else:
+            yield base64.b64decode(rest + b"=" * (-len(rest) % 4), validate=True)
+            return
     except (binascii.Error, ValueError) as error:
         raise InputError("The data URI holds broken base64.") from error
+    raise InputError("The data URI holds broken base64.")
 
 
 def encode_data_uri(data: bytes, kind: str) -> str:

@@ -123,6 +123,16 @@ class ServerSettings(BaseSettings):
     )
     max_body_bytes: Count = Field(default=64 * MIB, description="Largest JSON body; beyond it 413.")
     max_upload_bytes: Count = Field(default=100 * MIB, description="Largest upload; beyond it 413.")
+    max_bodies_bytes: Count = Field(
+        default=256 * MIB,
+        description="The large bodies of all requests together, and as much again for uploads; "
+        "beyond it 503.",
+    )
+    least_body_rate: Count = Field(
+        default=1024,
+        description="Bytes a second that a body or an upload must come with, after half a minute "
+        "of patience; below it 408.",
+    )
     max_fetch_bytes: Count = Field(
         default=100 * MIB, description="Largest input that is fetched from an address."
     )

@@ -85,7 +85,7 @@ def cancel_training(caller: CallerDep, training_id: str) -> JSONResponse:  # noq
 
 
 @operations_router.get("/healthz")
-def live() -> JSONResponse:
+async def live() -> JSONResponse:
     """Answer as long as the process lives."""
     return JSONResponse({"status": "ok"})
 

@@ -23,7 +23,7 @@ from tegula import __version__
 from tegula.catalog import Catalog, packaged_fingerprint
 from tegula.errors import BusyError, ConflictError, InputError, NotFoundError, TegulaError
 from tegula.server.api import account, deployments, files, models, pages, predictions, streams
-from tegula.server.api.bodies import invalid_request
+from tegula.server.api.bodies import BytesInFlight, UnstorableError, invalid_request
 from tegula.server.api.create import RetriedRequests
 from tegula.server.api.errors import ProblemError, not_found
 from tegula.server.api.gate import CREATE, OTHER, Gate, OnePrefix, RateLimiter
@@ -134,6 +134,8 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         limits=RateLimiter(per_minute, store.clock),
         metrics=service.metrics,
         is_stopping=lambda: service.stopping,
+        bodies=BytesInFlight(settings.max_bodies_bytes),
+        uploads=BytesInFlight(settings.max_bodies_bytes),
     )
     if settings.cors_origins:
         app.add_middleware(
@@ -159,6 +161,10 @@ def _add_handlers(app: FastAPI) -> None:
         if any(one["type"] == "json_invalid" for one in errors):
             return ProblemError(400, "The body is no JSON.", "Bad request").response()
         return invalid_request(errors).response()
+
+    @app.exception_handler(UnstorableError)
+    def unstorable(_request: Request, error: UnstorableError) -> Response:
+        return error.problem().response()
 
     @app.exception_handler(HTTPException)
     def refused(_request: Request, error: HTTPException) -> Response:

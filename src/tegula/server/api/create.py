@@ -24,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from tegula.catalog import InvalidField, InvalidInputsError, validate
 from tegula.catalog.inputs import FILE
 from tegula.errors import FetchError, InputError, TooLargeError
-from tegula.server.api.bodies import PredictionBody
+from tegula.server.api.bodies import PredictionBody, ReceivedBody, beside_the_loop
 from tegula.server.api.errors import ProblemError, invalid, invalid_header
 from tegula.server.api.gate import caller_of, from_own_page
 from tegula.server.api.library import ServedVersion
@@ -41,6 +41,7 @@ MAX_WAIT_S = 60
 _LONGEST_HOLD_S = 55.0
 _SHORTEST_DEADLINE_S = 5
 _LONGEST_KEY = 255
+_LONG_TEXT, _SLICE = 1 << 12, 1 << 20
 _WAIT = re.compile(r"wait(?:=(\d{1,18}))?", re.ASCII)
 _DURATION = re.compile(r"(?:(\d{1,18})h)?(?:(\d{1,18})m)?(?:(\d{1,18})s?)?", re.ASCII)
 
@@ -225,8 +226,8 @@ async def create(request: Request, service: Service, wanted: PredictionRequest) 
     if idempotency_key is not None and not 0 < len(idempotency_key) <= _LONGEST_KEY:
         raise invalid_header("Idempotency-Key", f"Must have 1 to {_LONGEST_KEY} characters")
 
-    # Bodies may hold megabytes of data URIs: hashing and keeping them would stop the event loop.
-    request_hash = await run_in_threadpool(_hash, request.url.path, wanted.body)
+    received: ReceivedBody = request.state.body
+    request_hash = await beside_the_loop(received, _hash, request.url.path, wanted.body)
     retry_key = f"{caller.key} {request_hash}"
     created = None if idempotency_key else await _abandoned(service, retried, retry_key)
 
@@ -253,7 +254,9 @@ async def create(request: Request, service: Service, wanted: PredictionRequest) 
         )
 
     if created is None:
-        created = await run_in_threadpool(accept)
+        created = await beside_the_loop(received, accept)
+    wanted.body.input.clear()  # files are on the disk now, and a held request has no use for them
+    received.release()
     prediction = created.prediction
     request.state.prediction = prediction.id  # for the log
     if not created.replayed:
@@ -279,8 +282,22 @@ async def create(request: Request, service: Service, wanted: PredictionRequest) 
 
 def _hash(path: str, body: PredictionBody) -> str:
     """Return what two requests have in common if they ask for the same."""
-    content = json.dumps([path, body.model_dump(mode="json")], sort_keys=True)
+    content = json.dumps([path, _brief(body.model_dump())], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _brief(value: Any) -> Any:
+    """Return a value with hashes in place of its long texts, which are hashed in slices."""
+    if isinstance(value, Mapping):
+        return {key: _brief(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_brief(part) for part in value]
+    if not isinstance(value, str) or len(value) <= _LONG_TEXT:
+        return value
+    digest = hashlib.sha256()
+    for start in range(0, len(value), _SLICE):
+        digest.update(value[start : start + _SLICE].encode())
+    return {"sha256": digest.hexdigest()}
 
 
 async def _abandoned(service: Service, retried: RetriedRequests, retry_key: str) -> Created | None:

@@ -7,7 +7,6 @@ headers that every answer carries, and counts and logs the answer.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import math
@@ -30,9 +29,9 @@ from prometheus_client import (
 )
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tegula.server.api.bodies import BoundedBody, BytesInFlight, ReceivedBody
 from tegula.server.api.errors import (
     ProblemError,
     foreign_page,
@@ -240,8 +239,6 @@ class RateLimiter:
 # The gate itself.
 
 CREATE, OTHER = "create", "other"
-_SILENCE_S = 30.0
-"""A sender that is silent for so long within a body is given up."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +286,8 @@ class Gate:
     anonymous: Account | None
     limits: RateLimiter
     metrics: Metrics
+    bodies: BytesInFlight
+    uploads: BytesInFlight
     is_stopping: Callable[[], bool] = lambda: False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -297,15 +296,19 @@ class Gate:
             await self.app(scope, receive, send)
             return
         answer = _Answer(scope, send, self.is_stopping)
+        is_upload = scope["method"] == "POST" and scope["path"] == "/v1/files"
+        received = ReceivedBody(self.uploads if is_upload else self.bodies)
+        scope.setdefault("state", {})["body"] = received
         started = time.monotonic()
         try:
             with log_context(prediction=_prediction_of(scope)):
                 try:
                     await self._admit(scope, answer)
-                    await self.app(scope, self._bounded_body(scope, receive), answer)
+                    await self.app(scope, self._bounded_body(scope, receive, received), answer)
                 except ProblemError as problem:
                     await problem.response()(scope, receive, answer)
         finally:
+            received.release()
             seconds = time.monotonic() - started
             self.metrics.count_request(scope["method"], answer.status, seconds)
             # By now a create has noted which prediction it made.
@@ -345,7 +348,7 @@ class Gate:
             raise unauthenticated()
         return Caller(*found)
 
-    def _bounded_body(self, scope: Scope, receive: Receive) -> Receive:
+    def _bounded_body(self, scope: Scope, receive: Receive, received: ReceivedBody) -> Receive:
         """Return ``receive`` with a limit; a body that announces more is refused at once."""
         limit = self.settings.max_body_bytes
         if scope["method"] == "POST" and scope["path"] == "/v1/files":
@@ -354,7 +357,7 @@ class Gate:
         # Python refuses to read numbers of thousands of digits.
         if length.isdigit() and (len(length) > 18 or int(length) > limit):
             raise too_large(limit)
-        return BoundedBody(receive, limit)
+        return BoundedBody(receive, limit, self.settings.least_body_rate, received)
 
 
 def _prediction_of(scope: Scope) -> str | None:
@@ -364,34 +367,6 @@ def _prediction_of(scope: Scope) -> str | None:
         return parts[3]
     prediction_id: str | None = scope.get("state", {}).get("prediction")
     return prediction_id
-
-
-class BoundedBody:
-    """Receives at most ``limit`` bytes, and gives up on a sender that falls silent."""
-
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive = receive
-        self._left = limit
-        self._limit = limit
-        self._complete = False
-
-    async def __call__(self) -> Message:
-        """Return the next message.
-
-        Raises:
-            HTTPException: the body is too large, or its sender is silent.
-        """
-        if self._complete:
-            return await self._receive()  # waits for the client to leave
-        try:
-            message = await asyncio.wait_for(self._receive(), _SILENCE_S)
-        except asyncio.TimeoutError:
-            raise HTTPException(408, f"The body stopped for {_SILENCE_S:.0f} seconds.") from None
-        self._left -= len(message.get("body", b""))
-        self._complete = not message.get("more_body", False)
-        if self._left < 0:
-            raise HTTPException(413, too_large(self._limit).detail)
-        return message
 
 
 class _Answer:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from tegula.errors import NotFoundError
-from tegula.server.api.bodies import PredictionBody, VersionedPredictionBody
+from tegula.server.api.bodies import JsonRoute, PredictionBody, VersionedPredictionBody
 from tegula.server.api.create import PredictionRequest, create
 from tegula.server.api.errors import ProblemError
 from tegula.server.api.files import file_response
@@ -18,7 +18,7 @@ from tegula.server.api.library import LATEST
 from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
 from tegula.server.tables import FILE_KEY, FileRecord, Prediction
 
-router = APIRouter(prefix="/v1", tags=["predictions"])
+router = APIRouter(prefix="/v1", tags=["predictions"], route_class=JsonRoute)
 
 _WEB_DAYS = 14
 
