@@ -15,13 +15,17 @@ caches                    ``TEGULA_CACHE``    ``~/.cache/tegula``
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
+import stat
 from pathlib import Path
 
 import platformdirs
 
 from tegula.errors import PathError
+
+log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "TEGULA_CACHE"
 MODELS_VARIABLE = "TEGULA_MODELS"
@@ -96,3 +100,34 @@ def _why_not_written(path: Path, error: Exception) -> str:
     if number in (errno.ENOSPC, errno.EDQUOT):
         return f"{path} cannot be written: the disk is full."
     return f"{path} cannot be written: {getattr(error, 'strerror', None) or error}."
+
+
+_OTHERS = 0o077  # what group and world may do
+
+
+def make_private(path: Path, *, inside: bool = True) -> None:
+    """Let nobody but its owner read or change a file, or a folder and what is ``inside``.
+
+    What is not there, and what belongs to another user, stays as it is; the latter is logged.
+    """
+    if os.name != "posix":
+        return
+    try:
+        if not path.stat().st_mode & _OTHERS:
+            return  # nobody else gets into a private folder, whatever is inside
+        # The folder itself comes last, so that a walk that was interrupted is done again.
+        walk = os.walk(path, topdown=False) if inside else ()
+        for folder, folders, files in walk:
+            for name in (*folders, *files):
+                _take_from_others(Path(folder) / name)
+        _take_from_others(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("%s can be read by other users: %s.", path, error.strerror)
+
+
+def _take_from_others(path: Path) -> None:
+    mode = path.lstat().st_mode
+    if mode & _OTHERS and not stat.S_ISLNK(mode):
+        path.chmod(stat.S_IMODE(mode) & ~_OTHERS)

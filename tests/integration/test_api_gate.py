@@ -11,17 +11,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from api_support import DATA_URI, Server, open_server
+from api_support import DATA_URI, PNG, Server, open_server
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.exceptions import HTTPException
+from starlette.testclient import TestClient
 
+from tegula.server.api.app import create_app
 from tegula.server.api.bodies import BoundedBody, BytesInFlight, ReceivedBody, parse_json
 from tegula.server.api.create import parse_cancel_after, parse_prefer
 from tegula.server.api.errors import ProblemError
 from tegula.server.api.gate import normalise
 from tegula.server.settings import JsonLines, log_context
+from tegula.server.store import Store
 
 NOBODY = {"authorization": ""}
 
@@ -385,6 +388,24 @@ def test_a_token_is_shown_once_listed_without_its_text_and_revoked(tmp_path):
     assert tegula(tmp_path, "tokens", "revoke", "laptop").returncode == 0
     assert server.get("/v1/account", headers=headers).status_code == 401
     assert tegula(tmp_path, "tokens", "revoke", "laptop").returncode != 0
+
+
+def test_a_new_key_ends_old_links_and_no_tokens(tmp_path):
+    before = open_server(tmp_path)
+    made = before.create()
+    before.work()
+    output = before.get(f"/v1/predictions/{made['id']}").json()["output"]
+    before.store.close()
+    assert tegula(tmp_path, "tokens", "rotate-key").returncode == 0
+    store = Store.open(before.store.settings)
+    client = TestClient(create_app(store), base_url="https://tile.example")
+    client.headers["authorization"] = f"Bearer {before.token}"
+    now = client.get(f"/v1/predictions/{made['id']}").json()
+    assert client.get(output).status_code == 404
+    assert client.get(made["urls"]["stream"]).status_code == 404
+    assert client.get(now["output"]).content == PNG
+    assert "event: done" in client.get(now["urls"]["stream"]).text
+    store.close()
 
 
 @pytest.mark.parametrize(

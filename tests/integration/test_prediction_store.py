@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -56,6 +58,45 @@ def run(store):
         return claimed.id, claimed.attempt
 
     return claim_and_start
+
+
+def modes(folder):
+    paths = [folder, *folder.rglob("*")]
+    return {path.name: stat.S_IMODE(path.stat().st_mode) & 0o077 for path in paths}
+
+
+@pytest.fixture
+def usual_umask():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_nobody_else_reads_a_new_folder(tmp_path):
+    store = open_store(tmp_path / "data")
+    ask(store)
+    seen = modes(tmp_path / "data")
+    assert {"data", "tegula.sqlite3", "tegula.sqlite3-wal"} <= set(seen)
+    assert set(seen.values()) == {0}
+    store.close()
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_a_folder_that_everybody_could_read_is_mended_at_the_start(tmp_path):
+    data, home = tmp_path / "data", tmp_path / "home"
+    for folder in (data, home):
+        open_store(folder).close()
+        (folder / "files" / "ab").mkdir(parents=True)
+        (folder / "files" / "ab" / "abcd").write_bytes(b"picture")
+        folder.chmod(0o755)
+        (folder / "tegula.sqlite3").chmod(0o644)
+    (home / "letter.txt").write_text("of somebody")
+    for folder in (data, home):
+        open_store(folder).close()
+    assert set(modes(data).values()) == {0}
+    # A folder with other things in it is not ours to close.
+    assert {name for name, mode in modes(home).items() if mode} == {"home", "letter.txt"}
 
 
 def test_an_accepted_prediction_is_got_as_it_was_made(store):

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,16 @@ def read_settings(config: Path | None, given: Mapping[str, Any]) -> ServerSettin
             f"The server needs packages of its own: {_EXTRA_COMMAND}."
         ) from error
     return load_settings(config, **{name: value for name, value in given.items() if value})
+
+
+@contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """Let nobody but this user read the files that are made within the block."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,7 @@ def _serve(
     address = Address(host, port, tls_cert, tls_key)
     given = {"public_url": public_url, "bundle": bundle, "devices": devices, "no_auth": no_auth}
     with ExitStack() as stack:
+        stack.enter_context(private_files())
         if demo:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tegula-demo-")))
         settings = read_settings(config, {**given, "folder": folder})

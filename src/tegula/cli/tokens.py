@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tegula.cli.options import Option
-from tegula.cli.serve import CONFIG, FOLDER, read_settings
+from tegula.cli.serve import CONFIG, FOLDER, private_files, read_settings
 from tegula.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -23,11 +23,12 @@ def _open_store(config: Path | None, folder: Path | None) -> Iterator[Store]:
     settings = read_settings(config, {"folder": folder})
     from tegula.server.store import Store
 
-    store = Store.open(settings)
-    try:
-        yield store
-    finally:
-        store.close()
+    with private_files():
+        store = Store.open(settings)
+        try:
+            yield store
+        finally:
+            store.close()
 
 
 def _create_token(name: str, account: str, config: Path | None, folder: Path | None) -> None:
@@ -57,9 +58,18 @@ def _revoke_token(name: str, config: Path | None, folder: Path | None) -> None:
     click.echo(f"{name} is revoked.", err=True)
 
 
+def _rotate_key(config: Path | None, folder: Path | None) -> None:
+    with _open_store(config, folder) as store:
+        store.rotate_signing_key()
+    click.echo(
+        "The key is new. Restart the server now: until then it accepts the links of the old key.",
+        err=True,
+    )
+
+
 TOKENS = click.Group(
     "tokens",
-    help="Create, list and revoke the tokens that give access to the server.",
+    help="Create, list and revoke the tokens that give access to the server; replace its key.",
     commands=[
         click.Command(
             "create",
@@ -91,6 +101,15 @@ TOKENS = click.Group(
             help="Revoke a token by its name or id, from its next request on.",
             short_help="Revoke a token.",
             params=[click.Argument(["name"]), CONFIG, FOLDER],
+        ),
+        click.Command(
+            "rotate-key",
+            callback=_rotate_key,
+            help="Replace the key that signs links, for instance when the database was read by "
+            "somebody. Links to outputs and streams that were given out so far stop working when "
+            "the server restarts; tokens stay valid, and predictions have new links.",
+            short_help="Replace the key that signs links.",
+            params=[CONFIG, FOLDER],
         ),
     ],
 )

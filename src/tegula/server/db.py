@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
+import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +25,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.pool import QueuePool
 
 from tegula.errors import MissingExtraError, OptionError, PathError, ServiceError
+from tegula.folders import make_private
 from tegula.server.tables import Base, UtcTime
 
 Clock = Callable[[], datetime]
@@ -55,6 +58,7 @@ def new_secret() -> str:
 # Transactions: SQLite by default, PostgreSQL by URL, migrated when opened.
 
 _FULL = 2
+_SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 _MIGRATION_LOCK, _ALONE_LOCK = 7_386_118_114, 7_386_118_115
 
 
@@ -170,9 +174,14 @@ def _sqlite(path: str | None) -> Engine:
     if not path or path == ":memory:":
         raise OptionError("database_url must name a file: a database in memory keeps nothing.")
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise PathError(f"The folder of {path} cannot be made: {error.strerror}.") from error
+    # It holds what signs links and webhooks. SQLite gives the files beside it the same mode.
+    with contextlib.suppress(OSError):  # SQLite says better what is wrong
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    for suffix in _SQLITE_SUFFIXES:
+        make_private(Path(path + suffix))
     engine = sa.create_engine(
         f"sqlite+pysqlite:///{path}",
         poolclass=QueuePool,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
+from tegula.errors import PathError
+from tegula.folders import make_private
 from tegula.server.accounts import Accounts, Deployments, Usage, UserModels
 from tegula.server.blobs import Blobs
 from tegula.server.db import Clock, Database, utc_now
@@ -20,6 +23,8 @@ from tegula.server.tables import Prediction, SecretKey
 from tegula.server.webhooks import Webhooks
 
 _SIGNING = "signing"
+_PRESENT_KEY = (SecretKey.owner == _SIGNING, SecretKey.retired_at.is_(None))
+_FOLDERS = ("files", "spool")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Store:
         Raises:
             OptionError, MissingExtraError, PathError, ServiceError: as ``Database`` does.
         """
+        _make_folder_private(settings.folder)
         database = Database(settings.store_url)
         signer = Signer(_signing_key(database, clock))
         links = Links(settings.public_url, signer, settings.url_aliases)
@@ -81,6 +87,17 @@ class Store:
             usage=Usage(database),
         )
 
+    def rotate_signing_key(self) -> None:
+        """Replace the key that signs links; servers that run use the old one until they restart.
+
+        Links to outputs and streams that were given out so far open nothing any more.
+        """
+        with self.database.write(alone=True) as session:
+            now = self.clock()
+            retire = update(SecretKey).where(*_PRESENT_KEY).values(retired_at=now)
+            session.execute(retire)
+            session.add(SecretKey(_SIGNING, secrets.token_hex(32), now))
+
     def close(self) -> None:
         """Let go of the database."""
         self.database.close()
@@ -88,11 +105,28 @@ class Store:
 
 def _signing_key(database: Database, clock: Clock) -> bytes:
     """Return the key of our links, made when the store is opened for the first time."""
-    first = select(SecretKey.value).where(SecretKey.owner == _SIGNING).order_by(SecretKey.id)
+    present = select(SecretKey.value).where(*_PRESENT_KEY).order_by(SecretKey.id)
     # Alone, so that of several processes that start at once one makes the key.
     with database.write(alone=True) as session:
-        value = session.scalar(first.limit(1))
+        value = session.scalar(present.limit(1))
         if value is None:
             value = secrets.token_hex(32)
             session.add(SecretKey(_SIGNING, value, clock()))
     return bytes.fromhex(value)
+
+
+def _make_folder_private(folder: Path) -> None:
+    """Make the folder of the server's data its owner's alone, and mend one of an older release.
+
+    A folder that also holds other things, such as a home, keeps its mode; what is ours in it is
+    made private all the same.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        others = {path.name for path in folder.iterdir() if not path.name.startswith("tegula.")}
+    except OSError as error:
+        raise PathError(f"The folder {folder} cannot be used: {error.strerror}.") from error
+    for name in _FOLDERS:
+        make_private(folder / name)
+    if not others - {*_FOLDERS, "models"}:
+        make_private(folder, inside=False)
