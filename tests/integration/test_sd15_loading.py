@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -6,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffusionPipeline
 from diffusers import UNet2DConditionModel as UNet
 from safetensors.torch import load_file, save_file
+from sd15_layout import checkpoint_shapes
 from sd15_support import changed_checkpoint, load_single_file, result
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -365,3 +368,30 @@ def test_no_weight_is_held_twice_while_loading(files, monkeypatch):
     load_single_file(files, dtype=torch.bfloat16)
     assert len(most) > 100
     assert max(most) <= 2
+
+
+_MEASURED = """
+import resource, sys, torch
+from tegula.models.load import load_bundle
+load_bundle(sys.argv[1], controlnet="none", dtype=torch.bfloat16)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_a_checkpoint_of_full_size_loads_in_little_memory(tmp_path, suffix):
+    state = {name: torch.zeros(s, dtype=torch.float16) for name, s in checkpoint_shapes().items()}
+    path = tmp_path / f"full.{suffix}"
+    if suffix == "ckpt":
+        torch.save({"state_dict": state}, path)
+    else:
+        save_file(state, path)
+    assert len(state) == 1130
+    assert path.stat().st_size > 2_130_000_000
+    del state
+    process = subprocess.run(
+        [sys.executable, "-c", _MEASURED, str(path)], capture_output=True, text=True, check=True
+    )
+    path.unlink()
+    assert int(process.stdout) * 1024 < 3_500_000_000

@@ -8,21 +8,21 @@ from tegula.catalog.inputs import RunContext
 from tegula.errors import MissingWeightsError
 from tegula.folders import models_folder
 from tegula.models.faces import detector_folder, named_face_file
+from tegula.models.library import FileKind, find_file
 
 
 def find_lora(name: str, context: RunContext) -> str | None:
     """Return the file of a LoRA by its name without the ending.
 
-    None where it is not in the models folder, or the bundle takes no LoRAs.
+    None where it is not on this machine, or the bundle takes no LoRAs.
     """
-    path = models_folder() / "lora" / f"{name}.safetensors"
-    return str(path) if context.family == "sd15" and path.is_file() else None
+    path = find_file(name, FileKind.LORA) if context.family == "sd15" else None
+    return None if path is None else str(path)
 
 
 def find_prescaler(name: str) -> Path | None:
     """Return the file of a prescaler by its name without the ending, None if it is not there."""
-    files = (models_folder() / "prescalers" / f"{name}{end}" for end in (".safetensors", ".pth"))
-    return next((file for file in files if file.is_file()), None)
+    return find_file(name, FileKind.PRESCALER)
 
 
 def need_prescaler(name: str, what: str) -> Path:

@@ -20,17 +20,19 @@ from tegula import __version__
 from tegula.cli.console import Console, Interruption, format_bytes, show_waiting
 from tegula.cli.models import (
     DEVICE,
+    LIBRARY,
     MODEL,
     PRECISION,
     Models,
     Runtime,
     bundle_rows,
     face_rows,
+    file_rows,
     load_upscaler,
     prescaler_rows,
 )
 from tegula.cli.options import JSON, flag
-from tegula.errors import MissingWeightsError, PathError
+from tegula.errors import MissingWeightsError, ModelError, PathError
 
 if TYPE_CHECKING:
     import torch
@@ -194,6 +196,19 @@ def findings() -> list[Finding]:
     return found
 
 
+def describe_files() -> list[dict[str, Any]]:
+    """Say of every file of weights that was found what it is."""
+    from tegula.models.identify import identify_file
+
+    def what(path: Path) -> str:
+        try:
+            return str(identify_file(path))
+        except ModelError as error:
+            return f"not usable: {error}"
+
+    return [{**row, "what": what(Path(row["path"]))} for row in file_rows()]
+
+
 def is_ready(found: Sequence[Finding]) -> bool:
     """Tell whether ``tegula upscale`` runs without any option."""
     return all(each.here for each in found if each.kind == "prescaler" or each.name == "mini")
@@ -218,7 +233,7 @@ def _doctor(
     if calibrate:
         _calibrate(console, Models(bundle=bundle), Runtime(device, precision))
         return
-    machine, found, folder = examine(), findings(), _models_folder()
+    machine, found, folder, files = examine(), findings(), _models_folder(), describe_files()
     console.record(
         {
             "tegula": __version__,
@@ -226,14 +241,20 @@ def _doctor(
             **dataclasses.asdict(machine),
             "models_folder": folder,
             "findings": [dataclasses.asdict(each) for each in found],
+            "files": files,
         }
     )
-    for line in _lines(machine, found, folder):
+    for line in _lines(machine, found, folder, files):
         console.text(line)
     click.get_current_context().exit(0 if is_ready(found) else MissingWeightsError.exit_status)
 
 
-def _lines(machine: Machine, found: Sequence[Finding], folder: Mapping[str, Any]) -> Iterator[str]:
+def _lines(
+    machine: Machine,
+    found: Sequence[Finding],
+    folder: Mapping[str, Any],
+    files: Sequence[Mapping[str, Any]],
+) -> Iterator[str]:
     memory = f"{format_bytes(machine.memory_total)}, {format_bytes(machine.memory_free)} free"
     access = "" if folder["writable"] else ", not writable: set TEGULA_MODELS to one that is"
     facts = {
@@ -250,6 +271,8 @@ def _lines(machine: Machine, found: Sequence[Finding], folder: Mapping[str, Any]
     for each in found:
         state = "installed" if each.here else f"missing. {each.todo}"
         yield f"{each.kind:<10} {each.name}: {state}"
+    for row in files:
+        yield f"file       {row['path']}: {row['what']}"
     if machine.advice:
         yield machine.advice
     yield "`tegula upscale` is ready." if is_ready(found) else "`tegula upscale` cannot run yet."
@@ -291,6 +314,7 @@ DOCTOR = click.Command(
             "--device and --precision say what runs.",
         ),
         MODEL,
+        LIBRARY,
         DEVICE,
         PRECISION,
         JSON,

@@ -8,12 +8,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tegula.cli.console import Console, Interruption, format_bytes, show_waiting
-from tegula.cli.options import JSON, QUIET, Option, flag, settings_part
+from tegula.cli.options import JSON, QUIET, Option, flag, names_of_files, settings_part
 from tegula.errors import InputError, OptionError
 from tegula.models import BACKENDS, PRECISIONS
 from tegula.schema import CheckedOptions
@@ -96,6 +97,29 @@ MODEL = Option(
     "A name from `tegula models`, a hub id, a folder or a checkpoint.",
     "default: the packaged one",
     metavar="NAME|PATH",
+    shell_complete=names_of_files("checkpoint"),
+)
+
+
+def _search_library(_: click.Context, __: click.Parameter, folders: tuple[Path, ...]) -> None:
+    from tegula.models.library import search_also
+
+    for folder in folders:
+        if not folder.is_dir():
+            raise click.BadParameter(f"there is no folder {folder}.")
+    search_also(folders)
+
+
+LIBRARY = Option(
+    ["--library"],
+    "A folder of the web UI, of ComfyUI or of models, whose files have names here.",
+    "may be repeated; usual places are found without it",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    multiple=True,
+    callback=_search_library,
+    expose_value=False,
+    is_eager=True,
 )
 DEVICE = Option(["--device"], "auto, cpu, cuda, cuda:N or mps.", default="auto")
 
@@ -121,15 +145,26 @@ def _lora(text: str) -> tuple[str, float]:
 
 MODEL_OPTIONS: Sequence[click.Option] = (
     MODEL,
-    Option(["--controlnet"], "Another tile ControlNet.", metavar="PATH"),
-    Option(["--vae"], "Another autoencoder.", metavar="PATH"),
+    Option(
+        ["--controlnet"],
+        "Another tile ControlNet, or none.",
+        metavar="NAME|PATH",
+        shell_complete=names_of_files("ControlNet"),
+    ),
+    Option(
+        ["--vae"],
+        "Another autoencoder.",
+        metavar="NAME|PATH",
+        shell_complete=names_of_files("autoencoder"),
+    ),
     Option(
         ["--lora", "loras"],
         "A LoRA and its weight, 1 if left out.",
         "may be repeated",
         type=_lora,
-        metavar="FILE[:WEIGHT]",
+        metavar="NAME|FILE[:WEIGHT]",
         multiple=True,
+        shell_complete=names_of_files("LoRA"),
     ),
     Option(
         ["--few-step"],
@@ -142,9 +177,11 @@ MODEL_OPTIONS: Sequence[click.Option] = (
         ["--embedding", "embeddings"],
         "A textual inversion.",
         "may be repeated",
-        metavar="FILE",
+        metavar="NAME|FILE",
         multiple=True,
+        shell_complete=names_of_files("embedding"),
     ),
+    LIBRARY,
     DEVICE,
     PRECISION,
     Option(
@@ -188,12 +225,23 @@ def face_rows() -> list[dict[str, Any]]:
     ]
 
 
+def file_rows() -> list[dict[str, Any]]:
+    """Return every file of weights that was found on this machine, as ``--json`` prints it."""
+    from tegula.models.library import list_files
+
+    return [
+        {"name": each.name, "kind": each.kind and each.kind.value, "path": str(each.path)}
+        for each in list_files()
+    ]
+
+
 def _list(*, json: bool) -> None:
     console = Console.open(json=json)
     if click.get_current_context().invoked_subcommand is not None:
         return
     bundles, prescalers, faces = bundle_rows(), prescaler_rows(), face_rows()
-    console.record({"bundles": bundles, "prescalers": prescalers, "faces": faces})
+    files = file_rows()
+    console.record({"bundles": bundles, "prescalers": prescalers, "faces": faces, "files": files})
     console.text("Diffusion models (bundles), for --model; `tegula models pull NAME` fetches one:")
     for row in bundles:
         _print_row(console, row, format_bytes(row["size"]))
@@ -203,6 +251,10 @@ def _list(*, json: bool) -> None:
     console.text("\nFace models, for --faces; put their files into faces/ of the models folder:")
     for row in faces:
         _print_row(console, row, "")
+    if files:
+        console.text("\nYour files, each by its name for the option of its kind:")
+    for row in files:
+        console.text(f"  {row['name']:<24} {row['kind'] or 'file':<12} {row['path']}")
 
 
 def _print_row(console: Console, row: Mapping[str, Any], fact: str) -> None:
@@ -235,12 +287,13 @@ MODELS = click.Group(
     invoke_without_command=True,
     help="List diffusion models, prescalers and face models, and fetch diffusion models.",
     short_help="List and fetch models.",
-    params=[JSON],
+    params=[LIBRARY, JSON],
     commands=[
         click.Command(
             "pull",
             callback=_pull,
-            help="Fetch and verify the weights of a diffusion model, by its name or hub id.",
+            help="Fetch and verify the weights of a diffusion model, by its name or hub id, or a "
+            "ControlNet or an autoencoder by its hub id.",
             params=[click.Argument(["name"]), QUIET],
         )
     ],

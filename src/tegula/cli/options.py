@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from tegula.errors import InputError, OptionError
 from tegula.options import OPTIONS, REDRAW_OPTIONS, PresetValues, UpscaleOptions
@@ -149,7 +150,34 @@ def _option(name: str, schema: Mapping[str, Any]) -> Option:
         multiple=_is_repeated(name),
         type=_type(name, schema),
         metavar=_METAVARS.get(name),
+        shell_complete=names_of_files("prescaler") if name == "prescaler" else None,
     )
+
+
+def names_of_files(kind: str) -> Callable[[Any, Any, str], list[CompletionItem]]:
+    """Return what completes the names of files of a kind, and paths where none begins so.
+
+    Args:
+        kind: a value of ``tegula.models.library.FileKind``.
+    """
+
+    def complete(_: Any, __: Any, incomplete: str) -> list[CompletionItem]:
+        from tegula.models.library import FileKind, list_files
+
+        names = [each.name for each in list_files(FileKind(kind))]
+        if kind == "checkpoint":
+            from tegula.models.load import BUNDLES
+
+            names = [*BUNDLES, *names]
+        if kind == "prescaler":
+            from tegula.models.prescalers import list_prescalers
+
+            names = [*(facts.name for facts in list_prescalers()), *names]
+        found = [name for name in names if name.lower().startswith(incomplete.lower())]
+        items = [CompletionItem(name) for name in dict.fromkeys(found)]
+        return items or [CompletionItem(incomplete, type="file")]
+
+    return complete
 
 
 def _type(name: str, schema: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tegula.cli.console import Console, Interruption, show_progress
-from tegula.cli.models import DEVICE, MODEL, PRECISION, Models, Runtime, load_upscaler
+from tegula.cli.models import DEVICE, LIBRARY, MODEL, PRECISION, Models, Runtime, load_upscaler
 from tegula.cli.options import JSON, QUIET, Option
 from tegula.errors import OptionError, PathError
 
@@ -167,6 +167,7 @@ RUN = click.Command(
             metavar="FOLDER",
         ),
         MODEL,
+        LIBRARY,
         DEVICE,
         PRECISION,
         JSON,

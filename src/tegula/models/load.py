@@ -19,13 +19,16 @@ from tegula.models.hub import (
     find,
     is_hub_id,
     is_weights_file,
+    remote_files,
 )
+from tegula.models.library import FileKind, list_files, refuse_link, resolve_file
 from tegula.models.sd15.facts import (
     DEFAULT_CONTROLNET,
     DEFAULT_MODEL,
     DEFAULT_VAE,
     FOLDER_FILES,
     LICENCE,
+    LIGHT_VAE,
     PART_FILES,
 )
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from tegula.models.bundle import Bundle
 
 _MINI = "mini"
+_NAMES_SHOWN = 10
 _MINI_FILE = "mini.safetensors"
 _PACKAGED_WEIGHTS = Path(__file__).parent / "mini" / "weights"
 _CONTROLNET = HubRepository(DEFAULT_CONTROLNET, PART_FILES)
@@ -116,17 +120,23 @@ def bundle_entry(name: str) -> BundleEntry:
     """
     if name not in BUNDLES:
         raise UnknownModelError(
-            f"There is no bundle {name}; known are {', '.join(BUNDLES)}, and a folder, a "
-            f".safetensors file or a hub id works too."
+            f"There is no bundle {name}; known are {', '.join((*BUNDLES, *_own_names()))}, and a "
+            f"folder, a .safetensors file or a hub id works too."
         )
     return BUNDLES[name]
+
+
+def _own_names() -> list[str]:
+    files = list_files(FileKind.CHECKPOINT)
+    return [each.name for each in files if each.kind is not None][:_NAMES_SHOWN]
 
 
 def pull(name: str, on_progress: OnBytes | None = None) -> tuple[Path, ...]:
     """Download and verify what a bundle needs and this machine lacks.
 
     Args:
-        name: of a bundle, or the hub id of any Stable Diffusion 1.5 diffusers folder.
+        name: of a bundle, or the hub id of any Stable Diffusion 1.5 diffusers folder, of a
+            ControlNet or of an autoencoder.
         on_progress: called with bytes done and bytes in all after each file.
 
     Returns:
@@ -138,8 +148,22 @@ def pull(name: str, on_progress: OnBytes | None = None) -> tuple[Path, ...]:
         BrokenWeightsError: what arrived is not what the hub announced.
         PathError: the models folder cannot be written.
     """
-    wanted = _fine_tune(name, name, "") if is_hub_id(name) else bundle_entry(name)
-    return fetch_all(_absent(wanted.parts), on_progress)
+    refuse_link(name)
+    parts = _parts_of_id(name) if is_hub_id(name) else bundle_entry(name).parts
+    return fetch_all(_absent(parts), on_progress)
+
+
+def _parts_of_id(repo: str) -> tuple[HubRepository, ...]:
+    """Return what a hub id needs: itself if it is a part, or else the ControlNet with it."""
+    part = HubRepository(repo, PART_FILES)
+    if repo in (DEFAULT_CONTROLNET, DEFAULT_VAE, LIGHT_VAE):
+        return (part,)
+    try:
+        files = {file.path for file in remote_files(repo)}
+    except Exception:  # the hub client's errors depend on its HTTP library
+        files = set()
+    is_part = "config.json" in files and "unet/config.json" not in files
+    return (part,) if is_part else _fine_tune(repo, repo, "").parts
 
 
 def _absent(parts: Sequence[HubRepository]) -> list[HubRepository]:
@@ -193,7 +217,10 @@ def load_bundle(
     from tegula.models.sd15.load import load_sd15
 
     model, name = reference, None
-    is_path_or_id = path.exists() or is_weights_file(reference) or is_hub_id(reference)
+    if reference not in BUNDLES:
+        model = resolve_file(reference, FileKind.CHECKPOINT)
+        path = Path(model).expanduser()
+    is_path_or_id = path.exists() or is_weights_file(model) or is_hub_id(model)
     if reference in BUNDLES or not is_path_or_id:
         entry = bundle_entry(reference)
         replaced = [part for part, own in ((_CONTROLNET, controlnet), (_VAE, vae)) if own]

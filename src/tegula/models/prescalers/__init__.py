@@ -169,7 +169,7 @@ def find_packaged(name: str) -> PackagedPrescaler | None:
     names = ", ".join(facts.name for facts in list_prescalers())
     raise UnknownModelError(
         f"There is no prescaler {name!r}; choose {names}, or give the path of a "
-        ".safetensors or .pth file."
+        ".safetensors or .pth file, or the name of one that `tegula models` lists."
     )
 
 

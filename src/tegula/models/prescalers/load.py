@@ -21,6 +21,8 @@ from tegula.models.files import (
     read_packaged,
     read_packaged_tensors,
 )
+from tegula.models.hub import is_weights_file
+from tegula.models.library import FileKind, resolve_file
 from tegula.models.prescalers import (
     WEIGHTS,
     PackagedPrescaler,
@@ -35,7 +37,6 @@ from tegula.models.spandrel_networks import load_with_spandrel
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_SUFFIXES = (".safetensors", ".pth")
 _OVERLAP = 80
 """Context for files of any network: that of the packaged network that needs the most."""
 
@@ -46,8 +47,8 @@ def load_prescaler(
     """Load a prescaler by its name or from a file.
 
     Args:
-        name_or_path: a name of ``list_prescalers``, or the path of a ``.safetensors`` or
-            ``.pth`` file of the ESRGAN family (others through spandrel).
+        name_or_path: a name of ``list_prescalers``, or the path or the name of a file of the
+            ESRGAN family (others through spandrel), which ``tegula.models.library`` finds.
         device: where to compute.
         dtype: what to compute in; float32 weights are kept beside it for tiles that
             overflow.
@@ -59,8 +60,10 @@ def load_prescaler(
         BrokenWeightsError: the weights are damaged or fit no network.
         MissingExtraError: the network needs spandrel, which is not installed.
     """
-    if Path(name_or_path).suffix.lower() in _SUFFIXES:
-        return _from_file(existing_file(name_or_path, "prescaler"), device, dtype)
+    if name_or_path not in {facts.name for facts in list_prescalers()}:
+        file = resolve_file(name_or_path, FileKind.PRESCALER)
+        if is_weights_file(file):
+            return _from_file(existing_file(file, "prescaler"), device, dtype)
     entry = find_packaged(name_or_path)
     if entry is None:
         plain = next(facts for facts in list_prescalers() if facts.factor is None)

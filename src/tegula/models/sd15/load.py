@@ -38,7 +38,7 @@ from tegula.models.identify import (
     refuse_other,
 )
 from tegula.models.identify import CONTROLNET as CONTROLNET_FILE
-from tegula.models.library import FileKind, find_file, list_files, resolve_file
+from tegula.models.library import FileKind, find_file, list_files, resolve_file, unknown_file
 from tegula.models.sd15 import facts
 from tegula.models.sd15.lora import choose_few_step, fuse_loras
 from tegula.models.sd15.networks import Networks, assemble
@@ -120,12 +120,12 @@ def load_sd15(
     model = resolve_file(model, FileKind.CHECKPOINT)
     source = _Source(
         model,
-        controlnet and resolve_file(controlnet, FileKind.CONTROLNET),
-        vae and resolve_file(vae, FileKind.VAE),
+        controlnet and _named(controlnet, FileKind.CONTROLNET),
+        vae and _named(vae, FileKind.VAE),
         Path(config) if config else STANDARD_CONFIG,
     )
-    loras = [(resolve_file(file, FileKind.LORA), weight) for file, weight in loras]
-    embeddings = [str(existing_file(resolve_file(f, FileKind.EMBEDDING))) for f in embeddings]
+    loras = [(_named(file, FileKind.LORA), weight) for file, weight in loras]
+    embeddings = [str(existing_file(_named(f, FileKind.EMBEDDING))) for f in embeddings]
     chosen = choose_few_step(loras, few_step)
     with _quiet():
         parts = _find_parts(source)
@@ -150,6 +150,20 @@ def load_sd15(
         warnings=(*bundle.warnings, *chosen.warnings),
         light_autoencoder=light,
     )
+
+
+def _named(reference: str, kind: FileKind) -> str:
+    """Return the path or hub id of a part that may be given by its name alone.
+
+    Raises:
+        UnknownModelError: no file of this kind has that name.
+    """
+    if reference == NO_CONTROLNET:
+        return reference
+    found = resolve_file(reference, kind)
+    if Path(found).expanduser().exists() or is_weights_file(found) or "/" in found:
+        return found
+    raise unknown_file(reference, kind)
 
 
 @dataclass(frozen=True)
@@ -375,7 +389,8 @@ def _has_vocabulary(folder: Path) -> bool:
 
 def _vocabulary(around: Path, config: Path) -> Path:
     """Find CLIP's vocabulary, which single files do not hold; it comes with tegula, too."""
-    folders = (around / "tokenizer", config / "tokenizer", models_folder() / "tokenizer")
+    given = () if config == STANDARD_CONFIG else (config,)
+    folders = (each / "tokenizer" for each in (around, *given, models_folder()))
     return next(filter(_has_vocabulary, folders), STANDARD_CONFIG / "tokenizer")
 
 
