@@ -25,6 +25,7 @@ from tegula.server.api.errors import ProblemError
 from tegula.server.api.gate import normalise
 from tegula.server.settings import JsonLines, log_context
 from tegula.server.store import Store
+from tegula.server.webhooks import Outcome
 
 NOBODY = {"authorization": ""}
 
@@ -388,6 +389,25 @@ def test_a_token_is_shown_once_listed_without_its_text_and_revoked(tmp_path):
     assert tegula(tmp_path, "tokens", "revoke", "laptop").returncode == 0
     assert server.get("/v1/account", headers=headers).status_code == 401
     assert tegula(tmp_path, "tokens", "revoke", "laptop").returncode != 0
+
+
+def test_webhooks_are_listed_and_sent_again_by_command(tmp_path):
+    server = open_server(tmp_path)
+    body = {"version": "tegula/upscale", "input": {"image": DATA_URI}}
+    server.post("/v1/predictions", {**body, "webhook": "https://example.com/hook"})
+    made = server.work()
+    message = server.store.webhooks.messages(made.id)[-1]
+    server.store.webhooks.finish_attempt(
+        message.id, Outcome("failed", server.store.clock(), 503, None)
+    )
+    listed = tegula(tmp_path, "webhooks", "list", "--state", "failed").stdout
+    assert listed.startswith(message.id)
+    assert listed.endswith("https://example.com/hook  answered 503\n")
+    assert tegula(tmp_path, "webhooks", "replay", message.id).returncode == 0
+    assert server.store.webhooks.messages(made.id)[-1].state == "pending"
+    refused = tegula(tmp_path, "webhooks", "replay", "msg_none")
+    assert (refused.returncode, "no such webhook" in refused.stderr) == (9, True)
+    server.store.close()
 
 
 def test_a_new_key_ends_old_links_and_no_tokens(tmp_path):

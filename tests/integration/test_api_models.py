@@ -6,14 +6,16 @@ import re
 from datetime import timedelta
 
 import pytest
-from api_support import BATOU, DATA_URI, Server
+from api_support import BATOU, DATA_URI, Server, open_server
 from starlette.testclient import TestClient
 from store_support import NOON, counted_statements
 
 from tegula.catalog import Catalog
 from tegula.server.accounts import UserModels
 from tegula.server.api.app import create_app
+from tegula.server.fetch import Answer
 from tegula.server.tables import Deployment, UserModel, UserVersion
+from tegula.server.webhooks import outcome
 from tegula.server.work import CatalogResolver
 
 OWN = {"owner": "ana", "name": "portraits", "visibility": "private", "hardware": "cpu"}
@@ -330,6 +332,51 @@ def test_the_webhook_secret_has_the_form_that_both_clients_split(server: Server)
     assert re.fullmatch(r"whsec_[A-Za-z0-9+/]{32,}={0,2}", key)
     assert server.get("/v1/webhooks/default/secret").json()["key"] == key
     assert server.post("/v1/webhooks/default/secret/rotate").json()["key"] != key
+
+
+def test_deliveries_are_listed_and_replayed(server: Server):
+    hook = {"webhook": "https://example.com/hook", "webhook_events_filter": ["completed"]}
+    body = {"version": "tegula/upscale", "input": {"image": DATA_URI}, **hook}
+    made = server.post("/v1/predictions", body).json()
+    assert server.get("/v1/webhooks/deliveries").json()["results"] == []
+    server.work()
+    (listed,) = server.get(f"/v1/webhooks/deliveries?prediction={made['id']}").json()["results"]
+    assert listed["next_attempt_at"] is not None
+    given = {"event": "completed", "url": hook["webhook"], "state": "pending", "attempts": 0}
+    assert given.items() <= listed.items()
+    (message,) = server.store.webhooks.due(1, timedelta(seconds=9))
+    gone = outcome(message, Answer(410), server.store.clock(), 0)
+    server.store.webhooks.finish_attempt(message.id, gone)
+    (failed,) = server.get("/v1/webhooks/deliveries?state=failed").json()["results"]
+    assert (failed["status"], failed["next_attempt_at"]) == (410, None)
+    again = server.post(f"/v1/webhooks/deliveries/{failed['id']}/replay").json()
+    assert (again["id"], again["state"], again["attempts"]) == (failed["id"], "pending", 0)
+    assert server.post("/v1/webhooks/deliveries/msg_none/replay").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("webhook", "word"),
+    [
+        ("http://10.1.2.3/hook", "10.1.2.3 is not on the public internet"),
+        ("http://10.1.2.3:9000/hook", "10.1.2.3 is not on the public internet"),
+        ("http://intern.example/hook", "intern.example is not on the public internet"),
+        ("http://public.example:9000/", "port 80 or 443"),
+    ],
+)
+def test_a_webhook_inside_is_refused_with_the_create(tmp_path, webhook, word):
+    server = open_server(tmp_path, fetch_private=False, fetch_ports=(80, 443))
+    known = {"intern.example": ["10.0.0.7"], "public.example": ["93.184.216.34"]}
+    server.client.app.state.service.resolve = lambda host, _port: known[host]
+    body = {"version": "tegula/upscale", "input": {"image": DATA_URI}, "webhook": webhook}
+    refused = server.post("/v1/predictions", body)
+    assert refused.status_code == 422
+    assert refused.json()["detail"].startswith("- webhook: ")
+    assert word in refused.json()["detail"]
+    assert "10.0.0.7" not in refused.text
+    assert server.store.predictions.page(None).items == ()
+    allowed = server.post("/v1/predictions", {**body, "webhook": "https://public.example/"})
+    assert allowed.status_code == 201
+    server.store.close()
 
 
 def test_usage_is_seconds_by_model_and_token(server: Server):

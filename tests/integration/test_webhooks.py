@@ -166,10 +166,40 @@ def test_a_terminal_message_is_tried_for_days_with_one_id(store, clock, deliver,
             break
         clock.now = due
     assert waiting(store, name) == [("completed", "failed")]
-    assert len(receiver.requests) == 10
+    assert len(receiver.requests) == 1 + len(SCHEDULE)
     assert len({request[2]["webhook-id"] for request in receiver.requests}) == 1
     assert len({request[3] for request in receiver.requests}) == 1
     assert clock.now - began > timedelta(hours=75 * (1 - JITTER))
+
+
+def test_most_attempts_of_the_first_hour_fall_into_its_first_minute():
+    moments = [sum(SCHEDULE[:count]) for count in range(len(SCHEDULE) + 1)]
+    assert len([moment for moment in moments if moment <= 60]) == 6
+    assert SCHEDULE[-1] == max(SCHEDULE) == 24 * 3600
+
+
+def test_messages_are_listed_by_account_prediction_and_state(store, clock):
+    names = []
+    for _ in range(3):
+        clock.turn(1)
+        names.append(finish(store, "https://example.com/hook"))
+    ids = [store.webhooks.messages(name)[0].id for name in names]
+    store.webhooks.finish_attempt(ids[0], outcome(delivery(99), None, NOON, 0, "It is down."))
+    ada, other = store.accounts.ensure("ada").id, store.accounts.ensure("grace").id
+
+    def listed(*account, **filters):
+        return [message.id for message in store.webhooks.page(*account, **filters).items]
+
+    assert listed(ada) == listed(None) == ids[::-1]
+    assert listed(other) == []
+    assert listed(ada, state="failed") == ids[:1]
+    assert listed(ada, prediction_id=names[1]) == ids[1:2]
+    first = store.webhooks.page(ada, limit=2)
+    assert listed(ada, cursor=first.next) == ids[:1]
+    with pytest.raises(NotFoundError):
+        store.webhooks.replay(ids[0], other)
+    assert store.webhooks.replay(ids[0], ada).state == "pending"
+    assert listed(ada, state="failed") == []
 
 
 def test_other_messages_are_sent_once(store, clock, deliver, receiver):

@@ -14,7 +14,7 @@ from tegula.cli.options import flag
 from tegula.cli.plan import PLAN
 from tegula.cli.run import RUN
 from tegula.cli.serve import SERVE
-from tegula.cli.tokens import TOKENS
+from tegula.cli.tokens import TOKENS, WEBHOOKS
 from tegula.cli.upscale import UPSCALE
 
 
@@ -45,7 +45,7 @@ class _Program(click.Group):
 PROGRAM = _Program(
     name="tegula",
     help="Make pictures larger and better, on your own machine.",
-    commands=[UPSCALE, PLAN, MODELS, DOCTOR, RUN, SERVE, TOKENS],
+    commands=[UPSCALE, PLAN, MODELS, DOCTOR, RUN, SERVE, TOKENS, WEBHOOKS],
     params=[flag(["--debug"], "Show the traceback of an error.")],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -1,4 +1,4 @@
-"""`tegula tokens`: who may use the server."""
+"""`tegula tokens`: who may use the server; `tegula webhooks`: what it sent and has to send."""
 
 from __future__ import annotations
 
@@ -110,6 +110,77 @@ TOKENS = click.Group(
             "the server restarts; tokens stay valid, and predictions have new links.",
             short_help="Replace the key that signs links.",
             params=[CONFIG, FOLDER],
+        ),
+    ],
+)
+
+
+def _list_webhooks(
+    prediction: str | None, state: str | None, limit: int, config: Path | None, folder: Path | None
+) -> None:
+    with _open_store(config, folder) as store:
+        page = store.webhooks.page(None, limit=limit, prediction_id=prediction, state=state)
+    for message in page.items:
+        last = message.last_error or (message.last_status and f"answered {message.last_status}")
+        words = [
+            message.id,
+            message.created_at.isoformat(timespec="seconds"),
+            message.prediction_id,
+            message.event,
+            f"{message.state} after {message.attempts} attempts",
+            message.url,
+            str(last or ""),
+        ]
+        click.echo("  ".join(words).rstrip())
+
+
+def _replay_webhooks(names: tuple[str, ...], config: Path | None, folder: Path | None) -> None:
+    with _open_store(config, folder) as store:
+        for name in names:
+            store.webhooks.replay(name)
+    click.echo("The server sends again what was named, now or when it runs.", err=True)
+
+
+WEBHOOKS = click.Group(
+    "webhooks",
+    help="List the webhooks that the server sent or has to send, and send some again.",
+    commands=[
+        click.Command(
+            "list",
+            callback=_list_webhooks,
+            help="List the webhooks of the last week, newest first, with how the receiver "
+            "answered last.",
+            short_help="List webhooks, newest first.",
+            params=[
+                Option(["--prediction"], "Only those about this prediction.", metavar="ID"),
+                Option(
+                    ["--state"],
+                    "Only those in this state.",
+                    type=click.Choice(["pending", "delivered", "failed"]),
+                ),
+                Option(
+                    ["--limit"],
+                    "At most so many.",
+                    type=click.IntRange(1),
+                    default=100,
+                    metavar="INTEGER",
+                ),
+                CONFIG,
+                FOLDER,
+            ],
+        ),
+        click.Command(
+            "replay",
+            callback=_replay_webhooks,
+            help="Send webhooks again, named by the ids that `tegula webhooks list` prints: at "
+            "once, and if need be as often as new ones. Their ids stay the same, so that a "
+            "receiver can tell.",
+            short_help="Send webhooks again.",
+            params=[
+                click.Argument(["names"], nargs=-1, required=True, metavar="ID..."),
+                CONFIG,
+                FOLDER,
+            ],
         ),
     ],
 )

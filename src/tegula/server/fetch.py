@@ -90,6 +90,17 @@ def _within(address: IPv4Address | IPv6Address, ranges: Iterable[IPRange]) -> bo
 
 _READ_AT_MOST = 16_384
 
+
+def _out_of_reach(host: str, *, private: bool) -> FetchError:
+    """Return why a host is refused; it is named as it was given, not by its addresses."""
+    if private:
+        return FetchError(f"{host} is a reserved address; the URL must name another host.")
+    return FetchError(
+        f"{host} is not on the public internet, and this server reaches no private networks "
+        "(fetch_private is off)."
+    )
+
+
 Resolve = Callable[[str, int], Sequence[str]]
 """Returns every IP address of a host."""
 
@@ -134,7 +145,7 @@ class CheckedBackend(httpcore.NetworkBackend):
         if not addresses or not all(
             may_reach(address, private=self._private) for address in addresses
         ):
-            raise FetchError("The URL must name a host on the public internet.")
+            raise _out_of_reach(host, private=self._private)
         for address in addresses[:-1]:
             try:
                 return self._connect(address, port, local_address, socket_options)
@@ -229,11 +240,31 @@ class Policy:
             )
         if parts.username is not None or parts.password is not None:
             raise FetchError("The URL must not contain a user name or password.")
+        if not parts.hostname:
+            raise FetchError("The URL must name a host.")
+        # Before the port: another port would not help.
+        if not self._plausible(parts.hostname):
+            raise _out_of_reach(parts.hostname, private=self.private)
         if self.ports and port not in self.ports:
             raise FetchError(f"The URL must use port {' or '.join(map(str, self.ports))}.")
-        if not parts.hostname or not self._plausible(parts.hostname):
-            raise FetchError("The URL must name a host on the public internet.")
         return parts
+
+    def check_resolved(self, url: str, resolve: Resolve) -> None:
+        """Check a URL like ``check``, and also the addresses that its host has at present.
+
+        A host that is unknown at present passes. What is sent is checked again at that time.
+
+        Raises:
+            FetchError: it may not be talked to.
+        """
+        parts = self.check(url)
+        host = parts.hostname or ""
+        try:
+            addresses = resolve(host, parts.port or _PORTS[parts.scheme])
+        except (OSError, UnicodeError):
+            return
+        if not all(may_reach(address, private=self.private) for address in addresses):
+            raise _out_of_reach(host, private=self.private)
 
     def _plausible(self, host: str) -> bool:
         try:

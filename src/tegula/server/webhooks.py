@@ -19,7 +19,7 @@ from sqlalchemy import Update, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from tegula.errors import NotFoundError
-from tegula.server.db import Clock, Database, new_id
+from tegula.server.db import Clock, Database, Page, new_id, read_page
 from tegula.server.fetch import Answer
 from tegula.server.tables import Prediction, SecretKey, WebhookMessage
 
@@ -44,11 +44,16 @@ def signed_headers(
     }
 
 
-HOUR = 3600
-SCHEDULE = (5, 300, 1800, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 24 * HOUR)
+MINUTE, HOUR = 60, 3600
+SCHEDULE = (
+    *(1, 3, 8, 16, 28),
+    *(5 * MINUTE, 30 * MINUTE),
+    *(2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 24 * HOUR),
+)
 """Seconds between the attempts for a terminal message; the others are sent once.
 
-It is the schedule that the Standard Webhooks specification recommends.
+Six attempts fall into the first minute, since most receivers that fail are just being restarted.
+From the second minute on it is the schedule that the Standard Webhooks specification recommends.
 """
 
 JITTER = 0.1
@@ -212,18 +217,45 @@ class Webhooks:
         with self.database.read() as session:
             return tuple(session.scalars(query.order_by(WebhookMessage.id)))
 
-    def replay(self, message_id: str) -> None:
-        """Send a message again, with the same id.
+    def page(
+        self,
+        account_id: str | None,
+        *,
+        cursor: str | None = None,
+        limit: int = 100,
+        prediction_id: str | None = None,
+        state: str | None = None,
+    ) -> Page[WebhookMessage]:
+        """Return the messages of an account, or of all, the newest first.
 
         Raises:
-            NotFoundError: there is none with this id.
+            OptionError: the cursor is none of ours.
+        """
+        filters = {
+            WebhookMessage.account_id: account_id,
+            WebhookMessage.prediction_id: prediction_id,
+            WebhookMessage.state: state,
+        }
+        query = select(WebhookMessage).where(
+            *(column == value for column, value in filters.items() if value is not None)
+        )
+        columns = WebhookMessage.created_at, WebhookMessage.id
+        with self.database.read() as session:
+            return read_page(session, query, columns, cursor=cursor, limit=limit)
+
+    def replay(self, message_id: str, account_id: str | None = None) -> WebhookMessage:
+        """Send a message again, with the same id, and as often as a new one; return it.
+
+        Raises:
+            NotFoundError: there is none with this id, or it belongs to another account.
         """
         with self.database.write() as session:
             message = session.get(WebhookMessage, message_id, with_for_update=True)
-            if message is None:
+            if message is None or account_id not in (None, message.account_id):
                 raise NotFoundError("There is no such webhook message.")
             message.state, message.attempts = "pending", 0
             message.next_at, message.finished_at = self.clock(), None
+        return message
 
     def secret(self, account_id: str) -> str:
         """Return the secret that signs the webhooks of an account, made when first needed."""

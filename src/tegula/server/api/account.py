@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from tegula.server.api.errors import not_found, stopping
 from tegula.server.api.library import account_json
-from tegula.server.api.service import CallerDep, ServiceDep
+from tegula.server.api.service import CallerDep, Cursor, ServiceDep
 from tegula.server.db import Page
+from tegula.server.links import timestamp
+from tegula.server.tables import WebhookMessage
 
 router = APIRouter(prefix="/v1", tags=["account"])
 operations_router = APIRouter(tags=["operations"])
@@ -64,6 +66,51 @@ def get_webhook_secret(service: ServiceDep, caller: CallerDep) -> JSONResponse:
 def rotate_webhook_secret(service: ServiceDep, caller: CallerDep) -> JSONResponse:
     """Replace the secret; for a day webhooks carry the signatures of both."""
     return JSONResponse({"key": service.store.webhooks.rotate_secret(caller.account.id)})
+
+
+@router.get("/webhooks/deliveries", tags=["webhooks"])
+def list_webhook_deliveries(
+    request: Request,
+    service: ServiceDep,
+    caller: CallerDep,
+    cursor: Cursor = None,
+    prediction: Annotated[str | None, Query(description="Of this prediction.")] = None,
+    state: Annotated[
+        Literal["pending", "delivered", "failed"] | None, Query(description="In this state.")
+    ] = None,
+) -> JSONResponse:
+    """List what was sent to your webhooks in the last week, or is to be sent, newest first."""
+    page = service.store.webhooks.page(
+        caller.account.id, cursor=cursor, prediction_id=prediction, state=state
+    )
+    return JSONResponse(service.page_json(request, page, _delivery_json))
+
+
+@router.post("/webhooks/deliveries/{delivery_id}/replay", tags=["webhooks"])
+def replay_webhook_delivery(
+    service: ServiceDep, caller: CallerDep, delivery_id: str
+) -> JSONResponse:
+    """Send a webhook again, under the same id: at once, and if need be as often as a new one."""
+    return JSONResponse(
+        _delivery_json(service.store.webhooks.replay(delivery_id, caller.account.id))
+    )
+
+
+def _delivery_json(message: WebhookMessage) -> dict[str, Any]:
+    """Return a webhook as it is listed; ``status`` is the receiver's last HTTP status."""
+    return {
+        "id": message.id,
+        "prediction": message.prediction_id,
+        "event": message.event,
+        "url": message.url,
+        "state": message.state,
+        "attempts": message.attempts,
+        "status": message.last_status,
+        "error": message.last_error,
+        "created_at": timestamp(message.created_at),
+        "next_attempt_at": timestamp(message.next_at if message.state == "pending" else None),
+        "completed_at": timestamp(message.finished_at),
+    }
 
 
 @router.get("/trainings", tags=["trainings"])

@@ -321,17 +321,20 @@ def _check(service: Service, wanted: PredictionRequest) -> None:
     except InvalidInputsError as error:
         raise invalid(*error.fields) from error
     links = service.store.links
-    addresses = [("webhook", wanted.webhook)] if wanted.webhook else []
-    addresses += [
+    addresses = [
         (f"input.{known.name}", address)
         for known in wanted.version.base.fields
         if known.kind == FILE and isinstance(address := wanted.inputs.get(known.name), str)
         if address and not is_data_uri(address) and not links.own_file(address)
     ]
+    if wanted.webhook:
+        addresses.append(("webhook", wanted.webhook))
     wrong = []
     for field, address in addresses:
         try:
             service.policy.check(address)
+            if field == "webhook":
+                service.check_webhook(address)
         except FetchError as error:  # noqa: PERF203
             wrong.append(InvalidField("format", field, str(error)))
     if wrong:

@@ -12,7 +12,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Protocol, TypeVar
@@ -30,7 +32,7 @@ from tegula.server.api.errors import not_found
 from tegula.server.api.gate import Caller, Metrics, caller_of
 from tegula.server.api.library import Library
 from tegula.server.db import Page
-from tegula.server.fetch import Policy
+from tegula.server.fetch import Policy, Resolve, system_resolve
 from tegula.server.files import encode_data_uri
 from tegula.server.links import prediction_object
 from tegula.server.queue import PubSub
@@ -121,6 +123,8 @@ async def next_change(event: asyncio.Event, timeout_s: float) -> None:
 
 # The service.
 
+_NAME_LOOKUP_S = 2.0
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -146,6 +150,7 @@ class Service:
 
     stopping: set once the server is asked to stop. From then on creates are refused, nobody is
         made to wait, and everything else is answered as before.
+    resolve: finds the IP addresses of the hosts that webhooks are to go to.
     """
 
     store: Store
@@ -154,6 +159,7 @@ class Service:
     background: Sequence[Background] = ()
     metrics: Metrics = field(default_factory=Metrics)
     stopping: bool = False
+    resolve: Resolve = system_resolve
 
     @property
     def settings(self) -> ServerSettings:
@@ -175,6 +181,20 @@ class Service:
     def policy(self) -> Policy:
         """Where inputs may be fetched from and webhooks sent to."""
         return Policy.of(self.settings)
+
+    def check_webhook(self, url: str) -> None:
+        """Check where the host of a webhook leads; a slow name server is not waited for.
+
+        Raises:
+            FetchError: no webhook would ever be sent there.
+        """
+        check = self._name_lookups.submit(self.policy.check_resolved, url, self.resolve)
+        with suppress(FutureTimeoutError):
+            check.result(_NAME_LOOKUP_S)
+
+    @cached_property
+    def _name_lookups(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(4, thread_name_prefix="names")
 
     @cached_property
     def local_account(self) -> Account:
