@@ -45,6 +45,7 @@ def open_runner(_device: str, _options: Mapping[str, Any]) -> Callable[..., None
 def background(store: Any, bundle: str | None) -> list[Any]:
     """Return everything that works in the background of a server, its worker included."""
     from tegula.catalog import Catalog, packaged_fingerprint
+    from tegula.models import BundleSettings
     from tegula.server.background import Sweeper, WebhookSender
     from tegula.server.fetch import Fetcher, Policy
     from tegula.server.runner import LocalEngine, RunnerOptions, RunnerSpec, upscaling_spec
@@ -53,7 +54,8 @@ def background(store: Any, bundle: str | None) -> list[Any]:
     catalog = Catalog(packaged_fingerprint())
     spec = RunnerSpec("bench.soak:open_runner", {})
     if bundle is not None:
-        spec = upscaling_spec(RunnerOptions(bundle, catalog.weights, store.settings.max_pixels))
+        models = BundleSettings(bundle=bundle)
+        spec = upscaling_spec(RunnerOptions(models, catalog.weights, store.settings.max_pixels))
     fetcher = Fetcher(Policy.of(store.settings))
     supervisor = open_supervisor(store, catalog, [LocalEngine(spec, "cpu")], fetcher)
     return [WebhookSender(store, fetcher), Sweeper(store, every=10.0), supervisor]

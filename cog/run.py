@@ -10,6 +10,7 @@ from cog import BaseRunner, Input, Path
 from tegula import Upscaler
 from tegula.catalog import find, run, validate
 from tegula.errors import OptionError
+from tegula.models import BundleSettings
 from tegula.progress import OnProgress, Progress
 from tegula.server.engine import progress_line
 
@@ -21,9 +22,10 @@ class Runner(BaseRunner):
     """
 
     def setup(self) -> None:
-        """Load the bundle that TEGULA_BUNDLE names, or the packaged one."""
+        """Load the bundle that TEGULA_BUNDLE and its parts name, or the packaged one."""
         self.version = find("tegula/upscale")
-        self.upscaler = Upscaler.load(os.environ.get("TEGULA_BUNDLE", "mini"))
+        models = BundleSettings.from_environment()
+        self.upscaler = Upscaler.load(**dict(models))
         self.folder = Path(tempfile.mkdtemp())
 
     def run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ import click
 from tegula.cli.console import Console, Interruption, format_bytes, show_waiting
 from tegula.cli.options import JSON, QUIET, Option, flag, names_of_files, settings_part
 from tegula.errors import InputError, OptionError
-from tegula.models import BACKENDS, PRECISIONS
+from tegula.models import BACKENDS, PRECISIONS, parse_lora
 from tegula.schema import CheckedOptions
 
 if TYPE_CHECKING:
@@ -132,15 +131,10 @@ PRECISION = Option(
 
 
 def _lora(text: str) -> tuple[str, float]:
-    """Split ``FILE:WEIGHT``; without a weight it is 1, also where a path has a colon."""
-    file, _, end = text.rpartition(":")
     try:
-        weight = float(end)
-    except ValueError:
-        return text, 1.0
-    if not math.isfinite(weight):
-        raise click.BadParameter(f"the weight of {file} is a number, not {end}.")
-    return (file, weight) if file else (text, 1.0)
+        return parse_lora(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 MODEL_OPTIONS: Sequence[click.Option] = (

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tegula.cli.models import LIBRARY
 from tegula.cli.options import Option, SectionedCommand, flag, path_option
 from tegula.errors import MissingExtraError, OptionError
+from tegula.models import DEFAULT_BUNDLE, PRECISIONS
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -109,6 +111,11 @@ def _serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     bundle: str | None,
+    controlnet: str | None,
+    vae: str | None,
+    loras: tuple[str, ...],
+    embeddings: tuple[str, ...],
+    precision: str | None,
     devices: tuple[str, ...],
     config: Path | None,
     folder: Path | None,
@@ -121,7 +128,17 @@ def _serve(
 ) -> None:
     """Serve until a signal comes."""
     address = Address(host, port, tls_cert, tls_key)
-    given = {"public_url": public_url, "bundle": bundle, "devices": devices, "no_auth": no_auth}
+    given = {
+        "public_url": public_url,
+        "bundle": bundle,
+        "controlnet": controlnet,
+        "vae": vae,
+        "loras": loras,
+        "embeddings": embeddings,
+        "precision": precision,
+        "devices": devices,
+        "no_auth": no_auth,
+    }
     with ExitStack() as stack:
         stack.enter_context(private_files())
         if demo:
@@ -184,7 +201,7 @@ def serve(
     """
     from tegula.catalog import Catalog, packaged_fingerprint
     from tegula.server.api.app import create_app
-    from tegula.server.engine import device_of, discover_devices
+    from tegula.server.engine import check_bundles, device_of, discover_devices
     from tegula.server.settings import log_as_json
     from tegula.server.store import Store
 
@@ -194,7 +211,9 @@ def serve(
     devices = (device_of("cpu", "CPU"),) if only_cpu else discover_devices()
     used = settings.devices or tuple(device.name for device in devices)
     # The ids of versions contain the weights: those of the package by their content.
-    weights = packaged_fingerprint() if settings.bundle == "mini" else settings.bundle
+    is_packaged = settings.models.identity == DEFAULT_BUNDLE
+    weights = packaged_fingerprint() if is_packaged else settings.models.identity
+    check_bundles([*([] if is_packaged else [settings.models]), *settings.bundles.values()])
     store, catalog = Store.open(settings), Catalog(weights)
     try:
         app = create_app(
@@ -378,6 +397,24 @@ SERVE = _ServeCommand(
         ],
         "Models": [
             Option(["--model", "--bundle", "bundle"], "What to run.", metavar="NAME|PATH"),
+            Option(["--controlnet"], "Another tile ControlNet.", metavar="NAME|PATH"),
+            Option(["--vae"], "Another autoencoder.", metavar="NAME|PATH"),
+            Option(
+                ["--lora", "loras"],
+                "A LoRA and its weight.",
+                multiple=True,
+                metavar="NAME[:WEIGHT]",
+            ),
+            Option(
+                ["--embedding", "embeddings"],
+                "A textual inversion.",
+                multiple=True,
+                metavar="NAME|FILE",
+            ),
+            Option(
+                ["--precision"], "What to compute in.", type=click.Choice(PRECISIONS), default=None
+            ),
+            LIBRARY,
             Option(["--device", "devices"], "Where to run.", multiple=True, metavar="DEVICE"),
         ],
         "Running": [

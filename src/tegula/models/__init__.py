@@ -3,6 +3,79 @@
 What may be named when a model is loaded stands here, where it is read without torch.
 """
 
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from tegula.schema import CheckedOptions
+
 DEFAULT_BUNDLE = "mini"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BACKENDS = ("torch", "openvino")
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """Split ``FILE:WEIGHT``; without a weight it is 1, also where a path has a colon.
+
+    Raises:
+        ValueError: the weight is infinite or no number.
+    """
+    file, _, end = text.rpartition(":")
+    try:
+        weight = float(end)
+    except ValueError:
+        return text, 1.0
+    if not math.isfinite(weight):
+        raise ValueError(f"the weight of {file} is a number, not {end}.")
+    return (file, weight) if file else (text, 1.0)
+
+
+def _loras_of(value: Any) -> Any:
+    """Take texts and pairs for LoRAs with their weights."""
+    if not isinstance(value, list | tuple):
+        return value
+    return tuple(parse_lora(each) if isinstance(each, str) else tuple(each) for each in value)
+
+
+Loras = Annotated[tuple[tuple[str, float], ...], BeforeValidator(_loras_of)]
+
+
+class BundleSettings(CheckedOptions):
+    """A bundle with the parts that it is loaded with, as ``Upscaler.load`` takes them.
+
+    Each LoRA is a text, ``NAME`` or ``NAME:WEIGHT``, or a pair of both.
+    """
+
+    bundle: str = DEFAULT_BUNDLE
+    controlnet: str | None = None
+    vae: str | None = None
+    loras: Loras = ()
+    few_step: str | None = None
+    embeddings: tuple[str, ...] = ()
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+    @classmethod
+    def from_environment(cls) -> BundleSettings:
+        """Return what ``TEGULA_BUNDLE``, ``TEGULA_CONTROLNET`` and so on say.
+
+        Raises:
+            OptionError: one of them is wrong.
+        """
+        given: dict[str, Any] = {}
+        for name in cls.model_fields:
+            text = os.environ.get(f"TEGULA_{name.upper()}", "").strip()
+            is_list = name in ("loras", "embeddings")
+            if text:
+                given[name] = tuple(each.strip() for each in text.split(",")) if is_list else text
+        return cls(**given)
+
+    @property
+    def identity(self) -> str:
+        """The bundle's name, and whatever else is not left to the defaults."""
+        others = self.model_dump(exclude_defaults=True, exclude={"bundle", "precision"})
+        return self.bundle + (json.dumps(others, sort_keys=True) if others else "")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tegula.errors import ModelError, UnknownModelError
-from tegula.models import DEFAULT_BUNDLE
+from tegula.models import DEFAULT_BUNDLE, BundleSettings
 from tegula.models.hub import (
     HubRepository,
     OnBytes,
@@ -204,37 +204,90 @@ def load_bundle(
     import torch
 
     precision = torch.float32 if dtype is None else dtype
-    path = Path(reference).expanduser()
-    if reference == _MINI or (path / _MINI_FILE).is_file():
-        if any((controlnet, vae, loras, embeddings, few_step not in (None, "auto", "none"))):
-            raise ModelError(
-                "The mini bundle takes no ControlNet, VAE, LoRA or embedding of Stable "
-                "Diffusion; load a Stable Diffusion 1.5 bundle for them."
-            )
+    wanted = BundleSettings(
+        bundle=reference,
+        controlnet=controlnet,
+        vae=vae,
+        loras=tuple(loras),
+        few_step=few_step,
+        embeddings=tuple(embeddings),
+    )
+    mini = _mini_folder(wanted)
+    if mini is not None:
         from tegula.models.mini.bundle import load_mini
 
-        return load_mini(torch.device(device), precision, None if reference == _MINI else path)
+        own = None if reference == _MINI else mini
+        return load_mini(torch.device(device), precision, own)
     from tegula.models.sd15.load import load_sd15
 
-    model, name = reference, None
-    if reference not in BUNDLES:
-        model = resolve_file(reference, FileKind.CHECKPOINT)
-        path = Path(model).expanduser()
-    is_path_or_id = path.exists() or is_weights_file(model) or is_hub_id(model)
-    if reference in BUNDLES or not is_path_or_id:
-        entry = bundle_entry(reference)
-        replaced = [part for part, own in ((_CONTROLNET, controlnet), (_VAE, vae)) if own]
-        fetch_all(_absent([part for part in entry.parts if part not in replaced]))
-        model, name = entry.parts[0].repo, reference
-        vae = vae or (DEFAULT_VAE if _VAE in entry.parts else None)
+    model, chosen_vae = _model_and_vae(wanted)
     return load_sd15(
         model,
         controlnet=controlnet,
-        vae=vae,
+        vae=chosen_vae,
         loras=loras,
         few_step=few_step,
         embeddings=embeddings,
         device=device,
         dtype=precision,
-        name=name,
+        name=reference if reference in BUNDLES else None,
     )
+
+
+def check_bundle(wanted: BundleSettings) -> None:
+    """Make sure that a bundle and its parts can be loaded, without loading them.
+
+    What is not on this machine is downloaded.
+
+    Raises:
+        ModelError: as ``load_bundle`` does.
+        OptionError: as ``load_bundle`` does.
+    """
+    if _mini_folder(wanted) is not None:
+        return
+    from tegula.models.sd15.load import find_sd15
+
+    model, vae = _model_and_vae(wanted)
+    find_sd15(
+        model,
+        controlnet=wanted.controlnet,
+        vae=vae,
+        loras=wanted.loras,
+        few_step=wanted.few_step,
+        embeddings=wanted.embeddings,
+    )
+
+
+def _mini_folder(wanted: BundleSettings) -> Path | None:
+    """Return the folder of a bundle of the mini family, None for others.
+
+    Raises:
+        ModelError: it is one, and parts of other families were given.
+    """
+    path = Path(wanted.bundle).expanduser()
+    if wanted.bundle != _MINI and not (path / _MINI_FILE).is_file():
+        return None
+    few_step = wanted.few_step not in (None, "auto", "none")
+    if any((wanted.controlnet, wanted.vae, wanted.loras, wanted.embeddings, few_step)):
+        raise ModelError(
+            "The mini bundle takes no ControlNet, VAE, LoRA or embedding of Stable "
+            "Diffusion; load a Stable Diffusion 1.5 bundle for them."
+        )
+    return path
+
+
+def _model_and_vae(wanted: BundleSettings) -> tuple[str, str | None]:
+    """Return file, folder or hub id of a model, and its autoencoder unless it has one.
+
+    What a bundle with a name lacks is downloaded.
+    """
+    model = wanted.bundle
+    if model not in BUNDLES:
+        model = resolve_file(model, FileKind.CHECKPOINT)
+        if Path(model).expanduser().exists() or is_weights_file(model) or is_hub_id(model):
+            return model, wanted.vae
+    entry = bundle_entry(model)
+    given = ((_CONTROLNET, wanted.controlnet), (_VAE, wanted.vae))
+    replaced = [part for part, own in given if own]
+    fetch_all(_absent([part for part in entry.parts if part not in replaced]))
+    return entry.parts[0].repo, wanted.vae or (DEFAULT_VAE if _VAE in entry.parts else None)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -27,6 +27,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from tegula.models import BundleSettings
+from tegula.models.load import check_bundle
 from tegula.progress import Cancelled
 
 
@@ -40,6 +42,7 @@ class Job:
     version: the 64 hex digits of the catalogue's version that does the work.
     input: with paths in place of files.
     folder: an empty folder for the output files.
+    bundle: the name of its bundle in the settings; empty for the one of all others.
     """
 
     id: str
@@ -48,6 +51,7 @@ class Job:
     version: str
     input: Mapping[str, Any]
     folder: Path
+    bundle: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,18 @@ def discover_devices() -> tuple[Device, ...]:
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_devices).result()
+
+
+def check_bundles(bundles: Sequence[BundleSettings]) -> None:
+    """Make sure that bundles can be loaded, in a process of its own, which imports torch.
+
+    Raises:
+        ModelError: a part is missing, broken or of another family.
+        OptionError: a setting names what does not exist.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        for bundle in bundles:
+            pool.submit(check_bundle, bundle).result()
 
 
 def device_of(name: str, title: str) -> Device:

@@ -31,7 +31,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 from tegula.errors import OptionError, PathError
 from tegula.folders import server_folder
-from tegula.models import DEFAULT_BUNDLE
+from tegula.models import DEFAULT_BUNDLE, BundleSettings
 from tegula.schema import faults
 
 MIB = 1 << 20
@@ -92,7 +92,30 @@ class ServerSettings(BaseSettings):
         default=False, description="Ask for no token: every request is the account `local`."
     )
     bundle: str = Field(
-        default=DEFAULT_BUNDLE, description="The weights that every model runs with."
+        default=DEFAULT_BUNDLE,
+        description="The weights that models run with: what `--model` of `tegula upscale` takes.",
+    )
+    controlnet: str | None = Field(
+        default=None, description="Another tile ControlNet for `bundle`: name, path or hub id."
+    )
+    vae: str | None = Field(default=None, description="Another autoencoder for `bundle`.")
+    loras: Texts = Field(
+        default=(), description="LoRAs for `bundle`, each a name or path, with `:WEIGHT` if not 1."
+    )
+    few_step: str | None = Field(
+        default=None, description="A LoRA for few steps, as `--few-step` of `tegula upscale`."
+    )
+    embeddings: Texts = Field(
+        default=(), description="Embeddings for `bundle`, each a name or path."
+    )
+    precision: str = Field(
+        default="auto", description="What to compute in: `auto`, `fp32`, `bf16` or `fp16`."
+    )
+    bundles: Mapping[str, BundleSettings] = Field(
+        default={},
+        description="Bundles of their own for deployments and models, as a JSON object: under "
+        "`owner/name`, or `owner/name:version`, an object with `bundle`, `controlnet`, `vae`, "
+        "`loras`, `few_step`, `embeddings` and `precision`.",
     )
     devices: Texts = Field(
         default=(),
@@ -208,6 +231,19 @@ class ServerSettings(BaseSettings):
         return value.rstrip("/")
 
     @property
+    def models(self) -> BundleSettings:
+        """The bundle of everything that has none of its own.
+
+        Raises:
+            OptionError: a part of it is wrong.
+        """
+        return BundleSettings(**{name: getattr(self, name) for name in BundleSettings.model_fields})
+
+    def bundle_of(self, *references: str | None) -> str:
+        """Return the first of these references that has a bundle of its own, or else ""."""
+        return next((each for each in references if each in self.bundles), "") or ""
+
+    @property
     def store_url(self) -> str:
         """The SQLAlchemy URL in use."""
         return self.database_url or f"sqlite:///{self.folder / 'tegula.sqlite3'}"
@@ -230,7 +266,9 @@ def load_settings(file: Path | None = None, **given: Any) -> ServerSettings:
     from_file = {} if file is None else _read_object(file)
     from_environment = EnvSettingsSource(ServerSettings)()
     try:
-        return ServerSettings(**{**from_file, **from_environment, **given})
+        settings = ServerSettings(**{**from_file, **from_environment, **given})
+        _ = settings.models  # for its faults
+        return settings
     except ValidationError as error:
         raise OptionError(faults(ServerSettings, error, "setting")) from error
 
@@ -267,7 +305,7 @@ def _shown(name: str, default: Any) -> str:
         return "~/.local/share/tegula"  # on Linux; it must not depend on where docs are generated
     if name == "public_url":
         return "the address listened on"
-    if default is None or default == ():
+    if default is None or default in ((), {}):
         return "none"
     if isinstance(default, bool):
         return "yes" if default else "no"

@@ -221,7 +221,13 @@ def local_engines(
 ) -> list[Engine]:
     """Return one engine for each device; none has started its process yet."""
     options = RunnerOptions(
-        settings.bundle, catalog.weights, settings.max_pixels, settings.backend, settings.compile
+        settings.models,
+        catalog.weights,
+        settings.max_pixels,
+        settings.backend,
+        settings.compile,
+        settings.bundles,
+        settings.idle_unload_seconds,
     )
     spec = upscaling_spec(options)
     timeouts = Timeouts(settings.load_seconds, settings.hang_seconds, settings.cancel_seconds)

@@ -254,6 +254,11 @@ class PredictionRunner:
                 resolved.version,
                 self.inputs.read(prediction, resolved.files),
                 folder,
+                self.store.settings.bundle_of(
+                    prediction.deployment,
+                    f"{prediction.model}:{prediction.label or prediction.version}",
+                    prediction.model,
+                ),
             )
             recorder = _Recorder(self.store, prediction, is_list=resolved.is_list)
             with closing(engine.run(job, cancelled)) as events:

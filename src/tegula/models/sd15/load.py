@@ -40,7 +40,7 @@ from tegula.models.identify import (
 from tegula.models.identify import CONTROLNET as CONTROLNET_FILE
 from tegula.models.library import FileKind, find_file, list_files, resolve_file, unknown_file
 from tegula.models.sd15 import facts
-from tegula.models.sd15.lora import choose_few_step, fuse_loras
+from tegula.models.sd15.lora import FewStep, choose_few_step, fuse_loras
 from tegula.models.sd15.networks import Networks, assemble
 from tegula.models.sd15.parts import (
     AUTOENCODER,
@@ -117,23 +117,24 @@ def load_sd15(
         BrokenWeightsError: a part is damaged or of another family.
         OptionError: ``few_step`` is no LoRA that tegula knows.
     """
-    model = resolve_file(model, FileKind.CHECKPOINT)
-    source = _Source(
+    found = find_sd15(
         model,
-        controlnet and _named(controlnet, FileKind.CONTROLNET),
-        vae and _named(vae, FileKind.VAE),
-        Path(config) if config else STANDARD_CONFIG,
+        controlnet=controlnet,
+        vae=vae,
+        loras=loras,
+        few_step=few_step,
+        embeddings=embeddings,
+        config=config,
     )
-    loras = [(_named(file, FileKind.LORA), weight) for file, weight in loras]
-    embeddings = [str(existing_file(_named(f, FileKind.EMBEDDING))) for f in embeddings]
-    chosen = choose_few_step(loras, few_step)
+    parts, chosen = found.parts, found.chosen
     with _quiet():
-        parts = _find_parts(source)
-        networks = _load(parts, dtype, has_loras=bool(chosen.loras), has_words=bool(embeddings))
+        has_words = bool(found.embeddings)
+        networks = _load(parts, dtype, has_loras=bool(chosen.loras), has_words=has_words)
         refuse_mixed(networks)
-        add_inversions(networks.text_model, networks.tokenizer, embeddings)
+        add_inversions(networks.text_model, networks.tokenizer, found.embeddings)
         fuse_loras(networks, chosen.loras)
         light = light_autoencoder(device, dtype)
+    model = found.model
     path = Path(model)
     bundle = assemble(
         networks,
@@ -150,6 +151,50 @@ def load_sd15(
         warnings=(*bundle.warnings, *chosen.warnings),
         light_autoencoder=light,
     )
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model with all of its parts found, and nothing loaded.
+
+    model: its file, folder or hub id.
+    """
+
+    model: str
+    parts: _Parts
+    chosen: FewStep
+    embeddings: tuple[str, ...]
+
+
+def find_sd15(
+    model: str,
+    *,
+    controlnet: str | None = None,
+    vae: str | None = None,
+    loras: Sequence[tuple[str, float]] = (),
+    few_step: str | None = None,
+    embeddings: Sequence[str] = (),
+    config: str | None = None,
+) -> FoundModel:
+    """Find all that ``load_sd15`` would load, downloading what is not on this machine.
+
+    Raises:
+        UnknownModelError: a part is given by a name that no file has.
+        MissingWeightsError, BrokenWeightsError, OptionError: as ``load_sd15`` does.
+    """
+    model = resolve_file(model, FileKind.CHECKPOINT)
+    source = _Source(
+        model,
+        controlnet and _named(controlnet, FileKind.CONTROLNET),
+        vae and _named(vae, FileKind.VAE),
+        Path(config) if config else STANDARD_CONFIG,
+    )
+    named = [(_named(file, FileKind.LORA), weight) for file, weight in loras]
+    for file, _ in named:
+        if is_weights_file(file):
+            existing_file(file)
+    words = tuple(str(existing_file(_named(file, FileKind.EMBEDDING))) for file in embeddings)
+    return FoundModel(model, _find_parts(source), choose_few_step(named, few_step), words)
 
 
 def _named(reference: str, kind: FileKind) -> str:

@@ -1,0 +1,137 @@
+"""Several bundles beside each other in one engine, and what a server refuses to start with."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tegula.catalog import Catalog
+from tegula.errors import BrokenWeightsError, MissingWeightsError, OptionError, UnknownModelError
+from tegula.models import BundleSettings
+from tegula.models.load import check_bundle
+from tegula.server.engine import Job, check_bundles
+from tegula.server.runner import RunnerOptions, UpscaleRunner
+from tegula.server.settings import load_settings
+from tegula.upscaler import Upscaler
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """What was loaded; pictures are not made."""
+    found = []
+    monkeypatch.setattr(Upscaler, "load", lambda bundle, **parts: found.append((bundle, parts)))
+    monkeypatch.setattr("tegula.server.runner.run", lambda *arguments, **_: [arguments[2](())][:0])
+    monkeypatch.setattr("tegula.server.runner.validate", lambda *_: None)
+    return found
+
+
+def test_bundles_are_loaded_as_jobs_name_them_and_unloaded_when_idle(loads, monkeypatch, tmp_path):
+    clock = [0.0]
+    monkeypatch.setattr("tegula.server.runner.time.monotonic", lambda: clock[0])
+    own = BundleSettings(
+        bundle="painted",
+        controlnet="tile",
+        vae="mse",
+        loras=("detail:0.7", ("sharp", 0.3)),
+        embeddings=("bad-hands",),
+        precision="fp16",
+    )
+    options = RunnerOptions(
+        BundleSettings(), "w", 10**6, bundles={"acme/portraits": own}, idle_seconds=60.0
+    )
+    runner = UpscaleRunner("cpu", options)
+    version = Catalog("w").find().id
+
+    def job(bundle):
+        runner(Job("p", 1, "m", version, {}, tmp_path, bundle), lambda _: None, lambda: False)
+
+    assert [bundle for bundle, _ in loads] == ["mini"]
+    job("acme/portraits")
+    job("")
+    job("acme/portraits")
+    assert [bundle for bundle, _ in loads] == ["mini", "painted"]
+    assert runner.loaded == ("", "acme/portraits")
+    parts = loads[1][1]
+    assert parts["loras"] == (("detail", 0.7), ("sharp", 0.3))
+    names = ("controlnet", "vae", "embeddings", "precision")
+    assert [parts[name] for name in names] == ["tile", "mse", ("bad-hands",), "fp16"]
+    clock[0] = 61.0
+    job("")
+    assert runner.loaded == ("",)
+    job("acme/portraits")
+    assert [bundle for bundle, _ in loads] == ["mini", "painted", "painted"]
+
+
+def test_settings_name_bundles_for_deployments_versions_and_models(tmp_path, monkeypatch):
+    file = tmp_path / "settings.json"
+    own = {"bundle": "painted", "loras": ["a:0.5", ["b", 1]], "embeddings": ["c"]}
+    bundles = {"acme/portraits": own, "acme/model:v2": {}, "acme/model": {"vae": "mse"}}
+    file.write_text(json.dumps({"bundles": bundles, "loras": "x:0.5, y", "vae": "mse"}))
+    monkeypatch.setenv("TEGULA_BUNDLE", "base")
+    settings = load_settings(file)
+    assert settings.models == BundleSettings(bundle="base", vae="mse", loras=(("x", 0.5), ("y", 1)))
+    assert settings.bundles["acme/portraits"].loras == (("a", 0.5), ("b", 1.0))
+    assert settings.bundle_of("acme/portraits", "acme/model:v2", "acme/model") == "acme/portraits"
+    assert settings.bundle_of(None, "acme/model:v2", "acme/model") == "acme/model:v2"
+    assert settings.bundle_of(None, "acme/model:v1", "acme/model") == "acme/model"
+    assert settings.bundle_of(None, "tegula/upscale:1", "tegula/upscale") == ""
+    monkeypatch.setenv("TEGULA_BUNDLES", '{"a/b": {"bundel": "x"}}')
+    with pytest.raises(OptionError, match="bundel"):
+        load_settings(file)
+
+
+def test_the_environment_names_a_bundle_with_its_parts(monkeypatch):
+    monkeypatch.setenv("TEGULA_BUNDLE", "painted")
+    monkeypatch.setenv("TEGULA_LORAS", "a:0.5, b")
+    monkeypatch.setenv("TEGULA_EMBEDDINGS", "bad-hands")
+    monkeypatch.setenv("TEGULA_PRECISION", "bf16")
+    assert BundleSettings.from_environment() == BundleSettings(
+        bundle="painted", loras=("a:0.5", "b"), embeddings=("bad-hands",), precision="bf16"
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "message"),
+    [
+        ({}, MissingWeightsError, "control_v11f1e_sd15_tile"),
+        ({"bundle": "gone"}, UnknownModelError, "There is no bundle gone"),
+        ({"controlnet": "none", "vae": "gone"}, UnknownModelError, "no autoencoder gone"),
+        ({"controlnet": "none", "loras": ("gone.safetensors",)}, MissingWeightsError, "gone"),
+        ({"controlnet": "none", "embeddings": ("gone",)}, UnknownModelError, "no embedding gone"),
+        ({"controlnet": "odd.safetensors"}, BrokenWeightsError, "odd.safetensors is an embedding"),
+        ({"bundle": "mini", "vae": "mse"}, Exception, "mini bundle takes no"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_without_loading(
+    tmp_path, monkeypatch, parts, error, message
+):
+    monkeypatch.chdir(tmp_path)
+    save_file({"emb_params": torch.ones(1, 768)}, tmp_path / "odd.safetensors")
+    model = {
+        "model.diffusion_model.input_blocks.0.0.weight": torch.ones(320, 4, 3, 3),
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.ones(
+            320, 768
+        ),
+        "cond_stage_model.transformer.text_model.x": torch.ones(1),
+        "first_stage_model.x": torch.ones(1),
+    }
+    save_file(model, tmp_path / "painted.safetensors")
+    monkeypatch.setattr("tegula.models.files.StoredTensor.read", lambda _: pytest.fail("loaded"))
+    with pytest.raises(error, match=message):
+        check_bundle(BundleSettings(**{"bundle": "painted.safetensors", **parts}))
+
+
+def test_a_bundle_whose_parts_are_all_here_may_start(files, folder, tmp_path):
+    shutil.rmtree(folder / "controlnet")
+    check_bundle(BundleSettings(bundle=str(folder), controlnet=str(files.controlnet)))
+
+
+@pytest.mark.slow
+def test_a_start_that_cannot_work_is_refused_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
+    with pytest.raises(UnknownModelError, match="There is no bundle gone"):
+        check_bundles([BundleSettings(), BundleSettings(bundle="gone")])
