@@ -5,13 +5,14 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tegula.catalog import Catalog
 from tegula.errors import BrokenWeightsError, MissingWeightsError, OptionError, UnknownModelError
 from tegula.models import BundleSettings
 from tegula.models.load import check_bundle
-from tegula.server.engine import Job, check_bundles
+from tegula.server.engine import Job, OutputFile, check_bundles
 from tegula.server.runner import RunnerOptions, UpscaleRunner
 from tegula.server.settings import load_settings
 from tegula.upscaler import Upscaler
@@ -54,16 +55,48 @@ def test_bundles_are_loaded_as_jobs_name_them_and_unloaded_when_idle(loads, monk
     job("")
     job("acme/portraits")
     assert [bundle for bundle, _ in loads] == ["mini", "painted"]
-    assert runner.loaded == ("", "acme/portraits")
+    assert list(runner.loaded) == ["", "acme/portraits"]
     parts = loads[1][1]
     assert parts["loras"] == (("detail", 0.7), ("sharp", 0.3))
     names = ("controlnet", "vae", "embeddings", "precision")
     assert [parts[name] for name in names] == ["tile", "mse", ("bad-hands",), "fp16"]
     clock[0] = 61.0
     job("")
-    assert runner.loaded == ("",)
+    assert list(runner.loaded) == [""]
     job("acme/portraits")
     assert [bundle for bundle, _ in loads] == ["mini", "painted", "painted"]
+
+
+def test_a_job_runs_with_a_bundle_of_every_part(files, tmp_path):
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    for name in ("one", "two"):
+        lora = {
+            f"{layer}.lora_A.weight": torch.ones(1, 8),
+            f"{layer}.lora_B.weight": torch.ones(8, 1),
+        }
+        save_file(lora, tmp_path / f"{name}.safetensors")
+    save_file({"emb_params": torch.ones(1, 16)}, tmp_path / "calm.safetensors")
+    full = BundleSettings(
+        bundle=str(files.folder),
+        controlnet=str(files.controlnet),
+        vae=str(files.vae),
+        loras=(f"{tmp_path}/one.safetensors:0.5", f"{tmp_path}/two.safetensors"),
+        embeddings=(f"{tmp_path}/calm.safetensors",),
+    )
+    bundles = {"acme/full": full, "acme/plain": full.replaced(loras=())}
+    runner = UpscaleRunner("cpu", RunnerOptions(BundleSettings(), "w", 10**6, bundles=bundles))
+    Image.effect_noise((24, 24), 64).convert("RGB").save(tmp_path / "in.png")
+    given = {"image": tmp_path / "in.png", "prompt": "calm", "scale": 2, "seed": 1}
+    results = []
+    for bundle in ("acme/full", "acme/plain", "acme/full"):
+        folder = tmp_path / f"out{len(results)}"
+        folder.mkdir()
+        events = []
+        job = Job("p", 1, "m", Catalog("w").find().id, given, folder, bundle)
+        runner(job, events.append, lambda: False)
+        (output,) = (event for event in events if isinstance(event, OutputFile))
+        results.append(list(Image.open(output.path).getdata()))
+    assert results[0] == results[2] != results[1]
 
 
 def test_settings_name_bundles_for_deployments_versions_and_models(tmp_path, monkeypatch):

@@ -247,7 +247,15 @@ def _find_parts(source: _Source) -> _Parts:
     found = finder.parts_of_file if is_weights_file(source.model) else finder.parts_of_folder
     finder.look()
     if finder.absent:
-        fetch_all(finder.absent)
+        try:
+            fetch_all(finder.absent)
+        except MissingWeightsError as error:
+            if all(each.repo != facts.DEFAULT_CONTROLNET for each in finder.absent):
+                raise
+            raise MissingWeightsError(
+                f"{error} For the ControlNet its single file, control_v11f1e_sd15_tile.pth in "
+                f"{models_folder() / 'controlnet'}, does too; --controlnet none runs without."
+            ) from error
     return found()
 
 
