@@ -1,8 +1,10 @@
 """Several bundles beside each other in one engine, and what a server refuses to start with."""
 
+import io
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -78,8 +80,8 @@ def test_a_job_runs_with_a_bundle_of_every_part(files, tmp_path):
     save_file({"emb_params": torch.ones(1, 16)}, tmp_path / "calm.safetensors")
     full = BundleSettings(
         bundle=str(files.folder),
-        controlnet=str(files.controlnet),
-        vae=str(files.vae),
+        controlnet=str(files.folder / "controlnet"),
+        vae=str(files.folder / "vae"),
         loras=(f"{tmp_path}/one.safetensors:0.5", f"{tmp_path}/two.safetensors"),
         embeddings=(f"{tmp_path}/calm.safetensors",),
     )
@@ -95,8 +97,9 @@ def test_a_job_runs_with_a_bundle_of_every_part(files, tmp_path):
         job = Job("p", 1, "m", Catalog("w").find().id, given, folder, bundle)
         runner(job, events.append, lambda: False)
         (output,) = (event for event in events if isinstance(event, OutputFile))
-        results.append(list(Image.open(output.path).getdata()))
-    assert results[0] == results[2] != results[1]
+        results.append(np.asarray(Image.open(io.BytesIO(output.path.read_bytes()))))
+    assert np.array_equal(results[0], results[2])
+    assert not np.array_equal(results[0], results[1])
 
 
 def test_settings_name_bundles_for_deployments_versions_and_models(tmp_path, monkeypatch):
