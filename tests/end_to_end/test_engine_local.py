@@ -126,6 +126,18 @@ def test_errors_of_ours_are_told_and_others_are_not(make_engine, run):
     assert engine.pid is not None
 
 
+def test_errors_name_inputs_and_no_path_of_the_server(make_engine, tmp_path, capfd):
+    kept = tmp_path / "files" / "ab" / "abcd"
+    engine = make_engine()
+    for do, words in (
+        ("miss_input", "image is a damaged or truncated image; save it again."),
+        ("miss_weights", "There is no LoRA file style.safetensors; check https://a.example/b/c."),
+    ):
+        job = Job("name", 1, "tegula/upscale", "ab", {"do": do, "image": kept}, tmp_path)
+        assert list(engine.run(job, lambda: False))[-1] == Failed(words)
+    assert str(kept) in capfd.readouterr().err  # the operator's log says which
+
+
 def test_what_a_process_logs_is_json_and_names_the_prediction(make_engine, run, capfd):
     run(make_engine(), "stumble")
     (line,) = (json.loads(line) for line in capfd.readouterr().err.splitlines())

@@ -371,6 +371,37 @@ def test_the_lines_of_a_request_name_its_prediction(server: Server, caplog):
     assert {line["prediction"] for line in asked} == {made["id"]}
 
 
+def test_the_log_has_the_clients_address_and_nothing_that_opens_a_link(server: Server, caplog):
+    caplog.handler.setFormatter(JsonLines())
+    with caplog.at_level(logging.INFO, "tegula"):
+        made = server.create()
+        server.work()
+        output = server.get(f"/v1/predictions/{made['id']}").json()["output"]
+        shared = server.post(f"/v1/predictions/{made['id']}/share").json()["url"]
+        token = shared.rpartition("=")[2]
+        upload = server.client.post("/v1/files", files={"content": ("a.png", PNG)}).json()
+        signature = server.store.links.signer.download("ana", upload["id"], 2_000_000_000)
+        download = {"owner": "ana", "expiry": 2_000_000_000, "signature": signature}
+        stream = made["urls"]["stream"]
+        paths = [output, stream, stream.replace("/v1/files/streams", "/streams"), shared]
+        for path in (*paths, f"/v1/shared/{token}", f"/v1/shared/{token}/source"):
+            assert server.get(path, headers=NOBODY).status_code == 200
+        address = f"/v1/files/{upload['id']}/download"
+        assert server.get(address, params=download, headers=NOBODY).status_code == 200
+    secrets = (token, signature, server.token, *(path.split("/")[-1] for path in paths[1:3]))
+    assert not [secret for secret in (*secrets, output.split("/")[4]) if secret in caplog.text]
+    lines = [json.loads(line) for line in caplog.text.splitlines() if line.startswith("{")]
+    asked = [line for line in lines if line["logger"] == "tegula.api" and "seconds" in line]
+    assert {line["client"] for line in asked} == {"testclient"}
+    assert "GET /o/.../out-0.png 200" in {line["message"] for line in asked}
+
+
+def test_a_file_input_that_cannot_be_read_is_named(server: Server):
+    body = {"version": "tegula/upscale", "input": {"image": "data:image/png;base64,!!"}}
+    (wrong,) = server.post("/v1/predictions", body).json()["invalid_fields"]
+    assert wrong["field"] == "input.image"
+
+
 def tegula(folder, *words: str) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, "-m", "tegula", *words, "--folder", str(folder)]
     return subprocess.run(program, capture_output=True, text=True, check=False)

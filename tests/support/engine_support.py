@@ -73,6 +73,15 @@ def refuse(job: Job, cancelled: Cancelled) -> None:
     raise ImageError("The input is no image.")
 
 
+def miss_input(job: Job, cancelled: Cancelled) -> None:
+    raise ImageError(f"{job.input['image']} is a damaged or truncated image; save it again.")
+
+
+def miss_weights(job: Job, cancelled: Cancelled) -> None:
+    weights = job.folder / "weights" / "style.safetensors"
+    raise MissingWeightsError(f"There is no LoRA file {weights}; check https://a.example/b/c.")
+
+
 def stumble(job: Job, cancelled: Cancelled) -> None:
     raise ZeroDivisionError("a secret path")
 
@@ -95,6 +104,8 @@ ACTS = {
         hang,
         run_out_of_memory,
         refuse,
+        miss_input,
+        miss_weights,
         stumble,
         wait,
     )

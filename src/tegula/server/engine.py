@@ -192,6 +192,33 @@ def _devices() -> tuple[Device, ...]:
     return (device_of("cpu", f"CPU ({platform.machine()})"),)
 
 
+# A path at the beginning of a word: of a URL, a fraction or "and/or" something stands before it.
+_FOLDERS_OF_PATH = re.compile(
+    r"""(?<![^\s'"(\[=])(?:[A-Za-z]:)?[/\\](?:[^\s'"/\\]+[/\\])*(?=[^\s/\\])"""
+)
+
+
+def public_words(text: str, inputs: Mapping[str, Any] | None = None) -> str:
+    """Return a sentence as clients may see it: without any path of this server.
+
+    The file of an input is called by the name of the input, and any other by its own name.
+
+    Args:
+        text: a sentence for the log or of an error.
+        inputs: those of the job, with paths in place of files.
+
+    >>> public_words("/data/files/ab/abcd is empty.", {"image": Path("/data/files/ab/abcd")})
+    'image is empty.'
+    >>> public_words("There is no LoRA file /srv/weights/style.safetensors; check the path.")
+    'There is no LoRA file style.safetensors; check the path.'
+    """
+    for name, value in (inputs or {}).items():
+        for path in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(path, Path):
+                text = text.replace(str(path), name)
+    return _FOLDERS_OF_PATH.sub("", text)
+
+
 def progress_line(fraction: float, spent: float, left: float | None) -> str:
     """Return a line of progress for the log, in the form that Replicate's clients parse.
 

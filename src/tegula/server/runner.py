@@ -38,6 +38,7 @@ from tegula.server.engine import (
     OutputFile,
     Progressed,
     Started,
+    public_words,
 )
 from tegula.server.settings import log_as_json, log_context
 
@@ -312,7 +313,7 @@ def main(pipe: Connection, spec: RunnerSpec, device: str, log_level: int) -> Non
             try:
                 runner(job, emit, _CancelCheck(job.id, cancelled, emit))
             except Exception as error:
-                end = _failure(error)
+                end = _failure(error, job.input)
         # Forgotten before the end is sent: the same prediction may be the next job, and then a
         # new cancellation of it may come at once.
         cancelled.discard(job.id)
@@ -352,15 +353,18 @@ class _CancelCheck:
         return self._job_id in self._cancelled
 
 
-def _failure(error: Exception) -> Failed:
+def _failure(error: Exception, inputs: Mapping[str, Any] | None = None) -> Failed:
     """Return how a job ended; only the words of our own errors are fit for its caller."""
+    words = public_words(str(error), inputs)
+    if words != str(error):
+        log.warning("%s", error)  # the operator needs the path
     if isinstance(error, CancelledError):
-        return Failed(str(error), cancelled=True)
+        return Failed(words, cancelled=True)
     if isinstance(error, OutOfMemoryError | MemoryError):
-        words = str(error) if isinstance(error, OutOfMemoryError) else "It ran out of memory."
+        words = words if isinstance(error, OutOfMemoryError) else "It ran out of memory."
         return Failed(words, lost=True)
     if isinstance(error, TegulaError):
-        return Failed(str(error))
+        return Failed(words)
     log.exception("A prediction met an error that nobody expected.", exc_info=error)
     return Failed(f"The model failed with an internal error ({type(error).__name__}).")
 
@@ -440,7 +444,7 @@ class UpscaleRunner:
             lambda loras: self._upscaler(job.bundle, loaded, tuple(loras)),
             max_pixels=self._options.max_pixels,
             on_progress=lambda progress: emit(Progressed(progress.fraction, progress.seconds_left)),
-            on_log=lambda text: emit(Log(text)),
+            on_log=lambda text: emit(Log(public_words(text, job.input))),
             cancelled=cancelled,
         )
         for output in outputs:

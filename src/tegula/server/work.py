@@ -34,6 +34,7 @@ from tegula.server.engine import (
     Progressed,
     Started,
     progress_line,
+    public_words,
 )
 from tegula.server.fetch import Fetcher
 from tegula.server.files import Files, decode_data_uri, is_data_uri
@@ -272,7 +273,7 @@ class PredictionRunner:
                         return
                     recorder.record(event)
         except TegulaError as error:
-            queue.fail(prediction.id, prediction.attempt, str(error))
+            queue.fail(prediction.id, prediction.attempt, public_words(str(error)))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

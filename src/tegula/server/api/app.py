@@ -26,7 +26,7 @@ from tegula.server.api import account, deployments, files, models, pages, predic
 from tegula.server.api.bodies import BytesInFlight, UnstorableError, invalid_request
 from tegula.server.api.create import RetriedRequests
 from tegula.server.api.errors import ProblemError, not_found
-from tegula.server.api.gate import CREATE, OTHER, Gate, OnePrefix, RateLimiter
+from tegula.server.api.gate import CREATE, OTHER, Gate, OnePrefix, RateLimiter, without_secrets
 from tegula.server.api.library import Library
 from tegula.server.api.service import Background, Hardware, Service
 from tegula.server.store import Store
@@ -190,5 +190,5 @@ def problem_of(error: TegulaError, path: str) -> ProblemError:
         return ProblemError(429, str(error), "Too busy", headers=headers)
     if isinstance(error, InputError):
         return ProblemError(422, str(error), "Invalid request")
-    LOG.error("%s: %s", path, error, exc_info=error)
+    LOG.error("%s: %s", without_secrets(path), error, exc_info=error)
     return ProblemError(500, _INTERNAL, "Internal error")

@@ -344,9 +344,12 @@ def _check(service: Service, wanted: PredictionRequest) -> None:
 def _keep_files(service: Service, account_id: str, wanted: PredictionRequest) -> Mapping[str, Any]:
     """Return the inputs with the data URIs among them kept as files."""
     names = [known.name for known in wanted.version.base.fields if known.kind == FILE]
-    try:
-        return service.store.files.adopt(wanted.inputs, account_id, names)
-    except TooLargeError as error:
-        raise ProblemError(413, str(error), "Too large") from error
-    except InputError as error:
-        raise invalid(InvalidField("format", "input", str(error))) from error
+    kept: dict[str, Any] = {}
+    for name, value in wanted.inputs.items():
+        try:
+            kept |= service.store.files.adopt({name: value}, account_id, names)
+        except TooLargeError as error:  # noqa: PERF203
+            raise ProblemError(413, f"input.{name}: {error}", "Too large") from error
+        except InputError as error:
+            raise invalid(InvalidField("format", f"input.{name}", str(error))) from error
+    return kept

@@ -72,6 +72,18 @@ _OWN_PROOF = re.compile(r"/v1/(files/[^/]+/download|(files/streams|streams|share
 """Paths of the API that need no token: a signature or a secret in the address opens them."""
 
 
+_SECRET = re.compile(r"(/o|/v1/(?:files/)?streams|/v1/shared)/[^/]+")
+
+
+def without_secrets(path: str) -> str:
+    """Return a path for the log: whoever reads that must not be able to open what it leads to.
+
+    >>> without_secrets("/o/01m8dp9j.c2lnbmF0dXJl/out-0.png")
+    '/o/.../out-0.png'
+    """
+    return _SECRET.sub(r"\1/...", path)
+
+
 def normalise(path: str) -> str:
     """Return the path with exactly one prefix.
 
@@ -312,9 +324,13 @@ class Gate:
             seconds = time.monotonic() - started
             self.metrics.count_request(scope["method"], answer.status, seconds)
             # By now a create has noted which prediction it made.
-            extra = {"prediction": _prediction_of(scope), "account": answer.account}
+            extra = {
+                "prediction": _prediction_of(scope),
+                "account": answer.account,
+                "client": scope["client"][0] if scope.get("client") else None,
+            }
             LOG.info(
-                "%s %s %d", scope["method"], scope["path"], answer.status,
+                "%s %s %d", scope["method"], without_secrets(scope["path"]), answer.status,
                 extra={"seconds": round(seconds, 4), **extra},
             )  # fmt: skip
 
