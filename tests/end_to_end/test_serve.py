@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import socket
 import subprocess
@@ -74,6 +75,21 @@ def test_a_picture_that_is_none_fails_with_a_sentence(api):
     assert made["error"].endswith(".")
 
 
+def status_of_a_slow_upload(url, headers):
+    """Send a body in parts with pauses, as clients do that send on while they are refused."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    connection.putrequest("POST", "/v1/predictions")
+    for name, value in {**headers, "content-length": "5000"}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    for _ in range(5):
+        time.sleep(0.1)
+        connection.send(b"x" * 1000)
+    with connection.getresponse() as answer:
+        connection.close()
+        return answer.status
+
+
 def test_a_server_that_stops_answers_who_waits_and_goes_on_with_what_runs(tmp_path):
     def ask(method, path, **options):
         with httpx.Client(base_url=live.url, headers=me, timeout=30) as client:
@@ -102,6 +118,7 @@ def test_a_server_that_stops_answers_who_waits_and_goes_on_with_what_runs(tmp_pa
         assert refused.headers["retry-after"] == "1"
         assert refused.headers["x-should-retry"] == "true"
         assert refused.headers["connection"] == "close"
+        assert status_of_a_slow_upload(live.url, me) == 503
         assert ask("GET", "/readyz").status_code == 503
         assert ask("GET", "/healthz").status_code == 200
         assert ask("GET", urls["get"]).json()["status"] == "processing"

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import uvicorn
 from api_support import DATA_URI, PNG, Server, open_server
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
-from tegula.server.api.app import create_app
+from tegula.server.api.app import GracefulServer, create_app
 from tegula.server.api.bodies import BoundedBody, BytesInFlight, ReceivedBody, parse_json
 from tegula.server.api.create import parse_cancel_after, parse_prefer
 from tegula.server.api.errors import ProblemError
@@ -369,6 +370,22 @@ def test_the_lines_of_a_request_name_its_prediction(server: Server, caplog):
     asked = [line for line in lines if line["logger"] == "tegula.api"]
     assert len(asked) == 4
     assert {line["prediction"] for line in asked} == {made["id"]}
+
+
+@pytest.mark.parametrize(("grace", "runs", "left"), [(30, 0.0, 30), (8, 1.5, 7), (1, 0.0, 5)])
+def test_answers_on_their_way_have_what_the_runs_leave_of_the_grace(monkeypatch, grace, runs, left):
+    class Stopping:
+        async def stop(self):
+            await asyncio.sleep(runs)
+
+    async def shutdown(server, _sockets=None):
+        seen.append(server.config.timeout_graceful_shutdown)
+
+    seen = []
+    monkeypatch.setattr(uvicorn.Server, "shutdown", shutdown)
+    config = uvicorn.Config(lambda: None, timeout_graceful_shutdown=grace)
+    asyncio.run(GracefulServer(config, Stopping()).shutdown())
+    assert seen == [left]
 
 
 def test_the_log_has_the_clients_address_and_nothing_that_opens_a_link(server: Server, caplog):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ipaddress
+import math
 import os
 import signal
 import sys
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from tegula.server.supervisor import Supervisor
 
 _EXTRA_COMMAND = "pip install 'tegula[server]'"
-_CLOSE_CONNECTIONS_S = 5
 _KEEP_CONNECTIONS_S = 75
 """Longer than proxies keep an idle connection; they would send into one closed by us."""
 _M_ARENA_MAX = -8
@@ -222,7 +222,8 @@ def serve(
             hardware=_hardware(used, devices),
             background=_background(store, catalog, used, grace),
         )
-        _listen(app, address, lambda: _greet(settings, _demo_token(store) if demo else None))
+        token = _demo_token(store) if demo else None
+        _listen(app, address, grace, lambda: _greet(settings, token))
     finally:
         store.close()
 
@@ -272,7 +273,7 @@ def _background(
     return [WebhookSender(store, fetcher), Sweeper(store), _Graceful(supervisor, grace)]
 
 
-def _listen(app: FastAPI, address: Address, greet: Callable[[], None]) -> None:
+def _listen(app: FastAPI, address: Address, grace: float, greet: Callable[[], None]) -> None:
     import uvicorn
 
     from tegula.server.api.app import GracefulServer
@@ -285,7 +286,7 @@ def _listen(app: FastAPI, address: Address, greet: Callable[[], None]) -> None:
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_CONNECTIONS_S,
-        timeout_graceful_shutdown=_CLOSE_CONNECTIONS_S,
+        timeout_graceful_shutdown=math.ceil(grace),
         ssl_certfile=address.cert,
         ssl_keyfile=address.key and str(address.key),
     )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -49,6 +51,7 @@ _ROUTERS = (
     account.operations_router,
     pages.router,
 )
+_CLOSE_CONNECTIONS_S = 5
 _INTERNAL = "The server has a problem of its own; its log says more."
 
 
@@ -114,11 +117,20 @@ class GracefulServer(uvicorn.Server):
         self._service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let the service stop, and then close the connections."""
+        """Let the service stop, and then close the connections.
+
+        ``timeout_graceful_shutdown`` bounds both: what it leaves of the time, but a few seconds at
+        the least, is for answers that are on their way.
+        """
+        began = time.monotonic()
         stop = asyncio.ensure_future(self._service.stop())
         while not stop.done() and not self.force_exit:
             await asyncio.wait([stop], timeout=0.5)
             await self.on_tick(0)  # keeps the Date header right
+        longest = self.config.timeout_graceful_shutdown
+        if longest is not None:
+            left = math.ceil(longest - (time.monotonic() - began))
+            self.config.timeout_graceful_shutdown = max(left, _CLOSE_CONNECTIONS_S)
         await super().shutdown(sockets)
 
 

@@ -7,6 +7,8 @@ headers that every answer carries, and counts and logs the answer.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import logging
 import math
@@ -251,6 +253,7 @@ class RateLimiter:
 # The gate itself.
 
 CREATE, OTHER = "create", "other"
+_READ_OFF_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -318,6 +321,8 @@ class Gate:
                     await self._admit(scope, answer)
                     await self.app(scope, self._bounded_body(scope, receive, received), answer)
                 except ProblemError as problem:
+                    if self.is_stopping():
+                        await _read_off(receive, self.settings.max_body_bytes)
                     await problem.response()(scope, receive, answer)
         finally:
             received.release()
@@ -374,6 +379,25 @@ class Gate:
         if length.isdigit() and (len(length) > 18 or int(length) > limit):
             raise too_large(limit)
         return BoundedBody(receive, limit, self.settings.least_body_rate, received)
+
+
+async def _read_off(receive: Receive, limit: int) -> None:
+    """Read a body that nobody wants, before its connection is closed.
+
+    A client that still sends would be answered by a reset, and could not tell that it may send
+    the request again.
+    """
+
+    async def read() -> None:
+        left = limit
+        while left >= 0:
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(read(), _READ_OFF_S)
 
 
 def _prediction_of(scope: Scope) -> str | None:
