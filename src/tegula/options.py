@@ -523,8 +523,8 @@ def target_size(options: UpscaleOptions, width: int, height: int) -> tuple[int, 
     target = max(1, round(width * factors[0])), max(1, round(height * factors[1]))
     if target[0] * target[1] > options.max_pixels:
         raise TooLargeError(
-            f"The result would be {target[0]}x{target[1]} = {target[0] * target[1]:,} pixels, "
-            f"above the limit of {options.max_pixels:,}; ask for less or raise max_pixels."
+            f"The result would be {target[0]}x{target[1]} = {target[0] * target[1]:,} pixels; "
+            f"at most {options.max_pixels:,} are allowed (max_pixels)."
         )
     return target
 

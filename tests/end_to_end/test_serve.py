@@ -29,7 +29,7 @@ def api(tmp_path):
             yield client
 
 
-def test_a_picture_is_uploaded_enlarged_and_read_back(api):
+def test_a_picture_is_uploaded_enlarged_and_read_back(api, tmp_path):
     uploaded = api.post("/v1/files", files={"content": ("photo.png", photo())}).json()
     body = {"input": {"image": uploaded["urls"]["get"], "scale": 2, "seed": 1}}
     answer = api.post(
@@ -44,6 +44,7 @@ def test_a_picture_is_uploaded_enlarged_and_read_back(api):
     listed = api.get("/v1/predictions").json()["results"][0]["output"]
     picture = Image.open(io.BytesIO(api.get(listed, headers={"authorization": ""}).content))
     assert picture.size == (128, 96)
+    assert not [path for path in tmp_path.rglob("*") if path.stat().st_mode & 0o077]
 
 
 def test_a_port_that_is_taken_is_told_in_a_sentence(tmp_path):
@@ -72,7 +73,7 @@ def test_a_picture_that_is_none_fails_with_a_sentence(api):
     body = {"version": "tegula/upscale", "input": given}
     made = api.post("/v1/predictions", json=body, headers={"prefer": "wait"}).json()
     assert made["status"] == "failed"
-    assert made["error"].endswith(".")
+    assert made["error"].startswith("image is not a PNG, JPEG, ")
 
 
 def status_of_a_slow_upload(url, headers):
@@ -127,3 +128,6 @@ def test_a_server_that_stops_answers_who_waits_and_goes_on_with_what_runs(tmp_pa
     with live_server(tmp_path) as again:
         made = again.store.predictions.page(None).items
         assert [one.status.value for one in made] == ["succeeded"]
+        stream = again.url + httpx.URL(urls["stream"]).path
+        text = httpx.get(stream, headers={"last-event-id": "0"}).text
+        assert ["event: output" in text, "event: done" in text] == [True, True]

@@ -279,8 +279,8 @@ def check_size(width: int, height: int, max_pixels: int, name: str) -> None:
         raise ImageError(f"{name} is {width}x{height} and so has no pixels.")
     if width * height > max_pixels:
         raise TooLargeError(
-            f"{name} has {width}x{height} = {width * height:,} pixels, above the limit of "
-            f"{max_pixels:,}; give a smaller image or raise max_pixels."
+            f"{name} has {width}x{height} = {width * height:,} pixels; at most "
+            f"{max_pixels:,} are allowed (max_pixels)."
         )
 
 
