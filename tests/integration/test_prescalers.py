@@ -22,6 +22,7 @@ from tegula.models.device import is_out_of_memory, pick_device, pick_dtype
 from tegula.models.prescalers import is_installed, list_prescalers
 from tegula.models.prescalers.load import load_prescaler, read_ncnn
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
+from tegula.models.spandrel_networks import torchvision_replaced
 from tegula.pipeline.prescale import run_network
 
 CPU = torch.device("cpu")
@@ -354,3 +355,26 @@ def test_running_out_of_memory_is_recognised_in_all_its_forms():
     cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
     assert all(map(is_out_of_memory, (cpu, MemoryError(), torch.OutOfMemoryError("CUDA"))))
     assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_esrgan_plus_runs_through_spandrel(tmp_path):
+    with torchvision_replaced():
+        esrgan = pytest.importorskip("spandrel.architectures.ESRGAN").ESRGAN
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = esrgan(num_filters=64, num_blocks=2, scale=2, plus=True).eval()
+    torch.save({"net_g": network.state_dict()}, tmp_path / "plus.pth")
+    prescaler = load_prescaler(str(tmp_path / "plus.pth"), torch.device("cpu"), torch.float32)
+    picture = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = network(picture).clamp(0, 1)
+        assert torch.allclose(prescaler.network(picture), expected, atol=1e-5)
+    assert prescaler.facts.factor == 2
+
+
+def test_a_grey_network_is_refused_by_its_channels(tmp_path):
+    state = SRVGGNetCompact(2).state_dict()
+    state["body.0.weight"] = state["body.0.weight"][:, :1].clone()
+    torch.save(state, tmp_path / "grey.pth")
+    with pytest.raises(BrokenWeightsError, match="takes 1 channels; give one for colour"):
+        load_prescaler(str(tmp_path / "grey.pth"), torch.device("cpu"), torch.float32)

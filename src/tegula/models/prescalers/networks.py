@@ -214,6 +214,8 @@ def network_of(tensors: Tensors, where: str) -> RRDBNet | SRVGGNetCompact | None
     Raises:
         BrokenWeightsError: they are those of one of the two, and do not fit it.
     """
+    if any(".conv1x1." in name for name in tensors):
+        return None  # ESRGAN+, whose blocks have a branch more
     tensors = _unify_names(tensors)
     if "conv_first.weight" in tensors and "conv_body.weight" in tensors:
         network: RRDBNet | SRVGGNetCompact = _rrdb_of(tensors, where)
@@ -246,6 +248,11 @@ def _compact_of(tensors: Tensors, where: str) -> SRVGGNetCompact:
     if factor < 1 or last % 2 or first.dim() != 4:
         raise BrokenWeightsError(
             f"{where} cannot be used as a prescaler: its layers are not those of a SRVGGNetCompact."
+        )
+    if first.shape[1] != 3 or final is None or final.shape[0] != 3 * factor**2:
+        raise BrokenWeightsError(
+            f"{where} cannot be used as a prescaler: its network takes {first.shape[1]} channels; "
+            f"give one for colour pictures."
         )
     return SRVGGNetCompact(last // 2 - 1, first.shape[0], factor)
 
