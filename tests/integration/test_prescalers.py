@@ -368,6 +368,7 @@ def test_esrgan_plus_runs_through_spandrel(tmp_path):
     picture = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = network(picture).clamp(0, 1)
+        assert prescaler.network is not None
         assert torch.allclose(prescaler.network(picture), expected, atol=1e-5)
     assert prescaler.facts.factor == 2
 

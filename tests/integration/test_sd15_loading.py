@@ -8,15 +8,22 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffusionPipeline
 from diffusers import UNet2DConditionModel as UNet
 from safetensors.torch import load_file, save_file
-from sd15_layout import checkpoint_shapes
+from sd15_layout import checkpoint_shapes, controlnet_shapes
 from sd15_support import changed_checkpoint, load_single_file, result
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tegula.errors import MissingWeightsError
 from tegula.models.files import StoredTensor, read_json
+from tegula.models.identify import identify
 from tegula.models.sd15.facts import SCHEDULER
 from tegula.models.sd15.load import load_sd15
-from tegula.models.sd15.parts import STANDARD_CONFIG
+from tegula.models.sd15.parts import (
+    AUTOENCODER,
+    CONTROLNET,
+    STANDARD_CONFIG,
+    TEXT_MODEL,
+    UNET,
+)
 from tests.tiny.networks import tiny_bundle, tiny_networks
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -368,6 +375,27 @@ def test_no_weight_is_held_twice_while_loading(files, monkeypatch):
     load_single_file(files, dtype=torch.bfloat16)
     assert len(most) > 100
     assert max(most) <= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes"),
+    [
+        (UNET, checkpoint_shapes()),
+        (AUTOENCODER, checkpoint_shapes()),
+        (TEXT_MODEL, checkpoint_shapes()),
+        (CONTROLNET, controlnet_shapes()),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_every_weight_of_the_release_has_its_place(kind, shapes):
+    settings = read_json(STANDARD_CONFIG / kind.folder / "config.json")
+    with torch.device("meta"):
+        model = kind.build(settings)
+    names = kind.names(shapes, settings)
+    for name, parameter in model.named_parameters():
+        found = [side for side in shapes[names[name]] if side != 1]
+        assert found == [side for side in parameter.shape if side != 1], name
+    assert str(identify(shapes)).endswith("for Stable Diffusion 1.5")
 
 
 _MEASURED = """

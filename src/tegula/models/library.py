@@ -90,10 +90,17 @@ class LibraryFile:
 def library_folders() -> tuple[Path, ...]:
     """Return the folders that are searched, the models folder first."""
     named = os.environ.get(LIBRARY_VARIABLE, "").split(os.pathsep)
-    programs = [Path.cwd() / name for name in _PROGRAMS] + [Path.home() / n for n in _PROGRAMS]
+    programs = [base / name for base in (Path.cwd(), *_home()) for name in _PROGRAMS]
     folders = [models_folder(), *(Path(name).expanduser() for name in named if name), *programs]
     there = {os.path.realpath(folder): folder for folder in reversed(folders) if folder.is_dir()}
     return tuple(folder for folder in folders if folder in there.values())
+
+
+def _home() -> tuple[Path, ...]:
+    try:
+        return (Path.home(),)
+    except RuntimeError:  # a user without an entry, as in some containers
+        return ()
 
 
 def search_also(folders: Sequence[Path]) -> None:
