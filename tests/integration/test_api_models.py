@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from datetime import timedelta
 
 import pytest
@@ -332,6 +333,22 @@ def test_the_webhook_secret_has_the_form_that_both_clients_split(server: Server)
     assert re.fullmatch(r"whsec_[A-Za-z0-9+/]{32,}={0,2}", key)
     assert server.get("/v1/webhooks/default/secret").json()["key"] == key
     assert server.post("/v1/webhooks/default/secret/rotate").json()["key"] != key
+
+
+def test_a_create_does_not_wait_for_a_slow_name_server(tmp_path, monkeypatch):
+    def resolve(_host, _port):
+        answered.wait(20)
+        return ["10.0.0.7"]
+
+    answered = threading.Event()
+    monkeypatch.setattr("tegula.server.api.service._NAME_LOOKUP_S", 0.05)
+    server = open_server(tmp_path, fetch_private=False)
+    server.client.app.state.service.resolve = resolve
+    body = {"version": "tegula/upscale", "input": {"image": DATA_URI}}
+    made = server.post("/v1/predictions", {**body, "webhook": "https://a.example/hook"})
+    answered.set()
+    assert made.status_code == 201
+    server.store.close()
 
 
 def test_deliveries_are_listed_and_replayed(server: Server):

@@ -122,6 +122,7 @@ class GracefulServer(uvicorn.Server):
         ``timeout_graceful_shutdown`` bounds both: what it leaves of the time, but a few seconds at
         the least, is for answers that are on their way.
         """
+        LOG.info("Stopping; what runs may finish, and new predictions are refused.")
         began = time.monotonic()
         stop = asyncio.ensure_future(self._service.stop())
         while not stop.done() and not self.force_exit:
