@@ -132,6 +132,30 @@ def test_a_model_of_one_picture_has_no_list(store, supervise):
     assert ended(store, ask(store).id).output["name"] == "out-0.png"
 
 
+def test_a_job_names_the_bundle_of_its_deployment_or_else_of_its_model(tmp_path):
+    bundles = {"ada/portraits": {"bundle": "painted"}, "acme/own": {"vae": "mse"}}
+    store = open_store(tmp_path / "own", utc_now, bundles=bundles)
+    engine = HereEngine()
+    supervisor = Supervisor(
+        store,
+        [engine],
+        lambda _: ResolvedVersion("ab", (), True),
+        InputReader(store.files, Fetcher(Policy(), tls=ssl.create_default_context()), 1000, 1.0),
+    )
+    supervisor.start()
+    wanted = [
+        {"deployment": "ada/portraits", "model": "acme/own"},
+        {"model": "acme/own"},
+        {"deployment": "ada/others"},
+        {},
+    ]
+    for values in wanted:
+        ended(store, ask(store, **values).id)
+    supervisor.stop()
+    store.close()
+    assert [job.bundle for job in engine.ran] == ["ada/portraits", "acme/own", "", ""]
+
+
 def test_cancelling_a_running_prediction_frees_the_engine(store, supervise):
     supervise(HereEngine())
     name = ask(store, input={"do": "wait"}).id
