@@ -124,7 +124,7 @@ def live_server(
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
+    for _ in range(3000):
         if condition():
             return
         time.sleep(0.02)
