@@ -115,9 +115,9 @@ class Upscaler:
 
         Args:
             bundle: a name that ``tegula models`` lists, a hub id, a diffusers folder, or
-                a single-file ``.safetensors`` checkpoint.
+                a single-file checkpoint. Parts may be given by such names, too.
             controlnet: hub id, folder or file of the tile ControlNet, if the bundle's own
-                is not wanted.
+                is not wanted; ``none`` does without.
             vae: hub id, folder or file of another autoencoder.
             loras: (hub id or file, weight) of LoRAs, fused in this order.
             few_step: a LoRA for few steps, by file or by name (hyper-4, tcd, lcm, ...), or

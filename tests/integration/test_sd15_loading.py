@@ -115,6 +115,14 @@ def test_a_bundle_loads_without_controlnet_when_asked(files):
     assert load_sd15(str(files.folder), controlnet="none").denoiser.controlnet is None
 
 
+def test_a_controlnet_for_something_else_is_told_by_its_name(files, tmp_path):
+    for name, count in (("control_v11p_sd15_canny", 1), ("control_v11f1e_sd15_tile", 0)):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(files.controlnet.read_bytes())
+        warnings = load_single_file(files, controlnet=str(path)).warnings
+        assert [name in warning for warning in warnings] == [True] * count
+
+
 def test_loading_says_nothing_on_the_screen(files, capfd):
     load_single_file(files)
     load_sd15(str(files.folder))

@@ -148,7 +148,7 @@ def load_sd15(
     return dataclasses.replace(
         bundle,
         facts=dataclasses.replace(bundle.facts, presets=presets),
-        warnings=(*bundle.warnings, *chosen.warnings),
+        warnings=(*bundle.warnings, *chosen.warnings, *_warnings_of_name(parts.controlnet)),
         light_autoencoder=light,
     )
 
@@ -410,6 +410,19 @@ class _Finder:
             f"clip_l.safetensors into {models_folder() / 'text_encoder'}, or run tegula models "
             f"pull stable-diffusion-1.5."
         )
+
+
+_OTHER_CONTROL = (
+    r"canny|depth|openpose|lineart|scribble|_seg|softedge|normal|mlsd|inpaint|shuffle|ip2p|hed"
+)
+
+
+def _warnings_of_name(controlnet: Part | None) -> tuple[str, ...]:
+    """Warn of a ControlNet whose name tells another purpose: its weights do not."""
+    name = "" if controlnet is None else controlnet.source.name
+    if "tile" in name.lower() or not re.search(_OTHER_CONTROL, name, re.IGNORECASE):
+        return ()
+    return (f"{name} is not a ControlNet for tiles by its name; the picture may not be kept.",)
 
 
 def _usual(kind: FileKind, pattern: str) -> str | None:
