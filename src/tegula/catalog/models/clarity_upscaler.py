@@ -68,7 +68,7 @@ class ClarityUpscaler(Inputs):
         "<lora:SDXLrender_v2.0:1>",
         description="What the picture shows or should look like.",
         json_schema_extra=approximated(
-            "a LoRA tag counts where the `lora` folder of the models folder has a file of that "
+            "a LoRA tag counts where `tegula models` lists a LoRA of that "
             "name; otherwise it is left out, and the log says so"
         ),
     )

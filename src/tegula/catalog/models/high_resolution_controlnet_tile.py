@@ -149,8 +149,8 @@ class CurrentTile(_TileInputs):
         le=3,
         description="How much fine detail there is; below 0 there is less.",
         json_schema_extra=approximated(
-            "drives the LoRA `more_details.safetensors` where the `lora` folder of the models "
-            "folder has it; otherwise scales what diffusion changed, by 1 + (strength - 1) / 4"
+            "drives the LoRA `more_details.safetensors` where `tegula models` lists it; "
+            "otherwise scales what diffusion changed, by 1 + (strength - 1) / 4"
         ),
     )
     lora_sharpness_strength: float = Field(

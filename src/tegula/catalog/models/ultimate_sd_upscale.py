@@ -78,8 +78,8 @@ _NEGATIVE_PROMPT = Field(description="What to steer away from.")
 _UPSCALER = Field(
     description="The net that enlarges before diffusion.",
     json_schema_extra=approximated(
-        "UltraSharp and Siax run where the `prescalers` folder of the models folder has "
-        "their file; otherwise RealESRGAN_x4plus takes their place, and the log says so"
+        "UltraSharp and Siax run where `tegula models` lists their file among the "
+        "prescalers; otherwise RealESRGAN_x4plus takes their place, and the log says so"
     ),
 )
 _Denoise = Annotated[float, Field(ge=0, le=1, description="Denoise strength of the tiles.")]
