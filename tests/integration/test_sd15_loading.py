@@ -115,6 +115,13 @@ def test_a_bundle_loads_without_controlnet_when_asked(files):
     assert load_sd15(str(files.folder), controlnet="none").denoiser.controlnet is None
 
 
+def test_a_file_of_training_is_model_and_controlnet_in_one(files, tmp_path):
+    path = str(tmp_path / "control_ldm.safetensors")
+    save_file({**load_file(files.checkpoint), **load_file(files.controlnet)}, path)
+    bundle = load_single_file(files, model=path, controlnet=path)
+    assert torch.equal(result(bundle), result(tiny_bundle(3)))
+
+
 def test_a_controlnet_for_something_else_is_told_by_its_name(files, tmp_path):
     for name, count in (("control_v11p_sd15_canny", 1), ("control_v11f1e_sd15_tile", 0)):
         path = tmp_path / f"{name}.safetensors"

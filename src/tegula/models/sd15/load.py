@@ -323,7 +323,10 @@ class _Finder:
     def _tensors(self) -> Mapping[str, StoredTensor]:
         """The tensors of the checkpoint, which is of the right family."""
         tensors = open_tensors(self.path)
-        identity = identify({name: each.shape for name, each in tensors.items()}, self.path)
+        shapes = {name: each.shape for name, each in tensors.items()}
+        # A file of training has the ControlNet beside the model.
+        alone = {name: s for name, s in shapes.items() if not name.startswith("control_model.")}
+        identity = identify(alone or shapes, self.path)
         width = read_json(self.source.config / "unet" / "config.json")["cross_attention_dim"]
         refuse_other_checkpoint(self.path, identity, width)
         return tensors
