@@ -17,6 +17,7 @@ from tegula.models.files import StoredTensor, read_json
 from tegula.models.identify import identify
 from tegula.models.sd15.facts import SCHEDULER
 from tegula.models.sd15.load import load_sd15
+from tegula.models.sd15.networks import sample_of
 from tegula.models.sd15.parts import (
     AUTOENCODER,
     CONTROLNET,
@@ -392,6 +393,13 @@ def test_no_weight_is_held_twice_while_loading(files, monkeypatch):
     assert max(most) <= 2
 
 
+def test_samples_of_weights_keep_no_weight_in_memory():
+    weight = torch.rand(100_000)
+    sample = sample_of(weight)
+    assert sample.untyped_storage().nbytes() == 4 * len(sample) < 1000
+    assert torch.equal(sample, weight[:: 100_000 // 64])
+
+
 @pytest.mark.parametrize(
     ("kind", "shapes"),
     [
@@ -422,9 +430,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
-def test_a_checkpoint_of_full_size_loads_in_little_memory(tmp_path, suffix):
-    state = {name: torch.zeros(s, dtype=torch.float16) for name, s in checkpoint_shapes().items()}
+@pytest.mark.parametrize(
+    ("suffix", "dtype"), [("safetensors", torch.float16), ("ckpt", torch.float32)]
+)
+def test_a_checkpoint_of_full_size_loads_in_little_memory(tmp_path, suffix, dtype):
+    state = {name: torch.zeros(s, dtype=dtype) for name, s in checkpoint_shapes().items()}
     path = tmp_path / f"full.{suffix}"
     if suffix == "ckpt":
         torch.save({"state_dict": state}, path)

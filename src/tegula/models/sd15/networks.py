@@ -338,7 +338,8 @@ _SAMPLES = 64
 def sample_of(weight: Tensor) -> Tensor:
     """Return some numbers of a weight, evenly spread, as float32."""
     flat = weight.detach().flatten()
-    return flat[:: max(1, len(flat) // _SAMPLES)].float().cpu()
+    # Copied, for a view would keep the whole weight in memory.
+    return flat[:: max(1, len(flat) // _SAMPLES)].to("cpu", torch.float32, copy=True)
 
 
 def fingerprint(modules: Sequence[nn.Module]) -> str:
