@@ -80,6 +80,7 @@ def serve(folder: str, port: int, token: Any, soaked: Soaked | None) -> None:
 
     from tegula.cli.serve import share_heaps
     from tegula.server.api.app import create_app
+    from tegula.server.api.connections import serving_config
     from tegula.server.settings import ServerSettings
     from tegula.server.store import Store
 
@@ -99,7 +100,8 @@ def serve(folder: str, port: int, token: Any, soaked: Soaked | None) -> None:
     token.put(store.accounts.create_token(store.accounts.ensure("bench").id, "bench")[1])
     work = background(store, soaked.bundle) if soaked else [NoOp(store)]
     app = create_app(store, background=work)
-    uvicorn.run(app, port=port, log_level="warning", timeout_keep_alive=600)
+    config = serving_config(app, port=port, log_level="warning", timeout_keep_alive=600)
+    uvicorn.Server(config).run()
 
 
 @dataclass

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import uvicorn
 from api_support import PNG
 
 from tegula.catalog import find
 from tegula.catalog.inputs import ARRAY
 from tegula.server.api.app import GracefulServer, create_app
+from tegula.server.api.connections import serving_config
 from tegula.server.background import WebhookSender
 from tegula.server.fetch import Fetcher, Policy
 from tegula.server.queue import Report
@@ -107,7 +107,7 @@ def live_server(
         engine = QuickEngine(store)
         app = create_app(store, background=[webhooks, engine])
         files = {"ssl_certfile": str(tls[0]), "ssl_keyfile": str(tls[1])} if tls else {}
-        config = uvicorn.Config(app, log_level="warning", lifespan="on", **files)
+        config = serving_config(app, log_level="warning", lifespan="on", **files)
         server = GracefulServer(config, app.state.service)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from tegula.server.supervisor import Supervisor
 
 _EXTRA_COMMAND = "pip install 'tegula[server]'"
-_KEEP_CONNECTIONS_S = 75
-"""Longer than proxies keep an idle connection; they would send into one closed by us."""
 _M_ARENA_MAX = -8
 _STARTUP_FAILED = 3
 
@@ -274,18 +272,13 @@ def _background(
 
 
 def _listen(app: FastAPI, address: Address, grace: float, greet: Callable[[], None]) -> None:
-    import uvicorn
-
     from tegula.server.api.app import GracefulServer
+    from tegula.server.api.connections import serving_config
 
-    config = uvicorn.Config(
+    config = serving_config(
         app,
         host=address.host,
         port=address.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_CONNECTIONS_S,
         timeout_graceful_shutdown=math.ceil(grace),
         ssl_certfile=address.cert,
         ssl_keyfile=address.key and str(address.key),

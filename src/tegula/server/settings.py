@@ -156,6 +156,19 @@ class ServerSettings(BaseSettings):
         description="Bytes a second that a body or an upload must come with, after half a minute "
         "of patience; below it 408.",
     )
+    max_connections: Count = Field(
+        default=4096,
+        description="Connections at once; 0, or more than three quarters of the files that the "
+        "process may open, counts as those.",
+    )
+    max_connections_per_address: Count = Field(
+        default=512,
+        description="Connections of one address at once; 0 is no limit. A proxy in front has one.",
+    )
+    header_seconds: Seconds = Field(
+        default=15.0,
+        description="Time for the headers of a request, and for a new connection to send some.",
+    )
     max_fetch_bytes: Count = Field(
         default=100 * MIB, description="Largest input that is fetched from an address."
     )

@@ -179,6 +179,12 @@ class Metrics:
             "Seconds from request to answer.",
             registry=self._registry,
         )
+        self._closed = Counter(
+            "tegula_connections_closed",
+            "Connections that were refused, or closed because their client was too slow.",
+            ["reason"],
+            registry=self._registry,
+        )
         self._gauges = {
             name: Gauge(f"tegula_{name}", text, registry=self._registry)
             for name, text in _GAUGES.items()
@@ -188,6 +194,10 @@ class Metrics:
         """Count one answered request."""
         self._requests.labels(method if method.isalpha() else "other", str(status)).inc()
         self._seconds.inc(seconds)
+
+    def count_closed(self, reason: str) -> None:
+        """Count one connection that was refused or given up."""
+        self._closed.labels(reason).inc()
 
     def text(self, gauges: Mapping[str, float]) -> bytes:
         """Return everything in Prometheus' text form; ``gauges`` are read at this moment."""

@@ -1,0 +1,282 @@
+"""Connections: how many there may be, how long each may wait, and what becomes of those beyond.
+
+uvicorn limits how long an idle connection is kept and how many requests run; neither hypercorn nor
+granian limits connections by address either. The rest is here, in uvicorn's own protocol.
+
+A connection is busy from the end of a request's headers to the end of the answer; else it waits
+for its client. Where there are too many, the one that has waited for longest makes room for the new
+one. So a client that opens thousands and completes no request loses its own, oldest first, and
+others, who complete theirs within moments, notice nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tegula.server.api.errors import MEDIA_TYPE
+from tegula.server.api.service import Service
+
+LOG = logging.getLogger("tegula.api")
+
+_SWEEP_EVERY_S = 1.0
+_WRITE_S = 60.0
+"""A client that takes nothing of its answer for so long is given up."""
+_KEEP_S = 75
+"""Longer than proxies keep an idle connection; they would send into one closed by us."""
+_SHARE_OF_FILES = 0.75
+"""The share of the files this process may open that connections may take."""
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """What connections may do.
+
+    most: connections at once. by_address: those of one address, or of one IPv6 network of a
+        customer (/64).
+    head_s: seconds from the first byte of a request, or from the connection, to the end of its
+        headers.
+    """
+
+    most: int
+    by_address: int
+    head_s: float
+
+
+def raise_file_limit() -> int | None:
+    """Let this process open as many files as the system allows; return the number, if known."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS says "unlimited" and takes no more than this.
+    wanted = hard if hard != resource.RLIM_INFINITY else 10_240
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return None if soft == resource.RLIM_INFINITY else soft
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+class Connections:
+    """The open connections of a server; used by its event loop only."""
+
+    def __init__(self, limits: ConnectionLimits, count: Callable[[str], None]) -> None:
+        """Take the limits, and what counts a connection that is refused or closed, by reason."""
+        self.limits = limits
+        self._count = count
+        self._open: dict[str, int] = {}
+        # Those that wait, for all and by address; the longest waiting come first.
+        self._waiting: dict[_Connection, None] = {}
+        self._waiting_at: dict[str, dict[_Connection, None]] = {}
+        self._all: set[_Connection] = set()
+        self._closed: Counter[tuple[str, str]] = Counter()
+        self._sweeping = False
+
+    def admit(self, connection: _Connection) -> bool:
+        """Note a new connection, or return False if there is no room and none can be made."""
+        address = connection.address
+        if self._open.get(address, 0) >= self.limits.by_address > 0:
+            if not self._make_room(self._waiting_at.get(address, {})):
+                self._note("too many connections of its address", address)
+                return False
+        elif len(self._all) >= self.limits.most > 0 and not self._make_room(self._waiting):
+            self._note("too many connections", address)
+            return False
+        self._all.add(connection)
+        self._open[address] = self._open.get(address, 0) + 1
+        self.wait(connection)
+        if not self._sweeping:
+            self._sweeping = True
+            asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._sweep)
+        return True
+
+    def wait(self, connection: _Connection) -> None:
+        """Note that a connection waits for its client."""
+        if connection in self._all:
+            self._waiting[connection] = None
+            self._waiting_at.setdefault(connection.address, {})[connection] = None
+
+    def work(self, connection: _Connection) -> None:
+        """Note that a connection has a request that is to be answered."""
+        self._waiting.pop(connection, None)
+        if at := self._waiting_at.get(connection.address):
+            at.pop(connection, None)
+            if not at:
+                del self._waiting_at[connection.address]
+
+    def forget(self, connection: _Connection) -> None:
+        """Note that a connection is closed."""
+        if connection not in self._all:
+            return
+        self.work(connection)
+        self._all.discard(connection)
+        self._open[connection.address] -= 1
+        if not self._open[connection.address]:
+            del self._open[connection.address]
+
+    def _make_room(self, waiting: dict[_Connection, None]) -> bool:
+        if (oldest := next(iter(waiting), None)) is None:
+            return False
+        self._note("it waited longest of too many", oldest.address)
+        self.forget(oldest)
+        oldest.transport.abort()
+        return True
+
+    def _note(self, reason: str, address: str) -> None:
+        self._count(reason)
+        self._closed[reason, address] += 1
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for connection in list(self._all):
+            if reason := connection.overdue(now, self.limits.head_s):
+                self._note(reason, connection.address)
+        # One line for all of a second: who wants to fill the log must not be able to.
+        for (reason, address), count in self._closed.most_common(_NAMED):
+            extra = {"client": address, "connections": count}
+            LOG.warning("Connections closed: %s", reason, extra=extra)
+        self._closed.clear()
+        self._sweeping = bool(self._all)
+        if self._sweeping:
+            asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._sweep)
+
+
+class _Connection(HttpToolsProtocol):
+    """uvicorn's protocol within limits."""
+
+    table: ClassVar[Connections]
+
+    address = ""
+    _in_head = True
+    _since = 0.0
+    _blocked_since: float | None = None
+    _unsent = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Admit or refuse a connection."""
+        super().connection_made(transport)
+        self._since = time.monotonic()
+        self.address = _network(self.client[0] if self.client else "")
+        if not self.table.admit(self):
+            self._refuse(503, "Too many connections; try again later.")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget a connection."""
+        self.table.forget(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sends."""
+        if self.transport.is_closing():
+            return
+        if not self._in_head and not self._is_busy:
+            self._in_head, self._since = True, time.monotonic()
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer."""
+        self._in_head = False
+        self.table.work(self)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Note that the client has sent all, perhaps after its request was answered."""
+        super().on_message_complete()
+        if not self._is_busy:
+            self._in_head, self._since = False, time.monotonic()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        super().on_response_complete()
+        if not self._is_busy:
+            # What is left of a body, which nobody reads any more, has the time of headers.
+            self._in_head, self._since = self.cycle.more_body, time.monotonic()
+            self.table.wait(self)
+
+    def pause_writing(self) -> None:
+        """Note that the client does not take its answer as quickly as it comes."""
+        self._blocked_since = time.monotonic()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Note that it takes it again."""
+        self._blocked_since = None
+        super().resume_writing()
+
+    def overdue(self, now: float, head_s: float) -> str | None:
+        """Close a connection whose client is too slow, and return in which way it is."""
+        if self.transport.is_closing():
+            self._blocked_since = self._blocked_since or now
+        if self._blocked_since is not None:
+            unsent, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+            if self._unsent < unsent:
+                self._blocked_since = now
+            elif now - self._blocked_since > _WRITE_S:
+                self.transport.abort()
+                return "it does not take its answer"
+        elif self._in_head and not self._is_busy and now - self._since > head_s:
+            self._refuse(408, f"The headers must come within {head_s:.0f} seconds.")
+            return "its headers are slow"
+        return None
+
+    @property
+    def _is_busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self, status: int, detail: str) -> None:
+        problem = json.dumps({"detail": detail, "status": status}).encode()
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+            f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(problem)}\r\n"
+            "retry-after: 5\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + problem)
+        self.transport.close()
+
+
+def _network(address: str) -> str:
+    """Return what stands for everybody who can use an address."""
+    with contextlib.suppress(ValueError):
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+        if isinstance(parsed, ipaddress.IPv6Address):
+            if parsed.ipv4_mapped:
+                return str(parsed.ipv4_mapped)
+            return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return address
+
+
+def serving_config(app: FastAPI, **options: Any) -> uvicorn.Config:
+    """Return how uvicorn serves the application; ``options`` are uvicorn's own."""
+    service: Service = app.state.service
+    settings = service.settings
+    most, files = settings.max_connections, raise_file_limit()
+    if files is not None and not 0 < most <= files * _SHARE_OF_FILES:
+        most = int(files * _SHARE_OF_FILES)
+        LOG.warning("At most %d connections, because %d files may be open.", most, files)
+    limits = ConnectionLimits(most, settings.max_connections_per_address, settings.header_seconds)
+    connections = Connections(limits, service.metrics.count_closed)
+    return uvicorn.Config(
+        app,
+        http=type("Connection", (_Connection,), {"table": connections}),
+        ws="none",
+        access_log=False,
+        server_header=False,
+        **{"log_config": None, "timeout_keep_alive": _KEEP_S, **options},
+    )
