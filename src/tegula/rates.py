@@ -38,6 +38,9 @@ KEPT = 5
 _APART = 1.25
 """Two runs say something about the slope if the work of one is so many times the other's."""
 
+_FURTHEST = 16
+"""Of more than so many times the work of the largest run nothing is said: an icon's time is fixed."""
+
 Timed = tuple[float, float]
 """The work of one run of a stage, and its seconds."""
 
@@ -76,18 +79,20 @@ class Rates:
     usual: float | None = None
 
     def seconds(self, plan: Plan) -> Mapping[str, float] | None:
-        """Return the seconds of a plan by stage; None where a stage has never run.
+        """Return the seconds of a plan by stage; None where the runs do not tell.
 
-        A prescaler that has never run counts as the slowest that has.
+        They do not where a stage has never run, or only on far less work than this. A
+        prescaler that has never run counts as the slowest that has.
         """
         found: dict[str, float] = {}
         for stage, (name, work) in _work_of(plan).items():
             runs = [self.runs.get(name, ())]
             if stage == "prescale" and plan.tiles and not runs[0]:
                 runs = [runs for key, runs in self.runs.items() if key.startswith("prescale ")]
-            if not any(runs):
+            known = [each for each in runs if each and work <= _FURTHEST * max(each)[0]]
+            if not known:
                 return None
-            found[stage] = max(expected_seconds(each, work) for each in runs if each)
+            found[stage] = max(expected_seconds(each, work) for each in known)
         return {**dict.fromkeys(STAGES, 0.0), **found}
 
     def with_run(self, plan: Plan, seconds: Mapping[str, float]) -> Rates:

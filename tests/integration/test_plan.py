@@ -149,7 +149,7 @@ def test_a_prescaler_that_never_ran_counts_as_the_slowest_that_did(bundle):
     upscaler = Upscaler(bundle)
     asked = UpscaleOptions(**{**QUICK, "prescaler": "realesrgan-animevideov3"})
     plan = upscaler.prepare(picture(), asked)[2]
-    known = {stage: [(1.0, 1.0)] for stage in ("prepare", "refine", "finish")}
+    known = {stage: [(1e12, 1.0)] for stage in ("prepare", "refine", "finish")}
     assert Rates(known).seconds(plan) is None
     work = plan.prescale_flops
     nets = {"prescale quick": [(work, 1.0)], "prescale slow": [(work, 3.0)]}
@@ -198,7 +198,16 @@ def known_stages(upscaler):
     return set(rates.find(rates.setting_of(upscaler.bundle)).runs)
 
 
-def test_every_upscale_leaves_how_long_it_took(bundle):
+def test_an_icon_tells_nothing_of_a_picture_many_times_its_size():
+    icon = Rates({"prepare": [(16.0, 1.0)], "prescale": [(64.0, 1.0)], "finish": [(64.0, 1.0)]})
+    plan = Upscaler(tiny_bundle()).prepare(picture(), UpscaleOptions(**{**QUICK, "creativity": 0}))[
+        2
+    ]
+    assert icon.seconds(plan) is None
+
+
+def test_every_upscale_leaves_how_long_it_took(bundle, monkeypatch):
+    monkeypatch.setattr("tegula.upscaler._USUAL_SIDE", 64)
     upscaler, told = Upscaler(bundle_without_nets_before(bundle)), []
     options = UpscaleOptions(**QUICK)
     result = upscaler.upscale(picture(), options, on_progress=told.append)
@@ -229,6 +238,7 @@ def bundle_without_nets_before(bundle):
 
 def test_calibrating_runs_two_small_upscales(bundle, monkeypatch):
     upscaler = Upscaler(bundle_without_nets_before(bundle))
+    monkeypatch.setattr("tegula.upscaler._USUAL_SIDE", 96)
     monkeypatch.setattr(Upscaler, "load", lambda *_, **__: upscaler)
     told = json.loads(run("doctor", "--calibrate", "--json").stdout)
     assert told["bundle"] == bundle.facts.name

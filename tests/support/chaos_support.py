@@ -52,7 +52,7 @@ def open_chaos_store(folder: Path) -> Store:
 
 def supervisor_of(store: Store, engine: Any) -> Supervisor:
     inputs = InputReader(store.files, FETCHER, 1000, 1.0)
-    return Supervisor(store, [engine], lambda _: ResolvedVersion("ab", (), many=True), inputs)
+    return Supervisor(store, [engine], lambda _: ResolvedVersion("ab", (), is_list=True), inputs)
 
 
 def serve(folder: Path, hook: str, accepted: Connection, *, accepting: bool) -> None:
