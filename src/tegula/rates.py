@@ -39,7 +39,7 @@ _APART = 1.25
 """Two runs say something about the slope if the work of one is so many times the other's."""
 
 _FURTHEST = 16
-"""Of more than so many times the work of the largest run nothing is said: an icon's time is fixed."""
+"""Of more than so many times the work of the largest run, nothing is said: most of it is fixed."""
 
 Timed = tuple[float, float]
 """The work of one run of a stage, and its seconds."""
