@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from tegula.models.sd15.facts import SCHEDULER
+from tegula.models.sd15.facts import SCHEDULER, scheduler_settings
 from tegula.options import SCHEDULERS, SIGMAS
 from tegula.pipeline.schedulers import SIGMA_SETTINGS, SOLVERS, ScheduleChoice, make_schedule
 
@@ -78,3 +78,60 @@ def test_exact_steps_are_all_run_on_a_longer_schedule():
 
 def test_ddim_with_karras_levels_is_eulers_method():
     assert type(schedule("ddim", "karras").scheduler).__name__ == "EulerDiscreteScheduler"
+
+
+NOISE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+}
+FOLDERS = {
+    "deis": {
+        "_class_name": "DEISMultistepScheduler",
+        "algorithm_type": "deis",
+        "final_sigmas_type": "zero",
+        "lower_order_final": True,
+        "solver_order": 2,
+        "solver_type": "logrho",
+        "steps_offset": 1,
+        "use_karras_sigmas": False,
+    },
+    "sde-karras": {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "algorithm_type": "sde-dpmsolver++",
+        "solver_order": 3,
+        "timestep_spacing": "trailing",
+        "use_karras_sigmas": True,
+    },
+    "lcm": {
+        "_class_name": "LCMScheduler",
+        "original_inference_steps": 30,
+        "timestep_spacing": "leading",
+        "timestep_scaling": 5.0,
+    },
+    "pndm": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "steps_offset": 1},
+}
+"""Settings that folders of fine-tunes have, by the scheduler that their authors sampled with."""
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_of_a_folders_settings_only_the_noise_counts(folder, name):
+    choice = ScheduleChoice(name, 8)
+    usual = make_schedule(choice, SCHEDULER, 0.6)
+    found = make_schedule(choice, scheduler_settings({**NOISE, **FOLDERS[folder]}), 0.6)
+    assert type(found.scheduler) is type(usual.scheduler)
+    assert found.scheduler.config == usual.scheduler.config
+    torch.testing.assert_close(found.timesteps, usual.timesteps, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++2m", "euler", "unipc"])
+def test_prediction_type_and_zero_snr_of_a_folder_are_kept(name):
+    trained = {**NOISE, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    found = make_schedule(ScheduleChoice(name, 8), scheduler_settings(trained), 0.6)
+    assert found.prediction_type == "v_prediction"
+    assert found.scheduler.config.prediction_type == "v_prediction"
+    assert found.scheduler.alphas_cumprod[-1] < 1e-6

@@ -91,3 +91,26 @@ SCHEDULER: Mapping[str, object] = {
     "prediction_type": "epsilon",
 }
 """The settings of the release; the class name lets other schedulers drop what is not theirs."""
+
+_NOISE_SETTINGS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
+
+
+def scheduler_settings(found: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the release's scheduler settings with the noise that a model was trained with.
+
+    A folder's file also says which algorithm, order and spacing its author sampled with.
+    These belong to the scheduler that is asked for by name: DEIS's last level is refused by
+    others, and Karras' spacing or an SDE would be taken in silence.
+
+    Args:
+        found: the settings of a diffusers folder.
+    """
+    return {**SCHEDULER, **{name: found[name] for name in _NOISE_SETTINGS if name in found}}

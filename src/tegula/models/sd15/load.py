@@ -302,7 +302,7 @@ class _Finder:
             self._autoencoder(self.autoencoder or folder / AUTOENCODER.folder),
             part_of_folder(TEXT_MODEL, folder / TEXT_MODEL.folder),
             tokenizer if _has_vocabulary(tokenizer) else _vocabulary(folder, self.source.config),
-            read_json(folder / _SCHEDULER_FILE),
+            facts.scheduler_settings(read_json(folder / _SCHEDULER_FILE)),
         )
 
     def parts_of_file(self) -> _Parts:
@@ -316,7 +316,7 @@ class _Finder:
             own if self.autoencoder is None else self._autoencoder(self.autoencoder),
             self._text_model(),
             _vocabulary(path.parent, config),
-            read_json(settings) if settings.is_file() else facts.SCHEDULER,
+            facts.scheduler_settings(read_json(settings) if settings.is_file() else {}),
         )
 
     @cached_property
