@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -56,6 +57,13 @@ def test_a_diffusers_folder_gives_the_same_result(files):
     assert bundle.facts.fingerprint == tiny_bundle(3).facts.fingerprint
     assert bundle.facts.name == "diffusers"
     assert bundle.scheduler == SCHEDULER
+
+
+def test_of_a_folders_scheduler_settings_only_the_noise_is_taken(folder):
+    path = folder / "scheduler" / "scheduler_config.json"
+    solver = {"algorithm_type": "deis", "final_sigmas_type": "zero", "use_karras_sigmas": True}
+    path.write_text(json.dumps({**SCHEDULER, **solver, "prediction_type": "v_prediction"}))
+    assert load_sd15(str(folder)).scheduler == {**SCHEDULER, "prediction_type": "v_prediction"}
 
 
 def test_a_checkpoint_with_a_separate_controlnet_gives_the_same_result(files):

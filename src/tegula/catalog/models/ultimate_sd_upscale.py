@@ -73,8 +73,13 @@ _LARGEST_GUIDANCE = 30.0
 _MULTIPLE = 8
 """ComfyUI rounds the sides of the result to multiples of a latent pixel."""
 
-_PROMPT = Field(description="What every tile shows or should look like.")
-_NEGATIVE_PROMPT = Field(description="What to steer away from.")
+_WEIGHTS = approximated(
+    "the same without weights of words, which are read as the web UI reads them, not ComfyUI"
+)
+_PROMPT = Field(
+    description="What every tile shows or should look like.", json_schema_extra=_WEIGHTS
+)
+_NEGATIVE_PROMPT = Field(description="What to steer away from.", json_schema_extra=_WEIGHTS)
 _UPSCALER = Field(
     description="The net that enlarges before diffusion.",
     json_schema_extra=approximated(
