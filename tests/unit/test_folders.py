@@ -13,17 +13,18 @@ VARIABLES = ("TEGULA_CACHE", "TEGULA_MODELS", "TEGULA_FOLDER", "XDG_CACHE_HOME",
 
 
 @pytest.fixture(autouse=True)
-def home(monkeypatch):
+def home(monkeypatch, tmp_path):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/home/ana")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="these are the folders of Linux")
-def test_the_folders_are_those_of_the_xdg_specification(monkeypatch):
-    assert folders.cache_folder() == Path("/home/ana/.cache/tegula")
-    assert folders.models_folder() == Path("/home/ana/.local/share/tegula/models")
-    assert folders.server_folder() == Path("/home/ana/.local/share/tegula")
+def test_the_folders_are_those_of_the_xdg_specification(monkeypatch, home):
+    assert folders.cache_folder() == home / ".cache/tegula"
+    assert folders.models_folder() == home / ".local/share/tegula/models"
+    assert folders.server_folder() == home / ".local/share/tegula"
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     assert folders.cache_folder() == Path("/caches/tegula")
@@ -31,12 +32,12 @@ def test_the_folders_are_those_of_the_xdg_specification(monkeypatch):
     assert folders.server_folder() == Path("/data/tegula")
 
 
-def test_each_folder_is_moved_by_its_variable(monkeypatch):
+def test_each_folder_is_moved_by_its_variable(monkeypatch, home):
     for name in VARIABLES[:3]:
         monkeypatch.setenv(name, f"~/{name}")
-    assert folders.cache_folder() == Path("/home/ana/TEGULA_CACHE")
-    assert folders.models_folder() == Path("/home/ana/TEGULA_MODELS")
-    assert folders.server_folder() == Path("/home/ana/TEGULA_FOLDER")
+    assert folders.cache_folder() == home / "TEGULA_CACHE"
+    assert folders.models_folder() == home / "TEGULA_MODELS"
+    assert folders.server_folder() == home / "TEGULA_FOLDER"
 
 
 @pytest.mark.parametrize("variable", [None, "", "~/elsewhere"])
