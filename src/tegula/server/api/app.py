@@ -25,11 +25,12 @@ from tegula import __version__
 from tegula.catalog import Catalog, packaged_fingerprint
 from tegula.errors import BusyError, ConflictError, InputError, NotFoundError, TegulaError
 from tegula.server.api import account, deployments, files, models, pages, predictions, streams
-from tegula.server.api.bodies import BytesInFlight, UnstorableError, invalid_request
+from tegula.server.api.bodies import invalid_request
 from tegula.server.api.create import RetriedRequests
 from tegula.server.api.errors import ProblemError, not_found
 from tegula.server.api.gate import CREATE, OTHER, Gate, OnePrefix, RateLimiter, without_secrets
 from tegula.server.api.library import Library
+from tegula.server.api.receiving import BytesInFlight, UnstorableError
 from tegula.server.api.service import Background, Hardware, Service
 from tegula.server.store import Store
 

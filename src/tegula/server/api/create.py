@@ -24,10 +24,11 @@ from starlette.concurrency import run_in_threadpool
 from tegula.catalog import InvalidField, InvalidInputsError, validate
 from tegula.catalog.inputs import FILE
 from tegula.errors import FetchError, InputError, TooLargeError
-from tegula.server.api.bodies import PredictionBody, ReceivedBody, beside_the_loop
+from tegula.server.api.bodies import PredictionBody
 from tegula.server.api.errors import ProblemError, invalid, invalid_header
 from tegula.server.api.gate import caller_of, from_own_page
 from tegula.server.api.library import ServedVersion
+from tegula.server.api.receiving import ReceivedBody, beside_the_loop
 from tegula.server.api.service import Service
 from tegula.server.files import is_data_uri
 from tegula.server.predictions import Created, NewPrediction

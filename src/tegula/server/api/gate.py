@@ -33,7 +33,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tegula.server.api.bodies import BoundedBody, BytesInFlight, ReceivedBody
 from tegula.server.api.errors import (
     ProblemError,
     foreign_page,
@@ -42,6 +41,7 @@ from tegula.server.api.errors import (
     too_large,
     unauthenticated,
 )
+from tegula.server.api.receiving import BoundedBody, BytesInFlight, ReceivedBody
 from tegula.server.db import Clock
 from tegula.server.settings import MIB, ServerSettings, log_context
 from tegula.server.tables import Account, Token

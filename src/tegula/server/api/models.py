@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from tegula.catalog import InvalidField, InvalidInputsError, validate
 from tegula.errors import ConflictError
-from tegula.server.api.bodies import JsonRoute, ModelBody, ModelChange, TrainingBody, VersionBody
+from tegula.server.api.bodies import ModelBody, ModelChange, TrainingBody, VersionBody
 from tegula.server.api.errors import ProblemError, invalid, not_found
 from tegula.server.api.gate import Caller
 from tegula.server.api.library import (
@@ -24,6 +24,7 @@ from tegula.server.api.library import (
     model_json,
     version_json,
 )
+from tegula.server.api.receiving import JsonRoute
 from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
 from tegula.server.db import Page, SortKey, microseconds, paginate
 from tegula.server.tables import UserModel, UserVersion

@@ -10,11 +10,12 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from tegula.errors import NotFoundError
-from tegula.server.api.bodies import JsonRoute, PredictionBody, VersionedPredictionBody
+from tegula.server.api.bodies import PredictionBody, VersionedPredictionBody
 from tegula.server.api.create import PredictionRequest, create
 from tegula.server.api.errors import ProblemError
 from tegula.server.api.files import file_response
 from tegula.server.api.library import LATEST
+from tegula.server.api.receiving import JsonRoute
 from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
 from tegula.server.tables import FILE_KEY, FileRecord, Prediction
 
