@@ -48,8 +48,9 @@ def background(store: Any, bundle: str | None) -> list[Any]:
     from tegula.models import BundleSettings
     from tegula.server.background import Sweeper, WebhookSender
     from tegula.server.fetch import Fetcher, Policy
-    from tegula.server.runner import LocalEngine, RunnerOptions, RunnerSpec, upscaling_spec
+    from tegula.server.runner import LocalEngine, RunnerSpec
     from tegula.server.supervisor import open_supervisor
+    from tegula.server.upscaling import RunnerOptions, upscaling_spec
 
     catalog = Catalog(packaged_fingerprint())
     spec = RunnerSpec("bench.soak:open_runner", {})

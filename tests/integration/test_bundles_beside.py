@@ -15,8 +15,8 @@ from tegula.errors import BrokenWeightsError, MissingWeightsError, OptionError, 
 from tegula.models import BundleSettings
 from tegula.models.load import check_bundle
 from tegula.server.engine import Job, OutputFile, check_bundles
-from tegula.server.runner import RunnerOptions, UpscaleRunner
 from tegula.server.settings import load_settings
+from tegula.server.upscaling import RunnerOptions, UpscaleRunner
 from tegula.upscaler import Upscaler
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -27,14 +27,16 @@ def loads(monkeypatch):
     """What was loaded; pictures are not made."""
     found = []
     monkeypatch.setattr(Upscaler, "load", lambda bundle, **parts: found.append((bundle, parts)))
-    monkeypatch.setattr("tegula.server.runner.run", lambda *arguments, **_: [arguments[2](())][:0])
-    monkeypatch.setattr("tegula.server.runner.validate", lambda *_: None)
+    monkeypatch.setattr(
+        "tegula.server.upscaling.run", lambda *arguments, **_: [arguments[2](())][:0]
+    )
+    monkeypatch.setattr("tegula.server.upscaling.validate", lambda *_: None)
     return found
 
 
 def test_bundles_are_loaded_as_jobs_name_them_and_unloaded_when_idle(loads, monkeypatch, tmp_path):
     clock = [0.0]
-    monkeypatch.setattr("tegula.server.runner.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("tegula.server.upscaling.time.monotonic", lambda: clock[0])
     own = BundleSettings(
         bundle="painted",
         controlnet="tile",

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from tegula.catalog import Catalog
 from tegula.server.engine import Engine
 from tegula.server.fetch import Fetcher
-from tegula.server.runner import LocalEngine, RunnerOptions, Timeouts, upscaling_spec
+from tegula.server.runner import LocalEngine, Timeouts
 from tegula.server.settings import ServerSettings, log_context
 from tegula.server.store import Store
 from tegula.server.tables import Prediction
+from tegula.server.upscaling import RunnerOptions, upscaling_spec
 from tegula.server.work import (
     CatalogResolver,
     Checker,

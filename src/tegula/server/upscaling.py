@@ -1,0 +1,151 @@
+"""What runs in the engine's process: the catalogue over the bundles that jobs name."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tegula.catalog import Catalog, run, validate
+from tegula.models import BundleSettings
+from tegula.progress import Cancelled
+from tegula.server.engine import (
+    Job,
+    Log,
+    OutputFile,
+    Progressed,
+    Started,
+    public_words,
+)
+from tegula.server.runner import Emit, RunnerSpec
+
+if TYPE_CHECKING:
+    from tegula.upscaler import Upscaler
+
+
+Loras = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class RunnerOptions:
+    """What a process loads and accepts.
+
+    models: the bundle of all jobs that name none.
+    weights: a fingerprint of the weights, which is part of the ids of versions.
+    max_pixels: the largest picture that is taken or returned.
+    backend, compile: as ``Upscaler.load`` takes them.
+    bundles: further bundles, by the name that jobs have for them.
+    idle_seconds: after which a bundle that no job used is unloaded; 0 keeps all.
+    """
+
+    models: BundleSettings
+    weights: str
+    max_pixels: int
+    backend: str = "torch"
+    compile: bool = False
+    bundles: Mapping[str, BundleSettings] = dataclasses.field(default_factory=dict)
+    idle_seconds: float = 0.0
+
+
+def upscaling_spec(options: RunnerOptions) -> RunnerSpec:
+    """Return how a process gets a runner of the catalogue."""
+    return RunnerSpec(f"{__name__}:open_runner", vars(options))
+
+
+def open_runner(device: str, options: Mapping[str, Any]) -> UpscaleRunner:
+    """Load the bundle; called in the engine's process.
+
+    Raises:
+        ModelError: its weights are missing or broken.
+    """
+    return UpscaleRunner(device, RunnerOptions(**options))
+
+
+@dataclass
+class _Loaded:
+    """A bundle that is loaded, and one more with the LoRAs of its last job that wanted some."""
+
+    plain: Upscaler
+    with_loras: tuple[Loras, Upscaler] | None = None
+    used_at: float = 0.0
+
+
+class UpscaleRunner:
+    """Runs versions of the catalogue, each with the bundle that its job names.
+
+    The usual bundle is loaded at once, others when a job names them. They stay beside each other
+    until no job has used them for a while.
+    """
+
+    def __init__(self, device: str, options: RunnerOptions) -> None:
+        self._device = device
+        self._options = options
+        self._catalog = Catalog(options.weights)
+        self._loaded: dict[str, _Loaded] = {}
+        self._bundle("")
+
+    def __call__(self, job: Job, emit: Emit, cancelled: Cancelled) -> None:
+        """Run a job."""
+        version = self._catalog.find(job.version)
+        self._unload_idle(job.bundle)
+        loaded = self._bundle(job.bundle)
+        emit(Started())
+        outputs = run(
+            version,
+            validate(version, job.input),
+            lambda loras: self._upscaler(job.bundle, loaded, tuple(loras)),
+            max_pixels=self._options.max_pixels,
+            on_progress=lambda progress: emit(Progressed(progress.fraction, progress.seconds_left)),
+            on_log=lambda text: emit(Log(public_words(text, job.input))),
+            cancelled=cancelled,
+        )
+        for output in outputs:
+            path = job.folder / output.name
+            path.write_bytes(output.data)
+            emit(OutputFile(path, output.name, output.media_type))
+        loaded.used_at = time.monotonic()
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Names of the bundles that are loaded; the usual one has an empty name."""
+        return tuple(self._loaded)
+
+    def _unload_idle(self, wanted: str) -> None:
+        longest, now = self._options.idle_seconds, time.monotonic()
+        for name, loaded in list(self._loaded.items()):
+            if longest and name != wanted and now - loaded.used_at > longest:
+                del self._loaded[name]
+
+    def _bundle(self, name: str) -> _Loaded:
+        if name not in self._loaded:
+            self._loaded[name] = _Loaded(self._load(name, ()))
+        self._loaded[name].used_at = time.monotonic()
+        return self._loaded[name]
+
+    def _upscaler(self, name: str, loaded: _Loaded, loras: Loras) -> Upscaler:
+        if not loras:
+            return loaded.plain
+        if loaded.with_loras is None or loaded.with_loras[0] != loras:
+            loaded.with_loras = None  # first give back the memory of the one before
+            loaded.with_loras = (loras, self._load(name, loras))
+        return loaded.with_loras[1]
+
+    def _load(self, name: str, loras: Loras) -> Upscaler:
+        from tegula.upscaler import Upscaler
+
+        options = self._options
+        models = options.bundles[name] if name else options.models
+        return Upscaler.load(
+            models.bundle,
+            controlnet=models.controlnet,
+            vae=models.vae,
+            loras=(*models.loras, *loras),
+            few_step=models.few_step,
+            embeddings=models.embeddings,
+            precision=models.precision,
+            device=self._device,
+            backend=options.backend,
+            compile=options.compile,
+        )
