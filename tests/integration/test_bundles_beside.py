@@ -158,7 +158,7 @@ def test_what_cannot_be_loaded_is_refused_without_loading(
         "first_stage_model.x": torch.ones(1),
     }
     save_file(model, tmp_path / "painted.safetensors")
-    monkeypatch.setattr("tegula.models.files.StoredTensor.read", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("tegula.models.stored.StoredTensor.read", lambda _: pytest.fail("loaded"))
     with pytest.raises(error, match=message):
         check_bundle(BundleSettings(**{"bundle": "painted.safetensors", **parts}))
 

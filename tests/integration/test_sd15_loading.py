@@ -15,7 +15,7 @@ from sd15_support import changed_checkpoint, load_single_file, result
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tegula.errors import MissingWeightsError
-from tegula.models.files import StoredTensor, read_json
+from tegula.models.files import read_json
 from tegula.models.identify import identify
 from tegula.models.sd15.facts import SCHEDULER
 from tegula.models.sd15.load import load_sd15
@@ -27,6 +27,7 @@ from tegula.models.sd15.parts import (
     TEXT_MODEL,
     UNET,
 )
+from tegula.models.stored import StoredTensor
 from tests.tiny.networks import tiny_bundle, tiny_networks
 
 pytestmark = pytest.mark.usefixtures("offline")

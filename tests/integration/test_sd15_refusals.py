@@ -79,7 +79,7 @@ def test_all_that_is_missing_is_said_at_once_and_before_anything_is_loaded(
         for name in [name for name in state if name.startswith("first_stage_model.")]:
             del state[name]
 
-    monkeypatch.setattr("tegula.models.files.StoredTensor.read", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("tegula.models.stored.StoredTensor.read", lambda _: pytest.fail("loaded"))
     bare = changed_checkpoint(files, tmp_path, remove)
     shutil.move(bare, tmp_path / "bare.safetensors")
     with pytest.raises(MissingWeightsError, match=r"control_v11f1e_sd15_tile and .*sd-vae-ft-mse"):

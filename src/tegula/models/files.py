@@ -1,46 +1,26 @@
 """Opening files of weights safely, with one set of sentences for what may be wrong with them.
 
-Tensors are found without being read, so that a network takes them one by one in the precision
-it runs in. Pickled files are taken apart by an unpickler that knows tensors and plain data and
-replaces everything else by an empty stub, so that none of them runs code. Files of the package
-must have the hash that their configuration names.
+Tensors are found first and read when they are wanted (``stored.py`` says how). Files of the
+package must have the hash that their configuration names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import pickle
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError
+from tegula.models.stored import DEEPEST_WRAPPER, StoredTensor, open_pickled, open_safetensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of tensors by name."""
-
-LOADING_FAILURES = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    EOFError,
-    SafetensorError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
-"""What torch, diffusers and transformers raise on weights that they cannot use."""
 
 _NETWORK_WRAPPERS = (
     "params_ema",
@@ -52,56 +32,6 @@ _NETWORK_WRAPPERS = (
     "model",
 )
 _NETWORK_PREFIXES = ("module.", "netG.")
-_LENGTH_BYTES = 8
-_LARGEST_HEADER = 100_000_000
-_DEEPEST_WRAPPER = 3
-"""Wrappers inside wrappers that are opened; a pickled one may contain itself."""
-
-
-@dataclass
-class _Storage:
-    """Where a run of numbers lies in a file; ``position`` is known once all of it is read."""
-
-    path: Path
-    key: str
-    dtype: torch.dtype
-    position: int = 0
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file, not read yet.
-
-    offset, stride: in elements of the storage, as torch counts them.
-    """
-
-    storage: _Storage = field(repr=False)
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int = 0
-
-    def read(self) -> Tensor:
-        """Return the tensor, in memory of its own.
-
-        Raises:
-            BrokenWeightsError: the file ends before it.
-        """
-        path, size = self.storage.path, self.dtype.itemsize
-        reach = sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
-        count = 0 if 0 in self.shape else 1 + reach
-        start = self.storage.position + self.offset * size
-        if min((0, self.offset, *self.shape, *self.stride)) < 0 or (
-            start + count * size > path.stat().st_size
-        ):
-            raise _damaged(path)
-        data = torch.empty(count * size, dtype=torch.uint8)
-        with path.open("rb") as stream:
-            stream.seek(start)
-            stream.readinto(data.numpy().data)
-        values = data.view(self.dtype) if count else torch.empty(0, dtype=self.dtype)
-        return values.as_strided(self.shape, self.stride)
-
 
 # Files that users bring.
 
@@ -129,7 +59,7 @@ def open_tensors(path: Path, wrappers: Sequence[str] = ("state_dict",)) -> dict[
         BrokenWeightsError: damaged, or no tensor is in it.
     """
     content = _open_content(path)
-    for _ in range(_DEEPEST_WRAPPER):
+    for _ in range(DEEPEST_WRAPPER):
         inner = (content[name] for name in wrappers if isinstance(content.get(name), Mapping))
         content = next(inner, content)
     tensors = {
@@ -205,7 +135,7 @@ def read_metadata(path: Path) -> Mapping[str, str]:
     Raises:
         BrokenWeightsError: the file is no safetensors file.
     """
-    return _open_safetensors(path)[1] if path.suffix.lower() == ".safetensors" else {}
+    return open_safetensors(path)[1] if path.suffix.lower() == ".safetensors" else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -225,238 +155,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _open_content(path: Path) -> Mapping[str, Any]:
     if path.suffix.lower() == ".safetensors":
-        return _open_safetensors(path)[0]
-    try:
-        with path.open("rb") as stream:
-            content = (
-                _open_zip(path, stream) if zipfile.is_zipfile(path) else _open_legacy(path, stream)
-            )
-    except (*LOADING_FAILURES, RecursionError, MemoryError) as error:
-        raise _damaged(path) from error
-    content = _plain(content)
+        return open_safetensors(path)[0]
+    content = open_pickled(path)
     if not isinstance(content, Mapping):
         raise _without_weights(path)
     return content
-
-
-_SAFETENSORS_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-def _open_safetensors(path: Path) -> tuple[Mapping[str, StoredTensor], Mapping[str, str]]:
-    """Read the header, JSON behind its length in 8 bytes; return tensors and remarks.
-
-    The tensors follow it without gaps, so the last offset tells how long the file must be.
-    """
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-            if length > _LARGEST_HEADER:
-                raise ValueError("header length")
-            header = json.loads(stream.read(length))
-        metadata = {str(name): str(v) for name, v in header.pop("__metadata__", {}).items()}
-        begin = _LENGTH_BYTES + length
-        tensors = {}
-        for name, entry in header.items():
-            dtype, shape = _SAFETENSORS_TYPES[entry["dtype"]], tuple(entry["shape"])
-            first, last = entry["data_offsets"]
-            if last - first != math.prod(shape) * dtype.itemsize:
-                raise ValueError("a tensor's size")
-            storage = _Storage(path, name, dtype, begin + first)
-            tensors[name] = StoredTensor(storage, dtype, shape, _dense(shape))
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        size = path.stat().st_size
-    except LOADING_FAILURES as error:
-        raise _no_safetensors(path) from error
-    if size != begin + end:
-        raise BrokenWeightsError(
-            f"{path} has {size:,} bytes where its header promises {begin + end:,}; get it again."
-        )
-    return tensors, metadata
-
-
-def _dense(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides of a tensor without gaps."""
-    return tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
-
-
-# Pickled files: what torch.save writes, taken apart without running any of it.
-
-
-class _Stub(dict[Any, Any]):
-    """Stands in for every object that is neither a tensor nor plain data, and does nothing."""
-
-    def __new__(cls, *_: object, **__: object) -> _Stub:
-        return super().__new__(cls)
-
-    def __init__(self, *_: object, **__: object) -> None:
-        super().__init__()
-        self.state: object = None
-
-    def __call__(self, *_: object, **__: object) -> _Stub:
-        return _Stub()
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return id(self)
-
-    def append(self, _: object) -> None:
-        """Take an item of a list that is none here."""
-
-    def extend(self, _: object) -> None:
-        """Take items of a list that is none here."""
-
-    def add(self, _: object) -> None:
-        """Take an item of a set that is none here."""
-
-
-class _PlainDict(dict[Any, Any]):
-    """An ordered dictionary of torch, whose notes on versions are left out."""
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-
-def _tensor_of(
-    storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *rest: Any
-) -> StoredTensor:
-    dtype = next((each for each in rest if isinstance(each, torch.dtype)), storage.dtype)
-    return StoredTensor(storage, dtype, tuple(shape), tuple(stride), offset)
-
-
-def _first(value: Any, *_: object) -> Any:
-    return value
-
-
-_KNOWN = {
-    "collections.OrderedDict": _PlainDict,
-    "torch._utils._rebuild_tensor": _tensor_of,
-    "torch._utils._rebuild_tensor_v2": _tensor_of,
-    "torch._utils._rebuild_tensor_v3": _tensor_of,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _first,
-    "torch.storage.UntypedStorage": torch.uint8,
-    "torch.UntypedStorage": torch.uint8,
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds tensors and plain data; every other name in the file stands for a stub."""
-
-    def __init__(self, path: Path, stream: BinaryIO) -> None:
-        super().__init__(stream)
-        self.path = path
-        self.storages: dict[str, _Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what a name in the file stands for."""
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        return _KNOWN.get(f"{module}.{name}", _Stub)
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        """Return a storage by what torch writes in its place."""
-        _kind, dtype, key, *_ = pid
-        if not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError("a storage of unknown type")
-        return self.storages.setdefault(str(key), _Storage(self.path, str(key), dtype))
-
-
-_ZIP_HEADER_BYTES = 30
-"""Of an entry in a zip file, before its name; the lengths of name and remarks end it."""
-
-
-def _open_zip(path: Path, stream: BinaryIO) -> Any:
-    with zipfile.ZipFile(stream) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        main = next(name for name in entries if name.rpartition("/")[2] == "data.pkl")
-        folder = main.removesuffix("data.pkl") + "data/"
-        with archive.open(main) as pickled:
-            unpickler = _Unpickler(path, pickled)  # type: ignore[arg-type]
-            content = unpickler.load()
-    for storage in unpickler.storages.values():
-        entry = entries[folder + storage.key]
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise ValueError("a compressed storage")
-        stream.seek(entry.header_offset)
-        header = stream.read(_ZIP_HEADER_BYTES)
-        lengths = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-        storage.position = entry.header_offset + _ZIP_HEADER_BYTES + sum(lengths)
-    return content
-
-
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-
-
-def _open_legacy(path: Path, stream: BinaryIO) -> Any:
-    """Open what torch wrote before 1.6: five pickles, then storages, each behind its length."""
-    if _Unpickler(path, stream).load() != _LEGACY_MAGIC:
-        raise ValueError("no file of torch")
-    for _ in ("protocol", "machine"):
-        _Unpickler(path, stream).load()
-    unpickler = _Unpickler(path, stream)
-    content = unpickler.load()
-    for key in _Unpickler(path, stream).load():
-        count = int.from_bytes(stream.read(_LENGTH_BYTES), "little", signed=True)
-        storage = unpickler.storages[str(key)]
-        storage.position = stream.tell()
-        stream.seek(max(0, count) * storage.dtype.itemsize, 1)
-    return content
-
-
-def _plain(content: Any, depth: int = _DEEPEST_WRAPPER) -> Any:
-    """Replace modules by their tensors and other objects by nothing, as deep as wrappers go."""
-    if isinstance(content, _Stub):
-        if not isinstance(content.state, Mapping) or "_parameters" not in content.state:
-            return content if content else None
-        return dict(_tensors_of_module(content.state))
-    if isinstance(content, Mapping) and depth:
-        for name, value in list(content.items()):
-            content[name] = _plain(value, depth - 1)  # type: ignore[index]
-    return content
-
-
-def _tensors_of_module(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for kind in ("_parameters", "_buffers"):
-        for name, value in (state.get(kind) or {}).items():
-            if isinstance(value, StoredTensor):
-                yield prefix + name, value
-    for name, module in (state.get("_modules") or {}).items():
-        inner = getattr(module, "state", None)
-        if isinstance(inner, Mapping):
-            yield from _tensors_of_module(inner, f"{prefix}{name}.")
-
-
-def _damaged(path: Path) -> BrokenWeightsError:
-    return BrokenWeightsError(f"{path} is damaged, or no file of weights; get it again.")
-
-
-def _no_safetensors(path: Path) -> BrokenWeightsError:
-    return BrokenWeightsError(f"{path} is no safetensors file; get it again.")
 
 
 def _without_weights(path: Path) -> BrokenWeightsError:

@@ -18,7 +18,7 @@ import transformers
 from tegula.errors import MissingWeightsError
 from tegula.folders import models_folder
 from tegula.models.bundle import Bundle
-from tegula.models.files import StoredTensor, existing_file, open_tensors, read_json
+from tegula.models.files import existing_file, open_tensors, read_json
 from tegula.models.hub import (
     HubRepository,
     fetch_all,
@@ -61,6 +61,7 @@ from tegula.models.sd15.parts import (
     tokenizer_from_folder,
 )
 from tegula.models.sd15.text import add_inversions
+from tegula.models.stored import StoredTensor
 
 NO_CONTROLNET = "none"
 _SCHEDULER_FILE = "scheduler/scheduler_config.json"

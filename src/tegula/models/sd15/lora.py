@@ -13,7 +13,7 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError, OptionError
 from tegula.folders import models_folder
-from tegula.models.files import LOADING_FAILURES, existing_file, read_metadata, read_tensors
+from tegula.models.files import existing_file, read_metadata, read_tensors
 from tegula.models.hub import (
     HubRepository,
     find,
@@ -23,6 +23,7 @@ from tegula.models.hub import (
     is_weights_file,
 )
 from tegula.models.sd15.networks import Networks
+from tegula.models.stored import LOADING_FAILURES
 from tegula.options import PresetValues
 
 _LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tegula.errors import BrokenWeightsError
-from tegula.models.files import LOADING_FAILURES, Shapes, StoredTensor, open_tensors, read_json
+from tegula.models.files import Shapes, open_tensors, read_json
 from tegula.models.hub import HubRepository, find, formats
 from tegula.models.identify import (
     CHECKPOINT,
@@ -36,6 +36,7 @@ from tegula.models.identify import (
 from tegula.models.identify import UNET as UNET_FILE
 from tegula.models.sd15 import facts
 from tegula.models.sd15.networks import Networks, SdAutoencoder, move, sample_of
+from tegula.models.stored import LOADING_FAILURES, StoredTensor
 
 # Other families, told without loading anything.
 

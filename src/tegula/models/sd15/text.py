@@ -14,8 +14,9 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 
 from tegula.errors import BrokenWeightsError
-from tegula.models.files import LOADING_FAILURES, existing_file, read_content
+from tegula.models.files import existing_file, read_content
 from tegula.models.prompt import WeightedText, parse_prompt
+from tegula.models.stored import LOADING_FAILURES
 
 
 @dataclass(frozen=True)
