@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from sd15_support import changed_checkpoint, load_single_file, result
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError
-from tegula.models.sd15.load import _vocabulary, load_sd15
+from tegula.models.sd15.find import _vocabulary
+from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.parts import STANDARD_CONFIG, tokenizer_from_folder
 from tests.tiny.networks import tiny_bundle
 

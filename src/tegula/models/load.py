@@ -245,7 +245,7 @@ def check_bundle(wanted: BundleSettings) -> None:
     """
     if _mini_folder(wanted) is not None:
         return
-    from tegula.models.sd15.load import find_sd15
+    from tegula.models.sd15.find import find_sd15
 
     model, vae = _model_and_vae(wanted)
     find_sd15(
