@@ -15,19 +15,14 @@ from tegula.errors import OptionError
 from tegula.images.adjust import flatness, scale_detail, sharpen
 from tegula.images.open import inverted
 from tegula.images.pixels import margins, unwrapped, wrapped
-from tegula.options import (
-    PlacedRegion,
-    Region,
-    UpscaleOptions,
-    parse_region,
-    place_region,
-)
+from tegula.options import UpscaleOptions
 from tegula.pipeline.prepare import read_mask
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.pipeline.steps import blend_weights, first_steps
 from tegula.pipeline.windows import Window, count_places, prompt_shares
 from tegula.progress import StageProgress
+from tegula.regions import PlacedRegion, Region, parse_region, place_region
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
 

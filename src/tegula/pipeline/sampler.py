@@ -27,11 +27,12 @@ from tegula.models.bundle import (
 from tegula.models.compiled import default_window_batch
 from tegula.models.device import home_of
 from tegula.models.retry import WINDOW_DOES_NOT_FIT, first_finite, until_it_fits
-from tegula.options import PlacedRegion, ResolvedOptions
+from tegula.options import ResolvedOptions
 from tegula.pipeline.schedulers import Generators, NoiseSchedule
 from tegula.pipeline.steps import Guidance, MaskSchedule, Step, plan_steps
 from tegula.pipeline.windows import Piece, Window, balanced_batch, prompt_shares
 from tegula.progress import StageProgress
+from tegula.regions import PlacedRegion
 
 T = TypeVar("T")
 Index = tuple[slice, slice, slice, slice]

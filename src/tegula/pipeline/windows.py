@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tegula.errors import OptionError
 from tegula.images.pixels import Float
-from tegula.options import PlacedRegion
+from tegula.regions import PlacedRegion
 
 if TYPE_CHECKING:
     from tegula.models.bundle import BundleFacts
