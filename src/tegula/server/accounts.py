@@ -60,11 +60,6 @@ class Accounts:
             raise NotFoundError("There is no such account.")
         return found
 
-    def by_name(self, username: str) -> Account | None:
-        """Return the account of this name, if there is one."""
-        with self.database.read() as session:
-            return session.scalar(select(Account).where(Account.username == username))
-
     def create_token(self, account_id: str, name: str) -> tuple[Token, str]:
         """Return a new token and its text, which is kept nowhere.
 

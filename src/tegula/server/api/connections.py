@@ -1,7 +1,7 @@
 """Connections: how many there may be, how long each may wait, and what becomes of those beyond.
 
-uvicorn limits how long an idle connection is kept and how many requests run; neither hypercorn nor
-granian limits connections by address either. The rest is here, in uvicorn's own protocol.
+uvicorn limits how long an idle connection is kept and how many requests run. The rest is here, in
+uvicorn's own protocol.
 
 A connection is busy from the end of a request's headers to the end of the answer; else it waits
 for its client. Where there are too many, the one that has waited for longest makes room for the new
