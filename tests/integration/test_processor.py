@@ -7,7 +7,7 @@ import torch
 from support import options, photograph
 
 from tegula.errors import OptionError
-from tegula.models import device as processor
+from tegula.models import device
 from tegula.models.device import ProcessorChoice, choose_fastest, lay_out, processor_choice
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tests.tiny.networks import tiny_bundle
@@ -74,7 +74,7 @@ def test_nonsense_is_refused(monkeypatch, name, value):
 
 
 def test_the_real_probe_takes_a_positive_time():
-    assert processor._probe_of(torch.float32)(ProcessorChoice(1, True)) > 0
+    assert device._probe_of(torch.float32)(ProcessorChoice(1, True)) > 0
 
 
 def test_the_layout_changes_no_picture():

@@ -36,8 +36,8 @@ def result(picture: bytes, number: int) -> bytes:
 
 if __name__ == "__main__":
     from tegula.cli import main
-    from tegula.server import supervisor as service
+    from tegula.server import supervisor
     from tegula.server.runner import RunnerSpec
 
-    service.upscaling_spec = lambda *_: RunnerSpec("chaos_program:open_runner", {})
+    supervisor.upscaling_spec = lambda *_: RunnerSpec("chaos_program:open_runner", {})
     main()

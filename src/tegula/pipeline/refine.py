@@ -17,7 +17,7 @@ from tegula.images.pixels import Float
 from tegula.models.bundle import Bundle, ControlImage
 from tegula.models.device import home_of
 from tegula.options import ResolvedOptions
-from tegula.pipeline import autoencoder as tiled_autoencoder
+from tegula.pipeline import autoencoder
 from tegula.pipeline.preview import latents_watcher, small_picture
 from tegula.pipeline.sampler import (
     BatchSize,
@@ -143,7 +143,7 @@ class Diffusion:
         """
         latents = self._sampled(canvas, pieces, denoise_strength, progress, watch)
         for row, piece in enumerate(pieces):
-            yield tiled_autoencoder.decode(
+            yield autoencoder.decode(
                 self._bundle,
                 latents[row : row + 1],
                 crop_control(self.control, piece.area),
@@ -163,7 +163,7 @@ class Diffusion:
         generators = [torch.Generator("cpu").manual_seed(options.seed) for _ in pieces]
         initial = torch.cat(
             [
-                tiled_autoencoder.encode(
+                autoencoder.encode(
                     bundle,
                     canvas[piece.area.index],
                     crop_control(self.control, piece.area),

@@ -12,8 +12,7 @@ from tegula.errors import (
     PathError,
     UnknownModelError,
 )
-from tegula.models import hub
-from tegula.models import load as registry
+from tegula.models import hub, load
 from tegula.models.hub import HubRepository, RemoteFile
 from tegula.models.sd15 import facts
 from tests.tiny.files import save_tiny
@@ -74,58 +73,58 @@ def fake_hub(tiny, monkeypatch) -> FakeHub:
 
 
 def test_every_bundle_is_listed_once_with_what_it_needs():
-    entries = registry.list_bundles()
+    entries = load.list_bundles()
     assert len({entry.name for entry in entries}) == len(entries)
-    assert entries[0].name == registry.DEFAULT_BUNDLE
+    assert entries[0].name == load.DEFAULT_BUNDLE
     assert all(entry.size > 0 and entry.licence and entry.description for entry in entries)
     assert all(entry.parts for entry in entries if entry.family == "sd15")
 
 
 def test_nothing_but_the_packaged_bundle_is_installed_on_a_fresh_machine():
-    installed = [e.name for e in registry.list_bundles() if e.installed]
+    installed = [e.name for e in load.list_bundles() if e.installed]
     assert set(installed) <= {"mini"}
 
 
 def test_a_pulled_bundle_is_installed_and_loads_by_name(fake_hub, models):
     reports = []
-    folders = registry.pull(NAME, lambda done, total: reports.append((done, total)))
+    folders = load.pull(NAME, lambda done, total: reports.append((done, total)))
     assert folders == tuple(
         models / repo for repo in (facts.DEFAULT_MODEL, facts.DEFAULT_CONTROLNET, facts.DEFAULT_VAE)
     )
-    assert registry.BUNDLES[NAME].installed
+    assert load.BUNDLES[NAME].installed
     assert [done for done, _ in reports] == sorted(done for done, _ in reports)
     assert reports[-1][0] == reports[-1][1] > 0
     assert not list(models.rglob(".*"))
-    bundle = registry.load_bundle(NAME, dtype=torch.bfloat16)
+    bundle = load.load_bundle(NAME, dtype=torch.bfloat16)
     assert (bundle.facts.name, bundle.dtype) == (NAME, torch.bfloat16)
 
 
 def test_only_what_is_needed_is_pulled(fake_hub):
-    registry.pull(NAME)
+    load.pull(NAME)
     assert "model_index.json" not in fake_hub.asked
     assert "controlnet/config.json" not in fake_hub.asked
 
 
 def test_a_second_pull_downloads_nothing(fake_hub):
-    registry.pull(NAME)
+    load.pull(NAME)
     fake_hub.asked.clear()
-    assert registry.pull(NAME) == ()
+    assert load.pull(NAME) == ()
     assert fake_hub.asked == []
 
 
 def test_a_hub_id_can_be_pulled_and_loaded(fake_hub):
-    registry.pull("someone/fine-tune")
-    assert registry.load_bundle("someone/fine-tune").facts.name == "fine-tune"
+    load.pull("someone/fine-tune")
+    assert load.load_bundle("someone/fine-tune").facts.name == "fine-tune"
 
 
 def test_an_interrupted_pull_leaves_nothing_visible_and_can_go_on(fake_hub, models):
     fake_hub.fail_at = "unet/diffusion_pytorch_model.safetensors"
     with pytest.raises(MissingWeightsError):
-        registry.pull(NAME)
+        load.pull(NAME)
     assert not (models / facts.DEFAULT_MODEL).exists()
     fake_hub.fail_at = None
-    registry.pull(NAME)
-    assert registry.BUNDLES[NAME].installed
+    load.pull(NAME)
+    assert load.BUNDLES[NAME].installed
 
 
 def test_a_pull_adds_what_a_folder_lacks_and_touches_nothing_else(fake_hub, tiny, models):
@@ -135,7 +134,7 @@ def test_a_pull_adds_what_a_folder_lacks_and_touches_nothing_else(fake_hub, tiny
     mine = {"notes.txt": b"trained in June", "unet/config.json": b"{}"}
     for name, content in mine.items():
         (own / name).write_bytes(content)
-    registry.pull(NAME)
+    load.pull(NAME)
     assert (own / "vae" / "config.json").read_bytes() == (tiny / "vae/config.json").read_bytes()
     assert {name: (own / name).read_bytes() for name in mine} == mine
     assert not list(models.rglob(".*"))
@@ -153,7 +152,7 @@ def test_a_pull_that_fails_at_the_end_leaves_the_old_folder(fake_hub, tiny, mode
     for name in ("rename", "replace"):
         monkeypatch.setattr(Path, name, refuse)
     with pytest.raises(PathError):
-        registry.pull(NAME)
+        load.pull(NAME)
     assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == before
 
 
@@ -162,7 +161,7 @@ def test_a_linked_folder_is_filled_where_it_lies(fake_hub, tiny, models, tmp_pat
     (elsewhere / "vae" / "config.json").unlink()
     (models / facts.DEFAULT_MODEL).parent.mkdir(parents=True)
     (models / facts.DEFAULT_MODEL).symlink_to(elsewhere)
-    registry.pull(NAME)
+    load.pull(NAME)
     assert (elsewhere / "vae" / "config.json").is_file()
     assert (models / facts.DEFAULT_MODEL).is_symlink()
 
@@ -170,7 +169,7 @@ def test_a_linked_folder_is_filled_where_it_lies(fake_hub, tiny, models, tmp_pat
 def test_a_damaged_download_is_refused_and_removed(fake_hub, models):
     fake_hub.damage = "vae/diffusion_pytorch_model.safetensors"
     with pytest.raises(BrokenWeightsError, match="arrived damaged"):
-        registry.pull(NAME)
+        load.pull(NAME)
     assert not (models / facts.DEFAULT_MODEL).exists()
     assert not list(models.rglob("vae/*.safetensors"))
 
@@ -178,7 +177,7 @@ def test_a_damaged_download_is_refused_and_removed(fake_hub, models):
 def test_a_wrong_hash_is_refused(fake_hub):
     fake_hub.sha256 = "0" * 64
     with pytest.raises(BrokenWeightsError, match="arrived damaged"):
-        registry.pull(NAME)
+        load.pull(NAME)
 
 
 def test_a_repository_without_a_file_is_named(fake_hub, tiny, monkeypatch):
@@ -186,12 +185,12 @@ def test_a_repository_without_a_file_is_named(fake_hub, tiny, monkeypatch):
     short = tuple(file for file in listed if not file.path.startswith("unet/"))
     monkeypatch.setattr(hub, "remote_files", lambda repo: short)
     with pytest.raises(MissingWeightsError, match=r"holds no unet/config\.json"):
-        registry.pull(NAME)
+        load.pull(NAME)
 
 
 def test_without_network_pull_says_which_files_go_where(models):
     with pytest.raises(MissingWeightsError) as caught:
-        registry.pull(NAME)
+        load.pull(NAME)
     message = str(caught.value)
     assert all(name in message for name in facts.FOLDER_FILES)
     for repo in (facts.DEFAULT_MODEL, facts.DEFAULT_CONTROLNET, facts.DEFAULT_VAE):
@@ -202,19 +201,19 @@ def test_files_put_by_hand_where_the_message_says_are_found(tiny, models):
     shutil.copytree(tiny, models / facts.DEFAULT_MODEL)
     shutil.copytree(tiny / "controlnet", models / facts.DEFAULT_CONTROLNET)
     with pytest.raises(MissingWeightsError, match=facts.DEFAULT_VAE):
-        registry.pull(NAME)
+        load.pull(NAME)
     shutil.copytree(tiny / "vae", models / facts.DEFAULT_VAE)
-    assert registry.BUNDLES[NAME].installed
-    assert registry.load_bundle(NAME).facts.family == "sd15"
+    assert load.BUNDLES[NAME].installed
+    assert load.load_bundle(NAME).facts.family == "sd15"
 
 
 def test_a_part_given_by_the_user_need_not_be_there(tiny, models):
     shutil.copytree(tiny, models / facts.DEFAULT_MODEL)
     with pytest.raises(MissingWeightsError) as caught:
-        registry.load_bundle(NAME, controlnet="none")
+        load.load_bundle(NAME, controlnet="none")
     assert facts.DEFAULT_VAE in str(caught.value)
     assert facts.DEFAULT_CONTROLNET not in str(caught.value)
-    bundle = registry.load_bundle(NAME, controlnet="none", vae=str(tiny / "vae"))
+    bundle = load.load_bundle(NAME, controlnet="none", vae=str(tiny / "vae"))
     assert bundle.denoiser.controlnet is None
 
 
@@ -222,14 +221,14 @@ def test_the_cache_of_the_hub_client_is_used(tiny, tmp_path):
     snapshots = tmp_path / "cache" / "models--someone--fine-tune" / "snapshots"
     shutil.copytree(tiny, snapshots / "abc")
     assert hub.find(HubRepository("someone/fine-tune", facts.FOLDER_FILES)) == snapshots / "abc"
-    assert registry.load_bundle("someone/fine-tune").facts.family == "sd15"
+    assert load.load_bundle("someone/fine-tune").facts.family == "sd15"
 
 
 def test_an_unwritable_models_folder_is_named(fake_hub, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TEGULA_MODELS", str(tmp_path / "file"))
     with pytest.raises(PathError, match="TEGULA_MODELS"):
-        registry.pull(NAME)
+        load.pull(NAME)
 
 
 def test_the_best_format_on_the_hub_is_chosen():
@@ -242,26 +241,26 @@ def test_the_best_format_on_the_hub_is_chosen():
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    for call in (registry.load_bundle, registry.pull):
+    for call in (load.load_bundle, load.pull):
         with pytest.raises(UnknownModelError, match=r"no bundle nonsense; known are mini, .*5\.1"):
             call("nonsense")
 
 
 def test_a_missing_checkpoint_is_not_taken_for_a_name():
     with pytest.raises(MissingWeightsError, match=r"gone\.safetensors"):
-        registry.load_bundle("gone.safetensors")
+        load.load_bundle("gone.safetensors")
 
 
 def test_a_path_loads_like_a_name(tiny):
-    assert registry.load_bundle(str(tiny)).facts.name == "diffusers"
+    assert load.load_bundle(str(tiny)).facts.name == "diffusers"
 
 
 def test_mini_takes_no_parts_of_stable_diffusion():
     with pytest.raises(ModelError, match="mini bundle takes no"):
-        registry.load_bundle("mini", vae="x/y")
+        load.load_bundle("mini", vae="x/y")
 
 
 def test_a_folder_of_mini_is_recognised(tmp_path):
     (tmp_path / "mini.safetensors").touch()
     with pytest.raises(ModelError, match="mini bundle takes no"):
-        registry.load_bundle(str(tmp_path), loras=[("x.safetensors", 1.0)])
+        load.load_bundle(str(tmp_path), loras=[("x.safetensors", 1.0)])
