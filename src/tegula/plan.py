@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from tegula.images.pixels import Size
-from tegula.models.bundle import Bundle, SplitDenoiser, TileableAutoencoder
+from tegula.models.bundle import Bundle, SplitDenoiser
 from tegula.models.costs import BundleCost, Cost, prescaler_memory
 from tegula.models.device import home_of
 from tegula.models.prescalers import Prescaler, PrescalerFacts
 from tegula.options import ResolvedOptions
-from tegula.pipeline.autoencoder import MEASURED_TILES, tiling_of
+from tegula.pipeline.autoencoder import passed_areas
 from tegula.pipeline.prescale import DEFAULT_TILE, padding, plan_sizes, plan_tiles
 from tegula.pipeline.redraw_plan import evaluations_of, piece_of, redraw_plan, strength_of
 from tegula.pipeline.refine import PICTURES
 from tegula.pipeline.sampler import BatchSize
 from tegula.pipeline.schedulers import schedule_of
 from tegula.pipeline.steps import Guidance, Rows, rows_of
-from tegula.pipeline.windows import Piece, canvas_piece, count_places, grid_windows
+from tegula.pipeline.windows import Piece, canvas_piece, count_places
 
 _FIXED_SHARE = 0.05
 
@@ -34,7 +34,7 @@ class Plan:
 
     source: width and height of what is enlarged.
     prescaler: its name.
-    tiles: of the prescaler, in all passes; 0 when it is no net.
+    tiles: of the prescaler, in all passes; 0 when it is plain resampling.
     windows: of the latent canvas, or of all tiles of all passes in redraw mode, once for
         each prompt that holds in them; 0 when nothing is refined.
     steps: those that are run, with both evaluations of a Heun step; in redraw mode those
@@ -179,29 +179,14 @@ def _run(
 def _denoise_flops(run: Run, cost: BundleCost) -> float:
     whole = run.rows.encoder * cost.denoiser.flops.of(run.window)
     later = run.rows.decoder - run.rows.encoder
-    if later and cost.decoder is not None:
-        whole += later * cost.decoder.flops.of(run.window)
+    if later and cost.second_half is not None:
+        whole += later * cost.second_half.flops.of(run.window)
     return run.windows * (whole + cost.control.flops.of(run.window))
 
 
 def _autoencoder_flops(run: Run, bundle: Bundle, cost: BundleCost) -> float:
-    areas = autoencoder_areas(bundle, run.canvas)
-    return sum(cost.encoder.flops.of(area) + cost.autodecoder.flops.of(area) for area in areas)
-
-
-def autoencoder_areas(bundle: Bundle, canvas: Size) -> Sequence[int]:
-    """Return the pixels of everything that goes through the autoencoder one way.
-
-    Tiles that are measured for the statistics of the whole go through it twice.
-    """
-    width, height = canvas
-    tiling = tiling_of(bundle)
-    tileable = isinstance(bundle.autoencoder, TileableAutoencoder)
-    if not tileable or width * height <= tiling.whole_side**2:
-        return (width * height,)
-    grid = grid_windows(width, height, tiling.tile_side, tiling.tile_side, tiling.overlap)
-    measured = len(grid.windows[:: -(-len(grid) // MEASURED_TILES)])
-    return (grid.window_width * grid.window_height,) * (len(grid) + measured)
+    areas = passed_areas(bundle, run.canvas)
+    return sum(cost.encode.flops.of(area) + cost.decode.flops.of(area) for area in areas)
 
 
 # What an upscale takes of memory beside its models, counted before it is done.
@@ -288,8 +273,8 @@ def _refine_bytes(bundle: Bundle, cost: BundleCost, options: ResolvedOptions) ->
     rows *= _ROWS if options.guidance_scale > 1 else 1
     pixels = run.canvas[0] * run.canvas[1]
     latents = pixels // facts.latent_factor**2 * facts.latent_channels * _FLOAT
-    areas = autoencoder_areas(bundle, run.canvas)
-    coding = max(cost.encoder.memory.of(max(areas)), cost.autodecoder.memory.of(max(areas)))
+    areas = passed_areas(bundle, run.canvas)
+    coding = max(cost.encode.memory.of(max(areas)), cost.decode.memory.of(max(areas)))
     return _Refine(
         round(run.windows * cost.embedded.of(run.window)),
         round(rows * cost.denoiser.memory.of(run.window) + _LATENTS * latents),

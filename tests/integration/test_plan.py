@@ -76,9 +76,9 @@ def test_a_cost_counted_on_tiny_areas_holds_for_a_large_one(bundle):
     batch = WindowBatch(latents, level, text, embedded, ControlScale(1.0), slice(0, 1))
     with torch.no_grad(), Counter() as denoiser:
         bundle.denoiser(batch)
-    for net, counter in ((cost.encoder, encoder), (cost.denoiser, denoiser)):
+    for net, counter in ((cost.encode, encoder), (cost.denoiser, denoiser)):
         assert net.flops.of(pixels) == pytest.approx(counter.flops, rel=1e-6)
-    assert cost.encoder.memory.of(pixels) == pytest.approx(encoder.peak, rel=0.1)
+    assert cost.encode.memory.of(pixels) == pytest.approx(encoder.peak, rel=0.1)
 
 
 def test_attention_counts_on_the_cpu_too():

@@ -60,17 +60,17 @@ class NetCost:
 class BundleCost:
     """What the nets of a bundle take, by image pixels.
 
-    denoiser: one row of a batch. decoder: of its second half, where it has two.
-    control: embedding one control window. embedded: bytes of what comes out, for keeps.
-    encoder, autodecoder: the autoencoder's two ways, on one picture.
+    denoiser: one row of a batch. second_half: of the denoiser, where it has two.
+    control: embedding one control window. embedded: bytes of the result, which is kept.
+    encode, decode: one picture through the autoencoder.
     """
 
     denoiser: NetCost
     control: NetCost
-    encoder: NetCost
-    autodecoder: NetCost
+    encode: NetCost
+    decode: NetCost
     embedded: Cost = Cost()
-    decoder: NetCost | None = None
+    second_half: NetCost | None = None
 
 
 def bundle_cost(bundle: Bundle) -> BundleCost:
@@ -88,10 +88,10 @@ def bundle_cost(bundle: Bundle) -> BundleCost:
     return BundleCost(
         fitted("denoiser"),
         fitted("control"),
-        fitted("encoder"),
-        fitted("autodecoder"),
+        fitted("encode"),
+        fitted("decode"),
         fitted("embedded").memory,
-        fitted("decoder") if "decoder" in counts[0] else None,
+        fitted("second_half") if "second_half" in counts[0] else None,
     )
 
 
@@ -101,7 +101,7 @@ def prescaler_flops(prescaler: Prescaler) -> Cost:
     if network is None:
         return Cost()
     if not isinstance(network, RRDBNet | SRVGGNetCompact):
-        # Nets of others convolve at the size of the source nearly throughout.
+        # Networks from spandrel convolve at the size of the source nearly throughout.
         return Cost(linear=2 * sum(parameter.numel() for parameter in network.parameters()))
     picture = torch.zeros(1, 3, _SMALL_TILE, _SMALL_TILE, device=prescaler.device)
     flops, _ = _counted(lambda: network(picture))[1]
@@ -133,24 +133,24 @@ def _counts(bundle: Bundle, height: int, width: int) -> Mapping[str, tuple[int, 
     denoiser = bundle.denoiser.to_dtype(bundle.dtype)
     picture = torch.zeros(1, 3, height, width, device=device)
     control = ControlImage(picture, picture)
-    latents, encoder = _counted(
+    latents, encode = _counted(
         lambda: bundle.autoencoder.encode(picture, control, torch.Generator())
     )
-    _, autodecoder = _counted(lambda: bundle.autoencoder.decode(latents, control))
+    _, decode = _counted(lambda: bundle.autoencoder.decode(latents, control))
     embedded, embedding = _counted(lambda: denoiser.embed_control(control))
     text, timestep = bundle.text.encode([""]), torch.tensor(1, device=device)
     scale = ControlScale(1.0)
     batch = WindowBatch(latents, timestep, text, embedded, scale, slice(0, 1))
     counts = {
-        "encoder": encoder,
-        "autodecoder": autodecoder,
+        "encode": encode,
+        "decode": decode,
         "control": embedding,
         "embedded": (0, embedded.numel() * embedded.element_size()),
         "denoiser": _counted(lambda: denoiser(batch))[1],
     }
     if isinstance(denoiser, SplitDenoiser):
         features = denoiser.encode(batch)
-        counts["decoder"] = _counted(lambda: denoiser.decode(features, timestep, text))[1]
+        counts["second_half"] = _counted(lambda: denoiser.decode(features, timestep, text))[1]
     return counts
 
 

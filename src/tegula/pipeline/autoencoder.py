@@ -12,7 +12,7 @@ An autoencoder without GroupNorms, like mini's block transform, is local and nev
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tegula.images.pixels import Size
 from tegula.models.bundle import Autoencoder, Bundle, ControlImage, TileableAutoencoder
 from tegula.models.device import free_memory, side_that_fits
 from tegula.models.retry import first_finite, until_it_fits
@@ -62,6 +63,24 @@ def tiling_of(bundle: Bundle) -> AutoencoderTiling:
     return AutoencoderTiling(whole_side=side)
 
 
+def passed_areas(bundle: Bundle, canvas: Size) -> Sequence[int]:
+    """Return the pixels of everything that goes through the autoencoder one way.
+
+    Tiles that are measured for the statistics of the whole go through it twice.
+
+    Args:
+        bundle: its autoencoder and its device decide whether there are tiles.
+        canvas: width and height in image pixels.
+    """
+    (width, height), tiling = canvas, tiling_of(bundle)
+    whole = not isinstance(bundle.autoencoder, TileableAutoencoder)
+    if whole or _fits(width, height, tiling):
+        return (width * height,)
+    grid = _grid(width, height, tiling, 1)
+    count = len(grid) + len(_measured(grid))
+    return (grid.window_width * grid.window_height,) * count
+
+
 def _smaller(tiling: AutoencoderTiling) -> AutoencoderTiling | None:
     """Return the tiling to try where memory ran out: tiles in place of the whole, then halves."""
     if tiling.whole_side:
@@ -93,11 +112,12 @@ def encode(
         generator.set_state(fresh)
         if not isinstance(autoencoder, TileableAutoencoder):
             return autoencoder.encode(image, control, generator)
-        if _fits(image, tiling):
+        width, height = image.shape[-1], image.shape[-2]
+        if _fits(width, height, tiling):
             return autoencoder.encode(image.to(bundle.device).contiguous(), control, generator)
         moments = _over_tiles(
             autoencoder.encoder,
-            _grid(image, tiling, 1),
+            _grid(width, height, tiling, 1),
             lambda window: autoencoder.encode_moments(
                 image[window.index].to(bundle.device).contiguous()
             ),
@@ -128,11 +148,12 @@ def decode(
     factor, home = bundle.facts.latent_factor, control.prescaled.device
 
     def run(autoencoder: Autoencoder, tiling: AutoencoderTiling) -> Tensor:
-        if not isinstance(autoencoder, TileableAutoencoder) or _fits(control.prescaled, tiling):
+        width, height = control.prescaled.shape[-1], control.prescaled.shape[-2]
+        if not isinstance(autoencoder, TileableAutoencoder) or _fits(width, height, tiling):
             return autoencoder.decode(latents, control).to(home)
         return _over_tiles(
             autoencoder.decoder,
-            _grid(latents, tiling, factor),
+            _grid(latents.shape[-1], latents.shape[-2], tiling, factor),
             lambda window: autoencoder.decode(latents[window.index], control).to(home),
             _Scale(factor, 1),
             cancel,
@@ -157,13 +178,18 @@ class _Scale:
         )
 
 
-def _fits(canvas: Tensor, tiling: AutoencoderTiling) -> bool:
-    return canvas.shape[-1] * canvas.shape[-2] <= tiling.whole_side**2
+def _fits(width: int, height: int, tiling: AutoencoderTiling) -> bool:
+    return width * height <= tiling.whole_side**2
 
 
-def _grid(canvas: Tensor, tiling: AutoencoderTiling, factor: int) -> WindowGrid:
+def _grid(width: int, height: int, tiling: AutoencoderTiling, factor: int) -> WindowGrid:
     side = tiling.tile_side // factor
-    return grid_windows(canvas.shape[-1], canvas.shape[-2], side, side, tiling.overlap)
+    return grid_windows(width, height, side, side, tiling.overlap)
+
+
+def _measured(grid: WindowGrid) -> Sequence[Window]:
+    """Return the tiles that the statistics of the whole are measured on."""
+    return grid.windows[:: -(-len(grid) // MEASURED_TILES)]
 
 
 def _over_tiles(
@@ -177,12 +203,11 @@ def _over_tiles(
         cancel.check()
         return run(window).float()
 
-    windows = grid.windows
-    with _measured_group_norms(network) as measured:
-        for window in windows[:: -(-len(windows) // MEASURED_TILES)]:
+    with _measured_group_norms(network) as statistics:
+        for window in _measured(grid):
             tile(window)
-    with _fixed_group_norms(measured):
-        parts = ((scale.of(window), tile(window)) for window in windows)
+    with _fixed_group_norms(statistics):
+        parts = ((scale.of(window), tile(window)) for window in grid.windows)
         return _blend(parts, grid, scale)
 
 
