@@ -8,7 +8,8 @@ from typing import Any
 
 from tegula.catalog import Model, models
 from tegula.catalog.inputs import BOOLEAN, SINGLE, InputField
-from tegula.models.mini.bundle import CONFIG_FILE, WEIGHTS, read_config
+from tegula.models.mini import CONFIG_FILE, WEIGHTS
+from tegula.models.mini.bundle import read_config
 from tegula.models.sd15.facts import PRESETS as SD15
 from tegula.options import OPTIONS, PRESETS, PresetValues
 from tegula.schema import span

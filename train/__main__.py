@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tegula.models.mini.bundle import WEIGHTS
+from tegula.models.mini import WEIGHTS
 from tegula.models.prescalers import WEIGHTS as TUNED
 from train.config import CONFIGURATIONS
 from train.program import Program

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from tegula.models.mini.bundle import CONFIG_FILE, VOCABULARY, WEIGHTS_FILE
+from tegula.models.mini import CONFIG_FILE, WEIGHTS_FILE
+from tegula.models.mini.bundle import VOCABULARY
 from tegula.models.mini.network import MiniNetwork, NetworkShape
 from tegula.options import PresetValues
 

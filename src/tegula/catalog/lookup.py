@@ -6,22 +6,21 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from tegula.catalog.inputs import Model, Version
 from tegula.catalog.models import MODELS
 from tegula.errors import UnknownModelError
+from tegula.models.mini import CONFIG_FILE, WEIGHTS
 
 LATEST = "latest"
 DEFAULT_MODEL = "tegula/upscale"
 _SHORTEST_PREFIX = 8
-_PACKAGED_CONFIG = Path(__file__).parents[1] / "models" / "mini" / "weights" / "config.json"
 
 
 def packaged_fingerprint() -> str:
     """Return the hash over the packaged weights; empty where they are missing."""
     try:
-        return str(json.loads(_PACKAGED_CONFIG.read_text(encoding="utf-8"))["sha256"])
+        return str(json.loads((WEIGHTS / CONFIG_FILE).read_text(encoding="utf-8"))["sha256"])
     except (OSError, ValueError, KeyError):
         return ""
 

@@ -22,6 +22,7 @@ from tegula.models.hub import (
     remote_files,
 )
 from tegula.models.library import FileKind, list_files, refuse_link, resolve_file
+from tegula.models.mini import WEIGHTS, WEIGHTS_FILE
 from tegula.models.sd15.facts import (
     DEFAULT_CONTROLNET,
     DEFAULT_MODEL,
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 _MINI = "mini"
 _NAMES_SHOWN = 10
-_MINI_FILE = "mini.safetensors"
-_PACKAGED_WEIGHTS = Path(__file__).parent / "mini" / "weights"
 _CONTROLNET = HubRepository(DEFAULT_CONTROLNET, PART_FILES)
 _VAE = HubRepository(DEFAULT_VAE, PART_FILES)
 
@@ -66,7 +65,7 @@ class BundleEntry:
     def installed(self) -> bool:
         """Return whether every part is on this machine."""
         if not self.parts:
-            return (_PACKAGED_WEIGHTS / _MINI_FILE).is_file()
+            return (WEIGHTS / WEIGHTS_FILE).is_file()
         return all(find(part) is not None for part in self.parts)
 
 
@@ -119,16 +118,12 @@ def bundle_entry(name: str) -> BundleEntry:
         UnknownModelError: there is none.
     """
     if name not in BUNDLES:
+        own = [each.name for each in list_files(FileKind.CHECKPOINT) if each.kind is not None]
         raise UnknownModelError(
-            f"There is no bundle {name}; known are {', '.join((*BUNDLES, *_own_names()))}, and a "
-            f"folder, a .safetensors file or a hub id works too."
+            f"There is no bundle {name}; known are {', '.join((*BUNDLES, *own[:_NAMES_SHOWN]))}, "
+            f"and a folder, a .safetensors file or a hub id works too."
         )
     return BUNDLES[name]
-
-
-def _own_names() -> list[str]:
-    files = list_files(FileKind.CHECKPOINT)
-    return [each.name for each in files if each.kind is not None][:_NAMES_SHOWN]
 
 
 def pull(name: str, on_progress: OnBytes | None = None) -> tuple[Path, ...]:
@@ -196,7 +191,7 @@ def load_bundle(
         embeddings: for Stable Diffusion 1.5, textual inversion files.
 
     Raises:
-        UnknownModelError: no bundle has that name, and it is no path or hub id.
+        UnknownModelError: no bundle has that name, and it is not a path or hub id.
         MissingWeightsError: a part is not on this machine and cannot be downloaded.
         BrokenWeightsError: a part is damaged or of another family.
         ModelError: parts were given to the mini bundle, which takes none.
@@ -265,7 +260,7 @@ def _mini_folder(wanted: BundleSettings) -> Path | None:
         ModelError: it is one, and parts of other families were given.
     """
     path = Path(wanted.bundle).expanduser()
-    if wanted.bundle != _MINI and not (path / _MINI_FILE).is_file():
+    if wanted.bundle != _MINI and not (path / WEIGHTS_FILE).is_file():
         return None
     few_step = wanted.few_step not in (None, "auto", "none")
     if any((wanted.controlnet, wanted.vae, wanted.loras, wanted.embeddings, few_step)):

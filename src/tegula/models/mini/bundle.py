@@ -19,6 +19,7 @@ from torch import Tensor
 from tegula.errors import BrokenWeightsError
 from tegula.models.bundle import Bundle, BundleFacts
 from tegula.models.files import read_packaged, read_packaged_tensors
+from tegula.models.mini import CONFIG_FILE, WEIGHTS, WEIGHTS_FILE
 from tegula.models.mini.network import (
     BLOCK,
     CHANNELS,
@@ -129,9 +130,6 @@ class WordEncoder:
 
 # Loading.
 
-WEIGHTS = Path(__file__).parent / "weights"
-WEIGHTS_FILE = "mini.safetensors"
-CONFIG_FILE = "config.json"
 MINIMUM_WINDOW = 64
 STRONGEST_GUIDANCE = 2.0
 """Few-step tuning folds the prompt in: guidance as for 20 steps tears mini's pictures."""
@@ -205,10 +203,18 @@ def read_config(path: Path) -> MiniConfig:
 
     Raises:
         MissingWeightsError: the file is not there.
-        BrokenWeightsError: it is no configuration of mini, or one with other words.
+        BrokenWeightsError: it is not a configuration of mini, or has other words.
     """
     try:
-        config = _parse_config(json.loads(read_packaged(path)))
+        content = json.loads(read_packaged(path))
+        config = MiniConfig(
+            shape=_parse_shape(content["network"]),
+            words=tuple(content["words"]),
+            window=int(content["window"]),
+            presets={name: PresetValues(**values) for name, values in content["presets"].items()},
+            sha256=str(content["sha256"]),
+            licence=str(content["licence"]),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenWeightsError(
             f"{path} is not a configuration of mini; install tegula again or name another folder."
@@ -218,17 +224,6 @@ def read_config(path: Path) -> MiniConfig:
             f"{path} belongs to a mini with other words than this version of tegula knows."
         )
     return config
-
-
-def _parse_config(content: Mapping[str, Any]) -> MiniConfig:
-    return MiniConfig(
-        shape=_parse_shape(content["network"]),
-        words=tuple(content["words"]),
-        window=int(content["window"]),
-        presets={name: PresetValues(**values) for name, values in content["presets"].items()},
-        sha256=str(content["sha256"]),
-        licence=str(content["licence"]),
-    )
 
 
 def _parse_shape(content: Mapping[str, Any]) -> NetworkShape:

@@ -322,8 +322,7 @@ class MiniDenoiser:
         seen = torch.zeros_like(channels)
         if scale is not None:
             seen[rows] = channels[rows]
-        count = batch.latents.shape[0]
-        level = (batch.timestep.to(batch.latents.device).float() / 1000).expand(count)
+        level = batch.timesteps() / 1000
         predicted: Tensor = self._network(
             batch.latents.to(self._dtype).contiguous(memory_format=torch.channels_last),
             level.to(self._dtype),
