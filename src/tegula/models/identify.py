@@ -17,7 +17,10 @@ from tegula.models.files import Shapes, read_shapes
 SD15 = "Stable Diffusion 1.5"
 _SDXL, _SD2, _SD3, _FLUX = "SDXL", "Stable Diffusion 2", "Stable Diffusion 3", "Flux"
 _FAMILIES_BY_TEXT_WIDTH = {768: SD15, 1024: _SD2, 1280: "the SDXL refiner", 2048: _SDXL}
-_LATENT_CHANNELS = 4
+LATENT_CHANNELS = 4
+
+CONTROL_LORA_MARK, DIFFERENCE_MARK = "lora_controlnet", "difference"
+"""Tensors that tell a control-LoRA and a difference ControlNet."""
 
 CHECKPOINT, UNET, TRANSFORMER = "checkpoint", "UNet", "transformer"
 CONTROLNET, CONTROL_LORA, DIFFERENCE = "ControlNet", "control-LoRA", "difference ControlNet"
@@ -47,7 +50,7 @@ class Identity:
         article = "an" if self.kind[0].lower() in "aei" or self.kind.startswith("IP") else "a"
         family = f" for {self.family}" if self.family else ""
         variant = ""
-        if self.inputs not in (0, _LATENT_CHANNELS):
+        if self.inputs not in (0, LATENT_CHANNELS):
             variant = f", a variant with {self.inputs} input channels"
         return f"{article} {self.kind}{family}{variant}"
 
@@ -113,7 +116,7 @@ def _adapter(shapes: Shapes) -> Identity | None:
 
 def _lora(shapes: Shapes) -> Identity | None:
     names = shapes.keys()
-    if "lora_controlnet" in names:
+    if CONTROL_LORA_MARK in names:
         return Identity(CONTROL_LORA, _family_of_text(shapes))
     mark = r"lora[_.](down|up|A|B)\b|_lora\.|hada_w1|lokr_w|lora_mid|dora_scale|^lora_"
     if not _any(names, mark):
@@ -133,7 +136,7 @@ def _control(shapes: Shapes) -> Identity | None:
         return Identity(UNION, _SDXL)
     if _any(names, r"(^|\.)(zero_convs|input_hint_block|controlnet_cond_embedding)\."):
         is_whole = _any(names, r"^model\.diffusion_model\.")
-        kind = DIFFERENCE if "difference" in names else CONTROLNET
+        kind = DIFFERENCE if DIFFERENCE_MARK in names else CONTROLNET
         return Identity(kind, "" if is_whole else _family_of_text(shapes))
     return None
 
@@ -172,13 +175,11 @@ def _autoencoder(shapes: Shapes) -> Identity | None:
         return Identity(LIGHT_AUTOENCODER)
     if not _any(names, r"(^|\.)decoder\.(up\.0|up_blocks\.0|mid|mid_block)\."):
         return None
-    latents = next((shape[1] for name, shape in shapes.items() if _is_latent_entry(name, shape)), 0)
-    family = f"latents of {latents} channels, as {_SD3} and {_FLUX} have" if latents > 4 else ""
+    entries = (s for name, s in shapes.items() if name.endswith("decoder.conv_in.weight"))
+    latents = next((shape[1] for shape in entries if len(shape) == 4), 0)
+    deeper = latents > LATENT_CHANNELS
+    family = f"latents of {latents} channels, as {_SD3} and {_FLUX} have" if deeper else ""
     return Identity(AUTOENCODER, family)
-
-
-def _is_latent_entry(name: str, shape: tuple[int, ...]) -> bool:
-    return name.endswith("decoder.conv_in.weight") and len(shape) == 4
 
 
 def _embedding(shapes: Shapes) -> Identity | None:
@@ -216,12 +217,9 @@ def _any(names: Iterable[str], pattern: str) -> bool:
 
 
 def _names_sdxl(path: Path) -> bool:
-    """Tell whether names say that an autoencoder is SDXL's: its shapes are those of 1.5.
-
-    The file of a hub lies in a folder with the name of its repository, two or three up.
-    """
-    around = (path.stem, *(folder.name for folder in path.absolute().parents[:1]))
-    return any(re.search(r"sd_?xl|(^|[-_. ])xl([-_. ]|$)", name, re.IGNORECASE) for name in around)
+    """Tell whether file or folder are named after SDXL: the shapes of its autoencoder are 1.5's."""
+    names = (path.stem, path.absolute().parent.name)
+    return any(re.search(r"sd_?xl|(^|[-_. ])xl([-_. ]|$)", name, re.IGNORECASE) for name in names)
 
 
 def refuse_other(path: Path, identity: Identity, wanted: str, kinds: Collection[str]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tegula.errors import MissingWeightsError, UnknownModelError
 from tegula.folders import models_folder
-from tegula.models.hub import WEIGHTS_SUFFIXES, cached_snapshots
+from tegula.models.hub import WEIGHTS_SUFFIXES, cached_snapshots, is_weights_file
 
 LIBRARY_VARIABLE = "TEGULA_LIBRARY"
 """Names folders of other programs, separated as in PATH."""
@@ -76,6 +76,8 @@ _PROGRAMS = (
 )
 _PLAIN_NAMES = ("model", "pytorch_model", "diffusion_pytorch_model", "pytorch_lora_weights")
 """What files of a hub are called whose name says nothing."""
+_DEEPEST_FOLDER = 4
+"""Folders below a kind's own that are searched: links may lead in circles."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def find_file(name: str, kind: FileKind) -> Path | None:
         kind: what it should be.
     """
     wanted = name.replace("\\", "/").lower()
-    stem = _without_suffix(wanted)
+    ending = next((each for each in WEIGHTS_SUFFIXES if wanted.endswith(each)), "")
+    stem = wanted.removesuffix(ending)
     files = list_files(kind)
     exact = [
         each.path for each in files if f"{each.name.lower()}{each.path.suffix.lower()}" == wanted
@@ -142,8 +145,8 @@ def find_file(name: str, kind: FileKind) -> Path | None:
 def resolve_file(reference: str, kind: FileKind) -> str:
     """Return the path of a file that is named, or the reference itself if it is something else.
 
-    A path that exists is taken as it is. So is a reference of which there is no file; what it
-    may be otherwise, a hub id say, is for the caller to tell.
+    A path that exists is returned as it is, and so is a reference that no file has: it may be
+    something else, such as a hub id, which the caller decides.
     """
     if Path(reference).expanduser().exists():
         return reference
@@ -153,7 +156,7 @@ def resolve_file(reference: str, kind: FileKind) -> str:
 
 
 def refuse_link(reference: str) -> None:
-    """Say how the file behind a link is had.
+    """Refuse a link where a file is expected, and tell how to get the file behind it.
 
     Raises:
         MissingWeightsError: the reference is a link.
@@ -187,7 +190,9 @@ def unknown_file(reference: str, kind: FileKind) -> UnknownModelError:
 
 
 def _files_of(folder: Path) -> Iterator[LibraryFile]:
-    yield from _loose_files(folder)
+    for child in _children(folder):
+        if _is_weights(child):
+            yield LibraryFile(child.stem, None, child)
     extension = folder / _CONTROLNET_EXTENSION
     if extension.is_dir():
         yield from _files_below(extension, FileKind.CONTROLNET)
@@ -199,12 +204,6 @@ def _files_of(folder: Path) -> Iterator[LibraryFile]:
                 yield from _files_below(child, kind)
 
 
-def _loose_files(folder: Path) -> Iterator[LibraryFile]:
-    for child in _children(folder):
-        if child.suffix.lower() in WEIGHTS_SUFFIXES and child.is_file():
-            yield LibraryFile(child.stem, None, child)
-
-
 def _files_below(folder: Path, kind: FileKind) -> Iterator[LibraryFile]:
     """Yield the files in a folder and those below, by their path within it."""
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -213,13 +212,9 @@ def _files_below(folder: Path, kind: FileKind) -> Iterator[LibraryFile]:
             folders.clear()
         for name in sorted(names):
             path = Path(parent) / name
-            if path.suffix.lower() in WEIGHTS_SUFFIXES and path.is_file():
+            if _is_weights(path):
                 inside = path.relative_to(folder).with_suffix("").as_posix()
                 yield LibraryFile(inside, kind, path)
-
-
-_DEEPEST_FOLDER = 4
-"""Links may lead in circles."""
 
 
 def _cached_files() -> Iterator[LibraryFile]:
@@ -227,8 +222,12 @@ def _cached_files() -> Iterator[LibraryFile]:
     for _, snapshot in cached_snapshots():
         for child in _children(snapshot):
             is_named = child.stem.partition(".")[0] not in _PLAIN_NAMES
-            if is_named and child.suffix.lower() in WEIGHTS_SUFFIXES and child.is_file():
+            if is_named and _is_weights(child):
                 yield LibraryFile(child.stem, None, child)
+
+
+def _is_weights(path: Path) -> bool:
+    return is_weights_file(path.name) and path.is_file()
 
 
 def _children(folder: Path) -> list[Path]:
@@ -236,8 +235,3 @@ def _children(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError:
         return []
-
-
-def _without_suffix(name: str) -> str:
-    end = next((end for end in WEIGHTS_SUFFIXES if name.endswith(end)), "")
-    return name.removesuffix(end)

@@ -14,9 +14,7 @@ import torch
 import transformers
 
 from tegula.models.bundle import Bundle
-from tegula.models.hub import (
-    is_weights_file,
-)
+from tegula.models.hub import is_weights_file
 from tegula.models.sd15 import facts
 from tegula.models.sd15.find import FoundParts, find_sd15
 from tegula.models.sd15.lora import fuse_loras
@@ -68,7 +66,7 @@ def load_sd15(
     Raises:
         MissingWeightsError: a part is not on this machine and cannot be downloaded.
         BrokenWeightsError: a part is damaged or of another family.
-        OptionError: ``few_step`` is no LoRA that tegula knows.
+        OptionError: ``few_step`` is not a LoRA that tegula knows.
     """
     found = find_sd15(
         model,

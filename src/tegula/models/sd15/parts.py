@@ -28,6 +28,9 @@ from tegula.models.files import Shapes, open_tensors, read_json
 from tegula.models.hub import HubRepository, find, formats
 from tegula.models.identify import (
     CHECKPOINT,
+    CONTROL_LORA_MARK,
+    DIFFERENCE_MARK,
+    LATENT_CHANNELS,
     SD15,
     Identity,
     family_of_width,
@@ -40,7 +43,6 @@ from tegula.models.stored import LOADING_FAILURES, StoredTensor
 
 # Other families, told without loading anything.
 
-_LATENT_CHANNELS = 4
 _SDXL_SCALING = 0.13025
 """By which SDXL scales its latents; Stable Diffusion 1.5 does by 0.18215."""
 
@@ -59,7 +61,7 @@ def refuse_other_checkpoint(path: Path, identity: Identity, text_width: int) -> 
     refuse_other(path, identity, "a checkpoint", (CHECKPOINT, UNET_FILE))
     if identity.text_width != text_width:
         raise _of_other_family(path, f"a model with text of width {identity.text_width}")
-    if identity.inputs != _LATENT_CHANNELS:
+    if identity.inputs != LATENT_CHANNELS:
         raise _of_other_family(path, f"a variant with {identity.inputs} input channels")
 
 
@@ -80,7 +82,7 @@ def refuse_other_folder(folder: Path) -> None:
         raise _of_other_family(
             folder, family_of_width(width) or f"a model with text of width {width}"
         )
-    if unet.get("in_channels") != _LATENT_CHANNELS:
+    if unet.get("in_channels") != LATENT_CHANNELS:
         raise _of_other_family(folder, f"a variant with {unet.get('in_channels')} input channels")
 
 
@@ -333,10 +335,6 @@ def _is_shared(part: Part, name: str, bases: Mapping[str, Tensor]) -> bool:
     return CONTROL_LORA_MARK in part.tensors and name in bases
 
 
-CONTROL_LORA_MARK = "lora_controlnet"
-_DIFFERENCE_MARK = "difference"
-
-
 def _read_weight(
     part: Part, name: str | None, shape: tuple[int, ...], base: Tensor | None
 ) -> Tensor:
@@ -350,7 +348,7 @@ def _read_weight(
         down = part.tensors[f"{name.removesuffix(_CONTROL_LORA_UP)}.down"].read()
         weight = (weight.flatten(1).float() @ down.flatten(1).float()).reshape(shape)
         weight = weight if base is None else base.float() + weight
-    elif _DIFFERENCE_MARK in part.tensors and base is not None:
+    elif DIFFERENCE_MARK in part.tensors and base is not None:
         weight = base.float() + weight.float()
     if not torch.isfinite(weight.sum(dtype=torch.float32)):
         raise ValueError(f"{name} holds numbers that are not finite")
