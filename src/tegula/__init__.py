@@ -20,7 +20,7 @@ __all__ = ["TegulaError", "UpscaleOptions", "UpscaleResult", "Upscaler", "__vers
 
 
 def __getattr__(name: str) -> Any:
-    # The upscaler brings torch along, which costs seconds that `tegula --help` must not.
+    # The upscaler imports torch, which takes seconds that `tegula --help` must not.
     if name in ("Upscaler", "UpscaleResult"):
         from tegula import upscaler
 

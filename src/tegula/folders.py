@@ -31,11 +31,10 @@ CACHE_VARIABLE = "TEGULA_CACHE"
 MODELS_VARIABLE = "TEGULA_MODELS"
 SERVER_VARIABLE = "TEGULA_FOLDER"
 
-# `appauthor` and `opinion` keep Windows from adding an author's folder and a folder `Cache`.
-
 
 def cache_folder() -> Path:
     """Return ``$TEGULA_CACHE``, or the platform's folder for files that can be made again."""
+    # Without these two arguments Windows would add folders named after an author and `Cache`.
     return _from_environment(CACHE_VARIABLE) or platformdirs.user_cache_path(
         "tegula", appauthor=False, opinion=False
     )

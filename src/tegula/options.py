@@ -28,7 +28,7 @@ MAX_SEED = 2**63 - 1
 """As large as a signed 64-bit number; ComfyUI's schemas go as far."""
 
 
-def _region_text(text: str) -> str:
+def _checked_region(text: str) -> str:
     try:
         parse_region(text)
     except OptionError as error:
@@ -295,7 +295,7 @@ class UpscaleOptions(CheckedOptions):
     seam_fix_padding: _Padding = Field(
         default=16, description="Redraw mode: as tile_padding, of the seam fix."
     )
-    regions: tuple[Annotated[str, AfterValidator(_region_text)], ...] = Field(
+    regions: tuple[Annotated[str, AfterValidator(_checked_region)], ...] = Field(
         default=(),
         description="Prompts for parts of the picture, each as x,y,width,height:prompt in pixels "
         "or shares of the source, added to the common prompt and fading in from the "

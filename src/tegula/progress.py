@@ -41,7 +41,7 @@ OnUnit = Callable[[int, int], None]
 """Called with (done, total) units of one stage."""
 
 OnPreview = Callable[["Image"], object]
-"""Shown small pictures of what a running upscale has by now."""
+"""Shown small pictures of the work so far."""
 
 OnPicture = Callable[["NDArray[np.float32]"], object]
 """The same within the pipeline: [height, width, 3] in 0..1."""
@@ -81,7 +81,7 @@ class StageProgress:
 
     on_unit: called with (done, total) units of the stage; the total may grow.
     cancel: checked between units.
-    on_picture: shown small pictures of what there is by now; None wants none.
+    on_picture: shown small pictures of the work so far; None if nobody looks.
     """
 
     on_unit: OnUnit = ignore_units
@@ -161,5 +161,8 @@ class Reporter:
     def _left(self) -> float | None:
         spent, ahead = time.perf_counter() - self._start, 1 - self._behind
         if self._expected is not None:
+            # What is ahead takes ``ahead * total``, and there are two estimates of the total:
+            # the expected one, and ``spent / behind``. Each weighs as much as there is of it:
+            # ahead * (ahead * expected + behind * (spent / behind)).
             return ahead * (ahead * self._expected + spent)
         return spent * ahead / self._behind if self._behind > 0 else None

@@ -36,10 +36,10 @@ KEPT = 5
 """Runs of a stage that are kept of about the same work, that is, within a power of two."""
 
 _APART = 1.25
-"""Two runs say something about the slope if the work of one is so many times the other's."""
+"""Ratio of the work of two runs from which they say something about the slope."""
 
 _FURTHEST = 16
-"""Of more than so many times the work of the largest run, nothing is said: most of it is fixed."""
+"""Times the work of the largest run; beyond it nothing is said, as most of that may be fixed."""
 
 Timed = tuple[float, float]
 """The work of one run of a stage, and its seconds."""

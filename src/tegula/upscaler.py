@@ -171,8 +171,8 @@ class Upscaler:
             strength_map: a grey picture of any size, laid over the source: what share of
                 the creativity each place gets.
             on_progress: called with how far the work is.
-            on_preview: shown small pictures of what there is by now; they change nothing
-                of the result.
+            on_preview: shown small pictures of the work so far; they change nothing of the
+                result.
             cancelled: asked between small pieces of work; True stops the upscale.
 
         Raises:
@@ -183,7 +183,7 @@ class Upscaler:
         """
         options = options or UpscaleOptions()
         cancel = Cancel(cancelled)
-        # What is loaded and counted once is no part of any stage.
+        # Loading and counting happen once, so they must not be timed as part of a stage.
         prescaler = self._prescaler(
             options.prescaler or self.bundle.facts.presets[options.preset].prescaler
         )

@@ -21,7 +21,7 @@ from tegula.options import ResolvedOptions
 _BAND = 512
 
 _CELLS_PER_WINDOW = 16
-"""Local statistics are taken on a grid of so many cells a window, and vary slowly."""
+"""Cells a window, along one side, of the grid on which local statistics are taken."""
 
 # Added to variances before they are divided. The whole picture's only keeps a blank picture
 # from a division by zero; the local one, two steps of eight bits, keeps the grain of a flat

@@ -1,6 +1,6 @@
 """What a file says beside its pixels: EXIF, XMP, text, colour profile, JPEG tables.
 
-Hostile metadata is no reason to refuse a picture: what cannot be read is left out.
+Metadata that cannot be read, hostile or damaged, is left out; the picture is still taken.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ class Metadata:
 def read_metadata(image: Image.Image) -> Metadata:
     """Collect what is worth keeping from an image that Pillow has loaded."""
     chunks: Mapping[str, Any] = getattr(image, "text", None) or {}
+    xmp = _copied(_xmp(image))
     return Metadata(
         exif=_exif(image),
-        xmp=_xmp_worth_keeping(image),
+        xmp=f"{_BEGIN}{xmp.body}{_END}".encode() if xmp.has_properties else None,
         text={
             key: str(value)
             for key, value in chunks.items()
@@ -164,11 +165,6 @@ def add_settings(xmp: bytes | None, settings: Mapping[str, Any]) -> bytes:
         f"{escape(to_json(settings))}</{_SETTINGS}></rdf:Description>"
     )
     return f"{_BEGIN}{before}{description}{end}{after}{_END}".encode()
-
-
-def _xmp_worth_keeping(image: Image.Image) -> bytes | None:
-    copy = _copied(_xmp(image))
-    return f"{_BEGIN}{copy.body}{_END}".encode() if copy.has_properties else None
 
 
 def _xmp(image: Image.Image) -> bytes | None:

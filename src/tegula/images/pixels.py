@@ -137,7 +137,7 @@ def margins(width: int, height: int) -> Size:
 
 
 def wrapped(image: Image.Image, across: int, down: int) -> Image.Image:
-    """Repeat a pattern beyond its edges by so many pixels on each side."""
+    """Repeat a pattern beyond its edges, by pixels to each side and above and below."""
     pixels = np.asarray(image)
     padding = ((down, down), (across, across), (0, 0))[: pixels.ndim]
     return Image.fromarray(np.pad(pixels, padding, mode="wrap"))

@@ -149,7 +149,7 @@ def deep_tiff_size(file: BinaryIO) -> Size | None:
         if max(directory[_TIFF_BITS]) < _DEEP:
             return None
         return int(directory[_TIFF_WIDTH]), int(directory[_TIFF_HEIGHT])
-    except Exception:  # a hostile directory raises nearly anything: it is no TIFF then
+    except Exception:  # a hostile directory raises nearly anything: then it is not a TIFF
         return None
 
 

@@ -43,7 +43,7 @@ def finish(
         prepared: the source.
         options: ``detail``, ``colour_lock``, ``window`` and ``sharpen`` count here.
         mask: float32 [height, width] in 0..1, how far the result may differ from
-            ``prescaled``; None lets it everywhere.
+            ``prescaled``; None lets all of it differ.
         patches: restored faces, laid over the sharpened picture.
     """
     done = refined

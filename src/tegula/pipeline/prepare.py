@@ -89,7 +89,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 class SpatialControl:
     """Mask and strength map at the size of the result, float32 [height, width] in 0..1.
 
-    mask: how far the result may differ from the prescaled picture; None lets it everywhere.
+    mask: how far the result may differ from the prescaled picture; None lets all of it differ.
     strength_map: share of the denoise strength; None is all of it.
     """
 
