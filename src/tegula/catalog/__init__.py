@@ -10,8 +10,6 @@ Example:
 from __future__ import annotations
 
 from tegula.catalog.inputs import (
-    InvalidField,
-    InvalidInputsError,
     Model,
     RunContext,
     UpscaleRequest,
@@ -23,6 +21,7 @@ from tegula.catalog.inputs import (
 )
 from tegula.catalog.lookup import Catalog, find, models, packaged_fingerprint
 from tegula.catalog.run import Output, run
+from tegula.catalog.violations import InvalidField, InvalidInputsError
 
 __all__ = [
     "Catalog",

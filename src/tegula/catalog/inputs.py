@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +29,9 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from tegula import __version__
-from tegula.errors import OptionError
+from tegula.catalog.violations import InvalidField, InvalidInputsError, violation
 from tegula.options import Seed, UpscaleOptions
-from tegula.schema import plain, properties_of, shown
+from tegula.schema import properties_of, shown
 
 EXACT, APPROXIMATED, REFUSED = "exact", "approximated", "refused"
 STRING, INTEGER, NUMBER, BOOLEAN, FILE = "string", "integer", "number", "boolean", "file"
@@ -254,46 +254,6 @@ class Model:
 
 
 @dataclass(frozen=True)
-class InvalidField:
-    """One violation.
-
-    type: the keyword of the schema that is violated, as Replicate calls it.
-    field: ``input.scale``, or ``input`` where an input is missing.
-    description: what is right.
-    given: what was given, shortened; empty where nothing was.
-    """
-
-    type: str
-    field: str
-    description: str
-    given: str = ""
-
-
-class InvalidInputsError(OptionError):
-    """Inputs that violate the schema of a version; ``fields`` lists every violation."""
-
-    code = "invalid_inputs"
-
-    def __init__(self, fields: Sequence[InvalidField]) -> None:
-        # The arguments of an exception are what copies and pickles of it are made from.
-        super().__init__(fields)
-        self.fields = tuple(fields)
-
-    def __str__(self) -> str:
-        sentences = (
-            f"{wrong.field}: {wrong.description[:1].lower()}{wrong.description[1:]}"
-            + (f", not {wrong.given}" if wrong.given else "")
-            for wrong in self.fields
-        )
-        return "; ".join(sentences) + "."
-
-    @property
-    def detail(self) -> str:
-        """One line per violation, as in the ``detail`` of Replicate's problems."""
-        return "".join(f"- {wrong.field}: {wrong.description}\n" for wrong in self.fields)
-
-
-@dataclass(frozen=True)
 class ValidInputs:
     """Inputs that fit their version.
 
@@ -330,35 +290,15 @@ def validate(version: Version, inputs: Mapping[str, Any]) -> ValidInputs:
 
 
 def _violation(known: InputField, error: Mapping[str, Any]) -> InvalidField:
-    given, context = error["input"], error.get("ctx", {})
+    choices = ", ".join(json.dumps(choice, ensure_ascii=False) for choice in known.choices)
+    listed = {**error, "ctx": {**error.get("ctx", {}), "expected": choices}}
+    kind = STRING if known.kind == FILE else known.kind
+    keyword, description = violation(listed, known.name, kind)
     if error["type"] == "missing":
-        return InvalidField("required", "input", f"{known.name} is required")
-    kind = "invalid_type"
-    expected = STRING if known.kind == FILE else known.kind
-    description = f"Invalid type. Expected: {expected}, given: {json_type(given)}"
-    if error["type"] == "greater_than_equal":
-        kind, description = "number_gte", f"Must be greater than or equal to {plain(context['ge'])}"
-    elif error["type"] == "less_than_equal":
-        kind, description = "number_lte", f"Must be less than or equal to {plain(context['le'])}"
-    elif error["type"] == "value_error":
-        kind, description = "enum", str(context["error"])
-    elif error["type"] == "literal_error" and json_type(given) == known.kind:
-        choices = ", ".join(json.dumps(choice, ensure_ascii=False) for choice in known.choices)
-        kind, description = "enum", f"{known.name} must be one of the following: {choices}"
-    return InvalidField(kind, f"input.{known.name}", description, shown(given))
-
-
-def json_type(value: object) -> str:
-    """Return what JSON Schema calls the type of a value."""
-    names = {
-        type(None): "null",
-        bool: BOOLEAN,
-        int: INTEGER,
-        float: NUMBER,
-        list: "array",
-        tuple: "array",
-    }
-    return "object" if isinstance(value, Mapping) else names.get(type(value), STRING)
+        return InvalidField(keyword, "input", description)
+    if error["type"] == "value_error":
+        keyword = "enum"  # the checks of our own refuse single choices
+    return InvalidField(keyword, f"input.{known.name}", description, shown(error["input"]))
 
 
 def from_text(version: Version, words: Mapping[str, str]) -> dict[str, Any]:

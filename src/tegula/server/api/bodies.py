@@ -1,4 +1,4 @@
-"""What the bodies of requests hold, as pydantic models, and pydantic's errors in Replicate's words.
+"""What the bodies of requests hold, as pydantic models, and the answer to those that are wrong.
 
 What is in ``input`` and ``defaults`` depends on the model; the catalogue checks that.
 """
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from tegula.catalog.inputs import InvalidField, json_type
+from tegula.catalog.violations import InvalidField, violation
 from tegula.server.api.errors import ProblemError, invalid
 
 WebhookEvent = Literal["start", "output", "logs", "completed"]
@@ -123,32 +123,6 @@ class TrainingBody(Body):
     webhook_events_filter: list[WebhookEvent] | None = None
 
 
-_RULES: Mapping[str, tuple[str, str]] = {
-    "greater_than_equal": ("number_gte", "Must be greater than or equal to {ge}"),
-    "less_than_equal": ("number_lte", "Must be less than or equal to {le}"),
-    "literal_error": ("enum", "{name} must be one of the following: {expected}"),
-    "string_pattern_mismatch": ("pattern", "Does not match pattern '{pattern}'"),
-    "string_too_long": (
-        "string_lte",
-        "String length must be less than or equal to {max_length}",
-    ),
-    "value_error": ("format", "{error}"),
-    "datetime_from_date_parsing": ("format", "Does not match format 'date-time'"),
-}
-_TYPES: Mapping[str, str] = {
-    "string_type": "string",
-    "dict_type": "object",
-    "model_attributes_type": "object",
-    "model_type": "object",
-    "list_type": "array",
-    "bool_type": "boolean",
-    "bool_parsing": "boolean",
-    "int_type": "integer",
-    "int_parsing": "integer",
-    "int_from_float": "integer",
-}
-
-
 _MOST_ERRORS = 100
 
 
@@ -160,19 +134,9 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
 def _field(error: Mapping[str, Any]) -> InvalidField:
     parts = [str(part) for part in error["loc"]]
     place = parts[1:] if parts[:1] == ["body"] else parts
-    kind, name = error["type"], place[-1] if place else ""
-    if kind == "missing" and place:
-        return InvalidField("required", ".".join(place[:-1]), f"{name} is required")
-    if kind == "extra_forbidden":
-        return InvalidField(
-            "additional_property_not_allowed",
-            ".".join(place[:-1]),
-            f"Additional property {name} is not allowed",
-        )
-    if kind in _TYPES:
-        given = json_type(error.get("input"))
-        wrong = f"Invalid type. Expected: {_TYPES[kind]}, given: {given}"
-        return InvalidField("invalid_type", ".".join(place), wrong)
-    rule, words = _RULES.get(kind, ("format", "{msg}"))
-    context = {"msg": error["msg"], "name": name, **error.get("ctx", {})}
-    return InvalidField(rule, ".".join(place), words.format(**context).replace("'", '"'))
+    if not place and error["type"] == "missing":  # the whole body is
+        return InvalidField("format", "", error["msg"])
+    keyword, description = violation(error, place[-1] if place else "")
+    # What is missing or too much is a fault of the object around it.
+    around = keyword in ("required", "additional_property_not_allowed")
+    return InvalidField(keyword, ".".join(place[:-1] if around else place), description)

@@ -24,7 +24,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
-from tegula.catalog.inputs import InvalidField
+from tegula.catalog import InvalidField
 from tegula.server.api.errors import ProblemError, invalid, too_large
 
 T = TypeVar("T")
