@@ -1,7 +1,9 @@
 """Every model of the catalogue, from its inputs to the bytes of its output."""
 
+import gc
 import io
 import json
+import weakref
 
 import cli_support
 import numpy as np
@@ -138,6 +140,23 @@ def test_clarity_refines_in_passes_and_reports_one_progress(tiny, picture):
     assert output.media_type == "image/webp"
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
+
+
+def test_no_result_is_kept_while_the_next_pass_runs(tiny, picture):
+    results, alive = [], []
+
+    class Watched:
+        bundle = tiny.bundle
+
+        def upscale(self, *arguments, **settings):
+            gc.collect()
+            alive.append(sum(result() is not None for result in results))
+            result = tiny.upscale(*arguments, **settings)
+            results.append(weakref.ref(result))
+            return result
+
+    ran(Watched(), "philz1337x/clarity-upscaler", picture, scale_factor=4, num_inference_steps=2)
+    assert alive == [0, 0]
 
 
 @pytest.mark.parametrize(

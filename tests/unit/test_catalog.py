@@ -306,6 +306,19 @@ def test_clarity_uses_the_loras_of_its_prompt_where_they_are_there(tmp_path, mon
     assert [note for note in asked.notes if "SDXLrender_v2.0" in note]
 
 
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "1e999", "strong"])
+def test_a_lora_whose_weight_is_not_a_number_is_left_out_and_the_log_says_why(
+    tmp_path, monkeypatch, weight
+):
+    monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "style.safetensors").touch()
+    sd15 = RunContext(300, 200, "sd15")
+    asked = request("philz1337x/clarity-upscaler", sd15, prompt=f"<lora:style:{weight}> a cat")
+    assert not asked.loras
+    assert asked.notes == (f"The LoRA style is left out: its weight is a number, not {weight}.",)
+
+
 def test_clarity_downscales_large_sources_and_never_enlarges_small_ones():
     large = request(
         "philz1337x/clarity-upscaler", RunContext(1536, 768, "mini", 64, 64), downscaling=True

@@ -48,7 +48,7 @@ def run(
     on_log: OnLog | None = None,
     cancelled: Cancelled = never_cancelled,
 ) -> Iterator[Output]:
-    """Run a version and yield its pictures as they are done.
+    """Run a version and yield its pictures as they are done: one, for the models of today.
 
     Args:
         version: what to run.
@@ -67,7 +67,7 @@ def run(
     from tegula.images.encode import encode
     from tegula.images.open import decode, inverted
 
-    log = on_log or _ignore
+    log = on_log or (lambda _sentence: None)
     sources = {**dict(inputs.values), **(files or {})}
     upscaler = provider(())
     picture = decode(sources[version.image], max_pixels=max_pixels)
@@ -83,21 +83,25 @@ def run(
     if mask is not None and request.mask_keeps_white:
         mask = inverted(mask, max_pixels)
     upscale = _upscale_seamless if request.seamless else _upscale
-    results: list[UpscaleResult] = []
-    for number, options in enumerate(request.passes):
-        if results:
-            picture = _as_picture(results.pop(), max_pixels)
-        result = upscale(
+
+    def run_pass(number: int, source: Picture) -> UpscaleResult:
+        done = upscale(
             upscaler,
-            picture,
-            options.replaced(max_pixels=max_pixels),
+            source,
+            request.passes[number].replaced(max_pixels=max_pixels),
             mask,
             _overall(on_progress, number, len(request.passes)),
             cancelled,
         )
-        results.append(result)
-        for sentence in result.warnings:
+        for sentence in done.warnings:
             log(sentence)
+        return done
+
+    result = run_pass(0, picture)
+    for number in range(1, len(request.passes)):
+        picture = _as_picture(result, max_pixels)
+        del result  # a large one takes gigabytes, and the next pass needs its picture alone
+        result = run_pass(number, picture)
     encoded = encode(
         result.image,
         request.format,
@@ -113,10 +117,6 @@ def run(
         result.image.height,
         result.settings,
     )
-
-
-def _ignore(sentence: str) -> None:
-    """Log nowhere."""
 
 
 def _overall(on_progress: OnProgress | None, number: int, passes: int) -> OnProgress | None:

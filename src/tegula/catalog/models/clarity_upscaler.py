@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -293,13 +294,15 @@ class ClarityUpscaler(Inputs):
             try:
                 strength = float(weight or 1)
             except ValueError:
-                file = None
+                strength = math.nan
             if file is None:
-                notes.append(
-                    f"The LoRA {name} is left out: there is no file of it for this bundle."
-                )
+                reason = "there is no file of it for this bundle"
+            elif not math.isfinite(strength):
+                reason = f"its weight is a number, not {weight}"
             else:
                 loras.append((file, strength))
+                continue
+            notes.append(f"The LoRA {name} is left out: {reason}.")
         fetched = {"lora_links": self.lora_links, "custom_sd_model": self.custom_sd_model}
         notes += [
             f"{name} is ignored: {_NO_DOWNLOADS}." for name, links in fetched.items() if links
