@@ -58,6 +58,15 @@ class Request:
     debug: bool
     fingerprint: str | None = None
 
+    def load_upscaler(self, console: Console) -> Upscaler:
+        """Load the models; the fast preset looks for a LoRA for few steps.
+
+        Raises:
+            ModelError, OptionError: as ``Upscaler.load``.
+        """
+        fast = self.options.preset == "fast"
+        return load_upscaler(console, self.models, self.runtime, fast=fast)
+
 
 @dataclass(frozen=True)
 class _Upscaled:
@@ -105,9 +114,7 @@ class Batch:
     @cached_property
     def _upscaler(self) -> Upscaler:
         """The model of all pictures, loaded when the first one needs it."""
-        request = self.request
-        fast = request.options.preset == "fast"
-        return load_upscaler(self.console, request.models, request.runtime, fast=fast)
+        return self.request.load_upscaler(self.console)
 
     def _read(self, job: Job) -> Path | bytes | None:
         """Return a source that can be upscaled, None where that is done already."""
@@ -166,7 +173,7 @@ class Batch:
         if upscaled is None:
             self._skipped += 1
             self.console.message(f"{job.target} exists already; --overwrite makes it again.")
-            self.console.record({**_places(job), "skipped": True})
+            self.console.record({"input": job.input, "output": job.output, "skipped": True})
             return
         result = upscaled.result
         settings = {**result.settings, "models": self.request.models.given()}
@@ -176,7 +183,8 @@ class Batch:
         self._report(job, result, warnings, comparison, time.perf_counter() - upscaled.began)
         self.console.record(
             {
-                **_places(job),
+                "input": job.input,
+                "output": job.output,
                 **({} if comparison is None else {"compare": str(comparison)}),
                 "width": result.image.width,
                 "height": result.image.height,
@@ -239,7 +247,7 @@ class Batch:
     def _fail(self, job: Job, error: Exception) -> None:
         """Report a picture that went wrong; the others go on."""
         failure = Failure.of(error)
-        self.console.record({**_places(job), "error": failure.as_json()})
+        self.console.record({"input": job.input, "output": job.output, "error": failure.as_json()})
         if job.name not in failure.message:
             failure = dataclasses.replace(failure, message=f"{job.name}: {failure.message}")
         self._failures.append(failure)
@@ -277,13 +285,6 @@ def _save_preview(path: Path | None) -> OnPreview | None:
     from tegula.images.encode import save
 
     return lambda picture: save(picture, path)
-
-
-def _places(job: Job) -> Mapping[str, Any]:
-    return {
-        "input": "-" if job.source is None else str(job.source),
-        "output": "-" if job.target is None else str(job.target),
-    }
 
 
 Item = TypeVar("Item")

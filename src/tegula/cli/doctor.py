@@ -62,7 +62,7 @@ class Machine:
 
 
 def examine() -> Machine:
-    """Look at the machine; brings torch along."""
+    """Look at the machine; imports torch."""
     import torch
 
     from tegula.models.device import pick_device, pick_dtype

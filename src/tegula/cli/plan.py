@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tegula.cli.console import Console, Interruption, format_bytes, plural
-from tegula.cli.models import load_upscaler
 from tegula.cli.options import SectionedCommand
 from tegula.cli.targets import Job, read_source
 from tegula.cli.upscale import PICTURES, SECTIONS, request_of, work_of
+from tegula.progress import STAGES
 
 if TYPE_CHECKING:
     from tegula.plan import Memory, Plan
@@ -26,7 +26,7 @@ It takes the arguments and options of `tegula upscale` and writes nothing. Times
 learned from the upscales that this machine has done with the model; where there are none,
 `tegula doctor --calibrate` runs two small ones.
 """
-_STAGES = ("prepare", "prescale", "refine", "finish", "total")
+_ROWS = (*STAGES, "total")
 
 
 def _plan(**parameters: Any) -> None:
@@ -35,8 +35,7 @@ def _plan(**parameters: Any) -> None:
     with Interruption().installed():
         request = request_of(parameters, debug=bool(context.find_root().params["debug"]))
         work = work_of(parameters, request)
-        fast = request.options.preset == "fast"
-        upscaler = load_upscaler(console, request.models, request.runtime, fast=fast)
+        upscaler = request.load_upscaler(console)
         for job in work.jobs:
             source = read_source(job, request.options.max_pixels)
             plan, memory = upscaler.forecast(source, request.options)
@@ -45,7 +44,7 @@ def _plan(**parameters: Any) -> None:
                 seconds = {**seconds, "total": sum(seconds.values())}
             console.record(
                 {
-                    "input": "-" if job.source is None else str(job.source),
+                    "input": job.input,
                     **dataclasses.asdict(plan),
                     "flops": plan.flops,
                     "memory": dataclasses.asdict(memory),
@@ -70,7 +69,7 @@ def _lines(
         "refine": (f"{plural(plan.windows, 'window')}, {passes}", plan.refine_flops),
         "total": ("", plan.flops),
     }
-    for stage in _STAGES:
+    for stage in _ROWS:
         work, flops = rows.get(stage, ("", 0))
         if flops or seconds is not None:
             counted = f"{flops / 1e12:.2f} TFLOP" if flops else ""

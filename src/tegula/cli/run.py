@@ -140,14 +140,14 @@ def _list_inputs(version: Version, console: Console) -> None:
 
     console.record(openapi_schema(version))
     console.text(f"{version.name}:{version.id}\n")
-    for known in version.fields:
-        if known.required:
+    for field in version.fields:
+        if field.required:
             default = "required"
-        elif known.default is None:
+        elif field.default is None:
             default = "optional"
         else:
-            default = f"default: {known.default}"
-        console.text(f"  {known.name:24} {known.description} [{default}]")
+            default = f"default: {field.default}"
+        console.text(f"  {field.name:24} {field.description} [{default}]")
 
 
 RUN = click.Command(

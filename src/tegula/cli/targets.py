@@ -1,7 +1,7 @@
 """Which pictures a command reads, where their results go, and what is refused before the work.
 
-Nothing here loads a model or decodes a picture: a mistake in the arguments, a file that is no
-picture or a folder that cannot be written is found in milliseconds.
+Nothing here loads a model or decodes a picture: a mistake in the arguments, a file that is
+not a picture or a folder that cannot be written is found in milliseconds.
 """
 
 from __future__ import annotations
@@ -41,6 +41,16 @@ class Job:
     def name(self) -> str:
         """How messages call the source."""
         return "Standard input" if self.source is None else str(self.source)
+
+    @property
+    def input(self) -> str:
+        """The source as arguments and ``--json`` write it."""
+        return STREAM if self.source is None else str(self.source)
+
+    @property
+    def output(self) -> str:
+        """The target as arguments and ``--json`` write it."""
+        return STREAM if self.target is None else str(self.target)
 
     @property
     def comparison(self) -> Path | None:
@@ -311,7 +321,7 @@ def _is_stream(path: Path) -> bool:
 def check_job(
     job: Job, source: Path | bytes, options: UpscaleOptions, *, makes_folder: bool
 ) -> None:
-    """Refuse a source that is no picture, a result too large, and a target not writable.
+    """Refuse a source that is not a picture, a result too large, and a target not writable.
 
     Raises:
         InputError: see its subclasses.
@@ -330,7 +340,7 @@ def check_job(
 
 
 def check_side_files(side_files: SideFiles, max_pixels: int) -> None:
-    """Refuse a mask or strength map that is no picture, and a preview that cannot be written.
+    """Refuse a mask or strength map that is not a picture, and a preview that cannot be written.
 
     Raises:
         InputError: see its subclasses.

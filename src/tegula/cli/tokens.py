@@ -160,7 +160,7 @@ WEBHOOKS = click.Group(
                 ),
                 Option(
                     ["--limit"],
-                    "At most so many.",
+                    "At most this many.",
                     type=click.IntRange(1),
                     default=100,
                     metavar="INTEGER",
