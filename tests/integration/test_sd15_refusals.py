@@ -105,7 +105,7 @@ def test_a_truncated_file_in_a_folder_is_refused(folder):
 def test_a_file_of_something_else_is_refused(files, tmp_path, content):
     path = tmp_path / "odd.safetensors"
     path.write_bytes(content)
-    with pytest.raises(BrokenWeightsError, match="no safetensors file"):
+    with pytest.raises(BrokenWeightsError, match="not a safetensors file"):
         load_single_file(files, model=path)
 
 

@@ -226,7 +226,7 @@ class Version:
 
     def field(self, name: str) -> InputField | None:
         """Return the input of that name."""
-        return next((known for known in self.fields if known.name == name), None)
+        return next((field for field in self.fields if field.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -289,16 +289,16 @@ def validate(version: Version, inputs: Mapping[str, Any]) -> ValidInputs:
     return ValidInputs(values, tuple(warnings))
 
 
-def _violation(known: InputField, error: Mapping[str, Any]) -> InvalidField:
-    choices = ", ".join(json.dumps(choice, ensure_ascii=False) for choice in known.choices)
+def _violation(field: InputField, error: Mapping[str, Any]) -> InvalidField:
+    choices = ", ".join(json.dumps(choice, ensure_ascii=False) for choice in field.choices)
     listed = {**error, "ctx": {**error.get("ctx", {}), "expected": choices}}
-    kind = STRING if known.kind == FILE else known.kind
-    keyword, description = violation(listed, known.name, kind)
+    kind = STRING if field.kind == FILE else field.kind
+    keyword, description = violation(listed, field.name, kind)
     if error["type"] == "missing":
         return InvalidField(keyword, "input", description)
     if error["type"] == "value_error":
-        keyword = "enum"  # the checks of our own refuse single choices
-    return InvalidField(keyword, f"input.{known.name}", description, shown(error["input"]))
+        keyword = "enum"  # validators of a model refuse single choices
+    return InvalidField(keyword, f"input.{field.name}", description, shown(error["input"]))
 
 
 def from_text(version: Version, words: Mapping[str, str]) -> dict[str, Any]:
@@ -333,20 +333,20 @@ def openapi_schema(version: Version) -> dict[str, Any]:
         "type": "object",
         "title": "Input",
         "properties": {
-            known.name: _property(known, order) for order, known in enumerate(version.fields)
+            field.name: _property(field, order) for order, field in enumerate(version.fields)
         },
     }
-    if required := [known.name for known in version.fields if known.required]:
+    if required := [field.name for field in version.fields if field.required]:
         inputs["required"] = required
     enums = {
-        known.name: {
-            "type": known.kind,
-            "title": known.name,
-            "enum": list(known.choices),
+        field.name: {
+            "type": field.kind,
+            "title": field.name,
+            "enum": list(field.choices),
             "description": "An enumeration.",
         }
-        for known in version.fields
-        if known.choices
+        for field in version.fields
+        if field.choices
     }
     return {
         "openapi": "3.0.2",
@@ -356,13 +356,13 @@ def openapi_schema(version: Version) -> dict[str, Any]:
     }
 
 
-def _property(known: InputField, order: int) -> dict[str, Any]:
+def _property(field: InputField, order: int) -> dict[str, Any]:
     schema: dict[str, Any] = {
-        **(_URI if known.kind == FILE else {"type": known.kind}),
-        "title": known.name.replace("_", " ").capitalize(),
+        **(_URI if field.kind == FILE else {"type": field.kind}),
+        "title": field.name.replace("_", " ").capitalize(),
     }
-    if known.choices:
-        schema = {"allOf": [{"$ref": f"#/components/schemas/{known.name}"}]}
-    optional = {"default": known.default, "minimum": known.low, "maximum": known.high}
+    if field.choices:
+        schema = {"allOf": [{"$ref": f"#/components/schemas/{field.name}"}]}
+    optional = {"default": field.default, "minimum": field.low, "maximum": field.high}
     schema |= {key: value for key, value in optional.items() if value is not None}
-    return {**schema, "x-order": order, "description": known.description}
+    return {**schema, "x-order": order, "description": field.description}

@@ -112,17 +112,16 @@ def free_memory(device: torch.device) -> int | None:
     return int(free) + int(reserved)
 
 
-def windows_that_fit(free: int, window_bytes: int, most: int = MOST_WINDOWS) -> int:
-    """Return how many windows of a batch fit: a power of two, at least 1, at most ``most``.
+def windows_that_fit(free: int, window_bytes: int) -> int:
+    """Return how many windows of a batch fit: a power of two, from 1 to ``MOST_WINDOWS``.
 
     Powers of two keep the number of different batches small.
 
     Args:
         free: bytes, as ``free_memory`` counts them.
         window_bytes: what one window takes in a forward pass, with both rows of guidance.
-        most: the largest answer.
     """
-    fitting = max(1, min(most, int(free * SHARE) // max(1, window_bytes)))
+    fitting = max(1, min(MOST_WINDOWS, int(free * SHARE) // max(1, window_bytes)))
     return 1 << (fitting.bit_length() - 1)
 
 
@@ -140,7 +139,7 @@ def side_that_fits(free: int, pixel_bytes: int, sides: tuple[int, int], multiple
 
 
 def home_of(size: int, device: torch.device) -> torch.device:
-    """Return where to keep so many bytes: on the device itself, or on the host.
+    """Return where to keep this many bytes: on the device itself, or on the host.
 
     What is kept on the host is moved to the device piece by piece as it is used.
     """
@@ -197,7 +196,7 @@ def processor_choice(dtype: torch.dtype, probe: Probe | None = None) -> Processo
 
 
 def choose_fastest(
-    threads: Sequence[int], layouts: Sequence[bool], probe: Probe, rounds: int = _ROUNDS
+    threads: Sequence[int], layouts: Sequence[bool], probe: Probe
 ) -> ProcessorChoice:
     """Return the fastest combination; the first one unless another is clearly faster.
 
@@ -207,7 +206,7 @@ def choose_fastest(
     choices = [ProcessorChoice(*each) for each in itertools.product(threads, layouts)]
     if len(choices) == 1:
         return choices[0]
-    turns = [[probe(choice) for choice in choices] for _ in range(rounds)]
+    turns = [[probe(choice) for choice in choices] for _ in range(_ROUNDS)]
     times = dict(zip(choices, map(min, zip(*turns, strict=True)), strict=True))
     best = min(choices, key=times.__getitem__)
     return best if times[best] < _CLEARLY_FASTER * times[choices[0]] else choices[0]

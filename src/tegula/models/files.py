@@ -133,7 +133,7 @@ def read_metadata(path: Path) -> Mapping[str, str]:
     """Return the remarks in the header of a safetensors file; none of other files.
 
     Raises:
-        BrokenWeightsError: the file is no safetensors file.
+        BrokenWeightsError: the file is not a safetensors file.
     """
     return open_safetensors(path)[1] if path.suffix.lower() == ".safetensors" else {}
 
@@ -142,7 +142,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        BrokenWeightsError: it is no JSON object.
+        BrokenWeightsError: it is not a JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

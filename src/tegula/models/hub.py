@@ -68,7 +68,10 @@ def is_weights_file(reference: str) -> bool:
 
 def find(repository: HubRepository) -> Path | None:
     """Return the folder that holds every file of the repository, or None."""
-    folders = (repository.folder, *_snapshots(_cache_folder(repository.repo)))
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cached = Path(HF_HUB_CACHE) / f"models--{repository.repo.replace('/', '--')}"
+    folders = (repository.folder, *_snapshots(cached))
     return next((folder for folder in folders if not missing_files(folder, repository.files)), None)
 
 
@@ -88,12 +91,6 @@ def inner_folder(folder: Path) -> Path:
     Other folders are returned as they are.
     """
     return next(iter(_snapshots(folder)), folder)
-
-
-def _cache_folder(repo: str) -> Path:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def _snapshots(cached: Path) -> list[Path]:
@@ -176,7 +173,7 @@ def fetch_all(
 
 @contextmanager
 def _clear_errors(repositories: Sequence[HubRepository]) -> Iterator[None]:
-    """Turn whatever goes wrong into our errors: the hub client's depend on its HTTP library."""
+    """Turn what goes wrong into our errors: the hub client's depend on its HTTP library."""
     try:
         yield
     except ModelError:

@@ -127,7 +127,7 @@ def open_safetensors(path: Path) -> tuple[Mapping[str, StoredTensor], Mapping[st
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         size = path.stat().st_size
     except LOADING_FAILURES as error:
-        raise BrokenWeightsError(f"{path} is no safetensors file; get it again.") from error
+        raise BrokenWeightsError(f"{path} is not a safetensors file; get it again.") from error
     if size != begin + end:
         raise BrokenWeightsError(
             f"{path} has {size:,} bytes where its header promises {begin + end:,}; get it again."

@@ -59,7 +59,7 @@ class FaceWork:
     enlarger: Prescaler | None
     options: ResolvedOptions
 
-    def __call__(self, rgb: Float, cancel: Cancel = SILENT.cancel) -> tuple[Patch, ...]:
+    def __call__(self, rgb: Float, cancel: Cancel) -> tuple[Patch, ...]:
         """Return what to lay over the result of a source, float32 [height, width, 3]."""
         size = self.options.width, self.options.height
         faces = self.detector.detect(rgb)

@@ -250,8 +250,8 @@ def run_network(rgb: Float, prescaler: Prescaler, cancel: Cancel = SILENT.cancel
     with torch.inference_mode():
         (y,) = first_finite(
             [partial(attempt, network) for network in networks],
-            f"Prescaler {prescaler.facts.name} returned values that are no numbers, in full "
-            "precision too; use another prescaler.",
+            f"Prescaler {prescaler.facts.name} returned NaN or infinity, in full precision too; "
+            "use another prescaler.",
         )
     picture: Float = y[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     rows = slice(down * factor, (down + height) * factor)

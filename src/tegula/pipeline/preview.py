@@ -76,7 +76,7 @@ def _seldom(offers: int, take: Watch, first: int = 1) -> Watch:
 
 def small_picture(image: Tensor) -> Float:
     """Return a canvas [1, 3, height, width] as a picture of at most ``SIDE``, in 0..1."""
-    small = _shrunk(image, _times(image.shape[-2:], SIDE))
+    small = _shrunk(image, _shrink_factor(image.shape[-2:], SIDE))
     array: Float = small[0].float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     return array
 
@@ -90,7 +90,7 @@ def _decoded(
     factor, light = bundle.facts.latent_factor, bundle.light_autoencoder
     side = HEAVY_SIDE if light is None else SIDE
     shown = latents[..., : -(-height // factor), : -(-width // factor)]
-    shrunk = _shrunk(shown, _times(shown.shape[-2:], side // factor))
+    shrunk = _shrunk(shown, _shrink_factor(shown.shape[-2:], side // factor))
     return small_picture((light or bundle.autoencoder).decode(shrunk, control))
 
 
@@ -99,7 +99,7 @@ def _decoded_in_strips(
 ) -> Tensor:
     """Decode latents that mean nothing without their control image, and shrink the picture."""
     (height, width), factor = size, bundle.facts.latent_factor
-    times = _times(size, SIDE)
+    times = _shrink_factor(size, SIDE)
     strips, step = [], times * _STRIP
     for top in range(0, -(-height // factor), step):
         rows = slice(top * factor, (top + step) * factor)
@@ -109,7 +109,8 @@ def _decoded_in_strips(
     return torch.cat(strips, dim=2)[..., : -(-height // times), : -(-width // times)]
 
 
-def _times(size: Sequence[int], side: int) -> int:
+def _shrink_factor(size: Sequence[int], side: int) -> int:
+    """Return the whole factor by which a size is divided to fit into a square of this side."""
     return max(1, -(-max(size) // side))
 
 

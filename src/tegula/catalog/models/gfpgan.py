@@ -46,7 +46,7 @@ class Gfpgan(Inputs):
         le=10,
         description="How many times as wide and high the result is.",
         json_schema_extra=approximated(
-            "Real-ESRGAN x4plus enlarges what is no face, where the original has a smaller "
+            "Real-ESRGAN x4plus enlarges what is not a face, where the original has a smaller "
             "net; it goes straight to the size, where the original resamples what it made at 2x"
         ),
     )

@@ -214,7 +214,7 @@ class _UltimateInputs(Inputs):
     def _exists(cls, name: str) -> str:
         if name not in _SCHEDULERS:
             raise ValueError(
-                "dpmpp is no sampler: the name never existed; choose dpmpp_2m, dpmpp_2m_sde or "
+                "dpmpp is not a sampler: the name never existed; choose dpmpp_2m, dpmpp_2m_sde or "
                 "dpmpp_sde"
             )
         return name

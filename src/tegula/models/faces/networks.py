@@ -211,27 +211,13 @@ SIDE = 512
 Call = Callable[[Any, Tensor, float], Tensor]
 
 
-def _gfpgan(network: Any, face: Tensor, _fidelity: float) -> Tensor:
-    # The noise of the file instead of fresh noise: the same face comes out each time.
-    picture: Tensor = network(face, return_rgb=False, randomize_noise=False)[0]
-    return picture
-
-
-def _restoreformer(network: Any, face: Tensor, _fidelity: float) -> Tensor:
-    picture: Tensor = network(face)[0]
-    return picture
-
-
-def _codeformer(network: Any, face: Tensor, fidelity: float) -> Tensor:
-    picture: Tensor = network(face, weight=fidelity)[0]
-    return picture
-
-
 _CALLS: Mapping[str, Call] = {
-    "GFPGAN": _gfpgan,
-    "RestoreFormer": _restoreformer,
-    "CodeFormer": _codeformer,
+    # The noise of the file instead of fresh noise: the same face comes out each time.
+    "GFPGAN": lambda net, face, _: net(face, return_rgb=False, randomize_noise=False)[0],
+    "RestoreFormer": lambda net, face, _: net(face)[0],
+    "CodeFormer": lambda net, face, fidelity: net(face, weight=fidelity)[0],
 }
+"""By spandrel's name of the network: maps network, face and fidelity to the restored face."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +246,9 @@ class FaceRestorer:
         with torch.inference_mode():
             y = self.call(self.network, x.to(self.device) * 2 - 1, fidelity)
         if not bool(torch.isfinite(y).all()):
-            raise NumericalError(f"The face model {self.name} returned values that are no numbers.")
+            raise NumericalError(
+                f"The face model {self.name} returned NaN or infinity; use another one."
+            )
         restored: Float = ((y[0] + 1) / 2).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
         return restored
 

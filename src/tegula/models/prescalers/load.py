@@ -74,12 +74,12 @@ def load_prescaler(
 def _ready(
     facts: PrescalerFacts, network: nn.Module, device: torch.device, dtype: torch.dtype
 ) -> Prescaler:
-    full = _on(network, device)
+    full = _for_inference(network, device)
     fast = full if dtype == torch.float32 else copy.deepcopy(full).to(dtype)
     return Prescaler(facts, fast, full, device, dtype)
 
 
-def _on(network: Network, device: torch.device) -> Network:
+def _for_inference(network: Network, device: torch.device) -> Network:
     network = network.eval().requires_grad_(requires_grad=False).to(device=device)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
@@ -152,7 +152,7 @@ def _through_spandrel(
     )
     if dtype == torch.float16 and not getattr(descriptor, "supports_half", True):
         dtype = torch.float32
-    full = _on(SpandrelNetwork(descriptor), device)
+    full = _for_inference(SpandrelNetwork(descriptor), device)
     fast = full if dtype == torch.float32 else SpandrelNetwork(descriptor, dtype)
     return Prescaler(facts, fast.eval(), full, device, dtype)
 
@@ -232,7 +232,7 @@ def read_ncnn(param: Path, weights: Path) -> list[Float]:
     [outputs]; a PReLU its slopes [channels].
 
     Raises:
-        BrokenWeightsError: the files are no ncnn model, hold layers other than these,
+        BrokenWeightsError: the files are not an ncnn model, hold layers other than these,
             end too early, or have numbers left over.
     """
     try:
@@ -240,7 +240,7 @@ def read_ncnn(param: Path, weights: Path) -> list[Float]:
         magic, counts, *lines = param.read_text(encoding="ascii").split("\n")
         layers = [line.split() for line in lines if line.strip()]
         if magic.strip() != _MAGIC or len(layers) != int(counts.split()[0]):
-            raise ValueError("the list of layers is no such list, or cut off")
+            raise ValueError("the list of layers is damaged or cut off")
         arrays = [array for layer in layers for array in _arrays(layer, numbers)]
         if numbers.position != len(numbers.data):
             raise ValueError("numbers are left over after the last layer")
