@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -10,7 +9,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from tegula.server.api.errors import not_found, stopping
 from tegula.server.api.library import account_json
-from tegula.server.api.service import CallerDep, Cursor, ServiceDep
+from tegula.server.api.service import CallerDep, Cursor, Moment, ServiceDep
 from tegula.server.db import Page
 from tegula.server.links import timestamp
 from tegula.server.tables import WebhookMessage
@@ -35,13 +34,9 @@ def list_hardware(service: ServiceDep, caller: CallerDep) -> JSONResponse:  # no
 def get_usage(
     service: ServiceDep,
     caller: CallerDep,
-    since: Annotated[
-        datetime | None, Query(description="Only predictions that ended since.")
-    ] = None,
+    since: Annotated[Moment | None, Query(description="Only predictions that ended since.")] = None,
 ) -> JSONResponse:
     """List the seconds that your tokens used, by model; it takes the place of a bill."""
-    if since is not None and since.tzinfo is None:
-        since = since.replace(tzinfo=timezone.utc)
     names = {token.id: token.name for token in service.store.accounts.tokens(caller.account.id)}
     lines = service.store.usage.lines(caller.account.id, since)
     results = [

@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -88,11 +89,21 @@ def create_app(
     )
     app.state.service = service
     app.state.retried = RetriedRequests()
-    for router in _ROUTERS:
+    for router in (*_ROUTERS, _heads()):
         app.include_router(router)
     _add_middleware(app, service)
     _add_handlers(app)
     return app
+
+
+def _heads() -> APIRouter:
+    """Return a route for HEAD beside each for GET; what it answers loses its body in the gate."""
+    heads = APIRouter(include_in_schema=False)
+    for router in _ROUTERS:
+        for route in router.routes:
+            if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+                heads.add_api_route(route.path, route.endpoint, methods=["HEAD"])
+    return heads
 
 
 @asynccontextmanager

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hmac
-import json
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.types import Receive, Scope, Send
 
 from tegula.catalog import InvalidField
 from tegula.errors import TooLargeError
 from tegula.server.api.errors import ProblemError, invalid, too_large
 from tegula.server.api.gate import Caller
 from tegula.server.api.library import file_json
+from tegula.server.api.receiving import UnstorableError, parse_json
 from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
 from tegula.server.tables import FileRecord
 
@@ -107,7 +109,7 @@ def download_file(
     return file_response(service, file)
 
 
-@router.api_route("/o/{token}/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+@router.get("/o/{token}/{name}", include_in_schema=False)
 def get_output(service: ServiceDep, token: str, name: str) -> Response:  # noqa: ARG001
     """Get the bytes of an output; whoever has its address may read it."""
     file_id = service.store.links.opened(token)
@@ -140,18 +142,81 @@ def _keep(
 
 async def _metadata(part: UploadFile | str | None) -> Mapping[str, Any]:
     """Read metadata, which some clients send as a field and some as a file."""
-    text = await part.read(_METADATA_BYTES + 1) if isinstance(part, UploadFile) else part
+    text = await part.read(_METADATA_BYTES + 1) if isinstance(part, UploadFile) else part or ""
+    content = text.encode() if isinstance(text, str) else text
     try:
-        metadata = json.loads(text or "{}", parse_constant=_no_constant)
-    except (ValueError, RecursionError):
+        metadata = parse_json(content or b"{}")
+    except (ValueError, RecursionError, UnstorableError):
         metadata = None
-    if not isinstance(metadata, dict) or len(text or "") > _METADATA_BYTES:
-        raise invalid(InvalidField("invalid_type", "metadata", "Must be a small JSON object"))
+    if not isinstance(metadata, dict) or len(content) > _METADATA_BYTES:
+        expected = (
+            f"Must be a JSON object of at most {_METADATA_BYTES // 1024} kB, with finite numbers "
+            "and Unicode text only"
+        )
+        raise invalid(InvalidField("invalid_type", "metadata", expected))
     return metadata
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON.")
+_RANGE = re.compile(r"([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
+_MOST_RANGES = 100
+
+
+class _StoredFile(FileResponse):
+    """The bytes of a file, unless the client has them; or the ranges of them that it wants.
+
+    Conditions and ranges are read here, as RFC 9110 has them: the framework answers ranges that it
+    cannot read with an error, and lets one that lies outside of the file spoil the others.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 200, 206, 304 or 416."""
+        asked = Headers(scope=scope)
+        if self._is_current(asked.get("if-none-match", "")):
+            kept = {key: text for key, text in self.headers.items() if key != "content-length"}
+            kept.pop("content-type")
+            await Response(status_code=304, headers=kept)(scope, receive, send)
+            return
+        size = int(self.headers["content-length"])
+        ranges = self._ranges(asked, size)
+        if ranges == []:
+            problem = ProblemError(
+                416,
+                f"The file has {size} bytes; Range names none of them.",
+                headers={"content-range": f"bytes */{size}"},
+            )
+            await problem.response()(scope, receive, send)
+            return
+        names = (b"range", b"if-range")
+        headers = [pair for pair in scope["headers"] if pair[0] not in names]
+        if ranges is not None:
+            listed = ",".join(f"{start}-{end}" for start, end in ranges)
+            headers.append((b"range", f"bytes={listed}".encode()))
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+    def _is_current(self, tags: str) -> bool:
+        """Whether what the client has is this; here weak tags are as good as strong ones."""
+        return tags.strip() == "*" or self.headers["etag"] in re.findall('"[^"]*"', tags)
+
+    def _ranges(self, asked: Headers, size: int) -> list[tuple[int, int]] | None:
+        """Return the first and last byte of each range; None stands for the whole file."""
+        unit, _, listed = asked.get("range", "").partition("=")
+        parts = [part.strip() for part in listed.split(",") if part.strip()]
+        known = {self.headers["etag"], self.headers["last-modified"], None}
+        if unit.strip().lower() != "bytes" or not 0 < len(parts) <= _MOST_RANGES:
+            return None
+        if asked.get("if-range") not in known:
+            return None
+        ranges = []
+        for part in parts:
+            found = _RANGE.fullmatch(part)
+            start, end = found.groups() if found else ("", "")
+            if not (start or end) or (start and end and int(end) < int(start)):
+                return None  # what cannot be read is as if it were not there
+            first = int(start) if start else max(0, size - int(end))
+            last = min(int(end), size - 1) if start and end else size - 1
+            if first <= last:
+                ranges.append((first, last))
+        return ranges
 
 
 def file_response(service: Service, file: FileRecord) -> Response:
@@ -161,12 +226,15 @@ def file_response(service: Service, file: FileRecord) -> Response:
         ProblemError: they have been removed.
     """
     path = service.store.files.path(file)
-    if not path.is_file():
-        raise ProblemError(404, _NOT_FOUND)
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise ProblemError(404, _NOT_FOUND) from error
     # SVG files can hold scripts.
     shown = file.content_type.startswith("image/") and "svg" not in file.content_type
-    return FileResponse(
+    return _StoredFile(
         path,
+        stat_result=stat,
         media_type=file.content_type,
         filename=file.name,
         content_disposition_type="inline" if shown else "attachment",

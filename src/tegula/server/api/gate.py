@@ -133,18 +133,26 @@ def from_foreign_page(headers: Headers, settings: ServerSettings) -> bool:
         return not {"*", origin} & set(settings.cors_origins)
     if origin is None and headers.get("sec-fetch-site") == "cross-site":
         return headers.get("sec-fetch-mode") != "navigate"
-    name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    name = _host_name(headers.get("host", ""))
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        own = {urlsplit(f"//{host}").hostname for host in _own_hosts(settings)}
+        own = {_host_name(host) for host in _own_hosts(settings)}
         return name not in own | {"localhost"}
     return False  # no other site's name leads to a bare address
 
 
 def _is_own(origin: str, headers: Headers, settings: ServerSettings) -> bool:
-    host = urlsplit(origin).netloc
-    return host == headers.get("host") or host in _own_hosts(settings)
+    host = origin.partition("://")[2]
+    return host != "" and host in {headers.get("host"), *_own_hosts(settings)}
+
+
+def _host_name(host: str) -> str:
+    """Return a host without its port; "" where it cannot be read."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _own_hosts(settings: ServerSettings) -> set[str]:
@@ -386,7 +394,7 @@ class Gate:
             limit = self.settings.max_upload_bytes + MIB  # what multipart adds to the file
         length = Headers(scope=scope).get("content-length", "")
         # Python refuses to read numbers of thousands of digits.
-        if length.isdigit() and (len(length) > 18 or int(length) > limit):
+        if length.isdecimal() and (len(length) > 18 or int(length) > limit):
             raise too_large(limit)
         return BoundedBody(receive, limit, self.settings.least_body_rate, received)
 
@@ -427,6 +435,7 @@ class _Answer:
         self.account: str | None = None
         self.allowance: Allowance | None = None
         self._is_api = scope["path"].startswith("/v1/")
+        self._is_head = scope["method"] == "HEAD"
         self._is_stopping = is_stopping
         self._send = send
 
@@ -443,4 +452,6 @@ class _Answer:
             if self.allowance is not None:
                 headers["ratelimit-remaining"] = str(self.allowance.remaining)
                 headers["ratelimit-reset"] = str(self.allowance.reset_seconds)
+        elif self._is_head:
+            message = {**message, "body": b""}
         await self._send(message)

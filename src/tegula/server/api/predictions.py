@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -16,7 +16,7 @@ from tegula.server.api.errors import ProblemError
 from tegula.server.api.files import file_response
 from tegula.server.api.library import LATEST
 from tegula.server.api.receiving import JsonRoute
-from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
+from tegula.server.api.service import CallerDep, Cursor, Moment, Service, ServiceDep
 from tegula.server.tables import FILE_KEY, FileRecord, Prediction
 
 router = APIRouter(prefix="/v1", tags=["predictions"], route_class=JsonRoute)
@@ -94,8 +94,8 @@ def list_predictions(
     service: ServiceDep,
     caller: CallerDep,
     cursor: Cursor = None,
-    created_after: Annotated[datetime | None, Query(description="At or after this.")] = None,
-    created_before: Annotated[datetime | None, Query(description="Before this.")] = None,
+    created_after: Annotated[Moment | None, Query(description="At or after this.")] = None,
+    created_before: Annotated[Moment | None, Query(description="Before this.")] = None,
     source: Annotated[Literal["web"] | None, Query(description="Created on the web page.")] = None,
 ) -> JSONResponse:
     """List your predictions, newest first; outputs are links."""
@@ -104,8 +104,8 @@ def list_predictions(
     page = service.store.predictions.page(
         caller.account.id,
         cursor=cursor,
-        created_after=_aware(created_after),
-        created_before=_aware(created_before),
+        created_after=created_after,
+        created_before=created_before,
         source=source,
     )
     return JSONResponse(
@@ -182,12 +182,6 @@ def _shared_url(service: Service, prediction: Prediction) -> str | None:
     if prediction.share_token is None:
         return None
     return f"{service.store.links.web(prediction.id)}?share={prediction.share_token}"
-
-
-def _aware(moment: datetime | None) -> datetime | None:
-    if moment is None or moment.tzinfo:
-        return moment
-    return moment.replace(tzinfo=timezone.utc)
 
 
 def source_of(service: Service, prediction: Prediction) -> FileRecord:

@@ -16,12 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from functools import cached_property
 from typing import Annotated, Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import Depends, Query
 from fastapi.security import HTTPBearer
+from pydantic import AfterValidator
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
@@ -322,3 +324,17 @@ async def _caller(request: Request, _scheme: Annotated[object, Depends(_BEARER)]
 ServiceDep = Annotated[Service, Depends(_service)]
 CallerDep = Annotated[Caller, Depends(_caller)]
 Cursor = Annotated[str | None, Query(description="From `next` or `previous` of a page.")]
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """Return a time in UTC, in which one without an offset is taken to be."""
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=timezone.utc)
+    try:
+        return moment.astimezone(timezone.utc)
+    except OverflowError:  # the first day with an offset to the east, the last with one to the west
+        raise ValueError("Must be within the years 1 to 9999 in UTC, too") from None
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
+"""A time from outside; every query takes its times as this."""

@@ -43,7 +43,9 @@ async def stream_prediction(
     await service.read(prediction_id)
     last_seen = request.headers.get("last-event-id", "")
     after = int(last_seen) if re.fullmatch("[0-9]{1,18}", last_seen) else 0
-    body = stream(service, prediction_id, after=after, logs=logs)
+    events = stream(service, prediction_id, after=after, logs=logs)
+    # HEAD must not wait for the end of the prediction.
+    body = iter(()) if request.method == "HEAD" else events
     return StreamingResponse(body, media_type="text/event-stream", headers=_HEADERS)
 
 
