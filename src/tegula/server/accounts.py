@@ -1,4 +1,4 @@
-"""What belongs to accounts: tokens, usage, models of their own and deployments."""
+"""Accounts, and what belongs to them: tokens, usage, their own models, and deployments."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Accounts:
     database: Database
     clock: Clock
 
-    def ensure(self, username: str, name: str = "", kind: str = "user") -> Account:
-        """Return the account of this name, making it if there is none."""
+    def ensure(self, username: str, name: str = "") -> Account:
+        """Return the account of this name, created if there is none."""
         # Alone, so that two who want a new account at once make one.
         with self.database.write(alone=True) as session:
             found = session.scalar(select(Account).where(Account.username == username))
             if found is None:
                 now = self.clock()
-                found = Account(new_id(now), username, name or username, kind, now)
+                found = Account(new_id(now), username, name or username, "user", now)
                 session.add(found)
         return found
 
@@ -339,7 +339,7 @@ class Deployments:
         """Return deployments of an account, the latest release first.
 
         Raises:
-            OptionError: the cursor is none of ours.
+            OptionError: the cursor is not from a page.
         """
         query = select(Deployment).where(Deployment.account_id == account_id)
         columns = Deployment.created_at, Deployment.name

@@ -43,10 +43,10 @@ class Swept:
 
 
 class Sweeper:
-    """Sweeps now and then: data of old predictions, expired files, bytes that no file has.
+    """Removes, every now and then: data of old predictions, expired files, unreferenced bytes.
 
     A shared prediction keeps its data. Bytes stay for ``unused_for`` after they were last
-    put, so that a file which is just being made never loses them. Removals go in batches, of
+    put, so that a file that is just being stored never loses them. Removals go in batches, of
     which each takes the lock to write once: requests wait for that lock, too.
     """
 
@@ -88,16 +88,16 @@ class Sweeper:
         forgotten = 0
         while not self._stopped.is_set():
             with self._store.database.write() as session:
-                names = session.scalars(query).all()
-                if names:
-                    forget(session, names)
-            forgotten += len(names)
-            if len(names) < _BATCH:
+                ids = session.scalars(query).all()
+                if ids:
+                    forget(session, ids)
+            forgotten += len(ids)
+            if len(ids) < _BATCH:
                 break
         return forgotten
 
     def _delete_files(self) -> int:
-        """Delete expired files, and those a worker still made of a prediction without data."""
+        """Delete expired files, and those that a worker stored after the data was removed."""
         of_nothing = exists().where(
             Prediction.id == FileRecord.prediction_id, Prediction.data_removed.is_(True)
         )
@@ -126,9 +126,9 @@ class Sweeper:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def _remove_blobs(self) -> int:
-        """Remove bytes that no file has any more.
+        """Remove bytes that no file refers to any more.
 
-        Nearly all blobs have a file, which reading alone tells. The others are looked at again
+        For nearly all blobs there is a file, which a read tells. The others are looked at again
         with the lock to write, since a new file with the same bytes may have come meanwhile.
         """
         blobs, database, removed = self._store.blobs, self._store.database, 0
@@ -187,7 +187,7 @@ class WebhookSender:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop after what is being sent and what is due now; the rest is the next start's."""
+        """Stop once all that is due now is sent; the rest waits for the next start."""
         self._stopped.set()
         self._wake.set()
         if self._thread.is_alive():

@@ -1,4 +1,4 @@
-"""Stored bytes: under their hash on the disk, and what they are by how they begin.
+"""Stored bytes: on the disk under their hash, with the media type that their beginning tells.
 
 Equal bytes are stored once. The rows that give them names are in ``files``.
 """
@@ -137,7 +137,7 @@ class Blobs:
         return self.folder / sha256[:2] / sha256
 
     def names(self, seconds: float = 0.0) -> Iterator[str]:
-        """Yield the hash of every blob that was last put at least so many seconds ago."""
+        """Yield the hash of every blob that was last put at least this long ago."""
         for folder in self.folder.glob("??"):
             # Folders and files may vanish while they are listed: others tidy up too.
             with contextlib.suppress(OSError):
@@ -157,7 +157,7 @@ class Blobs:
         self.path(sha256).unlink(missing_ok=True)
 
     def clean(self, seconds: float) -> None:
-        """Remove half-written blobs that nobody has written to for so many seconds."""
+        """Remove half-written blobs that nobody has written to for this long."""
         for path in self._incoming.glob("*"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > seconds:

@@ -69,7 +69,7 @@ class Database:
     FULL, PostgreSQL with synchronous_commit on, and ``__init__`` refuses anything less.
 
     Raises:
-        OptionError: the URL is no URL of a database we know.
+        OptionError: the URL names no database that tegula knows.
         MissingExtraError: the driver is not installed.
         PathError: the folder of an SQLite file cannot be used.
         ServiceError: the database cannot be reached, or does not keep what it accepts.
@@ -272,7 +272,7 @@ def read_page(
         limit: the most items.
 
     Raises:
-        OptionError: the cursor is none of ours.
+        OptionError: the cursor is not from a page.
     """
     at, name = columns
 
@@ -300,7 +300,7 @@ def paginate(
     """Return one page of items that are in memory, sorted by a key, descending.
 
     Raises:
-        OptionError: the cursor is none of ours.
+        OptionError: the cursor is not from a page.
     """
 
     def read(place: _Place | None, count: int) -> Sequence[T]:
@@ -331,7 +331,7 @@ def _page(
     back = place is not None and place.back
     more, rows = len(rows) > limit, rows[:limit]
     rows = rows[::-1] if back else rows
-    # Where the reader comes from there is a page, too: that which gave out the cursor.
+    # There is a page in the direction that the reader came from, too: it gave out the cursor.
     older = bool(rows) and (more or back)
     newer = bool(rows) and (more if back else place is not None)
     return Page(

@@ -229,7 +229,7 @@ class Webhooks:
         """Return the messages of an account, or of all, the newest first.
 
         Raises:
-            OptionError: the cursor is none of ours.
+            OptionError: the cursor is not from a page.
         """
         filters = {
             WebhookMessage.account_id: account_id,
