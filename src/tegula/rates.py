@@ -1,10 +1,10 @@
 """How long an upscale takes on this machine, learned from those that it has done.
 
 Every upscale leaves, for each of its stages, how much work it was and how long it took.
-A stage is taken to need ``fixed + rate * work`` seconds: of a small picture most is the
-fixed part, of a large one nearly nothing. The line through the runs is Theil and Sen's:
+A stage is assumed to need ``fixed + rate * work`` seconds: for a small picture the fixed
+part is most of it, for a large one almost nothing. The line through the runs is Theil and Sen's:
 its slope is the median of the slopes between any two of them, so that a few runs beside
-other work on the machine, or the first of a program, do not pull it off.
+other work on the machine, or the first of a program, do not skew it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Timed = tuple[float, float]
 
 @dataclass(frozen=True)
 class Setting:
-    """What speed depends on beside the work: rates hold for one of these.
+    """What speed depends on beside the work; rates hold for one setting.
 
     denoiser: how it runs: plainly, compiled, or by OpenVINO.
     """
@@ -180,7 +180,7 @@ def remember(
 
 
 def usual_seconds(bundle: str) -> float | None:
-    """Return the seconds of a usual picture by what ran a bundle last; None if unknown.
+    """Return the seconds of a usual picture where a bundle ran last; None if unknown.
 
     Args:
         bundle: its name.

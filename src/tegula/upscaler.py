@@ -262,12 +262,12 @@ class Upscaler:
         Args:
             sources: pictures, as ``upscale`` takes them.
             options: the same for all.
-            at_once: pictures in work, and in memory, at a time; at least 1.
+            at_once: pictures that run, and are in memory, at a time; at least 1.
             cancelled: asked between small pieces of work; True stops all.
 
         Raises:
             TegulaError: as ``upscale`` does for the first source that fails; those that
-                are in work beside it are given up.
+                run beside it are abandoned.
         """
         rows = 2 * at_once * default_window_batch(self.bundle)
         denoiser = shared(self.bundle.denoiser, rows)
@@ -291,7 +291,7 @@ class Upscaler:
     def prepare(
         self, source: Source | Prepared, options: UpscaleOptions
     ) -> tuple[Prepared, ResolvedOptions, Plan]:
-        """Decode the source, settle every option for it, and count the work.
+        """Decode the source, resolve every option for it, and count the work.
 
         Raises:
             InputError, PathError: as ``upscale`` does.
@@ -312,7 +312,7 @@ class Upscaler:
         return plan, expected_memory(self.bundle, self._bundle_cost, prescaler, plan, resolved)
 
     def expected_seconds(self, plan: Plan) -> Mapping[str, float] | None:
-        """Return how long a plan takes by stage, by upscales before it; None if unknown."""
+        """Return how long a plan takes by stage, judged by earlier upscales; None if unknown."""
         return rates.find(rates.setting_of(self.bundle)).seconds(plan)
 
     def _learn(self, plan: Plan, seconds: Mapping[str, float]) -> None:

@@ -62,7 +62,7 @@ class Catalog:
         known = [model for model in self.models if name in ("", model.reference)]
         if not known:
             names = ", ".join(model.reference for model in self.models)
-            raise UnknownModelError(f"There is no model {name}; known are {names}.")
+            raise UnknownModelError(f"There is no model {name}; choose one of {names}.")
         if name and wanted in ("", LATEST):
             return known[0].latest
         for version in (version for model in known for version in model.versions):

@@ -1,4 +1,4 @@
-"""Weights that models by name need or can use: what of them is on this machine."""
+"""Which of the weights that models by name need, or can use, are on this machine."""
 
 from __future__ import annotations
 

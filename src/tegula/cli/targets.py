@@ -243,7 +243,9 @@ def _expanded(argument: str) -> Iterator[_Found]:
         return
     pictures = [file for file in files if _is_picture(file)]
     if not pictures:
-        raise InputError(f"{name} holds no picture; known are {', '.join(sorted(PICTURES))}.")
+        raise InputError(
+            f"{name} holds no picture; their names end in {', '.join(sorted(PICTURES))}."
+        )
     for picture in pictures:
         yield _Found(picture, picture.relative_to(base), listed=True)
 

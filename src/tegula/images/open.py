@@ -42,7 +42,7 @@ from tegula.images.samples import (
 )
 
 Source: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | ArrayLike"
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def open_image(file: BinaryIO, name: str) -> Image.Image | None:
     if not prefix:
         raise ImageError(f"{name} is empty.")
     Image.init()
-    for format_name in FORMATS:
+    for format_name in READ_FORMATS:
         factory, accepts = Image.OPEN.get(format_name, (None, None))
         # An answer other than True is a sentence on why the decoder is missing.
         if factory is None or accepts is None or accepts(prefix) is not True:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
 
 from tegula.schema import CheckedOptions
 
 DEFAULT_BUNDLE = "mini"
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 BACKENDS = ("torch", "openvino")
 
 
@@ -57,7 +58,7 @@ class BundleSettings(CheckedOptions):
     loras: Loras = ()
     few_step: str | None = None
     embeddings: tuple[str, ...] = ()
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
 
     @classmethod
     def from_environment(cls) -> BundleSettings:

@@ -112,7 +112,7 @@ def static_sizes(window_batch: int) -> tuple[int, ...]:
 
 
 def static_runs(count: int, sizes: Sequence[int]) -> list[StaticRun]:
-    """Cut rows into runs of static sizes: as few rows computed as can be, then as few runs.
+    """Cut rows into runs of static sizes: as few rows computed as possible, then as few runs.
 
     Args:
         count: rows, at least 1.
@@ -127,7 +127,7 @@ def static_runs(count: int, sizes: Sequence[int]) -> list[StaticRun]:
 
 @cache
 def _best_sizes(count: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the sizes of the runs for so many rows, in order.
+    """Return the sizes of the runs for a number of rows, in order.
 
     The largest size is always a good choice at first. Of the last rows, where a smaller one
     may waste less, dynamic programming finds the best: whichever size the next run has, the

@@ -1,7 +1,6 @@
-"""What a file of weights is, told by the names and shapes in it.
+"""What a file of weights is, recognised by the names and shapes in it, without loading it.
 
-Nothing is loaded for it. Refusals name the family with it, and ``tegula doctor`` says it of every
-file that it found.
+Refusals name the family by it, and ``tegula doctor`` tells it of every file that it found.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class Identity:
 
 
 def identify_file(path: Path) -> Identity:
-    """Tell what a file of weights is.
+    """Identify a file of weights.
 
     Raises:
         BrokenWeightsError: it is damaged, or no file of weights.
@@ -89,7 +88,7 @@ def refuse_gguf(path: Path) -> None:
 
 
 def identify(shapes: Shapes, path: Path | None = None) -> Identity:
-    """Tell what the tensors of these names and shapes are; the path helps with autoencoders."""
+    """Identify tensors by their names and shapes; the path helps with autoencoders."""
     names = shapes.keys()
     for find in (_adapter, _lora, _control, _diffusion, _autoencoder):
         found = find(shapes)

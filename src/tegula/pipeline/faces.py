@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tegula.images.adjust import lock_colour
 from tegula.images.pixels import Float, Patch, Size
-from tegula.models.faces.networks import Face, FaceDetector, FaceRestorer
+from tegula.models.faces.networks import SIDE, Face, FaceDetector, FaceRestorer
 from tegula.models.prescalers import Prescaler
 from tegula.options import ResolvedOptions
 from tegula.pipeline.prescale import prescale
@@ -27,7 +27,6 @@ Matrix = NDArray[np.float64]
 Restore = Callable[[Float], Float]
 """Maps a face, float32 [512, 512, 3] in 0..1, to a square one of that or a larger side."""
 
-SIDE = 512
 FEATHER = 64
 """Pixels of the template over which a face fades out."""
 TEMPLATE = np.array(

@@ -8,7 +8,7 @@ busier with one large batch than with several small ones.
 There is no thread of the denoiser's own: one of the callers computes for all. A caller
 queues its batch and sleeps while another computes; while nobody does, it sleeps until
 every member has queued a batch, or until its own patience, counted from its arrival, is
-over. Then it takes the oldest batch and all that go with it, gives up the lock while it
+over. Then it takes the oldest batch and all that go with it, releases the lock while it
 computes, and wakes everybody when it is done: those whose batches are answered leave, and
 of the others the first to get the lock goes on. A new batch and a member that leaves wake
 everybody too, since either may complete the group that the others are waiting for.
@@ -139,7 +139,7 @@ class SharedDenoiser:
         return self._denoiser.to_dtype(dtype)
 
     def _run_next(self) -> None:
-        """Run the oldest batch and those that go with it; called and left with the lock."""
+        """Run the oldest batch and those that go with it, with the lock held before and after."""
         group = self._group()
         self._waiting = [request for request in self._waiting if request not in group]
         with self._computing():

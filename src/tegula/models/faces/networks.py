@@ -208,6 +208,7 @@ def _suppress(boxes: Float, most: float, *, of_smaller: bool = False) -> list[in
 # fresh noise each time, and knows no fidelity.
 
 SIDE = 512
+"""Pixels of an aligned face, as all three networks take it."""
 Call = Callable[[Any, Tensor, float], Tensor]
 
 
