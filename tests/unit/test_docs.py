@@ -38,6 +38,12 @@ def test_links_between_pages_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PROSE, ids=lambda path: path.name)
+def test_the_modules_that_pages_name_are_there(page):
+    for name in re.findall(r"`([\w./]+\.py)`", page.read_text()):
+        assert any((folder / name).exists() for folder in (ROOT, ROOT / "src" / "tegula")), name
+
+
 def test_the_readme_shows_the_two_commands():
     text = Path(ROOT / "README.md").read_text()
     assert "make upscale" in text
