@@ -196,6 +196,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run an operation, in its parts where it has some, and count."""
         named = kwargs or {}
         formula = _FORMULAS.get(func._overloadpacket)
+        # prim.device exists in Python alone, and raises when it is asked for its parts.
         if formula is None and func is not torch.ops.prim.device.default:
             with self:
                 whole = func.decompose(*args, **named)

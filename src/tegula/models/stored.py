@@ -160,6 +160,7 @@ class _Stub(dict[Any, Any]):
         self.state = state
 
     def __hash__(self) -> int:  # type: ignore[override]
+        # Dictionaries have no hash, and a file may use the object as a key or put it into a set.
         return id(self)
 
     def append(self, _: object) -> None:

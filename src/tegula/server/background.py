@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -133,7 +133,8 @@ class Sweeper:
         """
         blobs, database, removed = self._store.blobs, self._store.database, 0
         blobs.clean(self._unused_s)
-        for names in _batches(blobs.names(self._unused_s)):
+        found = blobs.names(self._unused_s)
+        while names := list(islice(found, _BATCH)):
             used = select(FileRecord.sha256).where(FileRecord.sha256.in_(names))
             with database.read() as session:
                 unused = set(names).difference(session.scalars(used))
@@ -152,11 +153,6 @@ class Sweeper:
                 self.sweep()
             except Exception:  # noqa: PERF203
                 log.exception("A sweep failed; trying again later.")
-
-
-def _batches(names: Iterator[str]) -> Iterator[list[str]]:
-    while batch := list(islice(names, _BATCH)):
-        yield batch
 
 
 _MESSAGE_BATCH = 32
