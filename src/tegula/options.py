@@ -64,6 +64,7 @@ Scheduler = Literal[
 Sigmas = Literal["own", "normal", "karras", "exponential", "sgm-uniform", "simple", "ddim-uniform"]
 TileOrder = Literal["linear", "chess", "none"]
 SeamFix = Literal["none", "band", "half-tile", "half-tile+intersections"]
+Weighting = Literal["a1111", "comfyui"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 SCHEDULERS: tuple[Scheduler, ...] = get_args(Scheduler)
 SIGMAS: tuple[Sigmas, ...] = get_args(Sigmas)
@@ -173,6 +174,19 @@ class UpscaleOptions(CheckedOptions):
         description="What the picture shows or should look like; (word:1.3) weighs a word.",
     )
     negative_prompt: NegativePrompt | None = None
+    prompt_weighting: Weighting = Field(
+        default="a1111",
+        description="How brackets weigh words: as AUTOMATIC1111's web UI does, or towards the "
+        "empty prompt as ComfyUI does, where [word] and BREAK are text and an embedding is written "
+        "embedding:name.",
+    )
+    clip_skip: int = Field(
+        default=1,
+        ge=1,
+        le=12,
+        description="Which layer of CLIP, counted from the end, reads the prompts: 1 takes the "
+        "last, 2 is what anime models often want. mini, which has no CLIP, ignores it.",
+    )
     creativity: Creativity | None = None
     resemblance: Resemblance | None = None
     guidance_scale: GuidanceScale | None = None

@@ -25,6 +25,7 @@ from tegula.models.faces.networks import FaceRestorer, load_detector, load_resto
 from tegula.models.load import load_bundle
 from tegula.models.prescalers import Prescaler
 from tegula.models.prescalers.load import load_prescaler
+from tegula.models.prompt import PromptStyle
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish
@@ -32,6 +33,7 @@ from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
 from tegula.pipeline.prescale import prescale
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline.sampler import prompts_of
 from tegula.pipeline.sharing import in_order, shared
 from tegula.plan import Costs, Memory, Plan, expected_memory, make_plan
 from tegula.progress import (
@@ -389,6 +391,15 @@ class Upscaler:
             )
         if resolved.feature_reuse > 1 and not isinstance(self.bundle.denoiser, SplitDenoiser):
             yield f"{facts.name} runs as a whole, so feature_reuse has no effect."
-        ignored = self.bundle.text.ignored_words(f"{resolved.prompt} {resolved.negative_prompt}")
+        if resolved.clip_skip > 1 and facts.family == "mini":
+            yield f"{facts.name} has no CLIP, so clip_skip has no effect."
+        positive, negative = prompts_of(resolved)
+        ignored = self.bundle.text.ignored_words(" ".join((*positive, negative)))
         if ignored:
             yield f"{facts.name} does not know and ignores: {', '.join(ignored)}."
+        used = [*positive, negative] if resolved.guidance_scale > 1 else positive
+        for word in self.bundle.text.unused_words(used, PromptStyle.of(resolved)):
+            yield (
+                f"The embedding {word} is loaded and has no effect: its word stands in no prompt, "
+                f"nor in a negative prompt with a guidance scale above 1."
+            )

@@ -219,7 +219,7 @@ def test_unknown_words_are_named_once_and_stop_words_never():
     encoder = words.WordEncoder(CPU, torch.float32)
     ignored = encoder.ignored_words("a sharp photo of a castle, the castle on (fire:1.2)")
     assert ignored == ("castle", "fire")
-    assert encoder.ignored_words("[sharp:1.5], 16:9") == ()
+    assert encoder.ignored_words("[sharp:1.5] BREAK 16:9") == ()
 
 
 def test_every_synonym_leads_to_a_known_word():

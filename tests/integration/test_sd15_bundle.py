@@ -6,7 +6,7 @@ from tegula.models.bundle import ControlImage, ControlScale, TileableAutoencoder
 from tegula.models.sd15.networks import Networks, align, make_denoiser
 from tests.tiny.networks import tiny_bundle, tiny_networks
 
-LONG = "a red cat, a sharp photo of the dog, " * 20
+LONG = "a red cat a sharp photo of the dog " * 24
 
 
 @pytest.fixture(scope="module")

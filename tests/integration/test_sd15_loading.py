@@ -250,10 +250,12 @@ def test_a_textual_inversion_equals_diffusers_own(files, tmp_path, key, vectors)
 def test_a_pickled_textual_inversion_is_used_by_its_file_name(files, tmp_path):
     vectors = torch.nn.Parameter(torch.ones(2, 16))
     torch.save({"string_to_param": {"*": vectors}, "name": "other"}, tmp_path / "calm.pt")
-    bundle = load_sd15(str(files.folder), embeddings=[str(tmp_path / "calm.pt")])
-    table = bundle.text.model.get_input_embeddings().weight
-    ids = bundle.text.tokenizer("calm calm_1", add_special_tokens=False).input_ids
-    assert torch.equal(table[ids], torch.ones(2, 16))
+    save_file({"emb_params": torch.ones(2, 16)}, tmp_path / "mild.safetensors")
+    embeddings = [str(tmp_path / name) for name in ("calm.pt", "mild.safetensors")]
+    bundle = load_sd15(str(files.folder), embeddings=embeddings)
+    calm, mild, other = bundle.text.encode(["a calm cat", "a mild cat", "a other cat"])
+    assert torch.equal(calm, mild)
+    assert torch.equal(other, tiny_bundle(3).text.encode(["a other cat"])[0])
 
 
 @pytest.mark.parametrize(

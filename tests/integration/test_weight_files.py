@@ -16,14 +16,14 @@ from tegula.models.faces.networks import load_restorer
 from tegula.models.files import read_metadata, read_shapes, read_tensors
 from tegula.models.prescalers.load import load_prescaler
 from tegula.models.sd15.lora import choose_few_step
-from tegula.models.sd15.text import add_inversions
+from tegula.models.sd15.text import read_inversions
 
 CPU = torch.device("cpu")
 READERS = {
     "tensors": lambda path: read_tensors(path),
     "prescaler": lambda path: load_prescaler(str(path), CPU, torch.float32),
     "faces": lambda path: load_restorer(str(path), CPU),
-    "inversion": lambda path: add_inversions(None, None, [str(path)]),
+    "inversion": lambda path: read_inversions([str(path)], 768),
 }
 
 

@@ -237,6 +237,7 @@ def test_ultimate_sd_upscale_means_redraw_mode_with_the_steps_that_comfyui_runs(
     assert options.size == (600, 400)
     assert options.seam_fix == "half-tile+intersections"
     assert options.creativity == 0.2
+    assert options.prompt_weighting == "comfyui"
     assert request(USDU, use_controlnet_tile=False).passes[0].resemblance == 0
     assert "4x-UltraSharp" in request(USDU).notes[0]
     assert not request(USDU, upscaler="RealESRGAN_x4plus").notes

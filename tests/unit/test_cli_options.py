@@ -29,6 +29,7 @@ def sample(name):
     if "enum" in OPTIONS[name]:
         return OPTIONS[name]["enum"][-1], OPTIONS[name]["enum"][-1]
     special = {
+        "clip_skip": ("2", 2),
         "size": ("30x40", (30, 40)),
         "crop": ("1,2,3,4", (1, 2, 3, 4)),
         "regions": ("0,0,0.5,1:a tree", ("0,0,0.5,1:a tree",)),

@@ -48,3 +48,15 @@ def test_the_readme_shows_the_two_commands():
     text = Path(ROOT / "README.md").read_text()
     assert "make upscale" in text
     assert "make test" in text
+
+
+def test_the_example_with_an_embedding_has_its_word_in_a_prompt():
+    page = (FOLDER / "stable-diffusion.md").read_text()
+    commands = re.findall(r"tegula upscale (?:.*\\\n)*.*", page)
+    words = [
+        (re.findall(r"--embedding +\S*?([\w-]+)\.\w+", command), command) for command in commands
+    ]
+    assert any(named for named, _ in words)
+    for named, command in words:
+        for word in named:
+            assert re.search(rf"prompt .*\b{word}\b", command), command

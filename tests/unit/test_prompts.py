@@ -35,19 +35,68 @@ def test_brackets_weigh_what_they_hold(prompt, expected):
 
 @pytest.mark.parametrize(
     ("piece", "end"),
-    [("(a", ""), ("(a", "x:1.2)"), ("1", ""), (" ", ""), ("]", ""), ("(a:1.2) ", "")],
+    [
+        (" BREAK", ""),
+        ("(a", ""),
+        ("(a", "x:1.2)"),
+        ("1", ""),
+        (" ", ""),
+        ("]", ""),
+        ("(a:1.2) ", ""),
+    ],
 )
-def test_the_time_for_a_prompt_grows_with_its_length_and_not_with_its_square(piece, end):
+@pytest.mark.parametrize("weighting", ["a1111", "comfyui"])
+def test_the_time_for_a_prompt_grows_with_its_length_and_not_with_its_square(piece, end, weighting):
     def prompt(times):
         return "(:" + piece * times + end * times
 
-    assert growth(parse_prompt, prompt, 2000) < SUPERLINEAR
+    assert growth(lambda text: parse_prompt(text, weighting), prompt, 2000) < SUPERLINEAR
 
 
 def test_weights_are_multiplied_from_the_inside_outwards():
     (part,) = parse_prompt("[(((red)))]")
     assert part.weight == 1.1 * 1.1 * 1.1 * (1 / 1.1)
     assert part.weight != 1.1 * (1.1 * (1.1 * (1 / 1.1)))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("", []),
+        ("a (red:1.2) cat", [("a ", 1), ("red", 1.2), (" cat", 1)]),
+        ("((red))", [("red", 1.21)]),
+        ("(a (red:1.3) cat:0.5)", [("a ", 0.5), ("red", 1.3), (" cat", 0.5)]),
+        ("(a (red) cat:0.5)", [("a ", 0.5), ("red", 0.55), (" cat", 0.5)]),
+        ("[red] BREAK [cat:1.3]", [("[red] BREAK [cat:1.3]", 1)]),
+        (r"\(red\) a\b \[c\]", [(r"(red) a\b \[c\]", 1)]),
+        (r"(cat \(red\):1.5)", [("cat (red)", 1.5)]),
+        ("a (red cat", [("a (red cat", 1)]),
+        ("a red) (cat)", [("a red) (cat)", 1)]),
+        ("(a (b)", [("a (b", 1.1)]),
+        ("(red:loud)", [("red:loud", 1.1)]),
+        ("(:1.3)", [(":1.3", 1.1)]),
+        ("(red:nan)", [("red:nan", 1.1)]),
+        ("()", []),
+    ],
+)
+def test_comfyui_reads_brackets_otherwise(prompt, expected):
+    parts = parse_prompt(prompt, "comfyui")
+    assert [(part.text, round(part.weight, 4)) for part in parts] == expected
+    assert not any(part.after_break for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a BREAK b", [("a ", False), (" b", True)]),
+        ("a BREAK", [("a ", False), ("", True)]),
+        ("a BREAK BREAK b", [("a ", False), (" ", True), (" b", True)]),
+        ("BREAKa break (b)", [("BREAKa break ", False), ("b", False)]),
+        ("a\nBREAK\n(b) c", [("a\n", False), ("\n", True), ("b", False), (" c", False)]),
+    ],
+)
+def test_break_begins_a_new_chunk(prompt, expected):
+    assert [(part.text, part.after_break) for part in parse_prompt(prompt)] == expected
 
 
 def test_escaped_brackets_are_text():
@@ -58,8 +107,8 @@ def test_an_escaped_bracket_inside_a_weight_is_text():
     assert pieces(r"(cat \(red\):1.5)") == [("cat (red)", 1.5)]
 
 
-def test_other_backslashes_stay():
-    assert pieces(r"a\b") == [(r"a\b", 1)]
+def test_a_lone_backslash_is_left_out():
+    assert pieces(r"a\b \\") == [("ab \\", 1)]
 
 
 def test_a_bracket_never_closed_counts_to_the_end():

@@ -18,6 +18,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from tegula.models.prompt import PromptStyle
 from tegula.options import PresetValues
 
 
@@ -73,12 +74,16 @@ class WindowBatch:
 class TextEncoder(Protocol):
     """Turns prompts into conditioning."""
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
+    def encode(self, prompts: Sequence[str], style: PromptStyle = ...) -> Tensor:
         """Return [len(prompts), tokens, width]; all rows padded to one length."""
         ...
 
     def ignored_words(self, prompt: str) -> tuple[str, ...]:
         """Return the words of a prompt that the model does not know."""
+        ...
+
+    def unused_words(self, prompts: Sequence[str], style: PromptStyle) -> tuple[str, ...]:
+        """Return the words that users have brought and that stand in none of the prompts."""
         ...
 
 

@@ -131,8 +131,7 @@ def find_file(name: str, kind: FileKind) -> Path | None:
         kind: what it should be.
     """
     wanted = name.replace("\\", "/").lower()
-    ending = next((each for each in WEIGHTS_SUFFIXES if wanted.endswith(each)), "")
-    stem = wanted.removesuffix(ending)
+    stem = without_suffix(wanted)
     files = list_files(kind)
     exact = [
         each.path for each in files if f"{each.name.lower()}{each.path.suffix.lower()}" == wanted
@@ -235,3 +234,9 @@ def _children(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError:
         return []
+
+
+def without_suffix(name: str) -> str:
+    """Return the name of a file without the ending of weights, both in lower case."""
+    end = next((end for end in WEIGHTS_SUFFIXES if name.endswith(end)), "")
+    return name.removesuffix(end)

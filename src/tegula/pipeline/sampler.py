@@ -26,6 +26,7 @@ from tegula.models.bundle import (
 )
 from tegula.models.compiled import default_window_batch
 from tegula.models.device import home_of
+from tegula.models.prompt import PromptStyle
 from tegula.models.retry import WINDOW_DOES_NOT_FIT, first_finite, until_it_fits
 from tegula.options import ResolvedOptions
 from tegula.pipeline.schedulers import Generators, NoiseSchedule
@@ -93,16 +94,19 @@ class Conditioning:
 
 
 def encode_prompts(bundle: Bundle, options: ResolvedOptions) -> tuple[Tensor, Tensor]:
-    """Return ``text`` and ``negative_text`` of ``Conditioning``.
+    """Return ``text`` and ``negative_text`` of ``Conditioning``."""
+    positive, negative = prompts_of(options)
+    text = bundle.text.encode([negative, *positive], PromptStyle.of(options))
+    return text[1:], text[:1]
 
-    The first prompt is the common one, the others the common one with each region's.
-    """
+
+def prompts_of(options: ResolvedOptions) -> tuple[list[str], str]:
+    """Return the common prompt and the common one with each region's, and the negative one."""
     own = [
         ", ".join(filter(None, (options.prompt, region.prompt)))
         for region in options.placed_regions
     ]
-    text = bundle.text.encode([options.negative_prompt, options.prompt, *own])
-    return text[1:], text[:1]
+    return [options.prompt, *own], options.negative_prompt
 
 
 def embed_windows(

@@ -73,13 +73,8 @@ _LARGEST_GUIDANCE = 30.0
 _MULTIPLE = 8
 """ComfyUI rounds the sides of the result to multiples of a latent pixel."""
 
-_WEIGHTS = approximated(
-    "the same without weights of words, which are read as the web UI reads them, not ComfyUI"
-)
-_PROMPT = Field(
-    description="What every tile shows or should look like.", json_schema_extra=_WEIGHTS
-)
-_NEGATIVE_PROMPT = Field(description="What to steer away from.", json_schema_extra=_WEIGHTS)
+_PROMPT = Field(description="What every tile shows or should look like.")
+_NEGATIVE_PROMPT = Field(description="What to steer away from.")
 _UPSCALER = Field(
     description="The net that enlarges before diffusion.",
     json_schema_extra=approximated(
@@ -231,6 +226,7 @@ class _UltimateInputs(Inputs):
             size=(width, height),
             prompt=self.positive_prompt,
             negative_prompt=self.negative_prompt,
+            prompt_weighting="comfyui",
             prescaler=prescaler,
             resemblance=self.controlnet_strength if self.use_controlnet_tile else 0.0,
             seed=self.seed,
@@ -301,7 +297,8 @@ MODEL = Model(
     "Ultimate SD Upscale: tiles redrawn one after the other, with a seam fix.",
     (Version("fewjative/ultimate-sd-upscale", "1", UltimateSDUpscale),),
     "Runs in redraw mode. The checkpoint is that of the bundle in use, where the original "
-    "has Deliberate v2.",
+    "has Deliberate v2. Prompts are read as ComfyUI reads them: (word:1.2) weighs towards the "
+    "empty prompt, [word] is text.",
 )
 PORTRAIT_MODEL = Model(
     "juergengunz",

@@ -29,8 +29,8 @@ from tegula.models.mini.network import (
     NetworkShape,
     prepare,
 )
-from tegula.models.prompt import parse_prompt
-from tegula.options import PresetValues
+from tegula.models.prompt import USUAL_STYLE, PromptStyle, parse_prompt
+from tegula.options import PresetValues, Weighting
 
 # Words: a fixed vocabulary of what can be read off a picture itself.
 #
@@ -83,11 +83,11 @@ HEAVIEST = 2.0
 _WORD = re.compile(r"[^\W_]+")
 
 
-def weighted_words(prompt: str) -> list[tuple[str, float]]:
+def weighted_words(prompt: str, weighting: Weighting = "a1111") -> list[tuple[str, float]]:
     """Return the words of a prompt in lower case, each with its weight; numbers are none."""
     return [
         (word.lower(), stretch.weight)
-        for stretch in parse_prompt(prompt)
+        for stretch in parse_prompt(prompt, weighting)
         for word in _WORD.findall(stretch.text)
         if not word.isdecimal()
     ]
@@ -99,10 +99,10 @@ def known_word(word: str) -> str | None:
     return word if word in VOCABULARY else None
 
 
-def encode_words(prompt: str) -> Tensor:
+def encode_words(prompt: str, weighting: Weighting = "a1111") -> Tensor:
     """Return the weight of each vocabulary word, [vocabulary]; the empty prompt is all 0."""
     weights = torch.zeros(VOCABULARY_SIZE)
-    for word, weight in weighted_words(prompt):
+    for word, weight in weighted_words(prompt, weighting):
         name = known_word(word)
         if name is not None:
             index = VOCABULARY.index(name)
@@ -117,15 +117,23 @@ class WordEncoder:
         self._device = device
         self._dtype = dtype
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
+    def encode(self, prompts: Sequence[str], style: PromptStyle = USUAL_STYLE) -> Tensor:
         """Return [len(prompts), 1, vocabulary]."""
-        rows = torch.stack([encode_words(prompt) for prompt in prompts])
+        rows = torch.stack([encode_words(prompt, style.weighting) for prompt in prompts])
         return rows[:, None].to(device=self._device, dtype=self._dtype)
 
     def ignored_words(self, prompt: str) -> tuple[str, ...]:
         """Return the words that mini does not know, each once, in the prompt's order."""
         words = dict.fromkeys(word for word, _ in weighted_words(prompt))
         return tuple(w for w in words if known_word(w) is None and w not in STOP_WORDS)
+
+    def unused_words(
+        self,
+        prompts: Sequence[str],  # noqa: ARG002
+        style: PromptStyle,  # noqa: ARG002
+    ) -> tuple[str, ...]:
+        """Return no word: nobody can bring any."""
+        return ()
 
 
 # Loading.

@@ -26,7 +26,7 @@ from tegula.models.sd15.parts import (
     refuse_mixed,
     tokenizer_from_folder,
 )
-from tegula.models.sd15.text import add_inversions
+from tegula.models.sd15.text import read_inversions
 
 
 def load_sd15(
@@ -57,7 +57,7 @@ def load_sd15(
             with one among them all presets follow its recipe.
         embeddings: textual inversion files.
         device: where the bundle runs.
-        dtype: the precision it runs in, and is loaded in; what LoRAs and embeddings change is
+        dtype: the precision it runs in, and is loaded in; what LoRAs change is
             loaded in float32 first.
         config: a diffusers folder whose configuration and tokenizer a checkpoint of
             unusual shape needs; None stands for the common one.
@@ -66,7 +66,7 @@ def load_sd15(
     Raises:
         MissingWeightsError: a part is not on this machine and cannot be downloaded.
         BrokenWeightsError: a part is damaged or of another family.
-        OptionError: ``few_step`` is not a LoRA that tegula knows.
+        OptionError: ``few_step`` is not a LoRA that tegula knows, or two embeddings have one name.
     """
     found = find_sd15(
         model,
@@ -79,10 +79,11 @@ def load_sd15(
     )
     parts, chosen = found.parts, found.chosen
     with _quiet():
-        has_words = bool(found.embeddings)
-        networks = _load(parts, dtype, has_loras=bool(chosen.loras), has_words=has_words)
+        networks = _load(parts, dtype, has_loras=bool(chosen.loras))
         refuse_mixed(networks)
-        add_inversions(networks.text_model, networks.tokenizer, found.embeddings)
+        width = int(networks.text_model.config.hidden_size)
+        inversions = read_inversions(found.embeddings, width)
+        networks = dataclasses.replace(networks, inversions=inversions)
         fuse_loras(networks, chosen.loras)
         light = light_autoencoder(device, dtype)
     model = found.model
@@ -104,7 +105,7 @@ def load_sd15(
     )
 
 
-def _load(parts: FoundParts, dtype: torch.dtype, *, has_loras: bool, has_words: bool) -> Networks:
+def _load(parts: FoundParts, dtype: torch.dtype, *, has_loras: bool) -> Networks:
     """Load the networks one after the other; what will be changed is loaded in float32."""
     exact = torch.float32
     unet = load_part(parts.unet, exact if has_loras else dtype)
@@ -112,7 +113,7 @@ def _load(parts: FoundParts, dtype: torch.dtype, *, has_loras: bool, has_words: 
         unet,
         load_part(parts.controlnet, dtype, unet) if parts.controlnet is not None else None,
         load_part(parts.autoencoder, dtype),
-        load_part(parts.text_model, exact if has_loras or has_words else dtype),
+        load_part(parts.text_model, exact if has_loras else dtype),
         tokenizer_from_folder(parts.tokenizer),
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tegula.models.bundle import Bundle, BundleFacts, ControlImage, Features, WindowBatch
 from tegula.models.sd15.facts import PRESETS
-from tegula.models.sd15.text import SdTextEncoder
+from tegula.models.sd15.text import Inversion, SdTextEncoder
 
 # The UNet of diffusers in two halves.
 #
@@ -253,13 +253,17 @@ _NO_CONTROL_WARNING = (
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of one model before they are joined; ``controlnet`` may be None."""
+    """The networks of one model before they are joined; ``controlnet`` may be None.
+
+    inversions: words that the text encoder is to learn.
+    """
 
     unet: Any
     controlnet: Any
     autoencoder: Any
     text_model: Any
     tokenizer: Any
+    inversions: tuple[Inversion, ...] = ()
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -291,15 +295,16 @@ def assemble(
         minimum_window=max(multiple, window // 2),
         window_multiple=multiple,
         presets=PRESETS,
-        fingerprint=fingerprint(networks.modules),
+        fingerprint=fingerprint(networks.modules, networks.inversions),
         licence=licence,
     )
+    text = SdTextEncoder.taught(networks.tokenizer, networks.text_model, networks.inversions)
     for module in networks.modules:
         move(module, device=device, dtype=dtype)
         align(module)
     return Bundle(
         facts=facts,
-        text=SdTextEncoder(networks.tokenizer, networks.text_model),
+        text=text,
         denoiser=make_denoiser(networks.unet, networks.controlnet),
         autoencoder=SdAutoencoder(networks.autoencoder),
         scheduler=scheduler,
@@ -342,8 +347,12 @@ def sample_of(weight: Tensor) -> Tensor:
     return flat[:: max(1, len(flat) // _SAMPLES)].to("cpu", torch.float32, copy=True)
 
 
-def fingerprint(modules: Sequence[nn.Module]) -> str:
+def fingerprint(modules: Sequence[nn.Module], inversions: Sequence[Inversion] = ()) -> str:
     """Return a hash over some of the weights, the same whatever file they came from.
+
+    Args:
+        modules: networks, in the same order every time.
+        inversions: words that the text encoder is yet to learn.
 
     A network that was loaded in another precision keeps samples of the exact weights, so that
     the hash does not depend on the precision either.
@@ -355,4 +364,7 @@ def fingerprint(modules: Sequence[nn.Module]) -> str:
             sample = exact[name] if name in exact else sample_of(tensor)
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(sample.numpy().tobytes())
+    for inversion in inversions:
+        digest.update(" ".join(inversion.words).encode())
+        digest.update(sample_of(inversion.vectors).numpy().tobytes())
     return digest.hexdigest()[:16]
