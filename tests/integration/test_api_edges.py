@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import time
+
 import pytest
 from api_support import DATA_URI, PNG, Server, open_server
 from fastapi.routing import APIRoute
 
 from tegula.server.api.app import _ROUTERS
+from tegula.server.api.library import _obstacle
 
 NOBODY = {"authorization": ""}
 CREATE = {"version": "tegula/upscale", "input": {"image": DATA_URI}}
@@ -237,3 +243,190 @@ def test_several_ranges_come_in_one_answer(server: Server, output: str):
     assert answer.status_code == 206
     assert answer.headers["content-type"].startswith("multipart/byteranges")
     assert answer.content.count(b"Content-Range: bytes ") == 2
+
+
+# Bodies.
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
+)
+@pytest.mark.parametrize("path", ["/v1/predictions", "/v1/models", "/v1/deployments"])
+def test_a_body_that_does_not_come_as_json_is_told_so_in_one_sentence(server: Server, kind, path):
+    answer = server.client.post(path, content=b"{}", headers={"content-type": kind})
+    assert answer.status_code == 415
+    assert answer.json()["detail"] == (
+        f"The body must be JSON, sent with the header Content-Type: application/json; "
+        f"this one came as {kind}."
+    )
+
+
+def test_a_body_without_a_type_is_taken_for_json_or_told_to_say_what_it_is(server: Server):
+    created = server.client.post("/v1/predictions", content=json.dumps(CREATE))
+    assert created.status_code == 201
+    answer = server.client.post("/v1/predictions", content="version=tegula/upscale")
+    assert answer.status_code == 400
+    assert answer.json()["detail"] == (
+        "The body is no JSON, and has no Content-Type; send JSON with the header "
+        "Content-Type: application/json."
+    )
+
+
+def test_a_body_that_is_not_there_is_asked_for(server: Server):
+    (wrong,) = server.client.post("/v1/predictions").json()["invalid_fields"]
+    assert wrong == {
+        "type": "required",
+        "field": "",
+        "description": "A JSON object is required as the body, with Content-Type: application/json",
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json; charset=utf-8", "application/problem+json", "APPLICATION/JSON"]
+)
+def test_json_by_any_of_its_names_is_taken(server: Server, kind: str):
+    headers = {"content-type": kind}
+    body = json.dumps(CREATE)
+    assert server.client.post("/v1/predictions", content=body, headers=headers).status_code == 201
+
+
+OPTIONAL = {
+    "description": None, "readme": None, "github_url": None, "paper_url": None,
+    "license_url": None, "cover_image_url": None,
+}  # fmt: skip
+MODEL = {"owner": "ana", "name": "portraits", "visibility": "private", "hardware": "cpu"}
+DEPLOYMENT = {"name": "d", "model": "tegula/upscale", "version": "latest", "hardware": "cpu"}
+INSTANCES = {"min_instances": 0, "max_instances": 2}
+
+
+def test_null_in_an_optional_field_of_a_create_is_as_if_left_out(server: Server):
+    with_nulls = server.post("/v1/models", {**MODEL, **OPTIONAL})
+    assert with_nulls.status_code == 201
+    without = server.post("/v1/models", {**MODEL, "name": "others"}).json()
+    assert with_nulls.json() == {
+        **without, "name": "portraits", "url": without["url"].replace("others", "portraits"),
+        "created_at": with_nulls.json()["created_at"],
+    }  # fmt: skip
+    base = {"base": "tegula/upscale", "defaults": None}
+    assert server.post("/v1/models/ana/portraits/versions", base).status_code == 201
+    made = server.post("/v1/deployments", {**DEPLOYMENT, **INSTANCES, "defaults": None})
+    assert made.status_code == 200
+    assert made.json()["current_release"]["defaults"] == {}
+
+
+def test_null_in_an_update_changes_nothing_and_an_empty_text_clears(server: Server):
+    url = "https://example.com/paper"
+    server.post("/v1/models", {**MODEL, "description": "mine", "paper_url": url})
+    nulls = {key: None for key in OPTIONAL if key != "cover_image_url"}
+    kept = server.client.patch("/v1/models/ana/portraits", json={**nulls, "weights_url": None})
+    assert (kept.json()["description"], kept.json()["paper_url"]) == ("mine", url)
+    empty = {"description": "", "paper_url": ""}
+    cleared = server.client.patch("/v1/models/ana/portraits", json=empty).json()
+    assert (cleared["description"], cleared["paper_url"]) == ("", None)
+    server.post("/v1/deployments", {**DEPLOYMENT, **INSTANCES, "defaults": {"scale": 4}})
+    nulls = dict.fromkeys(("version", "hardware", "min_instances", "max_instances", "defaults"))
+    release = server.client.patch("/v1/deployments/ana/d", json=nulls).json()["current_release"]
+    assert release["configuration"] == {"hardware": "cpu", **INSTANCES}
+    assert release["defaults"] == {"scale": 4}
+
+
+@pytest.mark.parametrize("field", ["owner", "visibility", "hardware"])
+def test_null_in_a_field_that_must_be_given_is_refused(server: Server, field: str):
+    (wrong,) = server.post("/v1/models", {**MODEL, field: None}).json()["invalid_fields"]
+    assert wrong["field"] == field
+
+
+# Being ready.
+
+
+def test_a_server_on_a_full_disk_is_not_ready(tmp_path):
+    server = open_server(tmp_path, min_free_bytes=10**18)
+    for method in ("GET", "HEAD"):
+        answer = server.client.request(method, "/readyz", headers=NOBODY)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "30"
+    detail = server.get("/readyz").json()["detail"]
+    assert re.fullmatch(
+        r"The disk has \d+ MiB left; min_free_bytes asks for 953674316406\.", detail
+    )
+    assert server.get("/healthz").status_code == 200
+    server.store.close()
+
+
+def test_a_server_that_cannot_write_to_its_folder_is_not_ready(server: Server, tmp_path):
+    assert server.get("/readyz").status_code == 200
+    shutil.rmtree(tmp_path / "files", ignore_errors=True)
+    (tmp_path / "files").write_text("in the way, also of a superuser")
+    answer = server.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["detail"].startswith("The server cannot write to its folder: ")
+    assert str(tmp_path) not in answer.text
+
+
+# Signed downloads.
+
+
+def test_an_upload_tells_the_link_that_opens_it_to_everybody(server: Server):
+    file = server.client.post("/v1/files", files={"content": ("a.png", PNG)}).json()
+    link = file["urls"]["download"]
+    assert link.startswith(f"https://tile.example/v1/files/{file['id']}/download?owner=ana&expiry=")
+    assert server.get(f"/v1/files/{file['id']}").json()["urls"]["download"] == link
+    assert server.get("/v1/files").json()["results"][0]["urls"]["download"] == link
+    got = server.get(link, headers=NOBODY)
+    assert (got.status_code, got.content) == (200, PNG)
+    assert server.get(link.replace("owner=ana", "owner=bo"), headers=NOBODY).status_code == 404
+    later = re.sub(r"expiry=\d+", "expiry=9999999999", link)
+    assert server.get(later, headers=NOBODY).status_code == 404
+    made = server.create(image=link)
+    assert server.get(f"/v1/predictions/{made['id']}/source").content == PNG
+
+
+@pytest.mark.parametrize(("kept_s", "longest"), [(600, 600), (0, 86_400)])
+def test_a_link_lasts_as_long_as_its_upload_and_a_day_where_that_is_kept(tmp_path, kept_s, longest):
+    server = open_server(tmp_path, upload_seconds=kept_s)
+    file = server.client.post("/v1/files", files={"content": ("a.png", PNG)}).json()
+    expiry = int(file["urls"]["download"].partition("expiry=")[2].partition("&")[0])
+    assert longest - 60 < expiry - time.time() <= longest
+    server.store.close()
+
+
+# Models whose weights are not here.
+
+
+def test_lists_say_which_models_cannot_run_until_their_weights_come(
+    server: Server, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TEGULA_MODELS", str(tmp_path / "models"))
+    _obstacle.cache_clear()
+    lacking = "Cannot run here: its weights are not on this server."
+    where = ["/v1/models", "/v1/models?query=swinir", "/v1/collections/super-resolution"]
+
+    def described(path: str) -> dict[str, str]:
+        answer = server.get(path).json()
+        return {
+            each["name"]: each["description"]
+            for each in answer.get("results", answer.get("models"))
+        }
+
+    for path in where:
+        assert described(path)["swinir"].endswith(lacking)
+        assert "Cannot" not in described(path).get("upscale", "")
+    (found,) = server.get("/v1/search?query=swinir").json()["models"]
+    assert found["model"]["description"].endswith(lacking)
+    assert found["metadata"]["generated_description"].endswith(lacking)
+    assert server.get("/v1/models/jingyunliang/swinir").json()["description"].endswith(lacking)
+    for page in ("/jingyunliang/swinir", "/v1/models/jingyunliang/swinir/readme"):
+        assert server.get(page).text.startswith(f"{lacking}\n\n# jingyunliang/swinir")
+    server.post("/v1/models", {**MODEL, "description": "Mine."})
+    own = {
+        "base": "jingyunliang/swinir",
+        "defaults": {"task_type": "Real-World Image Super-Resolution-Medium"},
+    }
+    server.post("/v1/models/ana/portraits/versions", own)
+    assert described("/v1/models")["portraits"] == f"Mine. {lacking}"
+    folder = tmp_path / "models" / "prescalers"
+    folder.mkdir(parents=True)
+    (folder / "003_realSR_BSRGAN_DFO_s64w8_SwinIR-M_x2_GAN.pth").touch()
+    _obstacle.cache_clear()
+    assert described("/v1/models")["portraits"] == "Mine."
+    assert described("/v1/models")["swinir"].endswith(lacking)  # by default it is the large one

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tegula.catalog.inputs import RunContext
-from tegula.errors import MissingWeightsError
+from pydantic import ValidationError
+
+from tegula.catalog.inputs import RunContext, Version
+from tegula.errors import MissingExtraError, MissingWeightsError
 from tegula.folders import models_folder
 from tegula.models.faces import detector_folder, named_face_file
 from tegula.models.library import FileKind, find_file
+
+
+def why_it_cannot_run(version: Version, given: Mapping[str, Any]) -> str:
+    """Return what a version lacks on this machine, as a sentence without paths; empty if nothing.
+
+    Whether it can run may depend on the inputs, and is asked of those that are given, with the
+    defaults of the others.
+
+    Args:
+        version: of a model.
+        given: inputs that are known already, such as those that a preset pins.
+    """
+    files = {known.name: "" for known in version.fields if known.required}
+    try:
+        inputs = version.inputs.model_validate({**files, **given})
+        inputs.request(RunContext(width=64, height=64, family="mini"))
+    except MissingWeightsError:
+        return "Cannot run here: its weights are not on this server."
+    except MissingExtraError:
+        return "Cannot run here: this server lacks a package that it needs."
+    except ValidationError:  # a preset of an older release, which says so when it is used
+        return ""
+    return ""
 
 
 def find_lora(name: str, context: RunContext) -> str | None:

@@ -10,6 +10,7 @@ import hashlib
 import mimetypes
 import os
 import re
+import shutil
 import tempfile
 import time
 import unicodedata
@@ -131,6 +132,24 @@ class Blobs:
             if incoming is not None:
                 incoming.unlink(missing_ok=True)
         return blob
+
+    def free_bytes(self) -> int:
+        """Return how many bytes can still be stored.
+
+        Raises:
+            PathError: none can, as a try shows: permissions do not tell of a disk that fails, or
+                that was mounted for reading alone.
+        """
+        try:
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._incoming) as file:
+                file.write(b"\0")
+                file.flush()
+            return shutil.disk_usage(self._incoming).free
+        except OSError as error:
+            raise PathError(
+                f"The server cannot write to its folder: {error.strerror or error}."
+            ) from error
 
     def path(self, sha256: str) -> Path:
         """Return where the bytes of this hash lie."""

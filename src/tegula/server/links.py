@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 import itsdangerous
 
@@ -111,6 +111,18 @@ class Links:
     def file(self, file_id: str) -> str:
         """Return the URL of an upload's description, which its owner alone may read."""
         return f"{self.public_url}/v1/files/{file_id}"
+
+    def download(self, file_id: str, owner: str, expiry: int) -> str:
+        """Return a URL at which everybody who has it reads an upload, until ``expiry``.
+
+        Args:
+            file_id: the upload.
+            owner: the username of its account.
+            expiry: seconds since 1970.
+        """
+        signature = self.signer.download(owner, file_id, expiry)
+        query = urlencode({"owner": owner, "expiry": expiry, "signature": signature})
+        return f"{self.file(file_id)}/download?{query}"
 
     def output(self, file: Mapping[str, Any]) -> str:
         """Return a URL at which everybody who has it reads a stored file.

@@ -83,6 +83,10 @@ class ServerSettings(BaseSettings):
         default_factory=server_folder,
         description="Where the files and, without `database_url`, the database are kept.",
     )
+    min_free_bytes: Count = Field(
+        default=512 * MIB,
+        description="Free bytes on the disk of `folder` below which `/readyz` answers 503.",
+    )
     database_url: str | None = Field(
         default=None,
         description="SQLAlchemy URL of an SQLite or PostgreSQL database (extra `postgres`); "

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from tegula.server.api.errors import not_found, stopping
+from tegula.errors import PathError
+from tegula.server.api.errors import not_found, not_ready, stopping
 from tegula.server.api.library import account_json
 from tegula.server.api.service import CallerDep, Cursor, Moment, ServiceDep
 from tegula.server.db import Page
 from tegula.server.links import timestamp
+from tegula.server.settings import MIB
 from tegula.server.tables import WebhookMessage
 
 router = APIRouter(prefix="/v1", tags=["account"])
@@ -134,10 +136,21 @@ async def live() -> JSONResponse:
 
 @operations_router.get("/readyz")
 def ready(service: ServiceDep) -> JSONResponse:
-    """Answer 200 while work is accepted: the database answers and the server is not stopping."""
+    """Answer 200 while work is accepted, else 503 with what is in the way.
+
+    The database answers, files can be written, the disk has room, and the server is not stopping.
+    """
     waiting = service.store.predictions.waiting()
     if service.stopping:
         raise stopping()
+    try:
+        free = service.store.blobs.free_bytes()
+    except PathError as error:
+        raise not_ready(str(error)) from error
+    if free < (least := service.settings.min_free_bytes):
+        raise not_ready(
+            f"The disk has {free // MIB} MiB left; min_free_bytes asks for {least // MIB}."
+        )
     return JSONResponse({"status": "ok", "waiting": waiting.count})
 
 

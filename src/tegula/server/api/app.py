@@ -181,10 +181,16 @@ def _add_handlers(app: FastAPI) -> None:
         return problem_of(error, request.url.path).response()
 
     @app.exception_handler(RequestValidationError)
-    def malformed(_request: Request, error: RequestValidationError) -> Response:
+    def malformed(request: Request, error: RequestValidationError) -> Response:
         errors = error.errors()
         if any(one["type"] == "json_invalid" for one in errors):
-            return ProblemError(400, "The body is no JSON.", "Bad request").response()
+            detail = "The body is no JSON."
+            if "content-type" not in request.headers:
+                detail = (
+                    "The body is no JSON, and has no Content-Type; send JSON with the header "
+                    "Content-Type: application/json."
+                )
+            return ProblemError(400, detail, "Bad request").response()
         return invalid_request(errors).response()
 
     @app.exception_handler(UnstorableError)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tegula.catalog.violations import InvalidField, violation
 from tegula.server.api.errors import ProblemError, invalid
@@ -27,9 +27,20 @@ OptionalUrl = Annotated[Url | None, BeforeValidator(_none_if_empty)]
 
 
 class Body(BaseModel):
-    """A JSON object; unknown keys are refused."""
+    """A JSON object; unknown keys are refused, and null in an optional field is as if left out.
+
+    Some clients send every field that they know.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        optional = {name for name, known in cls.model_fields.items() if not known.is_required()}
+        return {key: part for key, part in value.items() if part is not None or key not in optional}
 
 
 class PredictionBody(Body):
@@ -135,7 +146,8 @@ def _field(error: Mapping[str, Any]) -> InvalidField:
     parts = [str(part) for part in error["loc"]]
     place = parts[1:] if parts[:1] == ["body"] else parts
     if not place and error["type"] == "missing":  # the whole body is
-        return InvalidField("format", "", error["msg"])
+        expected = "A JSON object is required as the body, with Content-Type: application/json"
+        return InvalidField("required", "", expected)
     keyword, description = violation(error, place[-1] if place else "")
     # What is missing or too much is a fault of the object around it.
     around = keyword in ("required", "additional_property_not_allowed")

@@ -125,6 +125,11 @@ def stopping() -> ProblemError:
     )
 
 
+def not_ready(detail: str) -> ProblemError:
+    """Return the 503 of `/readyz` for a server that should get no new work."""
+    return ProblemError(503, detail, "Service unavailable", headers={"retry-after": "30"})
+
+
 def too_large(limit: int, what: str = "Request bodies") -> ProblemError:
     """Return the 413 for more than ``limit`` bytes."""
     size = f"{limit // 1_000_000}MB" if limit >= 1_000_000 else f"{limit} bytes"

@@ -62,7 +62,7 @@ async def create_file(request: Request, service: ServiceDep, caller: CallerDep) 
     async with request.form(max_files=2, max_fields=8, max_part_size=_METADATA_BYTES) as form:
         metadata = await _metadata(form.get("metadata"))
         file = await service.run(_keep, service, caller, form, metadata)
-    return JSONResponse(file_json(file, service.store.links), 201)
+    return JSONResponse(_json(service, caller, file), 201)
 
 
 @router.get("/v1/files")
@@ -71,9 +71,7 @@ def list_files(
 ) -> JSONResponse:
     """List your uploads, newest first."""
     page = service.store.files.page(caller.account.id, cursor=cursor)
-    return JSONResponse(
-        service.page_json(request, page, lambda file: file_json(file, service.store.links))
-    )
+    return JSONResponse(service.page_json(request, page, lambda file: _json(service, caller, file)))
 
 
 @router.get("/v1/files/{file_id}")
@@ -82,7 +80,7 @@ def get_file(request: Request, service: ServiceDep, caller: CallerDep, file_id: 
     file = service.store.files.get(file_id, caller.account.id)
     if request.headers.get("accept", "").startswith("image/"):
         return file_response(service, file)
-    return JSONResponse(file_json(file, service.store.links))
+    return JSONResponse(_json(service, caller, file))
 
 
 @router.delete("/v1/files/{file_id}", status_code=204)
@@ -100,7 +98,7 @@ def download_file(
     expiry: Annotated[int, Query(description="Seconds since 1970.")],
     signature: Annotated[str, Query(description="Proves the right to read it.")],
 ) -> Response:
-    """Get the bytes of a file by a signed address, without a token."""
+    """Get the bytes of a file by its signed `urls.download`, without a token."""
     expected = service.store.links.signer.download(owner, file_id, expiry)
     good = hmac.compare_digest(signature.encode(), expected.encode())
     if not good or expiry < service.store.clock().timestamp():
@@ -117,6 +115,10 @@ def get_output(service: ServiceDep, token: str, name: str) -> Response:  # noqa:
         raise ProblemError(404, _NOT_FOUND)
     file = service.store.files.get(file_id)
     return file_response(service, file)
+
+
+def _json(service: Service, caller: Caller, file: FileRecord) -> dict[str, Any]:
+    return file_json(file, service.store.links, caller.account.username, service.store.clock())
 
 
 def _keep(

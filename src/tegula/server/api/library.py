@@ -6,13 +6,16 @@ everybody or to their account alone.
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from functools import cached_property
+from datetime import datetime, timedelta, timezone
+from functools import cached_property, lru_cache
 from typing import Any
 
 from tegula.catalog import Catalog, Model, Version, openapi_schema
+from tegula.catalog.weights import why_it_cannot_run
 from tegula.server.accounts import UserModels, VersionedModel
 from tegula.server.api.errors import ProblemError, bad_version, not_found
 from tegula.server.db import SortKey, microseconds
@@ -27,6 +30,14 @@ _SHORTEST_ID = 8
 """An id may be shortened to so many digits."""
 
 MOST_SEARCHED = 1000
+
+_LOOK_AGAIN_S = 10
+"""How long it may take until a list knows that weights came; looking reads whole folders."""
+
+
+@lru_cache(maxsize=1000)
+def _obstacle(base: Version, pinned: str, _period: int) -> str:
+    return why_it_cannot_run(base, json.loads(pinned))
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,15 @@ class ServedVersion:
             inputs["required"] = required
         return document
 
+    @property
+    def obstacle(self) -> str:
+        """Why it cannot run, as a sentence; empty if it can.
+
+        Looked up again and again: whoever puts a file of weights into its place soon sees it.
+        """
+        pinned = json.dumps(dict(self.defaults), sort_keys=True)
+        return _obstacle(self.base, pinned, int(time.monotonic() / _LOOK_AGAIN_S))
+
     def accepts(self, inputs: Mapping[str, Any]) -> bool:
         """Whether every input is known and none that is required is missing."""
         fields = self.base.fields
@@ -101,6 +121,16 @@ class ServedModel:
     def latest(self) -> ServedVersion | None:
         """The newest version; a user's model may have none yet."""
         return self.versions[0] if self.versions else None
+
+    @property
+    def obstacle(self) -> str:
+        """Why its newest version cannot run, as a sentence; empty if it can."""
+        return self.latest.obstacle if self.latest else ""
+
+    @property
+    def page(self) -> str:
+        """Its README, and before that what is in the way of running it."""
+        return "\n\n".join(filter(None, [self.obstacle, self.readme]))
 
     def version(self, reference: str) -> ServedVersion | None:
         """Return the version of an id, of at least eight digits of it, a label, or ``latest``."""
@@ -346,7 +376,7 @@ def version_json(version: ServedVersion) -> dict[str, Any]:
 def model_json(
     model: ServedModel, base: str, run_count: int, example: Any = None
 ) -> dict[str, Any]:
-    """Return a model.
+    """Return a model; the description also says if it cannot run, since lists show nothing else.
 
     Args:
         model: the model.
@@ -359,7 +389,7 @@ def model_json(
         "url": f"{base}/{model.full_name}",
         "owner": model.owner,
         "name": model.name,
-        "description": model.description,
+        "description": " ".join(filter(None, [model.description, model.obstacle])),
         "visibility": row.visibility if row else "public",
         "is_official": row is None,
         "github_url": row.github_url if row else None,
@@ -373,8 +403,19 @@ def model_json(
     }
 
 
-def file_json(file: FileRecord, links: Links) -> dict[str, Any]:
-    """Return an upload; ``etag`` is among what the Python client insists on."""
+_DOWNLOAD_FOR = timedelta(days=1)
+
+
+def file_json(file: FileRecord, links: Links, owner: str, now: datetime) -> dict[str, Any]:
+    """Return an upload; ``etag`` is among what the Python client insists on.
+
+    Args:
+        file: the upload.
+        links: makes its addresses.
+        owner: the username of its account, which has no token for somebody else's file.
+        now: a file that is kept for good is linked for a day.
+    """
+    until = file.expires_at or now + _DOWNLOAD_FOR
     return {
         "id": file.id,
         "name": file.name,
@@ -385,7 +426,10 @@ def file_json(file: FileRecord, links: Links) -> dict[str, Any]:
         "metadata": dict(file.user_metadata),
         "created_at": timestamp(file.created_at),
         "expires_at": timestamp(file.expires_at),
-        "urls": {"get": links.file(file.id)},
+        "urls": {
+            "get": links.file(file.id),
+            "download": links.download(file.id, owner, int(until.timestamp())),
+        },
     }
 
 

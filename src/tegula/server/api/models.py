@@ -87,16 +87,17 @@ def search(
         raise ProblemError(400, 'Query parameter "query" is required')
     found = service.library.search(query, None)[:limit]
     counts = _run_counts(service, [model for _, model in found])
+    shown = [(score, _model_json(service, model, counts)) for score, model in found]
     models = [
         {
-            "model": _model_json(service, model, counts),
+            "model": model,
             "metadata": {
-                "generated_description": model.description,
+                "generated_description": model["description"],
                 "tags": ["super-resolution"],
                 "score": score,
             },
         }
-        for score, model in found
+        for score, model in shown
     ]
     collection = " ".join(SUPER_RESOLUTION.values()).lower()
     collections = []
@@ -159,8 +160,6 @@ def update_model(
     """Change the texts of a model of yours."""
     _own_model(service, caller, owner, name)
     changes = body.model_dump(exclude_unset=True)
-    for text in {"description", "readme"} & changes.keys():
-        changes[text] = changes[text] or ""
     service.store.models.update(owner, name, changes)
     return JSONResponse(_full_json(service, _model(service, caller, owner, name)))
 
@@ -177,7 +176,7 @@ def delete_model(service: ServiceDep, caller: CallerDep, owner: str, name: str) 
 @router.get("/models/{owner}/{name}/readme")
 def get_readme(service: ServiceDep, caller: CallerDep, owner: str, name: str) -> PlainTextResponse:
     """Get the README of a model, in Markdown."""
-    readme = _model(service, caller, owner, name).readme
+    readme = _model(service, caller, owner, name).page
     if not readme:
         raise not_found("This model has no README.")
     return PlainTextResponse(readme)

@@ -75,7 +75,7 @@ def asset(request: Request, name: str) -> Response:
 @router.get("/{owner}/{name}")
 def model_page(service: ServiceDep, owner: str, name: str) -> PlainTextResponse:
     """Show the README of a public model, at the address that its JSON object names."""
-    return PlainTextResponse(service.library.model(owner, name, None).readme)
+    return PlainTextResponse(service.library.model(owner, name, None).page)
 
 
 @cache

@@ -338,6 +338,14 @@ class JsonRoute(APIRoute):
             return handler
 
         async def answer(request: Request) -> Response:
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind and kind != "application/json" and not kind.endswith("+json"):
+                raise ProblemError(
+                    415,
+                    "The body must be JSON, sent with the header Content-Type: application/json; "
+                    f"this one came as {kind[:100]}.",
+                    "Unsupported media type",
+                )
             return await handler(_JsonRequest(request.scope, request.receive))
 
         return answer
