@@ -20,6 +20,7 @@ from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image
+from tifffile import TiffPage
 
 from tegula.errors import ImageError, PathError, TooLargeError
 from tegula.images.metadata import (
@@ -35,10 +36,16 @@ from tegula.images.samples import (
     Samples,
     array_samples,
     channels_last,
-    deep_samples,
-    deep_tiff_size,
     image_samples,
     print_samples,
+    tiff_samples,
+)
+from tegula.images.tiff import (
+    frame_for_pillow,
+    main_page,
+    metadata_carrier,
+    read_values,
+    size_of,
 )
 
 Source: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | ArrayLike"
@@ -110,8 +117,12 @@ def decode(source: Source, *, max_pixels: int) -> Picture:
         return _bare_picture(array_samples(values, name), None)
     with opened_file(source, max_pixels) as file:
         image = open_image(file, name)
+        if image is None or image.format == "TIFF":
+            page = main_page(file, name)
+            if page is not None:
+                return _tiff_picture(page, image, file, max_pixels, name)
         if image is None:
-            return _decode_deep_tiff(file, max_pixels, name)
+            raise _not_an_image(name)
         check_size(*image.size, max_pixels, name)
         with guarded(name):
             image = _verified(image, file, name)
@@ -138,10 +149,11 @@ def upright_size(source: str | Path | bytes, *, max_pixels: int) -> Size:
     name = name_of(source)
     with opened_file(source, max_pixels) as file:
         image = open_image(file, name)
-        if image is None:
-            size = deep_tiff_size(file)
-            if size is None:
-                raise _not_an_image(name)
+        page = main_page(file, name) if image is None or image.format == "TIFF" else None
+        if page is not None:
+            size = size_of(page)
+        elif image is None:
+            raise _not_an_image(name)
         else:
             # Pillow has exchanged the sides of a turned TIFF file already, and would decode
             # a whole PNG file in search of an orientation that its header does not have.
@@ -306,47 +318,58 @@ _SRGB_GAMMA = 1 / 2.2
 
 def _picture(image: Image.Image, file: BinaryIO | None) -> Picture:
     """Take a picture out of a loaded image; the file is None for an image in memory."""
-    metadata = read_metadata(image)
-    remarks: list[str] = []
     if image.mode in ("CMYK", "LAB"):
-        samples = print_samples(image, metadata.profile)
-        # Their profile is of no use to the result, which stays in sRGB.
-        metadata = dataclasses.replace(metadata, profile=None)
-        remarks.append(f"The source is {image.mode}; the result is sRGB.")
+        samples = print_samples(image, image.info.get("icc_profile") or None)
     else:
         samples = image_samples(image, file)
+    return _finished(image, samples, orientation(image))
+
+
+def _tiff_picture(
+    page: TiffPage, image: Image.Image | None, file: BinaryIO, max_pixels: int, name: str
+) -> Picture:
+    """Take the picture of a directory; the image is what Pillow opened, if it did."""
+    check_size(*size_of(page), max_pixels, name)
+    with guarded(name):
+        frame = None if image is None else frame_for_pillow(page)
+        if image is not None and frame is not None:
+            if frame > 0:
+                image.seek(frame)
+            image.load()
+            return _picture(image, file)
+        values = read_values(page, file, name)
+        if image is None or page.index != 0:
+            image = metadata_carrier(page, file)
+        samples = tiff_samples(values, image.info.get("icc_profile") or None)
+        return _finished(image, samples, values.turn)
+
+
+def _finished(image: Image.Image, samples: Samples, turn: int) -> Picture:
+    """Bring samples to sRGB and upright, and collect what the image says beside its pixels."""
+    metadata, remarks = read_metadata(image), list(samples.remarks)
     rgb, alpha = samples.rgb, samples.alpha
-    if metadata.profile is not None:
+    if samples.converted:
+        # The profile is of no use to the result, which stays in sRGB.
+        metadata = dataclasses.replace(metadata, profile=None)
+    elif metadata.profile is not None:
         if not to_srgb(rgb, metadata.profile):
             remarks.append("The colour profile of the source is unusable and is dropped.")
             metadata = dataclasses.replace(metadata, profile=None)
     elif "srgb" not in image.info:
         _undo_gamma(rgb, image.info.get("gamma"))
-    turn = orientation(image)
     rgb = _upright(rgb, turn)
+    # A JPEG file that holds further pictures, such as a depth map, is JPEG for us. Pillow
+    # leaves the format of a TIFF file open that it cannot read.
+    file_format = {"MPO": "JPEG", None: samples.format}.get(image.format, image.format)
     facts = Facts(
         size=(rgb.shape[1], rgb.shape[0]),
-        # A JPEG file that holds further pictures, such as a depth map, is JPEG for us.
-        format="JPEG" if image.format == "MPO" else image.format,
+        format=file_format,
         greyscale=samples.greyscale,
         jpeg_quality=estimate_quality(getattr(image, "quantization", None)),
         metadata=metadata,
         warnings=tuple(remarks),
     )
     return Picture(rgb, None if alpha is None else _upright(alpha, turn), facts)
-
-
-def _decode_deep_tiff(file: BinaryIO, max_pixels: int, name: str) -> Picture:
-    """Read the TIFF files that Pillow has no mode for, such as three floats a pixel."""
-    size = deep_tiff_size(file)
-    if size is None:
-        raise _not_an_image(name)
-    check_size(*size, max_pixels, name)
-    with guarded(name):
-        samples = deep_samples(file)
-    if samples is None:
-        raise _not_an_image(name)
-    return _bare_picture(samples, "TIFF")
 
 
 def _bare_picture(samples: Samples, file_format: str | None) -> Picture:

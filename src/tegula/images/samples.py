@@ -1,31 +1,32 @@
 """Samples: float32 of whatever mode, depth and channels a picture has.
 
-Pillow decodes nearly everything, but narrows sixteen-bit colour to eight bits and has no
-mode for float colour. OpenCV reads both. It is only given files whose size has been checked,
-and PNG files only after their checksums have been. Arrays and tensors need no decoder.
+Pillow decodes nearly everything, but narrows the sixteen-bit colour of PNG files to eight
+bits. OpenCV reads it; it is only given files whose size and checksums have been checked. TIFF
+files that Pillow does not read rightly have a module of their own. Arrays and tensors need no
+decoder.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from tegula.errors import ImageError
 from tegula.images.metadata import cmyk_to_srgb, lab_to_srgb
-from tegula.images.pixels import Float, Size
+from tegula.images.pixels import Float
+from tegula.images.profiles import srgb_of_lab
+from tegula.images.tiff import TiffValues
 
 _EIGHT_BIT, _SIXTEEN_BIT = 255, 65_535
 _DEEP = 16
 _PNG_DEPTH_AND_COLOUR = slice(24, 26)
 _GREY_PNG_COLOURS = (0, 4)
-_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS = 256, 257, 258
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _GREY_MODES = ("1", "L", "LA", "La")
 _RED_FIRST, _BLUE_FIRST = slice(3), slice(2, None, -1)
@@ -54,11 +55,19 @@ class Samples:
     rgb: float32 [height, width, 3], 0..1; three equal channels where the source is grey.
     alpha: float32 [height, width], 0..1, or None when there is no transparency.
     greyscale: the source has no colour, by its mode, channels or palette.
+    depth: bits a channel in the source, 8 for fewer.
+    converted: they are sRGB already, and a profile of the source says nothing of them.
+    format: of the file, where Pillow did not open it.
+    remarks: sentences on what was left out.
     """
 
     rgb: Float
     alpha: Float | None
     greyscale: bool
+    depth: int = 8
+    converted: bool = False
+    format: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def image_samples(image: Image.Image, file: BinaryIO | None) -> Samples:
@@ -73,21 +82,14 @@ def image_samples(image: Image.Image, file: BinaryIO | None) -> Samples:
         file.seek(0)
         bits, colour = file.read(_PNG_DEPTH_AND_COLOUR.stop)[_PNG_DEPTH_AND_COLOUR]
         is_grey_png = colour in _GREY_PNG_COLOURS
-    if file is not None and _is_narrowed(image, bits):
-        samples = deep_samples(file)
+    # Pillow narrows sixteen bits to eight, but for grey without alpha.
+    if file is not None and bits == _DEEP and not image.mode.startswith("I"):
+        samples = _deep_samples(file)
         if samples is not None:
             # Of grey with alpha, OpenCV makes three equal channels and alpha.
             grey = samples.greyscale or is_grey_png
-            return dataclasses.replace(samples, greyscale=grey)
-    return _pillow_samples(image, bits)
-
-
-def _is_narrowed(image: Image.Image, png_bits: int) -> bool:
-    """Whether the file has deeper samples than the mode that Pillow reads them into."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits = image.tag_v2.get(_TIFF_BITS, (8,))
-        return image.mode in ("RGB", "RGBA") and max(bits) == _DEEP
-    return png_bits == _DEEP and not image.mode.startswith("I")
+            return dataclasses.replace(samples, greyscale=grey, depth=_DEEP)
+    return dataclasses.replace(_pillow_samples(image, bits), depth=max(bits, 8))
 
 
 def _pillow_samples(image: Image.Image, bits: int) -> Samples:
@@ -125,7 +127,7 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def print_samples(image: Image.Image, profile: bytes | None) -> Samples:
-    """Return the samples of a CMYK or L*a*b* image, in sRGB.
+    """Return the samples of a CMYK or L*a*b* image of eight bits, in sRGB.
 
     CMYK without a usable profile is converted as if inks were ideal.
     """
@@ -134,36 +136,33 @@ def print_samples(image: Image.Image, profile: bytes | None) -> Samples:
         converted = lab_to_srgb(image)
     elif profile is not None:
         converted = cmyk_to_srgb(image, profile)
-    return _split(np.asarray(image.convert("RGB") if converted is None else converted), _EIGHT_BIT)
+    pixels = np.asarray(image.convert("RGB") if converted is None else converted)
+    remark = f"The source is {image.mode}; the result is sRGB."
+    return dataclasses.replace(_split(pixels, _EIGHT_BIT), converted=True, remarks=(remark,))
 
 
-def deep_tiff_size(file: BinaryIO) -> Size | None:
-    """Return width and height that a TIFF file claims; None unless it has deep samples."""
-    file.seek(0)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
-            file.seek(directory.next)
-            directory.load(file)
-        if max(directory[_TIFF_BITS]) < _DEEP:
-            return None
-        return int(directory[_TIFF_WIDTH]), int(directory[_TIFF_HEIGHT])
-    except Exception:  # a hostile directory raises nearly anything: then it is not a TIFF
-        return None
+def tiff_samples(source: TiffValues, profile: bytes | None) -> Samples:
+    """Return the samples of a TIFF picture; L*a*b* and CMYK in sRGB."""
+    if source.space == "cmyk":
+        samples = print_samples(Image.fromarray(source.values, "CMYK"), profile)
+    elif source.space == "lab":
+        samples = _split(srgb_of_lab(source.values), 1)
+        remark = "The source is LAB; the result is sRGB."
+        samples = dataclasses.replace(samples, converted=True, remarks=(remark,))
+    else:
+        samples = _split(source.values, 1)
+    remarks = (*samples.remarks, *source.remarks)
+    return dataclasses.replace(samples, depth=source.depth, format="TIFF", remarks=remarks)
 
 
-def deep_samples(file: BinaryIO) -> Samples | None:
-    """Decode at full depth; None when OpenCV cannot. Float samples are taken as 0..1."""
+def _deep_samples(file: BinaryIO) -> Samples | None:
+    """Decode a PNG file at full depth; None when OpenCV cannot."""
     file.seek(0)
     try:
         values = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
-    if values is None:
-        return None
-    white = 256.0**values.dtype.itemsize - 1 if values.dtype.kind == "u" else 1.0
-    return _split(values, white, _BLUE_FIRST)
+    return None if values is None else _split(values, _SIXTEEN_BIT, _BLUE_FIRST)
 
 
 def channels_last(source: ArrayLike, name: str) -> NDArray[Any]:
