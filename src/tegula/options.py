@@ -343,8 +343,8 @@ class UpscaleOptions(CheckedOptions):
     )
     faces: str = Field(
         default="",
-        description="Restores faces with GFPGANv1.4, RestoreFormer, codeformer or another file of "
-        "the faces folder that you filled, or with the file at this path; needs the "
+        description="Restores faces with GFPGANv1.4, RestoreFormer, codeformer or another face "
+        "model of `tegula models`, whose file you bring, or with the file at this path; needs the "
         "extra faces.",
     )
     face_fidelity: Share = Field(

@@ -288,6 +288,7 @@ MODELS = click.Group(
             callback=_pull,
             help="Fetch and verify the weights of a diffusion model, by its name or hub id, or a "
             "ControlNet or an autoencoder by its hub id.",
+            short_help="Fetch a diffusion model.",
             params=[click.Argument(["name"]), QUIET],
         )
     ],

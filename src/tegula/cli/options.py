@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 
 from tegula.errors import InputError, OptionError
 from tegula.options import OPTIONS, REDRAW_OPTIONS, PresetValues, UpscaleOptions
-from tegula.schema import span
+from tegula.schema import plain, span
 
 _REDRAW = "Redraw mode"
 _DIFFUSION = "Diffusion"
@@ -56,7 +56,7 @@ class Option(click.Option):
         kind, default = settings.get("type"), settings.get("default")
         if not facts and default is not None:
             facts = f"{kind.min} to {kind.max}; " if isinstance(kind, click.IntRange) else ""
-            facts += f"default: {default}"
+            facts += f"default: {_written(default)}"
         super().__init__(names, help=f"{effect} [{facts}]" if facts else effect, **settings)
 
     def get_help_extra(self, ctx: click.Context) -> Any:  # noqa: ARG002
@@ -199,7 +199,11 @@ def _facts(name: str, schema: Mapping[str, Any]) -> Iterable[str]:
     elif _is_repeated(name):
         yield "may be repeated"
     elif default not in (None, ""):
-        yield f"default: {default}"
+        yield f"default: {_written(default)}"
+
+
+def _written(default: object) -> str:
+    return plain(default) if isinstance(default, float) else str(default)
 
 
 def whole_numbers(form: str, count: int) -> Callable[[str], tuple[int, ...]]:

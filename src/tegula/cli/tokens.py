@@ -70,6 +70,7 @@ def _rotate_key(config: Path | None, folder: Path | None) -> None:
 TOKENS = click.Group(
     "tokens",
     help="Create, list and revoke the tokens that give access to the server; replace its key.",
+    short_help="Manage the tokens that give access to the server.",
     commands=[
         click.Command(
             "create",
@@ -144,6 +145,7 @@ def _replay_webhooks(names: tuple[str, ...], config: Path | None, folder: Path |
 WEBHOOKS = click.Group(
     "webhooks",
     help="List the webhooks that the server sent or has to send, and send some again.",
+    short_help="List webhooks of the server, and send some again.",
     commands=[
         click.Command(
             "list",
