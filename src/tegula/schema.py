@@ -125,19 +125,17 @@ def _fault(known: Mapping[str, Any], error: Mapping[str, Any], noun: str) -> str
 def _requirement(schema: Mapping[str, Any], *, of_its_type: bool) -> str:
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
-    numbers = schema.get("prefixItems", (schema,))
     items = schema.get("items", {}).get("type", "string")
     words = {
         "boolean": "true or false",
         "string": "text",
         "number": "a number",
         "integer": "a whole number",
-        "array": f"{len(numbers)} whole numbers"
+        "array": f"{len(schema['prefixItems'])} whole numbers"
         if "prefixItems" in schema
         else f"a list of {'texts' if items == 'string' else 'whole numbers'}",
     }[schema["type"]]
-    low, high = numbers[0].get("minimum"), numbers[0].get("maximum")
-    unit = f" {schema['unit']}" if "unit" in schema else ""
+    low, high, unit = _bounds(schema)
     if low is None:
         return words
     if high is None:
@@ -152,14 +150,19 @@ def span(schema: Mapping[str, Any]) -> str:
     Args:
         schema: of one field, from ``properties_of``.
     """
-    numbers = schema.get("prefixItems", (schema,))[0]
-    unit = f" {schema['unit']}" if "unit" in schema else ""
-    if "minimum" not in numbers:
+    low, high, unit = _bounds(schema)
+    if low is None:
         return ""
-    if "maximum" not in numbers:
-        return f"from {plain(numbers['minimum'])}{unit}"
-    low, high = numbers["minimum"], numbers["maximum"]
+    if high is None:
+        return f"from {plain(low)}{unit}"
     return f"{plain(low)} to {'2^63 - 1' if high == 2**63 - 1 else plain(high)}{unit}"
+
+
+def _bounds(schema: Mapping[str, Any]) -> tuple[float | None, float | None, str]:
+    """Return minimum and maximum of a number, or of each one in a tuple, and the unit."""
+    number = schema.get("prefixItems", (schema,))[0]
+    unit = f" {schema['unit']}" if "unit" in schema else ""
+    return number.get("minimum"), number.get("maximum"), unit
 
 
 def plain(number: float) -> str:
