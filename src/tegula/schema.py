@@ -110,7 +110,10 @@ def faults(model: type[BaseModel], error: ValidationError, noun: str = "option")
 
 
 def _fault(known: Mapping[str, Any], error: Mapping[str, Any], noun: str) -> str:
-    name, kind = str(error["loc"][0]), error["type"]
+    kind = error["type"]
+    if not error["loc"]:
+        return f"{noun}s are an object, not {shown(error['input'])}"
+    name = str(error["loc"][0])
     if kind == "value_error":
         return str(error["ctx"]["error"]).removesuffix(".")
     if kind == "extra_forbidden":
@@ -131,6 +134,7 @@ def _requirement(schema: Mapping[str, Any], *, of_its_type: bool) -> str:
         "string": "text",
         "number": "a number",
         "integer": "a whole number",
+        "object": "an object",
         "array": f"{len(schema['prefixItems'])} whole numbers"
         if "prefixItems" in schema
         else f"a list of {'texts' if items == 'string' else 'whole numbers'}",

@@ -56,6 +56,24 @@ def test_all_faults_are_listed_at_once(tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "TEGULA_BUNDLES is not JSON; give one object."),
+        ("5", "bundles is an object, not 5."),
+        ("[]", "bundles is an object, not []."),
+        ('{"ana/x": 5}', "bundles, ana/x: options are an object, not 5."),
+        ('{"ana/x": {"bundle": 3}}', "bundles, ana/x: bundle is text, not 3."),
+        ('{"ana/x": {"lora": []}}', "bundles, ana/x: there is no option lora; loras is one."),
+    ],
+)
+def test_bundles_that_are_none_are_refused_in_one_sentence(text, sentence, monkeypatch):
+    monkeypatch.setenv("TEGULA_BUNDLES", text)
+    with pytest.raises(OptionError) as refused:
+        load_settings()
+    assert str(refused.value) == sentence
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"retention": 5}'])
 def test_a_file_that_is_no_settings_is_refused(tmp_path, text):
     file = tmp_path / "tegula.json"

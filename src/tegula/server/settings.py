@@ -26,7 +26,13 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+    SettingsError,
+)
 from pythonjsonlogger.json import JsonFormatter
 
 from tegula.errors import OptionError, PathError
@@ -50,6 +56,17 @@ def _split_at_commas(value: Any) -> Any:
     if isinstance(value, list | tuple):
         value = [item.strip() if isinstance(item, str) else item for item in value]
         return tuple(item for item in value if item != "")
+    return value
+
+
+def _check_bundles(value: Any) -> Any:
+    """Check each bundle under its name, so that the sentence of a wrong one tells which it is."""
+    for name, bundle in value.items() if isinstance(value, Mapping) else ():
+        try:
+            BundleSettings.model_validate(bundle)
+        except OptionError as error:  # noqa: PERF203
+            # pydantic gathers ValueErrors with all other faults; anything else ends the check.
+            raise ValueError(f"bundles, {name}: {error}") from None
     return value
 
 
@@ -115,7 +132,7 @@ class ServerSettings(BaseSettings):
     precision: str = Field(
         default="auto", description="What to compute in: `auto`, `fp32`, `bf16` or `fp16`."
     )
-    bundles: Mapping[str, BundleSettings] = Field(
+    bundles: Annotated[Mapping[str, BundleSettings], BeforeValidator(_check_bundles)] = Field(
         default={},
         description="Bundles of their own for deployments and models, as a JSON object: under "
         "`owner/name`, or `owner/name:version`, an object with `bundle`, `controlnet`, `vae`, "
@@ -281,13 +298,15 @@ def load_settings(file: Path | None = None, **given: Any) -> ServerSettings:
         OptionError: names are unknown or values wrong; the sentence lists all of them.
     """
     from_file = {} if file is None else _read_object(file)
-    from_environment = EnvSettingsSource(ServerSettings)()
     try:
+        from_environment = EnvSettingsSource(ServerSettings)()
         settings = ServerSettings(**{**from_file, **from_environment, **given})
         _ = settings.models  # for its faults
         return settings
     except ValidationError as error:
         raise OptionError(faults(ServerSettings, error, "setting")) from error
+    except SettingsError as error:  # of what is an object, and so JSON also in the environment
+        raise OptionError("TEGULA_BUNDLES is not JSON; give one object.") from error
 
 
 def _read_object(file: Path) -> dict[str, Any]:
