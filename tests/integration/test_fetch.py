@@ -6,6 +6,7 @@ import ipaddress
 import shutil
 import ssl
 import subprocess
+import threading
 import time
 
 import pytest
@@ -13,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from receiver_support import receiving
 
-from tegula.errors import FetchError
-from tegula.server.fetch import Fetcher, Policy, may_reach
+from tegula.errors import CancelledError, FetchError
+from tegula.server.fetch import CancelToken, Fetcher, Policy, host_of, may_reach
 
 PUBLIC, LOOPBACK = Policy(), Policy(private=True, ports=())
 TLS = ssl.create_default_context()
@@ -277,6 +278,57 @@ def test_a_server_that_drips_is_given_up_in_time(receiver, fetcher, part):
         list(got.chunks)
 
 
+def hold(part, until_closed):
+    """Answer as far as a part, then wait until the other side closes the connection."""
+
+    def answer(request):
+        request.protocol_version = "HTTP/1.0"  # a body that ends where the connection does
+        if part == "body":
+            request.send_response(200)
+            request.end_headers()
+            request.wfile.write(b"half")
+            request.wfile.flush()
+        request.connection.settimeout(10)
+        if request.connection.recv(1) == b"":
+            until_closed.set()
+
+    return answer
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_fetch_is_ended_from_another_thread_by_closing_its_connection(receiver, fetcher, part):
+    closed, token = threading.Event(), CancelToken()
+    receiver.handle = hold(part, closed)
+    begun = time.monotonic()
+    threading.Timer(0.1, token.cancel).start()
+    with (
+        pytest.raises(CancelledError),
+        fetcher.get(receiver.url, limit=1000, seconds=10, token=token) as got,
+    ):
+        list(got.chunks)
+    assert closed.wait(1)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_token_that_was_cancelled_before_lets_nothing_be_fetched(receiver, fetcher):
+    token = CancelToken()
+    token.cancel()
+    with (
+        pytest.raises(CancelledError),
+        fetcher.get(receiver.url, limit=1000, seconds=5, token=token),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [("https://Cat.example:8/a", "cat.example"), ("http://[::1]/", "::1"), ("http://[", "")],
+)
+def test_the_host_of_an_address(url, host):
+    assert host_of(url) == host
+    assert len(host_of(f"https://{'a' * 300}/")) == 255
+
+
 @pytest.mark.parametrize("status", [204, 206, 304, 401, 404, 500])
 def test_anything_but_200_is_no_input_and_its_body_is_not_told(receiver, fetcher, status):
     receiver.status, receiver.body = status, b"secret"
@@ -334,6 +386,15 @@ def test_a_certificate_is_checked_against_the_name_and_not_the_address(certifica
         if fits:
             with open_url(fetcher, url) as got:
                 assert b"".join(got.chunks) == b"hello"
+            closed, token = threading.Event(), CancelToken()
+            receiver.handle = hold("body", closed)
+            threading.Timer(0.1, token.cancel).start()
+            with (
+                pytest.raises(CancelledError),
+                fetcher.get(url, limit=1000, seconds=10, token=token) as got,
+            ):
+                list(got.chunks)
+            assert closed.wait(1)
         else:
             with pytest.raises(FetchError), open_url(fetcher, url):
                 pass

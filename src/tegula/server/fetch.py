@@ -9,8 +9,10 @@ proxies of the environment are not used.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 import httpcore
 
-from tegula.errors import FetchError
+from tegula.errors import CancelledError, FetchError
 from tegula.server.settings import ServerSettings
 
 IPRange = IPv4Network | IPv6Network
@@ -123,13 +125,68 @@ def left_until(end: float) -> float:
     return left
 
 
+class CancelToken:
+    """Ends an exchange from another thread, however long its own would wait for the other side.
+
+    What waits for an answer wakes at once, because its connection is shut down. Only looking up
+    a host and connecting, which takes ten seconds at most, cannot be interrupted.
+    """
+
+    def __init__(self) -> None:
+        self._cancelled = False
+        self._socket: socket.socket | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was cancelled; it stays so."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """End the exchange that is under way, and every later one when it connects."""
+        with self._lock:
+            self._cancelled = True
+            self._shut_down()
+
+    def watch(self, connection: socket.socket) -> None:
+        """Shut this connection down when cancelled, in place of one before it.
+
+        Its descriptor is doubled: TLS takes the first one over, and whoever reads may close it
+        at any moment, after which its number may be that of another connection.
+        """
+        with self._lock:
+            self.release()
+            self._socket = connection.dup()
+            if self._cancelled:
+                self._shut_down()
+
+    def release(self) -> None:
+        """Let go of the connection, whose exchange is over."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+    def _shut_down(self) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # the other side was first
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
 class CheckedBackend(httpcore.NetworkBackend):
     """Connects to checked IP addresses only, and gives up at ``end`` of the monotonic clock."""
 
-    def __init__(self, private: bool, resolve: Resolve, end: float) -> None:  # noqa: FBT001
+    def __init__(
+        self,
+        private: bool,  # noqa: FBT001
+        resolve: Resolve,
+        end: float,
+        token: CancelToken,
+    ) -> None:
         self._private = private
         self._resolve = resolve
         self._end = end
+        self._token = token
         self._backend = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -158,19 +215,26 @@ class CheckedBackend(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         left = left_until(self._end)
         stream = self._backend.connect_tcp(address, port, min(left, 10.0), local, options)
-        return _TimedStream(stream, self._end)
+        self._token.watch(stream.get_extra_info("socket"))
+        return _TimedStream(stream, self._end, self._token)
 
 
 class _TimedStream(httpcore.NetworkStream):
     """A connection on which every wait ends with the exchange."""
 
-    def __init__(self, stream: httpcore.NetworkStream, end: float) -> None:
+    def __init__(self, stream: httpcore.NetworkStream, end: float, token: CancelToken) -> None:
         self._stream = stream
         self._end = end
+        self._token = token
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
         """Read what is there."""
-        return self._stream.read(min(max_bytes, _READ_AT_MOST), left_until(self._end))
+        data = self._stream.read(min(max_bytes, _READ_AT_MOST), left_until(self._end))
+        if self._token.cancelled:
+            # A connection that was shut down looks like one whose other side has said all, which
+            # is how some bodies end.
+            raise httpcore.ReadError
+        return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
         """Write everything."""
@@ -188,7 +252,8 @@ class _TimedStream(httpcore.NetworkStream):
     ) -> httpcore.NetworkStream:
         """Go on with TLS; the certificate is that of the name, not of the address."""
         left = left_until(self._end)
-        return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, left), self._end)
+        stream = self._stream.start_tls(ssl_context, server_hostname, left)
+        return _TimedStream(stream, self._end, self._token)
 
     def get_extra_info(self, info: str) -> Any:
         """Return what the connection knows of itself."""
@@ -199,6 +264,7 @@ MOST_REDIRECTS = 3
 MOST_CHARACTERS = 4096
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PORTS = {"http": 80, "https": 443}
+_LONGEST_HOST = 255
 
 
 @dataclass(frozen=True)
@@ -304,22 +370,26 @@ class Fetcher:
     tls: ssl.SSLContext = field(default_factory=httpcore.default_ssl_context)
 
     @contextmanager
-    def get(self, url: str, *, limit: int, seconds: float) -> Iterator[Fetched]:
+    def get(
+        self, url: str, *, limit: int, seconds: float, token: CancelToken | None = None
+    ) -> Iterator[Fetched]:
         """Open a URL for reading.
 
         Args:
             url: at most three redirects are followed.
             limit: bytes after which reading fails.
             seconds: time for everything.
+            token: ends it from another thread.
 
         Raises:
             FetchError: the URL may not or cannot be reached, or does not answer with 200; or,
                 while reading, it sends too much or too slowly.
+            CancelledError: the token was cancelled.
         """
-        end = time.monotonic() + seconds
+        end, token = time.monotonic() + seconds, token or CancelToken()
         headers = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity"}
         for _ in range(MOST_REDIRECTS + 1):
-            with self._exchange("GET", url, headers, None, end) as response:
+            with self._exchange("GET", url, headers, None, end, token) as response:
                 if response.status in _REDIRECTS:
                     url = urljoin(url, _header(response, b"location") or "")
                     continue
@@ -340,18 +410,24 @@ class Fetcher:
             FetchError: the URL may not or cannot be reached.
         """
         end = time.monotonic() + seconds
-        with self._exchange("POST", url, headers, body, end) as response:
+        with self._exchange("POST", url, headers, body, end, CancelToken()) as response:
             after = _header(response, b"retry-after") or ""
             return Answer(response.status, float(after) if after.isdecimal() else None)
 
     @contextmanager
     def _exchange(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, end: float
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        end: float,
+        token: CancelToken,
     ) -> Iterator[httpcore.Response]:
         parts = self.policy.check(url)
         target = f"{parts.scheme}://{_netloc(parts)}{parts.path or '/'}"
         target += f"?{parts.query}" if parts.query else ""
-        backend = CheckedBackend(self.policy.private, self.resolve, end)
+        backend = CheckedBackend(self.policy.private, self.resolve, end, token)
         pool = httpcore.ConnectionPool(ssl_context=self.tls, network_backend=backend)
         try:
             with (
@@ -367,9 +443,24 @@ class Fetcher:
         except httpcore.TimeoutException as error:
             raise FetchError("The URL's server answers too slowly.") from error
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+            if token.cancelled:
+                raise CancelledError from error
             raise FetchError("The URL's server cannot be reached.") from error
         except UnicodeError as error:
             raise FetchError("The URL must be ASCII; escape other characters.") from error
+        finally:
+            token.release()
+
+
+def host_of(url: str) -> str:
+    """Return the host that a URL names, in lower case; empty if it is malformed.
+
+    It is cut to what the database takes, which is more than any host has that can be reached.
+    """
+    try:
+        return (urlsplit(url).hostname or "")[:_LONGEST_HOST]
+    except ValueError:
+        return ""
 
 
 def _netloc(parts: SplitResult) -> str:
