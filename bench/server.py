@@ -59,12 +59,16 @@ class NoOp:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
-            claimed = self._store.queue.claim("bench")
+            queue = self._store.queue
+            claimed = queue.claim("bench")
+            if claimed is None and (unfetched := queue.claim_fetch("bench")):
+                queue.put_back(unfetched.id, unfetched.attempt, None)
+                continue
             if claimed is None:
                 self._wake.wait(0.2)
                 continue
-            self._store.queue.start(claimed.id, claimed.attempt)
-            self._store.queue.succeed(claimed.id, claimed.attempt)
+            queue.start(claimed.id, claimed.attempt)
+            queue.succeed(claimed.id, claimed.attempt)
 
 
 @dataclass(frozen=True)

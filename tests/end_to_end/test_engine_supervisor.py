@@ -3,61 +3,21 @@
 from __future__ import annotations
 
 import ssl
-import threading
-import time
 
 import pytest
-from engine_support import run as run_job
+from engine_support import HereEngine, ended, until
 from store_support import NOON, VERSION, ask, open_store
 
 from tegula.catalog import find
-from tegula.errors import CancelledError, UnknownModelError
+from tegula.errors import UnknownModelError
 from tegula.server.db import utc_now
-from tegula.server.engine import Alive, Done, Failed, progress_line
+from tegula.server.engine import progress_line
 from tegula.server.fetch import Fetcher, Policy
 from tegula.server.predictions import NewPrediction
 from tegula.server.runner import LocalEngine, RunnerSpec, Timeouts
 from tegula.server.supervisor import Supervisor
 from tegula.server.tables import FILE_KEY, Prediction, State, UserModel, UserVersion
 from tegula.server.work import CatalogResolver, InputReader, ResolvedVersion
-
-
-class HereEngine:
-    """Runs jobs in a thread of this process."""
-
-    device = "here"
-
-    def __init__(self):
-        self.loaded = frozenset()
-        self.ran, self.unloads, self.loads = [], 0, 0
-
-    def load(self):
-        self.loads += 1
-
-    def unload(self):
-        self.unloads += 1
-
-    def close(self): ...
-
-    def run(self, job, cancelled):
-        self.ran.append(job)
-        events = []
-
-        def work():
-            try:
-                run_job(job, events.append, cancelled)
-                events.append(Done())
-            except CancelledError:
-                events.append(Failed("cancelled", cancelled=True))
-            except Exception as error:
-                events.append(Failed(str(error)))
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        while not events or not isinstance(events[0], Done | Failed):
-            yield events.pop(0) if events else Alive()
-            time.sleep(0.002)
-        yield events.pop(0)
 
 
 @pytest.fixture
@@ -83,21 +43,6 @@ def supervise(store):
     for supervisor in started:
         if not supervisor._ended.is_set():
             supervisor.stop()
-
-
-def ended(store, name, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not (now := store.predictions.get(name)).status.terminal:
-        assert time.monotonic() < end, f"it never ended: {now}"
-        time.sleep(0.01)
-    return now
-
-
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.01)
 
 
 def test_a_prediction_is_run_and_everything_recorded(store, supervise):

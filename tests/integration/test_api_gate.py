@@ -189,6 +189,7 @@ def test_operators_see_life_readiness_and_counters(server: Server):
     assert {name for name, *_ in samples} == {
         "tegula_http_requests_total",
         "tegula_http_request_seconds_total",
+        "tegula_predictions_fetching",
         "tegula_predictions_unfinished",
         "tegula_predictions_unfinished_seconds",
         "tegula_predictions_run_total",

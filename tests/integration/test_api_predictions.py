@@ -95,6 +95,19 @@ def test_a_wait_returns_the_output_when_there_is_one(server: Server):
     assert answer.json()["output"].endswith(".png")
 
 
+def test_only_an_address_elsewhere_keeps_a_prediction_from_a_device(server: Server):
+    upload = server.client.post("/v1/files", files={"content": ("a.png", PNG)}).json()
+    here = {server.create()["id"], server.create(image=upload["urls"]["get"])["id"]}
+    elsewhere = server.create(image="https://Pictures.example/a.png")
+    assert elsewhere["status"] == "starting"
+    queue = server.store.queue
+    assert {queue.claim("tests").id for _ in here} == here
+    assert queue.claim("tests") is None
+    fetch = queue.claim_fetch("tests")
+    assert (fetch.id, fetch.fetch_host) == (elsewhere["id"], "pictures.example")
+    assert server.get(f"/v1/predictions/{fetch.id}").json()["status"] == "starting"
+
+
 def test_a_wait_that_runs_out_never_says_processing(server: Server):
     body = {"version": "tegula/upscale", "input": {"image": DATA_URI}}
     claimed = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import ssl
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from tegula.errors import ConflictError
 from tegula.server import tables
 from tegula.server.accounts import UsageLine
 from tegula.server.api.library import Library
+from tegula.server.fetch import Fetcher
 from tegula.server.predictions import NewPrediction
 from tegula.server.queue import Report
 from tegula.server.tables import FILE_KEY, State
-from tegula.server.work import CatalogResolver
+from tegula.server.work import CatalogResolver, InputReader, PredictionRunner
 
 DATA = Path(__file__).parents[1] / "data"
 READ = json.loads((DATA / "database-0001.json").read_text(encoding="utf-8"))
@@ -173,6 +175,21 @@ def test_work_goes_on(store):
     assert store.predictions.create(new).prediction.id in {
         prediction.id for prediction in store.predictions.page(account, limit=1).items
     }
+
+
+def test_an_address_that_waited_to_be_run_is_fetched_first(store):
+    class NoEngine:
+        def run(self, *_):
+            raise AssertionError("no device is needed yet")
+
+    catalog = Catalog(packaged_fingerprint())
+    inputs = InputReader(store.files, Fetcher(tls=ssl.create_default_context()), 1000, 1.0)
+    runner = PredictionRunner(store, CatalogResolver(catalog, store.models), inputs)
+    claimed = store.queue.claim("worker")
+    runner.run(claimed, NoEngine(), lambda: False)
+    assert store.queue.claim("worker") is None
+    fetch = store.queue.claim_fetch("fetcher")
+    assert (fetch.id, fetch.fetch_host) == (claimed.id, "example.com")
 
 
 def test_the_catalogue_still_has_every_label_that_was_pinned():

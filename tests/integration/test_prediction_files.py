@@ -16,7 +16,7 @@ from store_support import TurnedClock, ask, counted_statements, open_store
 from tegula.errors import FetchError, InputError, NotFoundError, TooLargeError
 from tegula.server.background import Sweeper
 from tegula.server.blobs import content_type_of, safe_name
-from tegula.server.fetch import Fetcher, Policy
+from tegula.server.fetch import CancelToken, Fetcher, Policy
 from tegula.server.files import decode_data_uri, encode_data_uri
 from tegula.server.queue import Report
 from tegula.server.tables import FILE_KEY
@@ -211,6 +211,8 @@ def read(store):
 
     def read_image(value):
         made = ask(store, input={"image": value})
+        if remote := reader.missing(made, ["image"]):
+            reader.fetch(made, remote, CancelToken())
         return reader.read(made, ["image"])["image"]
 
     return read_image
@@ -263,6 +265,15 @@ def test_what_cannot_be_fetched_is_told_with_the_name_of_the_input(store, read):
         receiver.status = 404
         with pytest.raises(FetchError, match=r"image cannot be fetched: .* status 404"):
             read(receiver.url)
+
+
+def test_what_is_fetched_is_told_apart_from_what_is_here(store, ada):
+    upload = store.links.file(store.files.keep(ada, "a.png", PNG).id)
+    values = {"image": "https://a.example/1", "mask": upload, "many": ["https://b.example/2", ""]}
+    values |= {"prompt": "https://c.example/3", "data": "data:,x", "none": None}
+    fields = ["image", "mask", "many", "data", "none"]
+    found = [(remote.name, remote.url) for remote in store.files.remote(values, fields)]
+    assert found == [("image", "https://a.example/1"), ("many", "https://b.example/2")]
 
 
 @pytest.mark.parametrize("change", [lambda t: t[:-1] + "!", lambda t: "x" + t, lambda t: ""])

@@ -224,6 +224,8 @@ def test_a_deployment_runs_no_more_at_once_than_it_allows(store, run, clock):
     ask(store, deployment="ada/small")
     clock.turn(1)
     free = ask(store)
+    fetched = ask(store, deployment="ada/small", fetch_host="a.example").id
+    assert store.queue.claim_fetch("fetcher").id == fetched  # which takes up no device
     name, attempt = run()
     assert store.queue.claim("worker").id == free.id
     assert store.queue.claim("worker") is None
@@ -241,6 +243,113 @@ def test_a_deployment_keeps_its_limit_when_many_claim_at_once(store):
     with ThreadPoolExecutor(6) as pool:
         claims = list(pool.map(store.queue.claim, [f"worker {n}" for n in range(6)]))
     assert sum(claim is not None for claim in claims) == 2
+
+
+def test_no_device_gets_a_prediction_before_its_inputs_are_there(store, clock):
+    fetched = ask(store, fetch_host="a.example")
+    clock.turn(1)
+    ready = ask(store)
+    assert store.predictions.waiting().fetching == 1
+    assert store.queue.claim("worker").id == ready.id
+    assert store.queue.claim("worker") is None
+    fetch = store.queue.claim_fetch("fetcher")
+    assert (fetch.id, fetch.status) == (fetched.id, State.STARTING)
+    assert store.queue.claim_fetch("another") is None
+    assert store.queue.put_back(fetch.id, fetch.attempt, "b.example")
+    assert store.queue.claim("worker") is None
+    again = store.queue.claim_fetch("fetcher")
+    assert (again.id, again.fetch_host) == (fetch.id, "b.example")
+    assert store.queue.put_back(again.id, again.attempt, None)
+    assert not store.queue.report(again.id, again.attempt)
+    assert store.queue.claim_fetch("fetcher") is None
+    assert store.predictions.waiting().fetching == 0
+    assert store.queue.claim("worker").id == fetched.id
+
+
+def test_what_is_fetched_keeps_its_place_in_the_queue(store, clock):
+    first = ask(store, fetch_host="a.example")
+    clock.turn(1)
+    ask(store)
+    fetch = store.queue.claim_fetch("fetcher")
+    store.queue.put_back(fetch.id, fetch.attempt, None)
+    assert store.queue.claim("worker").id == first.id
+
+
+def test_accounts_and_hosts_that_have_enough_are_passed_over(store, clock):
+    grace = store.accounts.ensure("grace").id
+    hosts = {}
+    for host, values in {
+        "a.example": {},
+        "b.example": {},
+        "c.example": {"account_id": grace},
+    }.items():
+        hosts[host] = ask(store, fetch_host=host, **values).id
+        clock.turn(1)
+    ada = store.accounts.ensure("ada").id
+    assert store.queue.claim_fetch("fetcher", [ada], ["c.example"]) is None
+    assert store.queue.claim_fetch("fetcher", [ada]).id == hosts["c.example"]
+    assert store.queue.claim_fetch("fetcher", [], ["a.example"]).id == hosts["b.example"]
+    assert store.queue.claim_fetch("fetcher").id == hosts["a.example"]
+
+
+def test_a_fetch_is_given_to_one_worker_only(store):
+    made = {ask(store, fetch_host="a.example").id for _ in range(12)}
+    taken, lock = [], threading.Lock()
+
+    def work(number):
+        while claimed := store.queue.claim_fetch(f"worker {number}"):
+            with lock:
+                taken.append(claimed.id)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert sorted(taken) == sorted(made)
+
+
+def test_a_fetch_whose_server_died_is_begun_again_however_often(store, clock):
+    name = ask(store, fetch_host="a.example").id
+    for attempt in range(1, 5):
+        fetch = store.queue.claim_fetch("a server that dies")
+        assert (fetch.id, fetch.attempt) == (name, attempt)
+        clock.turn(store.settings.lease_seconds + 1)
+        assert store.queue.rescue() == (name,)
+        assert not store.queue.put_back(name, attempt, None)
+    now = store.predictions.get(name)
+    assert (now.status, now.losses, now.logs, now.fetch_host) == (
+        State.STARTING, 0, "", "a.example",
+    )  # fmt: skip
+
+
+def test_a_fetch_ends_with_its_prediction(store, clock):
+    cancelled = ask(store, fetch_host="a.example").id
+    clock.turn(1)
+    late = ask(store, fetch_host="a.example", deadline=clock.now + timedelta(seconds=5)).id
+    first, second = store.queue.claim_fetch("fetcher"), store.queue.claim_fetch("fetcher")
+    store.predictions.cancel(cancelled)
+    clock.turn(6)
+    assert store.queue.expire() == (late,)
+    for fetch in (first, second):
+        assert not store.queue.report(fetch.id, fetch.attempt)
+        assert not store.queue.put_back(fetch.id, fetch.attempt, None)
+    assert store.predictions.get(late).status is State.ABORTED
+    assert store.queue.claim("worker") is None
+
+
+def test_looking_for_fetches_takes_no_lock_when_there_are_none(tmp_path, clock):
+    store = open_store(tmp_path, clock)
+    ask(store)
+    with counted_statements(store, begins="BEGIN IMMEDIATE") as begun:
+        assert store.queue.claim_fetch("fetcher") is None
+    assert begun == []
+    store.close()
+
+
+def test_what_was_handed_back_is_no_longer_written_to(store, run):
+    ask(store)
+    name, attempt = run()
+    assert store.queue.release(name, attempt)
+    assert not store.queue.report(name, attempt, Report("late\n"))
+    assert store.queue.claim("worker").id == name
 
 
 def test_reports_grow_logs_output_and_progress(store, run):

@@ -12,7 +12,7 @@ from store_support import ask
 
 from tegula.server.background import WebhookSender
 from tegula.server.engine import Alive, Done, Log, OutputFile, Progressed, Started
-from tegula.server.fetch import Fetcher, Policy
+from tegula.server.fetch import Fetcher, Policy, host_of
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
 from tegula.server.supervisor import Supervisor
@@ -20,6 +20,7 @@ from tegula.server.work import InputReader, ResolvedVersion
 
 FETCHER = Fetcher(Policy(private=True, ports=()), tls=ssl.create_default_context())
 MOST_WAITING = 100
+PICTURE = b"hello"
 
 
 class QuickEngine:
@@ -33,6 +34,8 @@ class QuickEngine:
     def close(self): ...
 
     def run(self, job, cancelled):
+        if picture := job.input.get("image"):
+            assert picture.read_bytes() == PICTURE
         yield Started()
         for step in range(4):
             time.sleep(0.002)
@@ -52,17 +55,26 @@ def open_chaos_store(folder: Path) -> Store:
 
 def supervisor_of(store: Store, engine: Any) -> Supervisor:
     inputs = InputReader(store.files, FETCHER, 1000, 1.0)
-    return Supervisor(store, [engine], lambda _: ResolvedVersion("ab", (), is_list=True), inputs)
+    version = ResolvedVersion("ab", ("image",), is_list=True)
+    return Supervisor(store, [engine], lambda _: version, inputs)
 
 
 def serve(folder: Path, hook: str, accepted: Connection, *, accepting: bool) -> None:
-    """Work and deliver for ever; accept too, and tell each id once it is accepted."""
+    """Work and deliver for ever; accept too, and tell each id once it is accepted.
+
+    Half of the predictions have a picture to fetch, each from an address of its own.
+    """
     accepted.send("imported")
     store = open_chaos_store(folder)
     accepted.send("opened")
     supervisor_of(store, QuickEngine()).start()
     WebhookSender(store, FETCHER).start()
+    count = 0
     while True:
         if accepting and store.predictions.waiting().count < MOST_WAITING:
-            accepted.send(ask(store, webhook=hook, webhook_events=("completed",)).id)
+            values: dict[str, Any] = {"webhook": hook, "webhook_events": ("completed",)}
+            count += 1
+            if count % 2:
+                values |= {"input": {"image": f"{hook}/{count}"}, "fetch_host": host_of(hook)}
+            accepted.send(ask(store, **values).id)
         time.sleep(0.005)

@@ -1,16 +1,29 @@
-"""A runner that does what its job says, for processes that tests kill."""
+"""A runner that does what its job says, in a process that tests kill or in a thread of theirs."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from tegula.errors import CancelledError, ImageError, MissingWeightsError, OutOfMemoryError
-from tegula.server.engine import Job, Log, OutputFile, Progressed, Started
+from tegula.server.engine import (
+    Alive,
+    Done,
+    EngineEvent,
+    Failed,
+    Job,
+    Log,
+    OutputFile,
+    Progressed,
+    Started,
+)
 from tegula.server.runner import Emit
+from tegula.server.store import Store
+from tegula.server.tables import Prediction
 
 Cancelled = Callable[[], bool]
 
@@ -110,3 +123,57 @@ ACTS = {
         wait,
     )
 }
+
+
+class HereEngine:
+    """Runs jobs in a thread of this process."""
+
+    device = "here"
+
+    def __init__(self) -> None:
+        self.loaded: frozenset[str] = frozenset()
+        self.ran: list[Job] = []
+        self.unloads = self.loads = 0
+
+    def load(self) -> None:
+        self.loads += 1
+
+    def unload(self) -> None:
+        self.unloads += 1
+
+    def close(self) -> None: ...
+
+    def run(self, job: Job, cancelled: Cancelled) -> Generator[EngineEvent, None, None]:
+        self.ran.append(job)
+        events: list[EngineEvent] = []
+
+        def work() -> None:
+            try:
+                run(job, events.append, cancelled)
+                events.append(Done())
+            except CancelledError:
+                events.append(Failed("cancelled", cancelled=True))
+            except Exception as error:
+                events.append(Failed(str(error)))
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        while not events or not isinstance(events[0], Done | Failed):
+            yield events.pop(0) if events else Alive()
+            time.sleep(0.002)
+        yield events.pop(0)
+
+
+def ended(store: Store, name: str, seconds: float = 20.0) -> Prediction:
+    end = time.monotonic() + seconds
+    while not (now := store.predictions.get(name)).status.terminal:
+        assert time.monotonic() < end, f"it never ended: {now}"
+        time.sleep(0.01)
+    return now
+
+
+def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.01)

@@ -25,7 +25,7 @@ def test_the_environment_goes_before_the_file_and_arguments_before_both(tmp_path
     ("name", "text"),
     [("RETENTION_SECONDS", "soon"), ("NO_AUTH", "perhaps"), ("FETCH_PORTS", "80,x"),
      ("RETENTION_SECONDS", "-1"), ("PUBLIC_URL", "tiles.example.com"), ("RUN_SECONDS", "nan"),
-     ("SAFETY_THRESHOLD", "2")],
+     ("SAFETY_THRESHOLD", "2"), ("FETCHES_PER_HOST", "0"), ("WEBHOOKS_PER_RECEIVER", "0")],
 )  # fmt: skip
 def test_a_setting_of_the_wrong_form_is_refused_by_name(name, text, monkeypatch):
     monkeypatch.setenv(f"TEGULA_{name}", text)

@@ -99,6 +99,14 @@ def encode_data_uri(data: bytes, kind: str) -> str:
 
 
 @dataclass(frozen=True)
+class RemoteInput:
+    """An input that is given as an address of another server; ``name`` is that of its field."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True)
 class Files:
     """Uploads, and the inputs and outputs of predictions; ``account_id`` hides others' files.
 
@@ -169,7 +177,7 @@ class Files:
         return self._current(file, account_id)
 
     def fetched(self, prediction_id: str, url: str) -> FileRecord:
-        """Return what was fetched from a URL for the run of a prediction.
+        """Return what was fetched from a URL for a prediction.
 
         Raises:
             NotFoundError: nothing was, or it has been removed.
@@ -230,6 +238,16 @@ class Files:
             name: self._adopt(value, account_id) for name, value in values.items() if name in fields
         }
         return {**values, **adopted}
+
+    def remote(self, values: Mapping[str, Any], fields: Collection[str]) -> Iterator[RemoteInput]:
+        """Yield every address in the file fields of an input that leads to another server."""
+        for name, value in values.items():
+            if name not in fields:
+                continue
+            for item in value if isinstance(value, list | tuple) else (value,):
+                local = not isinstance(item, str) or item == "" or is_data_uri(item)
+                if not local and not self.links.own_file(item):
+                    yield RemoteInput(name, item)
 
     def reference(self, file: FileRecord) -> dict[str, Any]:
         """Return a file as inputs and outputs hold it."""

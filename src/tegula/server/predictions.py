@@ -42,6 +42,7 @@ class NewPrediction:
     webhook: str | None = None
     webhook_events: tuple[str, ...] = DEFAULT_WEBHOOK_EVENTS
     estimated_seconds: float = 0.0
+    fetch_host: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,14 @@ class Created:
 
 @dataclass(frozen=True)
 class Waiting:
-    """The work that was accepted and is not done: predictions, and estimated seconds."""
+    """The work that was accepted and is not done: predictions, and estimated seconds.
+
+    fetching: how many of the predictions wait for an input to be fetched.
+    """
 
     count: int
     seconds: float
+    fetching: int
 
 
 @dataclass(frozen=True)
@@ -308,9 +313,11 @@ def _owned(prediction: Prediction | None, account_id: str | None) -> Prediction:
 
 def _read_waiting(session: Session) -> Waiting:
     seconds = func.coalesce(func.sum(Prediction.estimated_seconds), 0.0)
-    query = select(func.count(), seconds).where(Prediction.status.in_(ACTIVE))
-    count, total = session.execute(query).one()
-    return Waiting(count, float(total))
+    query = select(func.count(), seconds, func.count(Prediction.fetch_host)).where(
+        Prediction.status.in_(ACTIVE)
+    )
+    count, total, fetching = session.execute(query).one()
+    return Waiting(count, float(total), fetching)
 
 
 def _replay(

@@ -1,8 +1,9 @@
 """The queue: how a prediction goes from state to state, and how workers get and report it.
 
-A worker claims a prediction under a lease, which its reports renew. Each claim has a number,
-the attempt. Everything that a worker writes names its attempt, and nothing is written once a
-later attempt, or the end of the prediction, came before it. A worker that was taken for dead and
+A worker claims a prediction under a lease, which its reports renew: first to fetch each input that
+is given as an address, then to run it on a device. Each claim has a number, the attempt. Everything
+that a worker writes names its attempt, and nothing is written once a later attempt, or the end of
+the prediction, came before it, or the worker gave it back. A worker that was taken for dead and
 comes back therefore changes nothing, and no lock outlives a transaction.
 """
 
@@ -15,7 +16,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from tegula.server.db import Clock, Database
@@ -78,8 +79,9 @@ class Trigger(str, Enum):
 
 
 TRANSITIONS: Mapping[tuple[State, Trigger], State] = {
-    # Claimed or not, a prediction is starting until its worker says that the model runs it. It
-    # may fail before, when its input cannot be fetched or its model cannot be loaded.
+    # Claimed or not, a prediction is starting until its worker says that the model runs it, also
+    # while its inputs are fetched. It may fail before, when one cannot be, or its model cannot be
+    # loaded.
     (State.STARTING, Trigger.START): State.PROCESSING,
     (State.STARTING, Trigger.REQUEUE): State.STARTING,
     (State.STARTING, Trigger.FAIL): State.FAILED,
@@ -223,7 +225,7 @@ class Queue:
     lease: timedelta
 
     def claim(self, worker: str, loaded: Collection[str] = ()) -> Prediction | None:
-        """Give the next prediction to a worker, or None if there is nothing to do.
+        """Give a worker the next prediction whose inputs are there, or None if there is none.
 
         The oldest goes first, with two exceptions. To change models costs seconds, so what runs
         on a version that the worker has ``loaded`` overtakes what does not; but whoever has
@@ -233,25 +235,46 @@ class Queue:
         # Alone, because two claims at once would both count a deployment before either runs it.
         with self.database.write(alone=True) as session:
             now = self.clock()
-            waiting = select(Prediction).where(
-                Prediction.status == State.STARTING,
-                Prediction.lease_until.is_(None),
-                or_(Prediction.deadline.is_(None), Prediction.deadline > now),
-            )
+            waiting = _waiting(now).where(Prediction.fetch_host.is_(None))
             if full := list(session.scalars(_FULL_DEPLOYMENTS)):
                 elsewhere = Prediction.deployment.is_(None) | Prediction.deployment.not_in(full)
                 waiting = waiting.where(elsewhere)
             first = or_(Prediction.created_at < now - PREFER_LOADED, Prediction.version.in_(loaded))
-            chosen = session.scalar(
-                waiting.order_by(first.desc(), Prediction.created_at, Prediction.id)
-                .limit(1)
-                .with_for_update(skip_locked=True)
-            )
-            if chosen is not None:
-                chosen.attempt += 1
-                chosen.worker = worker
-                chosen.lease_until = now + self.lease
-        return chosen
+            return self._take(session, waiting.order_by(first.desc(), *_OLDEST), worker, now)
+
+    def claim_fetch(
+        self, worker: str, busy_accounts: Collection[str] = (), busy_hosts: Collection[str] = ()
+    ) -> Prediction | None:
+        """Give a worker the oldest prediction with an input to fetch, or None if there is none.
+
+        Accounts and hosts for which the worker fetches as much as it may are passed over. Most of
+        the time there is none at all, which reading alone tells without the lock to write.
+        """
+        now = self.clock()
+        waiting = (
+            _waiting(now)
+            .where(Prediction.fetch_host.is_not(None), Prediction.fetch_host.not_in(busy_hosts))
+            .where(Prediction.account_id.not_in(busy_accounts))
+            .order_by(*_OLDEST)
+        )
+        with self.database.read() as session:
+            if session.scalar(waiting.with_only_columns(Prediction.id).limit(1)) is None:
+                return None
+        with self.database.write() as session:
+            return self._take(session, waiting, worker, now)
+
+    def put_back(self, prediction_id: str, attempt: int, fetch_host: str | None) -> bool:
+        """Let a prediction wait again: for a fetch from a host, or with None for a device.
+
+        Returns False if it is no longer the worker's.
+        """
+        with self.database.write() as session:
+            prediction = _claimed(session, prediction_id, attempt)
+            if prediction is not None:
+                self.lifecycle.apply(session, prediction, Trigger.REQUEUE, self.clock())
+                prediction.fetch_host = fetch_host
+        self.pubsub.publish(prediction_id)
+        return prediction is not None
 
     def start(self, prediction_id: str, attempt: int) -> bool:
         """Note that the worker began; False if the prediction is no longer its own."""
@@ -297,7 +320,11 @@ class Queue:
         """Take back the predictions of workers that have been silent for too long."""
 
         def take_back(session: Session, prediction: Prediction, now: datetime) -> None:
-            self._lose(session, prediction, "it fell silent", now)
+            if prediction.fetch_host is None:
+                self._lose(session, prediction, "it fell silent", now)
+            else:
+                # No input kills who fetches it, so it is fetched again however often that is.
+                self.lifecycle.apply(session, prediction, Trigger.REQUEUE, now)
 
         return self._for_all_active(lambda now: Prediction.lease_until < now, take_back)
 
@@ -308,6 +335,17 @@ class Queue:
             self.lifecycle.apply(session, prediction, Trigger.EXPIRE, now)
 
         return self._for_all_active(lambda now: Prediction.deadline <= now, end)
+
+    def _take(
+        self, session: Session, query: Select[Prediction], worker: str, now: datetime
+    ) -> Prediction | None:
+        """Give a worker the first row of a query that nobody else is just taking."""
+        chosen = session.scalar(query.limit(1).with_for_update(skip_locked=True))
+        if chosen is not None:
+            chosen.attempt += 1
+            chosen.worker = worker
+            chosen.lease_until = now + self.lease
+        return chosen
 
     def _apply(
         self,
@@ -384,12 +422,24 @@ class Queue:
         return tuple(acted)
 
 
+_OLDEST = Prediction.created_at, Prediction.id
+
+
+def _waiting(now: datetime) -> Select[Prediction]:
+    """Select what nobody has claimed and no deadline has passed for."""
+    return select(Prediction).where(
+        Prediction.status == State.STARTING,
+        Prediction.lease_until.is_(None),
+        or_(Prediction.deadline.is_(None), Prediction.deadline > now),
+    )
+
+
 def _claimed(session: Session, prediction_id: str, attempt: int) -> Prediction | None:
-    """Return a locked row, if this attempt is still the latest and not over."""
+    """Return a locked row, if this attempt is still the latest and neither over nor handed back."""
     prediction = lock(session, prediction_id)
-    if prediction is None or prediction.attempt != attempt or prediction.status.terminal:
+    if prediction is None or prediction.attempt != attempt or prediction.lease_until is None:
         return None
-    return prediction
+    return None if prediction.status.terminal else prediction
 
 
 _DEPLOYMENT_NAME = Deployment.owner + "/" + Deployment.name
@@ -398,7 +448,11 @@ _FULL_DEPLOYMENTS = (
     select(_DEPLOYMENT_NAME)
     .outerjoin(
         Prediction,
-        and_(Prediction.deployment == _DEPLOYMENT_NAME, Prediction.lease_until.is_not(None)),
+        and_(
+            Prediction.deployment == _DEPLOYMENT_NAME,
+            Prediction.lease_until.is_not(None),
+            Prediction.fetch_host.is_(None),
+        ),
     )
     .group_by(Deployment.owner, Deployment.name, Deployment.max_instances)
     .having(func.count(Prediction.id) >= Deployment.max_instances)

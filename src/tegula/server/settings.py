@@ -75,6 +75,7 @@ def _folder_or_default(value: Any) -> Any:
 
 
 Count = Annotated[int, Field(ge=0), BeforeValidator(_refuse_truth_values)]
+AtLeastOne = Annotated[int, Field(ge=1), BeforeValidator(_refuse_truth_values)]
 Seconds = Annotated[float, Field(ge=0), AllowInfNan(False), BeforeValidator(_refuse_truth_values)]  # noqa: FBT003
 Probability = Annotated[float, Field(ge=0, le=1), BeforeValidator(_refuse_truth_values)]
 # NoDecode: pydantic-settings would read lists in the environment as JSON.
@@ -194,6 +195,12 @@ class ServerSettings(BaseSettings):
         default=100 * MIB, description="Largest input that is fetched from an address."
     )
     fetch_seconds: Seconds = Field(default=60.0, description="Time for fetching one input.")
+    fetches_per_account: AtLeastOne = Field(
+        default=8, description="Inputs of one account that are fetched at the same time."
+    )
+    fetches_per_host: AtLeastOne = Field(
+        default=8, description="Inputs that are fetched from one host at the same time."
+    )
     fetch_http: bool = Field(
         default=True, description="Fetch inputs and send webhooks over plain HTTP, too."
     )
@@ -253,7 +260,7 @@ class ServerSettings(BaseSettings):
         default=(), description="Origins whose web pages may call the API; `*` allows all."
     )
     webhook_seconds: Seconds = Field(default=20.0, description="Time-out of one webhook delivery.")
-    webhooks_per_receiver: Count = Field(
+    webhooks_per_receiver: AtLeastOne = Field(
         default=4, description="Webhook deliveries to one host at the same time."
     )
 

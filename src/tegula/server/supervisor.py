@@ -1,4 +1,4 @@
-"""Brings predictions and engines together: claim, run, renew leases, keep deadlines.
+"""Brings predictions and engines together: fetch inputs, run, renew leases, keep deadlines.
 
 All threads here are of the server's process; ``engine.py`` says which process runs what.
 """
@@ -10,12 +10,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tegula.catalog import Catalog
 from tegula.server.engine import Engine
-from tegula.server.fetch import Fetcher
+from tegula.server.fetch import CancelToken, Fetcher
 from tegula.server.runner import LocalEngine, Timeouts
 from tegula.server.settings import ServerSettings, log_context
 from tegula.server.store import Store
@@ -34,26 +36,38 @@ from tegula.server.work import (
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
+_MOST_FETCHES = 32
+_FAREWELL_S = 1.0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Claim:
-    """A prediction that an engine of this supervisor runs.
+    """A prediction that this supervisor has claimed, to run it or to fetch an input of it.
 
-    lost: set once it is no longer ours: it ended, was cancelled, or another worker has it.
+    lost: cancelled once it is no longer ours: it ended, was cancelled, or another worker has it.
     """
 
     prediction: Prediction
     since: float = field(default_factory=time.monotonic)
-    lost: threading.Event = field(default_factory=threading.Event)
+    lost: CancelToken = field(default_factory=CancelToken)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is run on an engine, because no input is to be fetched."""
+        return self.prediction.fetch_host is None
 
 
 class Supervisor:
-    """One thread for each engine, and one that keeps leases and deadlines.
+    """One thread for each engine, one for each fetch, and one that keeps leases and deadlines.
 
     An engine's thread claims the next prediction, runs it to its end, and claims again. While
     there is none it sleeps, and is woken by any change of a prediction, which may be a new one;
     it also looks twice a second, since other processes on the same database wake nobody here.
+
+    Inputs are fetched before that, so that no slow address keeps an engine waiting. One thread
+    claims what is to be fetched and starts a thread for each, within limits for each account and
+    host. A thread counts until it has ended: one whose prediction was cancelled while it looks up
+    its host still takes up its place, else an account could fill the pool with such threads.
 
     Several supervisors may work on one store, in one process or in many: a claim is a lease that
     runs out unless it is renewed, and what a worker writes after it lost a claim is ignored.
@@ -72,6 +86,7 @@ class Supervisor:
         self._runner = PredictionRunner(store, resolver, inputs, is_unsafe)
         self._claims: dict[str, _Claim] = {}
         self._lock = threading.Lock()
+        self._fetches: dict[_Claim, threading.Thread] = {}
         # Stopping goes in three steps: claim nothing more; hand back what still runs; end.
         self._stopping = threading.Event()
         self._handing_back = threading.Event()
@@ -83,22 +98,26 @@ class Supervisor:
             )
             for engine, wake in zip(engines, self._wakes, strict=True)
         ]
+        self._fetch_wake = threading.Event()
+        self._fetcher = threading.Thread(target=self._start_fetches, name="fetches", daemon=True)
         self._keeper = threading.Thread(target=self._keep_leases, name="leases", daemon=True)
 
     def start(self) -> None:
         """Begin to work."""
         self._unsubscribe = self._store.pubsub.subscribe(self._on_change)
-        for thread in (*self._workers, self._keeper):
+        for thread in (*self._workers, self._fetcher, self._keeper):
             thread.start()
 
     def stop(self, grace: float = 0.0) -> bool:
         """Claim nothing more; hand back what does not end within ``grace`` seconds.
 
-        Returns whether everything ended by itself.
+        What is being fetched is handed back at once: it would not be run here any more.
+
+        Returns whether everything that ran ended by itself.
         """
         self._stopping.set()
-        for wake in self._wakes:
-            wake.set()
+        self._wake()
+        self._hand_back_fetches()
         end = time.monotonic() + grace
         for worker in self._workers:
             worker.join(max(0.0, end - time.monotonic()))
@@ -113,11 +132,6 @@ class Supervisor:
         for engine in self._engines:
             engine.close()
         return clean
-
-    @property
-    def busy(self) -> int:
-        """How many predictions run now."""
-        return len(self._claims)
 
     # The thread of an engine.
 
@@ -139,26 +153,35 @@ class Supervisor:
 
     def _run(self, prediction: Prediction, engine: Engine) -> None:
         claim = _Claim(prediction)
+        with self._keeping(claim):
+            log.info("Attempt %d on %s", prediction.attempt, engine.device)
+            try:
+                self._runner.run(
+                    prediction,
+                    engine,
+                    lambda: claim.lost.cancelled or self._handing_back.is_set(),
+                )
+            except Exception:
+                log.exception("An engine met an error that nobody expected; it goes on.")
+            if self._handing_back.is_set():
+                self._store.queue.release(prediction.id, prediction.attempt)
+            now = self._store.predictions.get(prediction.id)
+            log.info("Now %s", now.status.value, extra={"seconds": now.predict_seconds})
+
+    @contextmanager
+    def _keeping(self, claim: _Claim) -> Iterator[None]:
+        """Renew the lease of a claim, and learn when it is lost, within the block."""
+        prediction = claim.prediction
         with self._lock:
             self._claims[prediction.id] = claim
         try:
             with log_context(prediction=prediction.id, account=prediction.account_id):
-                log.info("Attempt %d on %s", prediction.attempt, engine.device)
-                try:
-                    self._runner.run(
-                        prediction,
-                        engine,
-                        lambda: claim.lost.is_set() or self._handing_back.is_set(),
-                    )
-                except Exception:
-                    log.exception("An engine met an error that nobody expected; it goes on.")
-                if self._handing_back.is_set():
-                    self._store.queue.release(prediction.id, prediction.attempt)
-                now = self._store.predictions.get(prediction.id)
-                log.info("Now %s", now.status.value, extra={"seconds": now.predict_seconds})
+                yield
         finally:
             with self._lock:
-                del self._claims[prediction.id]
+                # What has been fetched may be running already, under a claim of its own.
+                if self._claims.get(prediction.id) is claim:
+                    del self._claims[prediction.id]
 
     def _rest(self, engine: Engine, idle: float) -> None:
         """Unload models that nobody used for long, unless a deployment wants them kept."""
@@ -168,19 +191,82 @@ class Supervisor:
         elif longest and idle > longest:
             engine.unload()
 
+    # The thread that starts fetches, and theirs.
+
+    def _start_fetches(self) -> None:
+        worker = f"{socket.gethostname()}:{os.getpid()}:fetch"
+        while not self._stopping.is_set():
+            self._fetch_wake.clear()  # before the look, as engines do
+            try:
+                if (prediction := self._claim_fetch(worker)) is not None:
+                    claim = _Claim(prediction)
+                    thread = threading.Thread(
+                        target=self._fetch, args=(claim,), name="fetch", daemon=True
+                    )
+                    with self._lock:
+                        self._fetches[claim] = thread
+                    thread.start()
+                    continue
+            except Exception:
+                log.exception("Nothing could be fetched; trying again.")
+            self._fetch_wake.wait(_LOOK_EVERY_S)
+
+    def _claim_fetch(self, worker: str) -> Prediction | None:
+        with self._lock:
+            fetched = [claim.prediction for claim in self._fetches]
+        if len(fetched) >= _MOST_FETCHES:
+            return None
+        accounts = Counter(prediction.account_id for prediction in fetched)
+        hosts = Counter(prediction.fetch_host or "" for prediction in fetched)
+        settings = self._store.settings
+        return self._store.queue.claim_fetch(
+            worker,
+            [name for name, count in accounts.items() if count >= settings.fetches_per_account],
+            [name for name, count in hosts.items() if count >= settings.fetches_per_host],
+        )
+
+    def _fetch(self, claim: _Claim) -> None:
+        try:
+            with self._keeping(claim):
+                self._runner.fetch(claim.prediction, claim.lost)
+        except Exception:
+            log.exception("A fetch met an error that nobody expected; its lease runs out.")
+        finally:
+            with self._lock:
+                del self._fetches[claim]
+            self._fetch_wake.set()
+
+    def _hand_back_fetches(self) -> None:
+        self._fetcher.join()  # it claims no more
+        with self._lock:
+            fetches = dict(self._fetches)
+        for claim in fetches:
+            claim.lost.cancel()
+            try:
+                self._store.queue.release(claim.prediction.id, claim.prediction.attempt)
+            except Exception:
+                log.exception("A fetch could not be handed back; its lease runs out.")
+        end = time.monotonic() + _FAREWELL_S
+        for thread in fetches.values():
+            thread.join(max(0.0, end - time.monotonic()))
+
     # Changes of predictions, in the thread that made them.
 
     def _on_change(self, prediction_id: str) -> None:
-        if claim := self._claims.get(prediction_id):
+        claim = self._claims.get(prediction_id)
+        if claim is not None:
             self._check(claim)
-            return
-        for wake in self._wakes:
+        if claim is None or not claim.runs:
+            self._wake()
+
+    def _wake(self) -> None:
+        for wake in (*self._wakes, self._fetch_wake):
             wake.set()
 
     def _check(self, claim: _Claim) -> None:
         now = self._store.predictions.get(claim.prediction.id)
         if now.attempt != claim.prediction.attempt or now.status.terminal:
-            claim.lost.set()
+            claim.lost.cancel()
 
     # The thread that keeps leases and deadlines.
 
@@ -205,13 +291,13 @@ class Supervisor:
         """End a prediction that runs for too long, and renew the lease or see that it is ours."""
         prediction, queue = claim.prediction, self._store.queue
         longest = self._store.settings.run_seconds
-        if time.monotonic() - claim.since > longest:
+        if claim.runs and time.monotonic() - claim.since > longest:
             reason = f"The prediction ran for more than {longest:.0f} seconds."
             queue.fail(prediction.id, prediction.attempt, reason)
         if not renew:
             self._check(claim)
         elif not queue.report(prediction.id, prediction.attempt):
-            claim.lost.set()
+            claim.lost.cancel()
 
 
 # Wiring.

@@ -191,6 +191,8 @@ class Prediction(Base):
     attempt: number of the latest claim; only the worker that holds it may write.
     losses: how many workers died or hung over it.
     worker, lease_until: who holds it, and until when without a heartbeat.
+    fetch_host: host of the next input to fetch, for which no device is needed; None once all
+        inputs are there.
     share_token: opens its page to everybody; None while it is private.
     predict_seconds: time it ran, without waiting.
     progress: share of the work that is done, 0..1.
@@ -232,6 +234,7 @@ class Prediction(Base):
     losses: Mapped[int] = mapped_column(default=0)
     worker: Mapped[Name | None] = mapped_column(default=None)
     lease_until: Mapped[datetime | None] = mapped_column(default=None)
+    fetch_host: Mapped[Name | None] = mapped_column(default=None)
 
 
 class Event(Base):

@@ -1,7 +1,7 @@
-"""Running one claimed prediction: its version, its inputs, its outputs, and their record.
+"""What is done with one claimed prediction: its inputs are fetched, then it is run and recorded.
 
-All of it happens in the server's process, in the thread of the engine; the engine's process sees
-files only. ``PredictionRunner.run`` is the whole way.
+All of it happens in the server's process, in the thread that claimed it; the engine's process sees
+files only. ``PredictionRunner`` has both: ``fetch`` and ``run``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from typing import Any, Protocol
 
 from tegula.catalog import Catalog, Version
 from tegula.catalog.inputs import ARRAY, FILE
-from tegula.errors import FetchError, InputError, MissingExtraError, NotFoundError, TegulaError
+from tegula.errors import (
+    CancelledError,
+    FetchError,
+    InputError,
+    MissingExtraError,
+    NotFoundError,
+    TegulaError,
+)
 from tegula.progress import Cancelled
 from tegula.server.accounts import UserModels
 from tegula.server.engine import (
@@ -36,8 +43,8 @@ from tegula.server.engine import (
     progress_line,
     public_words,
 )
-from tegula.server.fetch import Fetcher
-from tegula.server.files import Files, decode_data_uri, is_data_uri
+from tegula.server.fetch import CancelToken, Fetcher, host_of
+from tegula.server.files import Files, RemoteInput, decode_data_uri, is_data_uri
 from tegula.server.queue import Report
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
@@ -106,7 +113,7 @@ class CatalogResolver:
 
 @dataclass(frozen=True)
 class InputReader:
-    """Brings the files of an input to this machine when the prediction is about to run.
+    """Brings the files of an input to this machine, and tells where they lie.
 
     limit: bytes of the largest file. seconds: time for fetching one.
     """
@@ -116,13 +123,44 @@ class InputReader:
     limit: int
     seconds: float
 
+    def missing(self, prediction: Prediction, fields: Collection[str]) -> RemoteInput | None:
+        """Return the first input that is still to be fetched."""
+        for remote in self.files.remote(prediction.input, fields):
+            try:
+                self.files.fetched(prediction.id, remote.url)
+            except NotFoundError:  # noqa: PERF203
+                return remote
+        return None
+
+    def fetch(self, prediction: Prediction, remote: RemoteInput, token: CancelToken) -> None:
+        """Fetch an input; it is kept, and removed with the prediction.
+
+        Raises:
+            FetchError: it may not be fetched, or cannot be.
+            CancelledError: the token was cancelled.
+            TooLargeError, PathError: as ``Files.keep`` does.
+        """
+        try:
+            with self.fetcher.get(
+                remote.url, limit=self.limit, seconds=self.seconds, token=token
+            ) as fetched:
+                self.files.keep(
+                    prediction.account_id,
+                    fetched.name,
+                    fetched.chunks,
+                    content_type=fetched.content_type,
+                    metadata={"url": remote.url},
+                    prediction_id=prediction.id,
+                    limit=self.limit,
+                )
+        except FetchError as error:
+            raise FetchError(f"{remote.name} cannot be fetched: {error}") from error
+
     def read(self, prediction: Prediction, fields: Collection[str]) -> Mapping[str, Any]:
         """Return the input with a path in place of each file.
 
-        What is fetched is kept, and removed with the prediction.
-
         Raises:
-            InputError: a file has been removed, may not be fetched, or cannot be.
+            InputError: a file has been removed.
         """
         read = {
             name: self._read(value, name, prediction)
@@ -140,8 +178,6 @@ class InputReader:
             return self.files.path(self._file(value, prediction))
         except NotFoundError as error:
             raise InputError(f"The file of {name} is not on this server any more.") from error
-        except FetchError as error:
-            raise FetchError(f"{name} cannot be fetched: {error}") from error
 
     def _file(self, value: Any, prediction: Prediction) -> FileRecord:
         account_id = prediction.account_id
@@ -155,19 +191,7 @@ class InputReader:
         if own := self.files.links.own_file(value):
             file_id, public = own
             return self.files.get(file_id, None if public else account_id)
-        return self._fetch(value, prediction)
-
-    def _fetch(self, url: str, prediction: Prediction) -> FileRecord:
-        with self.fetcher.get(url, limit=self.limit, seconds=self.seconds) as fetched:
-            return self.files.keep(
-                prediction.account_id,
-                fetched.name,
-                fetched.chunks,
-                content_type=fetched.content_type,
-                metadata={"url": url},
-                prediction_id=prediction.id,
-                limit=self.limit,
-            )
+        return self.files.fetched(prediction.id, value)
 
 
 # The optional safety checker: the Open NSFW classifier looks at outputs before they are kept.
@@ -228,17 +252,32 @@ class OpenNsfw:
         return float(found.nsfw) >= self._threshold
 
 
-# The run itself.
+# The work itself.
 
 
 @dataclass(frozen=True)
 class PredictionRunner:
-    """Runs claimed predictions on engines and records what becomes of them."""
+    """Fetches inputs of claimed predictions, runs them on engines, and records what becomes of it.
+
+    An input is fetched under a claim of its own, each by itself since each may have another host.
+    """
 
     store: Store
     resolver: Resolver
     inputs: InputReader
     is_unsafe: Checker = allow_all
+
+    def fetch(self, prediction: Prediction, token: CancelToken) -> None:
+        """Fetch the next input and put the prediction back, unless the token is cancelled."""
+        try:
+            fields = self.resolver(prediction).files
+            if remote := self.inputs.missing(prediction, fields):
+                self.inputs.fetch(prediction, remote, token)
+            self._put_back(prediction, self.inputs.missing(prediction, fields))
+        except CancelledError:
+            log.info("The fetch was cancelled")
+        except TegulaError as error:
+            self._fail(prediction, error)
 
     def run(self, prediction: Prediction, engine: Engine, cancelled: Cancelled) -> None:
         """Run a prediction to its end, unless it is cancelled before."""
@@ -248,6 +287,10 @@ class PredictionRunner:
         folder = Path(tempfile.mkdtemp(prefix=f"{prediction.id}-", dir=spool))
         try:
             resolved = self.resolver(prediction)
+            if remote := self.inputs.missing(prediction, resolved.files):
+                # It was created by an older release, or this server had that address until now.
+                self._put_back(prediction, remote)
+                return
             job = Job(
                 prediction.id,
                 prediction.attempt,
@@ -273,9 +316,16 @@ class PredictionRunner:
                         return
                     recorder.record(event)
         except TegulaError as error:
-            queue.fail(prediction.id, prediction.attempt, public_words(str(error)))
+            self._fail(prediction, error)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _put_back(self, prediction: Prediction, remote: RemoteInput | None) -> None:
+        host = None if remote is None else host_of(remote.url)
+        self.store.queue.put_back(prediction.id, prediction.attempt, host)
+
+    def _fail(self, prediction: Prediction, error: TegulaError) -> None:
+        self.store.queue.fail(prediction.id, prediction.attempt, public_words(str(error)))
 
 
 class _Recorder:

@@ -161,6 +161,7 @@ def metrics(service: ServiceDep) -> PlainTextResponse:
     count, seconds = service.store.usage.totals()
     gauges = {
         "predictions_unfinished": waiting.count,
+        "predictions_fetching": waiting.fetching,
         "predictions_unfinished_seconds": waiting.seconds,
         "predictions_run_total": count,
         "predict_seconds_total": seconds,

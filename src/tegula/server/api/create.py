@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -30,7 +30,7 @@ from tegula.server.api.gate import caller_of, from_own_page
 from tegula.server.api.library import ServedVersion
 from tegula.server.api.receiving import ReceivedBody, beside_the_loop
 from tegula.server.api.service import Service
-from tegula.server.files import is_data_uri
+from tegula.server.fetch import host_of
 from tegula.server.predictions import Created, NewPrediction
 from tegula.server.tables import DEFAULT_WEBHOOK_EVENTS, State
 
@@ -197,6 +197,11 @@ class PredictionRequest:
         return {**self.version.defaults, **(self.pinned or {}), **self.body.input}
 
     @property
+    def file_fields(self) -> Collection[str]:
+        """The names of the inputs that are files."""
+        return [known.name for known in self.version.base.fields if known.kind == FILE]
+
+    @property
     def webhook(self) -> str | None:
         """Where to send webhooks, by its name of today or of older clients."""
         return self.body.webhook or self.body.webhook_completed
@@ -236,12 +241,14 @@ async def create(request: Request, service: Service, wanted: PredictionRequest) 
         _check(service, wanted)
         store = service.store
         now = store.clock()
+        remote = next(store.files.remote(wanted.inputs, wanted.file_fields), None)
         new = NewPrediction(
             account_id=caller.account.id,
             model=wanted.version.model,
             version=wanted.version.id,
             label=wanted.version.label,
             input=_keep_files(service, caller.account.id, wanted),
+            fetch_host=None if remote is None else host_of(remote.url),
             source="web" if from_own_page(request.headers, service.settings) else "api",
             token_id=caller.token_id,
             deployment=wanted.deployment,
@@ -321,13 +328,8 @@ def _check(service: Service, wanted: PredictionRequest) -> None:
         validate(wanted.version.base, wanted.inputs)
     except InvalidInputsError as error:
         raise invalid(*error.fields) from error
-    links = service.store.links
-    addresses = [
-        (f"input.{known.name}", address)
-        for known in wanted.version.base.fields
-        if known.kind == FILE and isinstance(address := wanted.inputs.get(known.name), str)
-        if address and not is_data_uri(address) and not links.own_file(address)
-    ]
+    remote = service.store.files.remote(wanted.inputs, wanted.file_fields)
+    addresses = [(f"input.{known.name}", known.url) for known in remote]
     if wanted.webhook:
         addresses.append(("webhook", wanted.webhook))
     wrong = []
@@ -344,11 +346,10 @@ def _check(service: Service, wanted: PredictionRequest) -> None:
 
 def _keep_files(service: Service, account_id: str, wanted: PredictionRequest) -> Mapping[str, Any]:
     """Return the inputs with the data URIs among them kept as files."""
-    names = [known.name for known in wanted.version.base.fields if known.kind == FILE]
     kept: dict[str, Any] = {}
     for name, value in wanted.inputs.items():
         try:
-            kept |= service.store.files.adopt({name: value}, account_id, names)
+            kept |= service.store.files.adopt({name: value}, account_id, wanted.file_fields)
         except TooLargeError as error:  # noqa: PERF203
             raise ProblemError(413, f"input.{name}: {error}", "Too large") from error
         except InputError as error:

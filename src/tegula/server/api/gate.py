@@ -165,6 +165,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _GAUGES: Mapping[str, str] = {
     "predictions_unfinished": "Predictions that are accepted and not finished.",
+    "predictions_fetching": "Those of them with an input that is still to be fetched.",
     "predictions_unfinished_seconds": "Estimated seconds of work in them.",
     "predictions_run_total": "Predictions that ran, by the records of usage.",
     "predict_seconds_total": "Seconds that they ran.",
