@@ -20,8 +20,8 @@ from support import options, photograph
 from tegula.errors import MissingWeightsError, OptionError
 from tegula.models.load import load_bundle
 from tegula.models.sd15.facts import PRESETS, SCHEDULER
+from tegula.models.sd15.few_step import RECIPES, FewStepRecipe, choose_few_step, recipe_of
 from tegula.models.sd15.load import load_sd15
-from tegula.models.sd15.lora import RECIPES, FewStepRecipe, choose_few_step, recipe_of
 from tegula.options import SCHEDULERS
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.upscaler import Upscaler
@@ -88,6 +88,13 @@ def put(path, state=None, metadata=None):
         ("lcm-lora-sdv1-5", "lcm"),
         ("LCM_LoRA_Weights_SD15", "lcm"),
         ("TCD-SD15-LoRA", "tcd"),
+        ("sd15_lcm_lora", "lcm"),
+        ("LCM_LoRA_Weights", "lcm"),
+        ("lcm_sd15", "lcm"),
+        ("AnimateLCM_sd15_t2v_lora", None),
+        ("lcm-sd1.5-realistic-people", None),
+        ("lcm-lora-ssd-1b", None),
+        ("pcm_sd15_smallcfg_2step_converted", None),
         ("Hyper-SDXL-4steps-lora", None),
         ("lcm-lora-sdxl", None),
         ("more_details", None),
@@ -142,6 +149,20 @@ def test_auto_takes_the_best_that_is_on_this_machine_and_nothing_where_none_is(t
     given = put(tmp_path / "tcd-sd15.safetensors")
     assert choose_few_step([(given, 0.7)], "auto").loras == ((given, 0.7),)
     assert choose_few_step([("style.safetensors", 0.7)], "auto").loras[1] == (hyper, 1.0)
+
+
+@pytest.mark.parametrize("place", ["models/Lora/speed/", "models/loras/"])
+def test_the_best_is_found_where_a1111_and_comfyui_have_it(tmp_path, monkeypatch, place):
+    folder = tmp_path / "program"
+    monkeypatch.setenv("TEGULA_LIBRARY", str(folder))
+    file = put(folder / place / "Hyper-SD15-8steps-lora.safetensors")
+    for_sdxl = {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 8)}
+    put(folder / place / "LCM_LoRA_Weights.safetensors", for_sdxl)
+    assert choose_few_step((), "auto").loras == ((file, 1.0),)
+    assert choose_few_step((), "hyper-8").loras == ((file, 1.0),)
+    assert choose_few_step((), "hyper-sd15-8steps-lora").loras == ((file, 1.0),)
+    with pytest.raises(MissingWeightsError, match="LoRA lcm is not on this machine"):
+        choose_few_step((), "lcm")
 
 
 def test_a_lora_is_named_by_its_recipe_or_its_file(tmp_path):

@@ -15,7 +15,7 @@ from tegula.errors import BrokenWeightsError, MissingWeightsError
 from tegula.models.faces.networks import load_restorer
 from tegula.models.files import read_metadata, read_shapes, read_tensors
 from tegula.models.prescalers.load import load_prescaler
-from tegula.models.sd15.lora import choose_few_step
+from tegula.models.sd15.few_step import choose_few_step
 from tegula.models.sd15.text import read_inversions
 
 CPU = torch.device("cpu")

@@ -15,6 +15,7 @@ from tegula.models.files import Shapes, read_shapes
 
 SD15 = "Stable Diffusion 1.5"
 _SDXL, _SD2, _SD3, _FLUX = "SDXL", "Stable Diffusion 2", "Stable Diffusion 3", "Flux"
+_ANIMATE = "AnimateDiff"
 _FAMILIES_BY_TEXT_WIDTH = {768: SD15, 1024: _SD2, 1280: "the SDXL refiner", 2048: _SDXL}
 LATENT_CHANNELS = 4
 
@@ -117,14 +118,20 @@ def _lora(shapes: Shapes) -> Identity | None:
     names = shapes.keys()
     if CONTROL_LORA_MARK in names:
         return Identity(CONTROL_LORA, _family_of_text(shapes))
-    mark = r"lora[_.](down|up|A|B)\b|_lora\.|hada_w1|lokr_w|lora_mid|dora_scale|^lora_"
+    mark = (
+        r"lora[_.](down|up|A|B)\b|_lora\.|hada_w1|lokr_w|lora_mid|dora_scale|^lora_|^lycoris_"
+        r"|\.diff(_b)?$|^bundle_emb\."
+    )
     if not _any(names, mark):
         return None
     if _any(names, r"double_blocks|single_transformer_blocks|single_blocks"):
         return Identity(LORA, _FLUX)
     if _any(names, r"joint_blocks|^transformer\.transformer_blocks"):
         return Identity(LORA, _SD3)
-    if _any(names, r"^lora_te2_|text_encoder_2"):
+    if _any(names, r"motion_modules"):
+        return Identity(LORA, _ANIMATE)
+    # Stable Diffusion 1.5 has one transformer in each attention, SDXL up to ten.
+    if _any(names, r"^lora_te2_|text_encoder_2|_blocks[._].*[._]transformer_blocks[._][1-9]"):
         return Identity(LORA, _SDXL)
     return Identity(LORA, _family_of_text(shapes))
 

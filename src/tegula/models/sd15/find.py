@@ -35,7 +35,8 @@ from tegula.models.identify import (
 from tegula.models.identify import CONTROLNET as CONTROLNET_FILE
 from tegula.models.library import FileKind, find_file, list_files, resolve_file, unknown_file
 from tegula.models.sd15 import facts
-from tegula.models.sd15.lora import FewStep, choose_few_step
+from tegula.models.sd15.few_step import FewStep, choose_few_step
+from tegula.models.sd15.lora import Loras, open_loras
 from tegula.models.sd15.parts import (
     AUTOENCODER,
     CONTROLNET,
@@ -85,11 +86,13 @@ class FoundModel:
     """A model with all of its parts found, and nothing loaded.
 
     model: its file, folder or hub id.
+    chosen: the few-step LoRA in use, if any; ``loras`` has it with the others.
     """
 
     model: str
     parts: FoundParts
     chosen: FewStep
+    loras: Loras
     embeddings: tuple[str, ...]
 
 
@@ -121,7 +124,11 @@ def find_sd15(
         if is_weights_file(file):
             existing_file(file)
     words = tuple(str(existing_file(_named(file, FileKind.EMBEDDING))) for file in embeddings)
-    return FoundModel(model, _find_parts(source), choose_few_step(named, few_step), words)
+    chosen = choose_few_step(named, few_step)
+    parts = _find_parts(source)
+    changed = (parts.unet, parts.text_model) if chosen.loras else ()
+    opened = open_loras(chosen.loras, {each.kind.folder: each.parameters for each in changed})
+    return FoundModel(model, parts, chosen, opened, words)
 
 
 def _named(reference: str, kind: FileKind) -> str:

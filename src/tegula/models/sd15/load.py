@@ -17,7 +17,7 @@ from tegula.models.bundle import Bundle
 from tegula.models.hub import is_weights_file
 from tegula.models.sd15 import facts
 from tegula.models.sd15.find import FoundParts, find_sd15
-from tegula.models.sd15.lora import fuse_loras
+from tegula.models.sd15.lora import Loras
 from tegula.models.sd15.networks import Networks, assemble
 from tegula.models.sd15.parts import (
     Part,
@@ -57,8 +57,7 @@ def load_sd15(
             with one among them all presets follow its recipe.
         embeddings: textual inversion files.
         device: where the bundle runs.
-        dtype: the precision it runs in, and is loaded in; what LoRAs change is
-            loaded in float32 first.
+        dtype: the precision it is loaded and runs in.
         config: a diffusers folder whose configuration and tokenizer a checkpoint of
             unusual shape needs; None stands for the common one.
         name: the name in the bundle's facts; None takes that of the file or folder.
@@ -79,12 +78,11 @@ def load_sd15(
     )
     parts, chosen = found.parts, found.chosen
     with _quiet():
-        networks = _load(parts, dtype, has_loras=bool(chosen.loras))
+        networks = _load(parts, dtype, found.loras)
         refuse_mixed(networks)
         width = int(networks.text_model.config.hidden_size)
         inversions = read_inversions(found.embeddings, width)
         networks = dataclasses.replace(networks, inversions=inversions)
-        fuse_loras(networks, chosen.loras)
         light = light_autoencoder(device, dtype)
     model = found.model
     path = Path(model)
@@ -100,20 +98,24 @@ def load_sd15(
     return dataclasses.replace(
         bundle,
         facts=dataclasses.replace(bundle.facts, presets=presets),
-        warnings=(*bundle.warnings, *chosen.warnings, *_warnings_of_name(parts.controlnet)),
+        warnings=(
+            *bundle.warnings,
+            *chosen.warnings,
+            *found.loras.warnings,
+            *_warnings_of_name(parts.controlnet),
+        ),
         light_autoencoder=light,
     )
 
 
-def _load(parts: FoundParts, dtype: torch.dtype, *, has_loras: bool) -> Networks:
-    """Load the networks one after the other; what will be changed is loaded in float32."""
-    exact = torch.float32
-    unet = load_part(parts.unet, exact if has_loras else dtype)
+def _load(parts: FoundParts, dtype: torch.dtype, loras: Loras) -> Networks:
+    """Load the networks one after the other, weight by weight, with the LoRAs in them."""
+    unet = load_part(parts.unet, dtype, merge=loras.merge)
     return Networks(
         unet,
         load_part(parts.controlnet, dtype, unet) if parts.controlnet is not None else None,
         load_part(parts.autoencoder, dtype),
-        load_part(parts.text_model, exact if has_loras else dtype),
+        load_part(parts.text_model, dtype, merge=loras.merge),
         tokenizer_from_folder(parts.tokenizer),
     )
 

@@ -1,271 +1,464 @@
-"""LoRAs: added to the weights of a model, and those that make it need a few steps only."""
+"""LoRAs: changes of weights, merged layer by layer while the networks are loaded.
+
+Every layer is computed in float32 with its own rank and alpha, and rounded once into the precision
+that the network runs in. Formulas are those of LyCORIS (arXiv:2309.14859) and DoRA
+(arXiv:2402.09353), as AUTOMATIC1111's web UI and ComfyUI read them.
+
+Which tensors of a file fit the model is known from names and shapes, before a weight is read.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
+import torch
+from torch import Tensor
 
-from tegula.errors import BrokenWeightsError, MissingWeightsError, OptionError
-from tegula.folders import models_folder
-from tegula.models.files import existing_file, read_metadata, read_tensors
+from tegula.errors import BrokenWeightsError
+from tegula.models.files import Shapes, existing_file, open_tensors, read_json, read_metadata
 from tegula.models.hub import (
     HubRepository,
-    find,
     find_or_fetch,
     formats,
     is_hub_id,
     is_weights_file,
 )
-from tegula.models.sd15.networks import Networks
-from tegula.models.stored import LOADING_FAILURES
-from tegula.options import PresetValues
+from tegula.models.identify import LORA, SD15, identify, refuse_gguf, refuse_other
+from tegula.models.stored import LOADING_FAILURES, StoredTensor
 
-_LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls the file of a LoRA."""
 
+UNET, TEXT = "unet", "text_encoder"
+"""The networks that LoRAs change, by their folders."""
 
-class _LoraLoader(StableDiffusionLoraLoaderMixin):  # type: ignore[misc]
-    """The part of a diffusers pipeline that its loading of LoRAs asks for."""
+# What the tensors of a layer are called: the part that each is, by a pattern of its name's end.
+#
+# kohya's trainer writes ``X.lora_down.weight``, PEFT ``X.lora_A.weight`` or
+# ``X.lora_A.ADAPTER.weight``, diffusers ``X.lora.down.weight``, ``X.lora_linear_layer.down.weight``
+# or ``processor.X_lora.down.weight``.
 
-    hf_device_map = None
+_PARTS = tuple(
+    (re.compile(pattern), part)
+    for pattern, part in (
+        (r"\.lora_(?:down|A(?:\.[^.]+)?)\.weight$", "down"),
+        (r"\.lora_(?:up|B(?:\.[^.]+)?)\.weight$", "up"),
+        (r"(?:\.lora|_lora|\.lora_linear_layer)\.down\.weight$", "down"),
+        (r"(?:\.lora|_lora|\.lora_linear_layer)\.up\.weight$", "up"),
+        (r"\.lora_mid\.weight$", "mid"),
+        (r"(?:\.lora|_lora|\.lora_linear_layer)?(?:\.(?:lora_)?down\.weight)?\.alpha$", "alpha"),
+        (r"\.dora_scale$", "dora_scale"),
+        (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?$", "magnitude"),
+        (r"\.(?:diff|w_norm)$", "diff"),
+        (r"\.(?:diff_b|b_norm)$", "diff_b"),
+    )
+)
+_LYCORIS_PART = re.compile(r"\.((?:hada|lokr)_(?:w[12](?:_[ab])?|t[12]))$")
 
-    def __init__(self, networks: Networks) -> None:
-        self.unet = networks.unet
-        self.text_encoder = networks.text_model
-        self.components: dict[str, Any] = {}
+_PREFIX = re.compile(
+    r"(?:base_model_model_)?"
+    r"(?:(?P<unet>(?:lora_|lycoris_)?unet_|(?:model_)?diffusion_model_)"
+    r"|(?P<text_encoder>lora_te1?_|(?:text_encoders_)?clip_l_|text_encoder_|cond_stage_model_)"
+    r"|lycoris_)?"
+    r"(?:base_model_model_)?(?:transformer_)?(?:text_model_)?"
+)
+"""What stands before the name of a layer, its dots as underscores; without it both nets fit."""
 
 
-def fuse_loras(networks: Networks, loras: Sequence[tuple[str, float]]) -> None:
-    """Add LoRAs, given as (file or hub id, weight), to the weights of UNet and text encoder.
+def _split(name: str) -> tuple[str, str]:
+    """Return the layer and the part that a tensor of a file belongs to; "" for unknown parts."""
+    lycoris = _LYCORIS_PART.search(name)
+    if lycoris is not None:
+        return name[: lycoris.start()], lycoris[1]
+    for pattern, part in _PARTS:
+        found = pattern.search(name)
+        if found is not None:
+            return name[: found.start()], part
+    return name, ""
 
-    Both the kohya and the diffusers format are read.
+
+def _layers_by_name(network: str, parameters: Iterable[str]) -> Mapping[str, str]:
+    """Return the layers of a network by all names that files have for them."""
+    layers = {name.removeprefix("text_model.").rpartition(".")[0] for name in parameters}
+    names: dict[str, str] = {}
+    for layer in layers:
+        own = layer.replace(".", "_")
+        if network == UNET:
+            others = [own.removesuffix("_0")] if own.endswith("_to_out_0") else []
+            others.append(_original_name(layer).replace(".", "_"))
+        else:  # the oldest scripts of diffusers
+            others = [re.sub(r"_(q|k|v|out)_proj$", r"_to_\1", own)]
+        names |= dict.fromkeys(others, layer) | {own: layer}
+    return names
+
+
+_ORIGINAL_PARTS = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+_ORIGINAL_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+
+
+def _original_name(layer: str) -> str:
+    """Return what the original code calls a layer of the UNet, which diffusers renumbered."""
+    if layer in _ORIGINAL_ENDS:
+        return _ORIGINAL_ENDS[layer]
+    found = re.fullmatch(r"(down|up|mid)_blocks?\.(?:(\d)\.)?(\w+)\.(\d)\.(.+)", layer)
+    if found is None:
+        return layer
+    side, kind, inner, rest = found[1], found[3], int(found[4]), found[5]
+    block = int(found[2] or 0)
+    rest = _ORIGINAL_PARTS.get(rest, rest)
+    if side == "mid":
+        return f"middle_block.{1 if kind == 'attentions' else 2 * inner}.{rest}"
+    if kind == "downsamplers":
+        return f"input_blocks.{3 * block + 3}.0.op"
+    if kind == "upsamplers":  # behind the attention, which the first block does not have
+        return f"output_blocks.{3 * block + 2}.{2 if block else 1}.conv"
+    first = f"input_blocks.{3 * block + inner + 1}"
+    place = first if side == "down" else f"output_blocks.{3 * block + inner}"
+    return f"{place}.{1 if kind == 'attentions' else 0}.{rest}"
+
+
+# What the parts of a layer amount to.
+
+
+def _changes(parts: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, int]]:
+    """Yield each change of a weight in a layer with its rank, 0 where alpha does not scale it.
+
+    Raises:
+        LookupError, RuntimeError: a part is missing, or parts do not fit each other.
+    """
+    if {"up", "down", "mid"} & parts.keys():
+        up, down = parts["up"].flatten(1), parts["down"]
+        if "mid" in parts:  # the kernel apart from the channels
+            product = torch.einsum("abkl,oa,bi->oikl", parts["mid"], up, down.flatten(1))
+        else:
+            product = up @ down.flatten(1)
+        yield product, len(down)
+    if any(name.startswith("hada_") for name in parts):
+        first, second = (_factor(parts, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
+        yield first * second, len(parts["hada_w1_b"])
+    if any(name.startswith("lokr_") for name in parts):
+        first, second = (_factor(parts, f"lokr_w{n}", f"lokr_t{n}") for n in (1, 2))
+        ranks = (len(parts[name]) for name in ("lokr_w2_b", "lokr_w1_b") if name in parts)
+        yield torch.kron(first.flatten(1), second.flatten(1).contiguous()), next(ranks, 0)
+    if "diff" in parts:
+        yield parts["diff"], 0
+
+
+def _factor(parts: Mapping[str, Tensor], name: str, core: str) -> Tensor:
+    """Return a factor of LoHa or LoKr, given whole or as a product itself."""
+    if name in parts:
+        return parts[name]
+    first, second = parts[f"{name}_a"], parts[f"{name}_b"]
+    if core in parts:
+        return torch.einsum("ijkl,jr,ip->prkl", parts[core], second, first)
+    return first.flatten(1) @ second.flatten(1)
+
+
+def _like(change: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a change in the shape of its weight: linear layers may be written as convolutions.
+
+    Raises:
+        ValueError: it is a change of another layer.
+    """
+    if change.numel() != torch.Size(shape).numel() or len(change) != shape[0]:
+        raise ValueError(f"the shape {tuple(change.shape)} in place of {tuple(shape)}")
+    return change.reshape(shape)
+
+
+def _decomposed(merged: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    """Return a weight with the lengths of its rows or columns set, as DoRA learned them.
+
+    PEFT keeps a length for each output; in LyCORIS' files it may be one for each input.
+    """
+    lengths = parts.get("magnitude", parts.get("dora_scale"))
+    if lengths is None:
+        return merged
+    is_by_output = "magnitude" in parts or lengths.ndim == 1 or len(lengths) == len(merged)
+    rows = merged if is_by_output else merged.transpose(0, 1)
+    own = rows.flatten(1).norm(dim=1).clamp(min=torch.finfo(rows.dtype).eps)
+    scale: Tensor = (lengths.flatten() / own).reshape(-1, *[1] * (rows.ndim - 1))
+    return merged * (scale if is_by_output else scale.transpose(0, 1))
+
+
+# Files.
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What PEFT writes beside the weights: alphas, which kohya's files hold as tensors.
+
+    alphas: of single layers, by their names or the ends of them.
+    is_root: whether alpha is divided by the root of the rank.
+    """
+
+    alpha: float
+    alphas: Mapping[str, float]
+    is_root: bool
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], path: Path) -> _Settings:
+        """Return the settings in PEFT's names.
+
+        Raises:
+            BrokenWeightsError: they are not what they should be.
+        """
+        try:
+            alphas = {str(k): float(v) for k, v in (found.get("alpha_pattern") or {}).items()}
+            alpha = float(found["lora_alpha"])
+            if not all(map(math.isfinite, (alpha, *alphas.values()))):
+                raise ValueError("an alpha that is not finite")
+        except LOADING_FAILURES as error:
+            raise _odd_settings(path) from error
+        return cls(alpha, alphas, bool(found.get("use_rslora")))
+
+    def scale(self, layer: str, rank: int) -> float:
+        """Return by what the product of a layer is multiplied."""
+        own = (each for end, each in self.alphas.items() if f".{layer}".endswith(f".{end}"))
+        return next(own, self.alpha) / (math.sqrt(rank) if self.is_root else rank)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What a file has for one parameter of a network."""
+
+    path: Path
+    weight: float
+    layer: str
+    parts: Mapping[str, StoredTensor]
+    settings: _Settings | None
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Tell from shapes alone whether this changes a parameter of that shape."""
+        empty = {n: torch.empty(each.shape, device="meta") for n, each in self.parts.items()}
+        try:
+            changes = [_like(change, shape) for change, _ in _changes(empty)]
+            _decomposed(torch.empty(tuple(shape), device="meta"), empty)
+        except LOADING_FAILURES:
+            return False
+        return bool(changes) and ("alpha" not in empty or empty["alpha"].numel() == 1)
+
+    def apply(self, base: Tensor) -> Tensor:
+        """Return a parameter with this added, in float32."""
+        parts = {name: self._read(name) for name in self.parts}
+        base = base.float()
+        is_decomposed = bool({"magnitude", "dora_scale"} & parts.keys())
+        merged = base
+        for change, rank in _changes(parts):
+            factor = self._scale(parts, rank) * (1.0 if is_decomposed else self.weight)
+            merged = merged + _like(change, base.shape) * factor
+        if is_decomposed:
+            merged = base + self.weight * (_decomposed(merged, parts) - base)
+        return merged
+
+    def _scale(self, parts: Mapping[str, Tensor], rank: int) -> float:
+        if not rank:
+            return 1.0
+        if "alpha" in parts:
+            return float(parts["alpha"].item()) / rank
+        return 1.0 if self.settings is None else self.settings.scale(self.layer, rank)
+
+    def _read(self, name: str) -> Tensor:
+        values = self.parts[name].read().float()
+        if not torch.isfinite(values).all():
+            raise BrokenWeightsError(
+                f"{self.path} holds numbers that are not finite, in {self.layer}; get it again, "
+                f"or leave it out."
+            )
+        return values
+
+
+@dataclass(frozen=True)
+class Loras:
+    """LoRAs that were found to fit a model, in their order; nothing of them is read yet.
+
+    changes: by network, and by parameter in it.
+    warnings: what of the files is not used.
+    """
+
+    changes: Mapping[str, Mapping[str, Sequence[_Change]]]
+    warnings: tuple[str, ...] = ()
+
+    def merge(self, network: str, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a parameter with the LoRAs merged, in float32 if they change it.
+
+        Args:
+            network: its folder, ``unet`` or ``text_encoder``; others are not changed.
+            name: of the parameter.
+            weight: its values.
+            dtype: the precision that it will run in, in which it must stay finite.
+
+        Raises:
+            BrokenWeightsError: a LoRA holds numbers that are not finite, or is too strong.
+        """
+        changes = self.changes.get(network, {}).get(name.removeprefix("text_model."), ())
+        for change in changes:
+            weight = change.apply(weight)
+            if not torch.isfinite(weight.to(dtype)).all():
+                raise BrokenWeightsError(
+                    f"{change.path} with weight {change.weight:g} takes {change.layer} beyond the "
+                    f"numbers of {str(dtype).removeprefix('torch.')}; give it a smaller weight or "
+                    f"a precision with a wider range."
+                )
+        return weight
+
+
+def open_loras(loras: Sequence[tuple[str, float]], networks: Mapping[str, Shapes]) -> Loras:
+    """Find out what LoRAs, given as (file or hub id, weight), change in a model.
+
+    Args:
+        loras: in the order in which they are merged. A weight of 0 changes nothing.
+        networks: the shapes of parameters, by network and name.
 
     Raises:
         MissingWeightsError: a file is not there.
         BrokenWeightsError: a file is damaged, no LoRA, or for another family.
     """
-    loader = _LoraLoader(networks)
+    targets = [_Target.of(network, shapes) for network, shapes in networks.items()]
+    changes: dict[str, dict[str, list[_Change]]] = {each.network: {} for each in targets}
+    warnings: list[str] = []
     for reference, weight in loras:
-        path = _lora_file(reference)
-        tensors = read_tensors(path)
-        try:
-            loader.load_lora_weights(tensors, adapter_name="lora")
-            names = (name for module in networks.modules for name, _ in module.named_parameters())
-            if not any(".lora_" in name for name in names):
-                raise ValueError("none of its layers is in this model")
-            loader.fuse_lora(lora_scale=weight)
-            loader.unload_lora_weights()
-        except LOADING_FAILURES as error:
-            raise BrokenWeightsError(
-                f"{path} is no LoRA for Stable Diffusion 1.5; give one made for that family."
-            ) from error
+        path = lora_file(reference)
+        refuse_gguf(path)
+        tensors = open_tensors(path)
+        unused = set(tensors)
+        for target, parameter, names, change in _changes_of(path, weight, tensors, targets):
+            unused -= names
+            if weight:
+                changes[target.network].setdefault(parameter, []).append(change)
+        _refuse_what_does_not_fit(path, tensors, is_unused=len(unused) == len(tensors))
+        if unused:
+            warnings.append(
+                f"{len(unused)} of the {len(tensors)} tensors in {path.name} are not used, such as "
+                f"{' and '.join(sorted(unused)[:2])}: they fit no layer of this model, or are of a "
+                f"kind that is not read."
+            )
+    return Loras(changes, tuple(warnings))
 
 
-def _lora_file(reference: str) -> Path:
-    if is_weights_file(reference) or not is_hub_id(reference):
-        return existing_file(reference)
-    folder = find_or_fetch(HubRepository(reference, (_LORA_FILE,)))
-    return next(path for name in formats(_LORA_FILE) if (path := folder / name).is_file())
-
-
-# LoRAs that make Stable Diffusion 1.5 need a few steps only.
-#
-# A distilled LoRA works with the scheduler, steps and guidance it was distilled for and with
-# no others, so a bundle that has one fused runs all presets with them.
-
-AUTO, NONE = "auto", "none"
-"""Take the best on this machine; leave all presets as they are."""
-
-_LONGEST_NAME = 255
-_TITLES = ("ss_output_name", "modelspec.title")
-"""Where trainers leave the name of a LoRA in its metadata."""
-_FOLDERS_UP = 3
-"""From a file of the hub client's cache to the folder with the name of its repository."""
-
-
-@dataclass(frozen=True)
-class FewStepRecipe:
-    """A distilled LoRA and how it is run, as the card of its repository says.
-
-    repo, file: where it comes from; the hub page of ``repo`` is the source of the numbers.
-    pattern: of the names that its file has, or its folder, or the title in its metadata.
-    guidance_scale: at 1 the LoRA has the guidance in it.
-    """
-
-    name: str
-    repo: str
-    file: str
-    pattern: str
-    scheduler: str
-    steps: int
-    guidance_scale: float = 1.0
-    weight: float = 1.0
-
-    @property
-    def repository(self) -> HubRepository:
-        """Return its repository, with the one file that is needed of it."""
-        return HubRepository(self.repo, (self.file,))
-
-    def matches(self, name: str) -> bool:
-        """Tell whether a file, folder or title of this name stands for this LoRA."""
-        # A title comes from the file and may be of any length; patterns take its square.
-        return re.search(self.pattern, name[:_LONGEST_NAME], re.IGNORECASE) is not None
-
-    def applied(self, preset: PresetValues) -> PresetValues:
-        """Return a preset with the scheduler, steps and guidance of this LoRA."""
-        return preset.replaced(
-            scheduler=self.scheduler, steps=self.steps, guidance_scale=self.guidance_scale
-        )
-
-
-def _hyper(steps: int, *, guided: bool = False) -> FewStepRecipe:
-    """Return one of Hyper-SD: DDIM with trailing steps, or TCD for the single step.
-
-    The guided ones keep what guidance does, at scales of 5 to 8, and take negative prompts.
-    """
-    plural = "step" if steps == 1 else "steps"
-    suffix = "-CFG" if guided else ""
-    return FewStepRecipe(
-        name=f"hyper-{steps}{suffix.lower()}",
-        repo="ByteDance/Hyper-SD",
-        file=f"Hyper-SD15-{steps}{plural}{suffix}-lora.safetensors",
-        pattern=rf"hyper.?sd.?1.?5.{steps}.?step{'.*cfg' if guided else '(?!.*cfg)'}",
-        scheduler="tcd" if steps == 1 else "ddim-trailing",
-        steps=steps,
-        guidance_scale=5.0 if guided else 1.0,
-    )
-
-
-RECIPES: tuple[FewStepRecipe, ...] = (
-    _hyper(4),
-    _hyper(8),
-    FewStepRecipe("tcd", "h1t/TCD-SD15-LoRA", _LORA_FILE, r"tcd.?sd.?1.?5", "tcd", 4),
-    FewStepRecipe(
-        "lcm",
-        "latent-consistency/lcm-lora-sdv1-5",
-        _LORA_FILE,
-        r"lcm.*sd.{0,2}1.?5",
-        "lcm",
-        4,
-    ),
-    _hyper(2),
-    _hyper(1),
-    _hyper(8, guided=True),
-    _hyper(12, guided=True),
-)
-"""The best first: of several on a machine that one is taken."""
-
-
-@dataclass(frozen=True)
-class FewStep:
-    """The LoRAs to fuse, in order, and the recipe that the presets follow, if any."""
-
-    loras: tuple[tuple[str, float], ...]
-    recipe: FewStepRecipe | None = None
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Say what the presets have become."""
-        recipe = self.recipe
-        if recipe is None:
-            return ()
-        return (
-            f"The few-step LoRA {recipe.name} is in use: all presets run {recipe.steps} steps of "
-            f"{recipe.scheduler} at guidance scale {recipe.guidance_scale:g}.",
-        )
-
-    def presets(self, own: Mapping[str, PresetValues]) -> Mapping[str, PresetValues]:
-        """Return the presets of a bundle with these LoRAs, from its own."""
-        if self.recipe is None:
-            return own
-        return {name: self.recipe.applied(preset) for name, preset in own.items()}
-
-
-def choose_few_step(loras: Sequence[tuple[str, float]], few_step: str | None) -> FewStep:
-    """Decide which few-step LoRA is in use.
-
-    Args:
-        loras: what is fused anyway; a few-step LoRA among it is recognised.
-        few_step: None adds no other. "auto" adds the best on this machine, if none is
-            given. "none" leaves the presets alone even if one is given. Otherwise the name of
-            a recipe, or the file of a LoRA that one of them fits.
+def lora_file(reference: str) -> Path:
+    """Return the file of a LoRA, downloaded if it is given by a hub id.
 
     Raises:
-        OptionError: ``few_step`` is no such name or file.
-        MissingWeightsError: the LoRA of that name is not on this machine.
+        MissingWeightsError: it is not there.
     """
-    given = tuple(loras)
-    if few_step == NONE:
-        return FewStep(given)
-    if few_step not in (None, AUTO):
-        return _with_recipe(given, *_find_by_reference(few_step))
-    recognised = next(filter(None, (recipe_of(reference) for reference, _ in given)), None)
-    if recognised is not None or few_step is None:
-        return FewStep(given, recognised)
-    best = next(_installed(), None)
-    return FewStep(given) if best is None else _with_recipe(given, *best)
+    if is_weights_file(reference) or not is_hub_id(reference):
+        return existing_file(reference)
+    folder = find_or_fetch(HubRepository(reference, (LORA_FILE,)))
+    return next(path for name in formats(LORA_FILE) if (path := folder / name).is_file())
 
 
-def _with_recipe(
-    loras: tuple[tuple[str, float], ...], file: str | Path, recipe: FewStepRecipe
-) -> FewStep:
-    return FewStep((*loras, (str(file), recipe.weight)), recipe)
+@dataclass(frozen=True)
+class _Target:
+    """A network with the shapes of its parameters, and its layers by all of their names."""
+
+    network: str
+    shapes: Shapes
+    layers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, network: str, shapes: Shapes) -> _Target:
+        """Return the target for a network with these parameters."""
+        own = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
+        return cls(network, own, _layers_by_name(network, own))
 
 
-def recipe_of(reference: str) -> FewStepRecipe | None:
-    """Return the recipe of a LoRA, a file or hub id, by its names and title; None if unknown."""
-    path = Path(reference)
-    names = _names(path) if path.is_file() else [reference]
-    return next((recipe for name in names for recipe in RECIPES if recipe.matches(name)), None)
+def _changes_of(
+    path: Path, weight: float, tensors: Mapping[str, StoredTensor], targets: Sequence[_Target]
+) -> Iterator[tuple[_Target, str, set[str], _Change]]:
+    """Yield the changes in a file that fit: of what, and the names of their tensors."""
+    layers: dict[str, dict[str, str]] = {}
+    for name in tensors:
+        layer, part = _split(name)
+        if part:
+            layers.setdefault(layer, {})[part] = name
+    settings = _settings_of(path)
+    for name, names in layers.items():
+        bias = {"diff": names.pop("diff_b")} if "diff_b" in names else {}
+        for kind, parts in (("weight", names), ("bias", bias)):
+            stored = {part: tensors[each] for part, each in parts.items()}
+            for target, layer in _find_layer(name, targets):
+                change = _Change(path, weight, layer, stored, settings.get(target.network))
+                shape = target.shapes.get(f"{layer}.{kind}")
+                if shape is not None and change.fits(shape):
+                    yield target, f"{layer}.{kind}", set(parts.values()), change
 
 
-def _names(path: Path) -> Iterator[str]:
-    """Yield what a file is called: by itself, by its maker, and by the folders it is in."""
-    yield path.stem
-    metadata = read_metadata(path)
-    yield from (metadata[key] for key in _TITLES if key in metadata)
-    if path.stem == Path(_LORA_FILE).stem:
-        yield from (folder.name for folder in list(path.absolute().parents)[:_FOLDERS_UP])
+def _find_layer(name: str, targets: Sequence[_Target]) -> Iterator[tuple[_Target, str]]:
+    plain = name.replace(".", "_").replace("_processor_", "_")
+    prefix = _PREFIX.match(plain)
+    if prefix is None:
+        return
+    networks = {network for network in (UNET, TEXT) if prefix[network]} or {UNET, TEXT}
+    layer = plain[prefix.end() :]
+    for target in targets:
+        if target.network in networks and layer in target.layers:
+            yield target, target.layers[layer]
 
 
-def _find_by_reference(reference: str) -> tuple[str | Path, FewStepRecipe]:
-    """Return the file and recipe of the name of a recipe, or of a file that one fits."""
-    named = next((recipe for recipe in RECIPES if recipe.name == reference), None)
-    if named is None:
-        recipe = recipe_of(reference)
-        if recipe is None:
-            raise OptionError(
-                f"tegula knows no few-step LoRA {reference}: give "
-                f"{', '.join(recipe.name for recipe in RECIPES)} or a file of one of them; run "
-                f"others as a LoRA with their own scheduler, steps and guidance scale."
-            )
-        return reference, recipe
-    file = next((path for path, recipe in _installed() if recipe == named), None)
-    if file is None:
-        raise MissingWeightsError(
-            f"The few-step LoRA {named.name} is not on this machine; put {named.file} of "
-            f"{named.repo} into {named.repository.folder}."
+def _settings_of(path: Path) -> Mapping[str, _Settings]:
+    """Return what PEFT or diffusers wrote of alphas, by network.
+
+    Raises:
+        BrokenWeightsError: it cannot be read.
+    """
+    beside = path.parent / "adapter_config.json"
+    if path.stem == "adapter_model" and beside.is_file():
+        own = read_json(beside)
+        return {network: _Settings.of(own, path) for network in (UNET, TEXT)}
+    remark = read_metadata(path).get("lora_adapter_metadata")
+    if remark is None:
+        return {}
+    try:
+        content = json.loads(remark)
+        given = {
+            network: {
+                key.removeprefix(f"{network}."): content[key]
+                for key in content
+                if key.startswith(f"{network}.")
+            }
+            for network in (UNET, TEXT)
+        }
+    except LOADING_FAILURES as error:
+        raise _odd_settings(path) from error
+    return {network: _Settings.of(own, path) for network, own in given.items() if own}
+
+
+def _odd_settings(path: Path) -> BrokenWeightsError:
+    return BrokenWeightsError(f"The settings that belong to {path} cannot be read; get it again.")
+
+
+def _refuse_what_does_not_fit(
+    path: Path, tensors: Mapping[str, StoredTensor], *, is_unused: bool
+) -> None:
+    """Make sure that a file is a LoRA for this model; some layers of other families fit, too.
+
+    Raises:
+        BrokenWeightsError: it is not.
+    """
+    identity = identify({name: each.shape for name, each in tensors.items()}, path)
+    if is_unused or (identity.kind == LORA and not identity.may_be_sd15):
+        refuse_other(path, identity, "a LoRA", (LORA,))
+    if is_unused:
+        raise BrokenWeightsError(
+            f"{path} is no LoRA for {SD15}: none of its {len(tensors)} tensors, such as "
+            f"{min(tensors)}, fits a layer of this model; give one made for it."
         )
-    return file, named
-
-
-def _installed() -> Iterator[tuple[Path, FewStepRecipe]]:
-    """Yield the few-step LoRAs on this machine, the best first."""
-    folder = models_folder()
-    loose = sorted([*folder.glob("*.safetensors"), *folder.glob("lora*/*.safetensors")])
-    recipes: dict[Path, FewStepRecipe | None] = {}
-    for path in loose:
-        with contextlib.suppress(BrokenWeightsError):  # a download that is under way, say
-            recipes[path] = recipe_of(str(path))
-    for recipe in RECIPES:
-        yield from ((path, recipe) for path, own in recipes.items() if own == recipe)
-        found = find(recipe.repository)
-        if found is not None:
-            names = formats(recipe.file)
-            yield next(path for name in names if (path := found / name).is_file()), recipe

@@ -283,6 +283,14 @@ class Part:
         """Return the shapes of the file's tensors."""
         return {name: stored.shape for name, stored in self.tensors.items()}
 
+    @property
+    def parameters(self) -> Shapes:
+        """Return the shapes of those that are the network's, by its own names."""
+        shapes = self.shapes
+        with _clear_errors(self.kind.name, self.source):
+            names = self.kind.names(shapes, read_json(self.config / "config.json"))
+        return {name: shapes[own] for name, own in names.items()}
+
 
 def part_of_folder(kind: Kind, folder: Path) -> Part:
     """Return the network in a folder with its config.json.
@@ -297,13 +305,20 @@ def part_of_folder(kind: Kind, folder: Path) -> Part:
         return Part(kind, folder, open_tensors(file), folder)
 
 
-def load_part(part: Part, dtype: torch.dtype, base: Any | None = None) -> Any:
+Merge = Callable[[str, str, Tensor, torch.dtype], Tensor]
+"""Changes a weight before it is rounded, given its network's folder, name, values and precision."""
+
+
+def load_part(
+    part: Part, dtype: torch.dtype, base: Any | None = None, merge: Merge | None = None
+) -> Any:
     """Load a network, weight by weight, in the precision it will run in.
 
     Args:
         part: where it lies.
         dtype: the precision. Samples of the exact weights are kept for the fingerprint.
         base: the UNet that the file of a ControlNet may build upon.
+        merge: adds LoRAs.
 
     Raises:
         BrokenWeightsError: weights are missing, not finite or of another shape.
@@ -321,6 +336,8 @@ def load_part(part: Part, dtype: torch.dtype, base: Any | None = None) -> Any:
         samples = {}
         for name, empty in parameters.items():
             weight = _read_weight(part, names.get(name), tuple(empty.shape), bases.get(name))
+            if merge is not None:
+                weight = merge(part.kind.folder, name, weight, dtype)
             samples[name] = sample_of(weight)
             owner, _, own = name.rpartition(".")
             parameter = nn.Parameter(weight.to(dtype), requires_grad=False)

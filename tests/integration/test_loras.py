@@ -1,0 +1,580 @@
+"""LoRAs of all kinds and namings: what is merged, compared with formulas, peft and diffusers."""
+
+import json
+
+import peft
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft.tuners.loha.layer import make_weight, make_weight_cp
+from peft.tuners.lokr.layer import make_kron
+from peft.tuners.lokr.layer import make_weight_cp as make_factor_cp
+from safetensors.torch import save_file
+from sd15_layout import checkpoint_shapes
+from torch import nn
+
+from tegula.errors import BrokenWeightsError
+from tegula.models.files import read_json
+from tegula.models.sd15.load import load_sd15
+from tegula.models.sd15.lora import TEXT, open_loras
+from tegula.models.sd15.lora import UNET as UNET_NAME
+from tegula.models.sd15.parts import STANDARD_CONFIG, TEXT_MODEL, UNET
+from tests.tiny.networks import tiny_networks
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+BLOCK = "down_blocks.0.attentions.0"
+QUERY = f"{BLOCK}.transformer_blocks.0.attn1.to_q"
+KEY = f"{BLOCK}.transformer_blocks.0.attn2.to_k"
+OUT = f"{BLOCK}.transformer_blocks.0.attn1.to_out.0"
+POINT, CONV = f"{BLOCK}.proj_in", "up_blocks.1.resnets.0.conv1"
+TEXT_QUERY = "encoder.layers.0.self_attn.q_proj"
+NETWORKS = tiny_networks(3)
+PARAMETERS = {
+    UNET_NAME: dict(NETWORKS.unet.named_parameters()),
+    TEXT: {
+        name.removeprefix("text_model."): parameter
+        for name, parameter in NETWORKS.text_model.named_parameters()
+    },
+}
+SHAPES = {
+    network: {name: tuple(each.shape) for name, each in parameters.items()}
+    for network, parameters in PARAMETERS.items()
+}
+
+
+def network_of(layer):
+    return TEXT if layer.startswith("encoder.") else UNET_NAME
+
+
+def weight_of(layer, kind="weight"):
+    return PARAMETERS[network_of(layer)][f"{layer}.{kind}"]
+
+
+def numbers(seed, *shape):
+    return 0.3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def kohya(layer):
+    prefix = "lora_te_text_model_" if network_of(layer) == TEXT else "lora_unet_"
+    return prefix + layer.replace(".", "_")
+
+
+def factors(layer, rank, seed=0):
+    """Return down and up as trainers have them for linear layers and convolutions."""
+    shape = weight_of(layer).shape
+    down = numbers(seed, rank, *shape[1:])
+    return down, numbers(seed + 100, shape[0], rank, *[1] * (len(shape) - 2))
+
+
+def pair(layer, rank, alpha=None, seed=0):
+    down, up = factors(layer, rank, seed)
+    name = kohya(layer)
+    state = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    return state if alpha is None else {**state, f"{name}.alpha": torch.tensor(float(alpha))}
+
+
+def product(layer, rank, seed=0):
+    down, up = factors(layer, rank, seed)
+    return torch.einsum("or,ri...->oi...", up.flatten(1), down)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Return what opens a state as a LoRA, after writing it."""
+
+    def put(state, weight=1.0, *, name="style.safetensors", metadata=None):
+        path = tmp_path / name
+        if path.suffix == ".safetensors":
+            save_file({key: each.contiguous() for key, each in state.items()}, path, metadata)
+        else:
+            torch.save(state, path)
+        return open_loras([(str(path), weight)], SHAPES)
+
+    return put
+
+
+def change(loras, layer, kind="weight"):
+    base = weight_of(layer, kind)
+    name = f"{layer}.{kind}"
+    return loras.merge(network_of(layer), name, base.detach(), torch.float32) - base
+
+
+def changed_layers(loras):
+    return {name for changes in loras.changes.values() for name in changes}
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+# Plain LoRAs: every layer by its own rank and alpha.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_layer_has_its_own_rank_and_alpha(opened, dtype):
+    layers = {
+        QUERY: (4, 4.0),
+        KEY: (4, 4.0),
+        OUT: (1, 4.0),  # a rank that was cut while alpha stayed
+        POINT: (2, 1.0),
+        CONV: (8, 1.0),
+        TEXT_QUERY: (3, None),
+    }
+    state = {}
+    for layer, (rank, alpha) in layers.items():
+        state |= pair(layer, rank, alpha)
+    loras = opened({name: each.to(dtype) for name, each in state.items()}, -0.7)
+    assert not loras.warnings
+    assert changed_layers(loras) == {f"{layer}.weight" for layer in layers}
+    for layer, (rank, alpha) in layers.items():
+        down, up = (each.to(dtype).float() for each in factors(layer, rank))
+        expected = torch.einsum("or,ri...->oi...", up.flatten(1), down)
+        scale = 1.0 if alpha is None else alpha / rank
+        assert_close(change(loras, layer), -0.7 * scale * expected)
+
+
+def test_an_alpha_of_zero_switches_a_layer_off(opened):
+    loras = opened(pair(QUERY, 4, 0.0) | pair(KEY, 4, 2.0))
+    assert not change(loras, QUERY).any()
+    assert_close(change(loras, KEY), 0.5 * product(KEY, 4))
+
+
+def test_layers_beside_the_attention_are_merged(opened):
+    layers = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
+    layers = (*layers, "up_blocks.1.resnets.0.time_emb_proj", "mid_block.resnets.0.conv2")
+    state = {}
+    for layer in layers:
+        state |= pair(layer, 2, 1.0)
+    loras = opened(state)
+    assert not loras.warnings
+    for layer in layers:
+        assert_close(change(loras, layer), 0.5 * product(layer, 2))
+
+
+# Other kinds.
+
+
+def test_a_kernel_apart_from_the_channels_is_multiplied_in(opened):
+    width = weight_of(CONV).shape
+    mid, up, down = numbers(1, 3, 2, 3, 3), numbers(2, width[0], 3), numbers(3, 2, width[1])
+    name = kohya(CONV)
+    state = {
+        f"{name}.lora_mid.weight": mid,
+        f"{name}.lora_up.weight": up[:, :, None, None],
+        f"{name}.lora_down.weight": down[:, :, None, None],
+        f"{name}.alpha": torch.tensor(1.0),
+    }
+    expected = torch.zeros(width)
+    for row in range(3):
+        for column in range(2):
+            outer = up[:, row, None] * down[None, column]
+            expected += outer[:, :, None, None] * mid[row, column]
+    assert_close(change(opened(state, 0.5), CONV), 0.25 * expected)
+
+
+def loha(layer, *, core=False):
+    shape = weight_of(layer).shape
+    inputs = shape[1:].numel() if not core else shape[1]
+    parts = {}
+    for number in (1, 2):
+        sizes = ((2, shape[0]) if core else (shape[0], 2)), (2, inputs)
+        parts[f"hada_w{number}_a"] = numbers(number, *sizes[0])
+        parts[f"hada_w{number}_b"] = numbers(number + 10, *sizes[1])
+        if core:
+            parts[f"hada_t{number}"] = numbers(number + 20, 2, 2, *shape[2:])
+    return parts
+
+
+@pytest.mark.parametrize(("layer", "core"), [(QUERY, False), (CONV, False), (CONV, True)])
+def test_a_loha_is_the_product_of_two_products(opened, layer, core):
+    parts = loha(layer, core=core)
+    named = {f"{kohya(layer)}.{name}": part for name, part in parts.items()}
+    loras = opened({**named, f"{kohya(layer)}.alpha": torch.tensor(1.0)}, 0.8)
+    scale = torch.tensor(0.5)
+    matrices = [parts[f"hada_w{n}_{half}"] for n in (1, 2) for half in "ab"]
+    if core:
+        first, second, third, fourth = matrices
+        expected = make_weight_cp(
+            parts["hada_t1"], first, second, parts["hada_t2"], third, fourth, scale
+        )
+    else:
+        expected = make_weight(*matrices, scale).reshape(weight_of(layer).shape)
+    assert_close(change(loras, layer), 0.8 * expected)
+
+
+LOKR = {
+    "whole": {"lokr_w1": (2, 2), "lokr_w2": (4, 4)},
+    "second-factored": {"lokr_w1": (2, 2), "lokr_w2_a": (4, 1), "lokr_w2_b": (1, 4)},
+    "both-factored": {
+        "lokr_w1_a": (2, 3),
+        "lokr_w1_b": (3, 2),
+        "lokr_w2_a": (4, 1),
+        "lokr_w2_b": (1, 4),
+    },
+    "kernels": {"lokr_w1": (2, 4), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 6 * 9)},
+    "whole-kernels": {"lokr_w1": (2, 4), "lokr_w2": (4, 6, 3, 3)},
+    "core": {
+        "lokr_w1": (2, 4),
+        "lokr_t2": (2, 2, 3, 3),
+        "lokr_w2_a": (2, 4),
+        "lokr_w2_b": (2, 6),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", LOKR)
+def test_a_lokr_is_a_kronecker_product(opened, kind):
+    parts = {name: numbers(at, *shape) for at, (name, shape) in enumerate(LOKR[kind].items())}
+    layer = QUERY if "kernels" not in kind and kind != "core" else CONV
+    shape = weight_of(layer).shape
+    named = {f"{kohya(layer)}.{name}": part for name, part in parts.items()}
+    loras = opened({**named, f"{kohya(layer)}.alpha": torch.tensor(3.0)})
+    first = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
+    rank = len(parts["lokr_w2_b"]) if "lokr_w2_b" in parts else 3.0
+    if kind == "core":
+        second = make_factor_cp(parts["lokr_t2"], parts["lokr_w2_a"], parts["lokr_w2_b"])
+    elif "lokr_w2" in parts:
+        second = parts["lokr_w2"]
+    else:
+        second = (parts["lokr_w2_a"] @ parts["lokr_w2_b"]).reshape(4, -1, *shape[2:])
+    assert_close(change(loras, layer), make_kron(first, second, torch.tensor(3.0 / rank)))
+
+
+def test_a_full_difference_is_added_to_weights_and_biases(opened):
+    weight, bias = numbers(1, *weight_of(CONV).shape), numbers(2, *weight_of(CONV, "bias").shape)
+    norm = numbers(3, *weight_of(f"{BLOCK}.norm").shape)
+    loras = opened(
+        {
+            f"{kohya(CONV)}.diff": weight,
+            f"{kohya(CONV)}.diff_b": bias,
+            f"{kohya(CONV)}.alpha": torch.tensor(0.1),  # scales products only
+            f"{kohya(f'{BLOCK}.norm')}.w_norm": norm,
+            **pair(QUERY, 2),
+            f"{kohya(KEY)}.hada_w1_a": numbers(4, 8, 2),  # and a LoHa in the same file
+            f"{kohya(KEY)}.hada_w1_b": numbers(5, 2, 16),
+            f"{kohya(KEY)}.hada_w2_a": numbers(6, 8, 2),
+            f"{kohya(KEY)}.hada_w2_b": numbers(7, 2, 16),
+        },
+        0.5,
+    )
+    assert not loras.warnings
+    assert_close(change(loras, CONV), 0.5 * weight)
+    assert_close(change(loras, CONV, "bias"), 0.5 * bias)
+    assert_close(change(loras, f"{BLOCK}.norm"), 0.5 * norm)
+    assert_close(change(loras, QUERY), 0.5 * product(QUERY, 2))
+    assert change(loras, KEY).any()
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.conv = nn.Linear(8, 8, bias=False), nn.Conv2d(24, 8, 3)
+
+
+def test_a_dora_equals_pefts_own(opened):
+    """Lengths by output, which is how PEFT trains; both names of them are read."""
+    network = Two()
+    with torch.no_grad():
+        network.linear.weight.copy_(weight_of(QUERY))
+        network.conv.weight.copy_(weight_of(CONV))
+    config = peft.LoraConfig(
+        r=2, lora_alpha=1, use_dora=True, target_modules=["linear", "conv"], init_lora_weights=False
+    )
+    taught = peft.get_peft_model(network, config)
+    state, kohyas = {}, {}
+    for own, layer in (("linear", QUERY), ("conv", CONV)):
+        module = taught.get_submodule(f"base_model.model.{own}")
+        length = module.lora_magnitude_vector["default"].weight
+        length.data *= 1.1
+        down, up = module.lora_A["default"].weight.data, module.lora_B["default"].weight.data
+        state |= {
+            f"unet.{layer}.lora_A.weight": down,
+            f"unet.{layer}.lora_B.weight": up,
+            f"unet.{layer}.lora_magnitude_vector": length.data,
+        }
+        kohyas |= {
+            f"{kohya(layer)}.lora_down.weight": down,
+            f"{kohya(layer)}.lora_up.weight": up,
+            f"{kohya(layer)}.alpha": torch.tensor(1.0),
+            f"{kohya(layer)}.dora_scale": length.data.reshape(-1, *[1] * (down.ndim - 1)),
+        }
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 1})}
+    merged = taught.merge_and_unload()
+    for loras in (opened(state, metadata=metadata), opened(kohyas, name="b.safetensors")):
+        assert_close(change(loras, QUERY), merged.linear.weight - weight_of(QUERY))
+        assert_close(change(loras, CONV), merged.conv.weight - weight_of(CONV))
+    half = opened(kohyas, 0.5)
+    assert_close(change(half, QUERY), 0.5 * (merged.linear.weight - weight_of(QUERY)))
+
+
+@pytest.mark.parametrize("layer", [KEY, CONV])
+def test_a_dora_may_have_lengths_by_input(opened, layer):
+    base = weight_of(layer).detach()
+    lengths = numbers(9, base.shape[1]).abs() + 0.5
+    scale = {f"{kohya(layer)}.dora_scale": lengths.reshape(1, -1, *[1] * (base.ndim - 2))}
+    full = base + 0.5 * product(layer, 2)
+    expected = torch.empty_like(full)
+    for at in range(base.shape[1]):
+        expected[:, at] = full[:, at] * lengths[at] / full[:, at].norm()
+    loras = opened(pair(layer, 2, 1.0) | scale)
+    assert not loras.warnings
+    assert_close(change(loras, layer), expected - base)
+
+
+# Names.
+
+NAMES = {
+    "kohya": ("lora_unet_{_}.lora_down.weight", "lora_te_text_model_{_}.lora_down.weight"),
+    "kohya, second trainer": (
+        "lora_unet_{_}.lora_down.weight",
+        "lora_te1_text_model_{_}.lora_down.weight",
+    ),
+    "peft": ("unet.{}.lora_A.weight", "text_encoder.text_model.{}.lora_A.weight"),
+    "peft, named": ("unet.{}.lora_A.mine.weight", "text_encoder.{}.lora_A.mine.weight"),
+    "peft, wrapped": (
+        "base_model.model.{}.lora_A.weight",
+        "base_model.model.text_model.{}.lora_A.weight",
+    ),
+    "peft, wrapped inside": (
+        "unet.base_model.model.{}.lora_A.weight",
+        "text_encoder.base_model.model.text_model.{}.lora_A.weight",
+    ),
+    "peft, bare": ("{}.lora_A.weight", "text_model.{}.lora_A.weight"),
+    "diffusers": ("unet.{}.lora.down.weight", "text_encoder.text_model.{}.lora.down.weight"),
+    "diffusers, linear": (
+        "unet.{}.lora_linear_layer.down.weight",
+        "text_encoder.text_model.{}.lora_linear_layer.down.weight",
+    ),
+    "processors": (
+        "unet.{processor}_lora.down.weight",
+        "text_encoder.text_model.{text}_lora.down.weight",
+    ),
+    "processors, bare": (
+        "{processor}_lora.down.weight",
+        "text_encoder.text_model.{}.lora_linear_layer.down.weight",
+    ),
+    "ComfyUI": (
+        "diffusion_model.{}.lora_down.weight",
+        "text_encoders.clip_l.transformer.text_model.{}.lora_down.weight",
+    ),
+    "LyCORIS": ("lycoris_{_}.lora_down.weight", "lora_te_text_model_{_}.lora_down.weight"),
+}
+
+
+def named(pattern, layer, part):
+    block, _, end = layer.rpartition(".to_")
+    name = pattern.format(
+        layer,
+        _=layer.replace(".", "_"),
+        processor=f"{block}.processor.to_{end.removesuffix('.0')}",
+        text=layer.replace("q_proj", "to_q"),
+    )
+    if part == "up":
+        name = name.replace("lora_A", "lora_B").replace("down.weight", "up.weight")
+    return name
+
+
+@pytest.mark.parametrize("file", ["style.safetensors", "style.bin", "style.PT"])
+@pytest.mark.parametrize("naming", NAMES)
+def test_all_names_of_a_layer_are_known(opened, naming, file):
+    state = {}
+    for layer in (QUERY, OUT, TEXT_QUERY):
+        pattern = NAMES[naming][network_of(layer) == TEXT]
+        for part, tensor in zip(("down", "up"), factors(layer, 2), strict=True):
+            state[named(pattern, layer, part)] = tensor
+    loras = opened(state, 0.5, name=file)
+    assert not loras.warnings
+    assert len(changed_layers(loras)) == 3
+    for layer in (QUERY, OUT, TEXT_QUERY):
+        assert_close(change(loras, layer), 0.5 * product(layer, 2))
+
+
+def released_shapes():
+    """Return the shapes of the release's networks, by the names of diffusers."""
+    shapes = checkpoint_shapes()
+    found = {}
+    for kind in (UNET, TEXT_MODEL):
+        settings = read_json(STANDARD_CONFIG / kind.folder / "config.json")
+        names = kind.names(shapes, settings)
+        found[kind.folder] = {name: shapes[own] for name, own in names.items()}
+    originals = {
+        own.removeprefix("model.diffusion_model.").rpartition(".")[0]: name.rpartition(".")[0]
+        for name, own in UNET.names(shapes, settings_of_unet()).items()
+    }
+    return found, originals
+
+
+def settings_of_unet():
+    return read_json(STANDARD_CONFIG / "unet" / "config.json")
+
+
+def test_all_layers_of_the_release_are_found_by_both_of_their_names(tmp_path):
+    shapes, originals = released_shapes()
+    attention = [
+        layer
+        for layer in {name.rpartition(".")[0] for name in shapes["unet"]}
+        if ".attentions." in layer and "norm" not in layer
+    ]
+    text = {name.removeprefix("text_model.").rpartition(".")[0] for name in shapes[TEXT]}
+    text = [layer for layer in text if layer.endswith(("_proj", "fc1", "fc2"))]
+    assert (len(attention), len(text)) == (192, 72)  # the 264 of kohya's trainer
+
+    def save(prefix, layers, names):
+        state = {}
+        for layer in layers:
+            shape = shapes["unet" if "lora_te" not in prefix else TEXT][f"{layer}.weight"]
+            name = prefix + names(layer).replace(".", "_")
+            state[f"{name}.lora_down.weight"] = torch.zeros(1, *shape[1:], dtype=torch.float16)
+            up = torch.zeros(shape[0], 1, *[1] * (len(shape) - 2), dtype=torch.float16)
+            state[f"{name}.lora_up.weight"] = up
+        return state
+
+    by_kohya = save("lora_unet_", attention, str) | save("lora_te_text_model_", text, str)
+    both = set(originals.values())
+    whole = [layer for layer in both if len(shapes["unet"][f"{layer}.weight"]) > 1]
+    back = {name: own for own, name in originals.items()}
+    by_original = save("lora_unet_", whole, back.__getitem__)
+    for state, count in ((by_kohya, 264), (by_original, len(whole))):
+        save_file(state, tmp_path / "all.safetensors")
+        loras = open_loras([(str(tmp_path / "all.safetensors"), 1.0)], shapes)
+        assert not loras.warnings
+        assert len(changed_layers(loras)) == count
+
+
+# What PEFT keeps beside the weights.
+
+
+def test_alphas_that_peft_keeps_in_remarks_or_beside_the_file_count(opened, tmp_path):
+    state = {}
+    for layer in (QUERY, KEY):
+        down, up = factors(layer, 4)
+        state |= {f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up}
+    own = {"r": 4, "lora_alpha": 8, "alpha_pattern": {"attn2.to_k": 2}}
+    remark = json.dumps({f"unet.{name}": value for name, value in own.items()})
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**own, "use_rslora": True}))
+    for loras, root in (
+        (opened(state, metadata={"lora_adapter_metadata": remark}), 1),
+        (opened(state, name="adapter_model.bin"), 2),
+    ):
+        assert_close(change(loras, QUERY), 2 * root * product(QUERY, 4))
+        assert_close(change(loras, KEY), 0.5 * root * product(KEY, 4))
+    for odd in ("[", "[1]", '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": NaN}'):
+        with pytest.raises(BrokenWeightsError, match="settings that belong to"):
+            opened(state, metadata={"lora_adapter_metadata": odd})
+
+
+# What is not used, and what is refused.
+
+
+def test_what_is_not_used_is_said(opened):
+    extra = {
+        "lora_unet_elsewhere.lora_down.weight": torch.ones(1, 8),
+        f"{kohya(KEY)}.lora_down.weight": torch.ones(1, 16),  # without its other half
+        f"{kohya(OUT)}.oft_blocks": torch.ones(2, 2),
+        f"{kohya(QUERY)}.diff_b": torch.ones(8),  # of a layer without bias
+    }
+    loras = opened(pair(QUERY, 2) | extra)
+    assert changed_layers(loras) == {f"{QUERY}.weight"}
+    (warning,) = loras.warnings
+    assert warning.startswith("4 of the 6 tensors in style.safetensors are not used, such as lora_")
+
+
+def test_a_layer_of_another_size_is_not_used(opened):
+    odd = {f"{kohya(KEY)}.lora_down.weight": torch.ones(1, 99)}
+    odd |= {f"{kohya(KEY)}.lora_up.weight": torch.ones(8, 1)}
+    assert "2 of the 4 tensors" in opened(pair(QUERY, 2) | odd).warnings[0]
+
+
+ATTN = "attentions_0_transformer_blocks_0_attn2_to_k"
+OTHERS = {
+    "SDXL": {f"lora_unet_down_blocks_1_{ATTN}": (4, 2048)},
+    "SDXL, LoKr": {"lora_unet_down_blocks_1_attentions_0_transformer_blocks_1_ff_net_2": (4, 8)},
+    "Stable Diffusion 2": {f"lora_unet_down_blocks_1_{ATTN}": (4, 1024)},
+    "Flux": {"lora_unet_double_blocks_0_img_attn_proj": (4, 8)},
+    "Flux, peft": {"transformer.single_transformer_blocks.0.attn.to_k": (4, 8)},
+    "Stable Diffusion 3": {"transformer.transformer_blocks.0.attn.to_k": (4, 8)},
+    "AnimateDiff": {"down_blocks.0.motion_modules.0.to_q": (4, 8)},
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("fits", [False, True])
+def test_other_families_are_refused_by_name_even_where_a_layer_fits(opened, family, fits):
+    state = pair(QUERY, 2) if fits else {}
+    for layer, shape in OTHERS[family].items():
+        state |= {f"{layer}.lora_down.weight": torch.ones(shape)}
+        state |= {f"{layer}.lora_up.weight": torch.ones(8, 4)}
+    name = family.partition(",")[0]
+    with pytest.raises(BrokenWeightsError, match=rf"is a LoRA for {name}; give a LoRA for Stable"):
+        opened(state)
+
+
+def test_a_checkpoint_or_an_embedding_is_no_lora(opened, files):
+    with pytest.raises(BrokenWeightsError, match="is a checkpoint; give a LoRA"):
+        open_loras([(str(files.checkpoint), 1.0)], SHAPES)
+    with pytest.raises(BrokenWeightsError, match=r"is an embedding for Stable .* 1\.5; give"):
+        opened({"emb_params": torch.ones(2, 768)})
+
+
+@pytest.mark.parametrize("part", ["lora_down.weight", "lora_up.weight", "alpha"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_found_while_loading(files, tmp_path, part, value):
+    state = pair(QUERY, 2, 1.0)
+    state[f"{kohya(QUERY)}.{part}"].view(-1)[0] = value
+    save_file(state, tmp_path / "odd.safetensors")
+    with pytest.raises(BrokenWeightsError, match=r"odd\.safetensors holds numbers .* not finite"):
+        load_sd15(str(files.folder), loras=[(str(tmp_path / "odd.safetensors"), 1.0)])
+
+
+def test_a_weight_beyond_the_precision_is_refused(files, tmp_path):
+    save_file(pair(QUERY, 2), tmp_path / "style.safetensors")
+    strong = [(str(tmp_path / "style.safetensors"), 1e7)]
+    assert load_sd15(str(files.folder), loras=strong)
+    with pytest.raises(BrokenWeightsError, match=r"weight 1e\+07 takes .* beyond .* float16"):
+        load_sd15(str(files.folder), loras=strong, dtype=torch.float16)
+
+
+# Loaded.
+
+
+def test_loras_are_merged_exactly_and_rounded_once(files, tmp_path):
+    save_file(pair(QUERY, 2, 1.0) | pair(TEXT_QUERY, 2), tmp_path / "style.safetensors")
+    loras = [(str(tmp_path / "style.safetensors"), 0.7), (str(tmp_path / "style.safetensors"), 0.2)]
+    exact = load_sd15(str(files.folder), loras=loras)
+    bundle = load_sd15(str(files.folder), loras=loras, dtype=torch.bfloat16)
+    assert bundle.facts.fingerprint == exact.facts.fingerprint
+    for own, other in (
+        (bundle.denoiser.unet, exact.denoiser.unet),
+        (bundle.text.model, exact.text.model),
+    ):
+        for (name, rounded), (_, whole) in zip(
+            own.named_parameters(), other.named_parameters(), strict=True
+        ):
+            assert torch.equal(rounded, whole.to(torch.bfloat16)), name
+    query = dict(exact.denoiser.unet.named_parameters())[f"{QUERY}.weight"]
+    assert_close(query - weight_of(QUERY), 0.45 * product(QUERY, 2))
+
+
+def test_no_network_is_loaded_in_another_precision_for_loras(files, tmp_path, monkeypatch):
+    save_file(pair(QUERY, 2) | pair(TEXT_QUERY, 2), tmp_path / "style.safetensors")
+    loras = [(str(tmp_path / "style.safetensors"), 1.0)]
+    seen = []
+
+    def stop(networks, *_, **__):
+        seen.append(networks)
+        raise InterruptedError
+
+    monkeypatch.setattr("tegula.models.sd15.load.assemble", stop)
+    with pytest.raises(InterruptedError):
+        load_sd15(str(files.folder), loras=loras, dtype=torch.float16)
+    dtypes = {each.dtype for module in seen[0].modules for each in module.parameters()}
+    assert dtypes == {torch.float16}
+
+
+def test_a_bundle_says_what_of_a_lora_it_does_not_use(files, tmp_path):
+    extra = {"lora_unet_elsewhere.lora_down.weight": torch.ones(1, 8)}
+    save_file(pair(QUERY, 2) | extra, tmp_path / "style.safetensors")
+    bundle = load_sd15(str(files.folder), loras=[(str(tmp_path / "style.safetensors"), 1.0)])
+    assert any("1 of the 3 tensors in style.safetensors" in each for each in bundle.warnings)
+    assert isinstance(bundle.denoiser.unet, UNet2DConditionModel)
