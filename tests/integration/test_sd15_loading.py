@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 import weakref
@@ -437,19 +438,34 @@ _MEASURED = """
 import re, sys, torch
 from pathlib import Path
 from tegula.models.load import load_bundle
-load_bundle(sys.argv[1], controlnet="none", dtype=torch.bfloat16)
+load_bundle(sys.argv[1], controlnet=sys.argv[2], dtype=torch.bfloat16)
 # Not getrusage: a new process begins with the peak of the one that started it.
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
+full_size = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="measures by /proc")
+
+
+def zeros(shapes, dtype):
+    return {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
+
+
+def peak_of_loading(model, controlnet="none"):
+    process = subprocess.run(
+        [sys.executable, "-c", _MEASURED, str(model), str(controlnet)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(process.stdout) * 1024
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="measures by /proc")
+@full_size
 @pytest.mark.parametrize(
     ("suffix", "dtype"), [("safetensors", torch.float16), ("ckpt", torch.float32)]
 )
 def test_a_checkpoint_of_full_size_loads_in_little_memory(tmp_path, suffix, dtype):
-    state = {name: torch.zeros(s, dtype=dtype) for name, s in checkpoint_shapes().items()}
+    state = zeros(checkpoint_shapes(), dtype)
     path = tmp_path / f"full.{suffix}"
     if suffix == "ckpt":
         torch.save({"state_dict": state}, path)
@@ -458,8 +474,40 @@ def test_a_checkpoint_of_full_size_loads_in_little_memory(tmp_path, suffix, dtyp
     assert len(state) == 1130
     assert path.stat().st_size > 2_130_000_000
     del state
-    process = subprocess.run(
-        [sys.executable, "-c", _MEASURED, str(path)], capture_output=True, text=True, check=True
-    )
+    peak = peak_of_loading(path)
     path.unlink()
-    assert int(process.stdout) * 1024 < 3_500_000_000
+    assert peak < 3_500_000_000
+
+
+@pytest.mark.slow
+@full_size
+def test_a_checkpoint_of_full_size_loads_with_its_controlnet_in_little_memory(tmp_path):
+    model, control = tmp_path / "full.safetensors", tmp_path / "control_sd15_tile.safetensors"
+    save_file(zeros(checkpoint_shapes(), torch.float16), model)
+    save_file(zeros(controlnet_shapes(), torch.float16), control)
+    assert control.stat().st_size > 722_000_000
+    peak = peak_of_loading(model, control)
+    model.unlink()
+    control.unlink()
+    assert peak < 4_000_000_000
+
+
+@pytest.mark.slow
+@full_size
+def test_a_folder_of_full_size_loads_with_its_controlnet_in_little_memory(tmp_path):
+    folder = Path(shutil.copytree(STANDARD_CONFIG, tmp_path / "model"))
+    size = 0
+    for kind in (UNET, AUTOENCODER, TEXT_MODEL, CONTROLNET):
+        with torch.device("meta"):
+            model = kind.build(read_json(folder / kind.folder / "config.json"))
+        stem = "model" if kind is TEXT_MODEL else "diffusion_pytorch_model"
+        path = folder / kind.folder / f"{stem}.fp16.safetensors"
+        shapes = {name: part.shape for name, part in model.named_parameters()}
+        save_file(zeros(shapes, torch.float16), path)
+        size += path.stat().st_size
+    (folder / "scheduler").mkdir(exist_ok=True)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    assert size > 2_850_000_000
+    peak = peak_of_loading(folder, folder / "controlnet")
+    shutil.rmtree(folder)
+    assert peak < 4_000_000_000
