@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from api_support import BATOU, DATA_URI, PNG, png
 from browser_support import Browser, find_browser, opened_browser
-from live_server import Live, live_server
+from live_server import Live, live_server, proxy
+from serve_support import free_port
 
 pytestmark = [
     pytest.mark.slow,
@@ -213,3 +217,90 @@ def test_a_narrow_page_does_not_scroll_sideways_and_names_everything(
     named = browser.names()
     assert named["link"]
     assert [kind for kind, names in named.items() if not all(names)] == []
+
+
+# Behind a gateway that mounts the server at a path.
+
+
+@contextmanager
+def mounted(folder: Path, *, keeps_mount: bool) -> Iterator[tuple[Live, str]]:
+    """A server as clients reach it through a gateway, and how this machine reaches it itself."""
+    port = free_port()
+    with (
+        proxy([port], "/deep/tile", keeps_mount=keeps_mount) as gateway,
+        live_server(
+            folder, port=port, public_url=f"{gateway}/deep/tile/", inline_output_bytes=0
+        ) as live,
+    ):
+        yield dataclasses.replace(live, url=f"{gateway}/deep/tile"), live.url
+
+
+@pytest.mark.parametrize("keeps_mount", [False, True])
+def test_every_link_leads_through_the_gateway(tmp_path, keeps_mount):
+    with mounted(tmp_path, keeps_mount=keeps_mount) as (live, _), httpx.Client() as client:
+        client.headers["authorization"] = f"Bearer {live.token}"
+        parts = {"content": ("a.png", PNG)}
+        file = client.post(f"{live.url}/v1/files", files=parts).json()
+        made = predict(live, image=file["urls"]["get"])
+        shown = client.get(f"{live.url}/v1/predictions/{made}").json()
+        stream = client.get(shown["urls"]["stream"], headers={"authorization": ""}).text
+        assert "event: done" in stream
+        shown = client.get(shown["urls"]["get"]).json()
+        opened = [shown["output"], file["urls"]["download"], shown["input"]["image"]]
+        assert f"data: {shown['output']}\n" in stream
+        for link in (*shown["urls"].values(), *file["urls"].values(), *opened):
+            assert link.startswith(f"{live.url}/"), link
+        for link in opened[:2]:
+            assert client.get(link, headers={"authorization": ""}).content == PNG
+        assert client.post(shown["urls"]["cancel"]).json()["status"] == "succeeded"
+        share = client.post(f"{shown['urls']['get']}/share").json()["url"]
+        assert "text/html" in client.get(share).headers["content-type"]
+        pinned = {"model": "tegula/upscale", "version": "latest", "hardware": "cpu"}
+        for number in range(26):
+            body = {**pinned, "name": f"d{number}", "min_instances": 0, "max_instances": 1}
+            client.post(f"{live.url}/v1/deployments", json=body)
+        page = client.get(f"{live.url}/v1/deployments").json()
+        rest = client.get(page["next"]).json()
+        assert (len(page["results"]), len(rest["results"])) == (25, 1)
+        assert client.get(rest["previous"]).json()["results"] == page["results"]
+        model = client.get(f"{live.url}/v1/models/tegula/upscale").json()["url"]
+        assert client.get(model).text.startswith("# tegula/upscale")
+        for prefix in ("/v1/v1", ""):  # as clients write it whose address has /v1, or lacks it
+            assert client.get(f"{live.url}{prefix}/account").json()["username"] == "ana"
+
+
+@pytest.mark.parametrize("keeps_mount", [False, True])
+def test_the_pages_work_behind_the_gateway(tab: Browser, photo, tmp_path, keeps_mount):
+    with mounted(tmp_path / "server", keeps_mount=keeps_mount) as (live, own):
+        tab.asked.clear()
+        tab.said.clear()
+        tab.open(f"{live.url}/")
+        sign_in(tab, live)
+        tab.until("!document.getElementById('upscale-form').hidden")
+        tab.choose_file("#file", photo)
+        tab.run("document.getElementById('prompt').value = 'slow'")
+        tab.run("document.getElementById('go').click()")
+        tab.until(PERCENT)
+        tab.until(DONE)
+        tab.until(DRAWN)
+        assert tab.run("location.pathname").startswith("/deep/tile/p/")
+        made = tab.run("location.pathname.split('/').pop()")
+        assert live.store.predictions.get(made).source == "web"
+        tab.run("document.querySelector('.bar a:last-of-type').click()")
+        tab.until("document.title === 'The API of tegula'")
+        tab.run("document.querySelector('.brand').click()")
+        tab.until("document.querySelector('#list a') !== null")
+        tab.run("document.querySelector('#list a').click()")
+        tab.until(DRAWN)
+        tab.run("document.getElementById('forget-token').click()")
+        tab.until("!document.getElementById('token-form').hidden")
+        assert tab.run("location.pathname") == "/deep/tile/"
+        asked = [url for url in tab.asked if not url.startswith(("data:", "blob:"))]
+        assert [url for url in asked if not url.startswith(f"{live.url}/")] == []
+        # On this machine itself the same page stays with the address that it was opened by.
+        tab.asked.clear()
+        shown(tab, dataclasses.replace(live, url=own), made)
+        tab.until(DRAWN)
+        asked = [url for url in tab.asked if not url.startswith(("data:", "blob:"))]
+        assert [url for url in asked if not url.startswith(f"{own}/")] == []
+        assert [text for text in tab.said if "status of 40" not in text] == []

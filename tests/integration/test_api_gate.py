@@ -18,7 +18,7 @@ from tegula.server.api.app import GracefulServer, create_app
 from tegula.server.api.create import parse_cancel_after, parse_prefer
 from tegula.server.api.errors import ProblemError
 from tegula.server.api.gate import normalise
-from tegula.server.settings import JsonLines, log_context
+from tegula.server.settings import JsonLines, ServerSettings, log_context
 from tegula.server.store import Store
 from tegula.server.webhooks import Outcome
 
@@ -357,3 +357,51 @@ def test_what_would_let_strangers_in_or_give_out_useless_links_is_refused(tmp_pa
     refused = tegula(tmp_path, "serve", *words)
     assert refused.returncode == 2
     assert reason in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "reached"),
+    [
+        ("/tile/v1/account", 200),
+        ("/tile/account", 200),
+        ("/tile/v1/v1/account", 200),
+        ("/v1/account", 200),
+        ("/other/up/v1/account", 200),
+        ("/tile/healthz", 200),
+        ("/tile/", 200),
+        ("/tiles/v1/account", 404),
+        ("/tile/tile/v1/account", 404),
+    ],
+)
+def test_a_gateway_may_leave_its_path_on_or_take_it_off(tmp_path, path, reached):
+    mounts = {
+        "public_url": "https://a.example/tile",
+        "url_aliases": ("https://b.example/other/up",),
+    }
+    server = open_server(tmp_path, **mounts)
+    assert server.get(path, follow_redirects=False).status_code == reached
+    server.store.close()
+
+
+def test_the_start_page_of_a_mounted_server_has_its_slash(tmp_path):
+    server = open_server(tmp_path, public_url="https://tile.example/tile")
+    answer = server.get("/tile", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "/tile/")
+    server.store.close()
+
+
+def test_the_operator_is_told_once_of_a_prefix_that_links_lack(tmp_path, caplog):
+    server = open_server(tmp_path, public_url="https://tile.example/tile")
+    for prefix in ("/tile", "/tile/", "/up", "/other"):
+        server.get("/healthz", headers={"x-forwarded-prefix": prefix})
+    warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert warnings == [
+        "A proxy sends X-Forwarded-Prefix: '/up'; links lead there once public_url ends with it."
+    ]
+    server.store.close()
+
+
+@pytest.mark.parametrize("path", ["/p", "/docs/", "/pages/tile"])
+def test_a_gateway_must_not_mount_the_server_at_a_page_of_its_own(tmp_path, path):
+    with pytest.raises(ValueError, match="a page of the server itself"):
+        ServerSettings(public_url=f"https://tile.example{path}")

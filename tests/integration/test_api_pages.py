@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urljoin
 
 import pytest
 from api_support import DATA_URI, PNG, Server, open_server, png
@@ -41,8 +42,10 @@ def test_a_page_and_what_it_loads_come_from_this_server(server: Server, page: st
         assert answer.status_code == 200, path
         text = answer.text.replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?://\w|innerHTML|eval\(", text), path
-        loaded = re.findall(r'(?:src|href)="(/pages/[^"]+)"', text)
-        loaded += [f"/pages/{name}" for name in re.findall(r'from "\./([^"]+)"', text)]
+        assert not re.search(r'(?:src|href|action)="/', text), "a gateway may mount it at a path"
+        loaded = re.findall(r'(?:src|href)="([^"#]+)"', text)
+        loaded += re.findall(r'from "(\./[^"]+)"', text)
+        loaded = [urljoin(path, address) for address in loaded]
         waiting += set(loaded) - seen
     assert "/pages/page.css" in seen
 

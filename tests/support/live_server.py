@@ -136,6 +136,8 @@ class _ProxyHandler(BaseHTTPRequestHandler):
 
     turns = itertools.count()
     ports: Sequence[int]
+    mount = ""
+    keeps_mount = False
 
     def handle_one_request(self) -> None:
         """Read a request of any method and answer it."""
@@ -143,6 +145,11 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         if not self.raw_requestline or not self.parse_request():
             self.close_connection = True
             return
+        if not self.path.startswith(f"{self.mount}/"):
+            self.send_error(404)
+            return
+        if not self.keeps_mount:
+            self.path = self.path[len(self.mount) :]
         body, first = self._body(), next(self.turns) % len(self.ports)
         ports = (*self.ports[first:], *self.ports[:first])
         if not any(self._pass_on(port, body, last=port == ports[-1]) for port in ports):
@@ -186,12 +193,14 @@ class _ProxyHandler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def proxy(ports: Sequence[int]) -> Iterator[str]:
+def proxy(ports: Sequence[int], mount: str = "", *, keeps_mount: bool = False) -> Iterator[str]:
     """Pass requests on to several servers in turn, as docs/server.md asks of a proxy.
 
-    Where one cannot be reached or answers 503, the next one gets the request.
+    Where one cannot be reached or answers 503, the next one gets the request. What does not lie
+    under ``mount`` is not found; ``mount`` is taken off paths unless ``keeps_mount``.
     """
-    handler = type("Handler", (_ProxyHandler,), {"ports": ports})
+    about = {"ports": ports, "mount": mount, "keeps_mount": keeps_mount}
+    handler = type("Handler", (_ProxyHandler,), about)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -41,6 +42,8 @@ from tegula.models import DEFAULT_BUNDLE, BundleSettings
 from tegula.schema import faults
 
 MIB = 1 << 20
+
+_OWN_PATHS = ("docs", "o", "p", "pages")
 
 
 def _refuse_truth_values(value: Any) -> Any:
@@ -89,7 +92,8 @@ class ServerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TEGULA_", frozen=True, extra="forbid")
 
     public_url: str = Field(
-        default="http://127.0.0.1:8000", description="How clients reach the server, without `/v1`."
+        default="http://127.0.0.1:8000",
+        description="How clients reach the server, without `/v1`, and with the path of a gateway.",
     )
     url_aliases: Texts = Field(
         default=(),
@@ -269,6 +273,9 @@ class ServerSettings(BaseSettings):
     def _is_a_web_address(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
             raise ValueError(f"public_url starts with http:// or https://, unlike {value!r}")
+        # A gateway may take its path off or leave it on, and both must be told apart.
+        if urlsplit(value).path.split("/")[1:2] in [[name] for name in _OWN_PATHS]:
+            raise ValueError(f"public_url leads to {value!r}, which is a page of the server itself")
         return value.rstrip("/")
 
     @property
@@ -283,6 +290,12 @@ class ServerSettings(BaseSettings):
     def bundle_of(self, *references: str | None) -> str:
         """Return the first of these references that has a bundle of its own, or else ""."""
         return next((each for each in references if each in self.bundles), "") or ""
+
+    @property
+    def mounts(self) -> set[str]:
+        """The paths at which gateways mount the server, such as ``/tile``."""
+        bases = (self.public_url, *self.url_aliases)
+        return {path for base in bases if (path := urlsplit(base).path.rstrip("/"))}
 
     @property
     def store_url(self) -> str:

@@ -170,7 +170,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
             allow_headers=["*"],
             expose_headers=["Preference-Applied", "RateLimit-Remaining", "RateLimit-Reset"],
         )
-    app.add_middleware(OnePrefix)
+    app.add_middleware(OnePrefix, mounts=settings.mounts)
 
 
 def _add_handlers(app: FastAPI) -> None:

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -31,6 +31,7 @@ from prometheus_client import (
 )
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tegula.server.api.errors import (
@@ -99,17 +100,48 @@ def normalise(path: str) -> str:
 
 
 class OnePrefix:
-    """ASGI middleware that applies ``normalise`` before the routes are matched."""
+    """ASGI middleware that gives a path its one prefix before the routes are matched.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Before ``normalise`` it takes off the path at which a gateway mounts the server, where the
+    gateway has not done so. That is the path of the public URL or of one of its aliases.
+    """
+
+    def __init__(self, app: ASGIApp, mounts: Collection[str]) -> None:
+        """Take the paths at which the server is mounted, each with one slash, in front."""
         self._app = app
+        self._mounts = sorted(mounts, key=len, reverse=True)
+        self._has_warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on under its normal path."""
-        if scope["type"] == "http":
-            path = normalise(scope["path"])
-            scope = {**scope, "path": path, "raw_path": path.encode()}
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        if path in self._mounts:
+            # The addresses in the pages are relative, and so need the slash at the end.
+            await RedirectResponse(f"{path}/", 307)(scope, receive, send)
+            return
+        self._compare(Headers(scope=scope).get("x-forwarded-prefix", "").rstrip("/"))
+        for mount in self._mounts:
+            if path.startswith(f"{mount}/"):
+                path = path[len(mount) :]
+                break
+        path = normalise(path)
+        await self._app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
+
+    def _compare(self, forwarded: str) -> None:
+        """Tell the operator once if the gateway's prefix is not in the links that are given out.
+
+        The header itself is not followed: webhooks hold links, too, and no request comes with them.
+        """
+        if forwarded and forwarded not in self._mounts and not self._has_warned:
+            self._has_warned = True
+            LOG.warning(
+                "A proxy sends X-Forwarded-Prefix: %.100r; links lead there once public_url ends "
+                "with it.",
+                forwarded,
+            )
 
 
 # Browsers. A server without tokens must not obey any page that happens to be open in a browser

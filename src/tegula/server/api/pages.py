@@ -1,8 +1,9 @@
 """Pages for people: the start page, one for each prediction, and the API's documentation.
 
-The pages run the server's own files and nothing else. The documentation is written here, from the
-OpenAPI document: the ready-made viewers are far larger than all of the pages together (Redoc's file
-has 1.1 MB and Scalar's 3.6 MB, against 40 kB).
+The pages run the server's own files and nothing else. The addresses in them are relative, so that
+they work wherever a gateway mounts the server. The documentation is written here, from the OpenAPI
+document: the ready-made viewers are far larger than all of the pages together (Redoc's file has
+1.1 MB and Scalar's 3.6 MB, against 40 kB).
 """
 
 from __future__ import annotations
@@ -101,11 +102,11 @@ _HEAD = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>The API of tegula</title>
-<link rel="icon" href="/pages/icon.svg" type="image/svg+xml">
-<link rel="stylesheet" href="/pages/page.css">
+<link rel="icon" href="pages/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="pages/page.css">
 <header class="bar">
-  <a class="brand" href="/">tegula</a>
-  <a href="/">Make a picture larger</a>
+  <a class="brand" href="./">tegula</a>
+  <a href="./">Make a picture larger</a>
 </header>
 <main class="docs">
 """
@@ -131,7 +132,7 @@ def documentation_page(document: Mapping[str, Any]) -> str:
     return (
         f"{_HEAD}<h1>The API of {escape(info['title'])} {escape(info['version'])}</h1>"
         f"<p>{_inline(info['description'])} For programs: "
-        '<a href="/openapi.json">openapi.json</a>.</p>'
+        '<a href="openapi.json">openapi.json</a>.</p>'
         f"<pre>{escape(_EXAMPLE)}</pre>"
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav>{parts}</main></html>'
     )

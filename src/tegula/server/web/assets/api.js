@@ -6,6 +6,14 @@ const KEY = "tegula-token";
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
 const SILENT = "The server does not answer.";
 
+// Where the server is mounted: a gateway may put a path before all of its addresses.
+const MOUNT = new URL("..", import.meta.url).href;
+
+// Return the full address of a path of this server, such as "/v1/account".
+export function local(path) {
+  return MOUNT + path.slice(1);
+}
+
 export class RequestError extends Error {
   constructor(status, sentence) {
     super(sentence);
@@ -43,7 +51,7 @@ async function request(method, path, body, accept) {
     headers["content-type"] = "application/json";
     body = JSON.stringify(body);
   }
-  const response = await fetch(path, { method, headers, body, cache: "no-store" }).catch(() => null);
+  const response = await fetch(local(path), { method, headers, body, cache: "no-store" }).catch(() => null);
   if (response === null) throw new RequestError(0, SILENT);
   if (!response.ok) throw new RequestError(response.status, await sentence(response));
   return response;

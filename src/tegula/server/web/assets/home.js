@@ -1,6 +1,6 @@
 // The start page: choose a picture, a scale and a preset; the page of the prediction follows.
 
-import { call } from "./api.js";
+import { call, local } from "./api.js";
 import { signIn } from "./signing-in.js";
 
 const MODEL = "/v1/models/tegula/upscale";
@@ -111,7 +111,7 @@ async function send() {
     prompt: at("prompt").value.trim(),
   };
   const prediction = await call("POST", `${MODEL}/predictions`, { input });
-  location.assign(`/p/${encodeURIComponent(prediction.id)}`);
+  location.assign(local(`/p/${encodeURIComponent(prediction.id)}`));
 }
 
 at("upscale-form").addEventListener("submit", async (event) => {
@@ -129,7 +129,7 @@ at("upscale-form").addEventListener("submit", async (event) => {
 
 function entry(prediction) {
   const item = document.createElement("li"), link = document.createElement("a");
-  link.href = `/p/${encodeURIComponent(prediction.id)}`;
+  link.href = local(`/p/${encodeURIComponent(prediction.id)}`);
   link.textContent = new Date(prediction.created_at).toLocaleString();
   const { scale, preset } = prediction.input;
   const kept = prediction.data_removed ? "removed" : [scale && `${scale}×`, preset].filter(Boolean).join(", ");

@@ -1,6 +1,6 @@
 // The page of one prediction: its state as it changes, its result beside its source, its sharing.
 
-import { blob, call } from "./api.js";
+import { blob, call, local } from "./api.js";
 import { comparison } from "./compare.js";
 import { signIn } from "./signing-in.js";
 
@@ -31,9 +31,8 @@ function formatSeconds(total) {
 
 // Addresses carry the public URL of the server; this page may have been opened by another name.
 function localAddress(address) {
-  const url = new URL(address, location.href);
-  const ours = url.origin === new URL(shown.urls.web).origin;
-  return ours ? url.pathname + url.search : address;
+  const base = shown.urls.web.slice(0, shown.urls.web.lastIndexOf("/p/"));
+  return address.startsWith(`${base}/`) ? local(address.slice(base.length)) : address;
 }
 
 function addresses(value) {

@@ -1,6 +1,6 @@
 // The form that asks for a token, and the button that forgets it.
 
-import { call, forgetToken, hasToken, keepToken } from "./api.js";
+import { call, forgetToken, hasToken, keepToken, local } from "./api.js";
 
 const at = (name) => document.getElementById(name);
 
@@ -39,5 +39,5 @@ export async function signIn() {
 
 at("forget-token").addEventListener("click", () => {
   forgetToken();
-  location.assign("/");
+  location.assign(local("/"));
 });
