@@ -26,6 +26,7 @@ from tegula.pipeline.steps import Guidance, Rows, rows_of
 from tegula.pipeline.windows import Piece, canvas_piece, count_places
 
 _FIXED_SHARE = 0.05
+"""Of the whole work: preparing and finishing, where no times are known."""
 
 
 @dataclass(frozen=True)

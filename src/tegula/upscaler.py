@@ -49,6 +49,7 @@ from tegula.progress import (
 
 _FACE_PRESCALER = "realesrgan-x4plus"
 _USUAL_SIDE = 1024
+"""Of the usual picture, by whose seconds a server estimates a model that it has not run yet."""
 _REFINE = {"canvas": refine_canvas, "redraw": refine_redraw}
 
 

@@ -8,7 +8,7 @@ from cli_support import put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tegula.cli.targets import Job, Naming, SideFiles, find_work, settle_format
+from tegula.cli.targets import Job, Naming, SideFiles, find_work, format_of_target
 from tegula.errors import InputError, OptionError, PathError, TegulaError
 
 
@@ -143,8 +143,8 @@ def test_files_beside_the_results_replace_nothing(words, side_files, says):
 
 def test_a_format_against_the_ending_is_refused():
     with pytest.raises(OptionError, match="says png and --format says jpeg"):
-        settle_format(Path("b.png"), "jpeg")
-    assert settle_format(Path("b.xyz"), "jpeg") == "jpeg"
+        format_of_target(Path("b.png"), "jpeg")
+    assert format_of_target(Path("b.xyz"), "jpeg") == "jpeg"
 
 
 WORDS = st.sampled_from(

@@ -156,7 +156,7 @@ def find_work(
         source = Path(inputs[0])
         beside = source.with_name(naming.file_name(source, beside=True))
         target = beside if place is None else Path(place)
-        job = Job(source, target, settle_format(target, naming.format))
+        job = Job(source, target, format_of_target(target, naming.format))
         work = Work((job,), guessed=place is not None and output is None)
     _check_distinct(work.jobs, side_files)
     return work
@@ -167,7 +167,7 @@ def is_folder(argument: str) -> bool:
     return argument.endswith(("/", os.sep)) or Path(argument).is_dir()
 
 
-def settle_format(target: Path, wanted: str | None) -> str:
+def format_of_target(target: Path, wanted: str | None) -> str:
     """Return the format of a file.
 
     Raises:
@@ -193,7 +193,7 @@ def _stream_work(inputs: Sequence[str], place: str | None, naming: Naming) -> Wo
             f"A picture from standard input has no name; name the file of its result in {place}."
         )
     target = Path(place)
-    return Work((Job(None, target, settle_format(target, naming.format)),))
+    return Work((Job(None, target, format_of_target(target, naming.format)),))
 
 
 def _folder_work(inputs: Sequence[str], place: str | None, naming: Naming) -> Work:
@@ -224,7 +224,7 @@ def _folder_job(found: _Found, folder: Path, naming: Naming) -> Job:
             f"The results would lie among their sources in {source.parent}; name another folder."
         )
     target = into / naming.file_name(source, beside=beside)
-    return Job(source, target, settle_format(target, naming.format))
+    return Job(source, target, format_of_target(target, naming.format))
 
 
 def _expanded(argument: str) -> Iterator[_Found]:

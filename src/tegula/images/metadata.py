@@ -29,6 +29,7 @@ IFDS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 """The directories within EXIF that are kept."""
 
 _MAX_TEXT = 65_536
+"""Characters of the longest text of a PNG file that is kept."""
 
 # Sizes, strips, tiles, compression, colour and thumbnail of the old pixels, and what Metadata
 # holds apart or not at all: orientation, resolution, XMP, IPTC, Photoshop's block, profile.

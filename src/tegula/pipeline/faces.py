@@ -42,6 +42,7 @@ TEMPLATE = np.array(
 LEAST_EYE_DISTANCE = 5
 """Pixels of the source; what is smaller holds no face that could be restored."""
 _MARGIN = 4
+"""Pixels of the template around a face that warping may read."""
 NONE_FOUND = "No face was found, so none was restored."
 
 

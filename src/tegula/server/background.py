@@ -31,6 +31,7 @@ KEYS_FOR = timedelta(hours=24)
 MESSAGES_FOR = timedelta(days=7)
 UNUSED_BLOBS_FOR = timedelta(hours=1)
 _BATCH = 100
+"""Rows that are removed in one transaction."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ class Sweeper:
 _MESSAGE_BATCH = 32
 _LOOK_EVERY_S = 1.0
 _PUT_OFF_FOR = timedelta(milliseconds=500)
+"""How long a message waits whose receiver has as many under way as it is sent at once."""
 
 
 class WebhookSender:

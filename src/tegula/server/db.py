@@ -58,7 +58,11 @@ def new_secret() -> str:
 # Transactions: SQLite by default, PostgreSQL by URL, migrated when opened.
 
 _FULL = 2
+"""SQLite's number for ``synchronous=FULL``."""
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
+"""Endings of the files of one SQLite database."""
+
+# PostgreSQL's advisory locks have numbers, which all programs on the database share.
 _MIGRATION_LOCK, _ALONE_LOCK = 7_386_118_114, 7_386_118_115
 
 

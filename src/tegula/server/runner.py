@@ -80,7 +80,9 @@ class RunnerSpec:
 
 _LOOK_EVERY_S = 0.1
 _FAREWELL_S = 2.0
+"""How long a process that was killed, or died, may take until it is gone."""
 _START_EVERY_S = 60.0
+"""A process that fails while it loads is not started without a job sooner than this."""
 
 
 @dataclass(frozen=True)

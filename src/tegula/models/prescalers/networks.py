@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from tegula.errors import BrokenWeightsError
 
+# Both are ESRGAN's, and every file of its family was trained with them.
 RESIDUAL_SCALE = 0.2
 NEGATIVE_SLOPE = 0.2
+
 STRIP = 64
 """Rows of features that are enlarged at once."""
 STRIP_CONTEXT = 2
