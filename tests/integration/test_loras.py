@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from sd15_layout import checkpoint_shapes
 from torch import nn
 
-from tegula.errors import BrokenWeightsError
+from tegula.errors import BrokenWeightsError, OptionError
 from tegula.models.files import read_json
 from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.lora import TEXT, open_loras
@@ -440,6 +440,41 @@ def test_all_layers_of_the_release_are_found_by_both_of_their_names(tmp_path):
         loras = open_loras([(str(tmp_path / "all.safetensors"), 1.0)], shapes)
         assert not loras.warnings
         assert len(changed_layers(loras)) == count
+
+
+# Embeddings in the same file.
+
+
+def test_the_words_in_the_file_of_a_lora_are_learned_with_it(files, tmp_path):
+    vectors = {name: numbers(at, 2, 16) for at, name in enumerate(("calm", "storm", "sea"))}
+    state = {
+        "bundle_emb.calm.string_to_param.*": vectors["calm"],
+        "bundle_emb.storm.emb_params": vectors["storm"],
+        "bundle_emb.sea.clip_l": vectors["sea"],
+    }
+    save_file(pair(QUERY, 2) | state, tmp_path / "style.safetensors")
+    loras = [(str(tmp_path / "style.safetensors"), 0.5)]
+    bundle = load_sd15(str(files.folder), loras=loras)
+    assert not any("not used" in warning for warning in bundle.warnings)
+    for word, own in vectors.items():
+        save_file({"emb_params": own}, tmp_path / f"{word}.safetensors")
+    embeddings = [str(tmp_path / f"{word}.safetensors") for word in vectors]
+    separate = load_sd15(str(files.folder), embeddings=embeddings)
+    prompt = ["a cat, Storm and calm, sea"]
+    assert torch.equal(bundle.text.encode(prompt), separate.text.encode(prompt))
+    with pytest.raises(OptionError, match="Two embeddings are called calm"):
+        load_sd15(str(files.folder), loras=loras, embeddings=embeddings[:1])
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [(torch.ones(2, 1024), "Stable Diffusion 2"), (torch.full((1, 16), torch.nan), "not finite")],
+)
+def test_words_in_the_file_of_a_lora_that_do_not_fit_are_refused(files, tmp_path, vectors, message):
+    state = pair(QUERY, 2) | {"bundle_emb.calm.string_to_param.*": vectors}
+    save_file(state, tmp_path / "style.safetensors")
+    with pytest.raises(BrokenWeightsError, match=rf"style\.safetensors .*{message}"):
+        load_sd15(str(files.folder), loras=[(str(tmp_path / "style.safetensors"), 0.5)])
 
 
 # What PEFT keeps beside the weights.

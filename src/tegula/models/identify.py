@@ -131,7 +131,9 @@ def _lora(shapes: Shapes) -> Identity | None:
     if _any(names, r"motion_modules"):
         return Identity(LORA, _ANIMATE)
     # Stable Diffusion 1.5 has one transformer in each attention, SDXL up to ten.
-    if _any(names, r"^lora_te2_|text_encoder_2|_blocks[._].*[._]transformer_blocks[._][1-9]"):
+    if _any(
+        names, r"^lora_te2_|text_encoder_2|\.clip_g$|_blocks[._].*[._]transformer_blocks[._][1-9]"
+    ):
         return Identity(LORA, _SDXL)
     return Identity(LORA, _family_of_text(shapes))
 

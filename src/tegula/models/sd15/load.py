@@ -81,7 +81,7 @@ def load_sd15(
         networks = _load(parts, dtype, found.loras)
         refuse_mixed(networks)
         width = int(networks.text_model.config.hidden_size)
-        inversions = read_inversions(found.embeddings, width)
+        inversions = read_inversions(found.embeddings, width, found.loras.words)
         networks = dataclasses.replace(networks, inversions=inversions)
         light = light_autoencoder(device, dtype)
     model = found.model

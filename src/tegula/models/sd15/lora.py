@@ -61,6 +61,9 @@ _PARTS = tuple(
 )
 _LYCORIS_PART = re.compile(r"\.((?:hada|lokr)_(?:w[12](?:_[ab])?|t[12]))$")
 
+_BUNDLED_WORD = re.compile(r"^bundle_emb\.([^.]+)\.(?:string_to_param\..+|emb_params|clip_l)$")
+"""An embedding in the file of a LoRA that was trained with it ("pivotal tuning")."""
+
 _PREFIX = re.compile(
     r"(?:base_model_model_)?"
     r"(?:(?P<unet>(?:lora_|lycoris_)?unet_|(?:model_)?diffusion_model_)"
@@ -291,10 +294,12 @@ class Loras:
     """LoRAs that were found to fit a model, in their order; nothing of them is read yet.
 
     changes: by network, and by parameter in it.
+    words: embeddings that come in the files of LoRAs, as (file, word, vectors).
     warnings: what of the files is not used.
     """
 
     changes: Mapping[str, Mapping[str, Sequence[_Change]]]
+    words: tuple[tuple[Path, str, StoredTensor], ...] = ()
     warnings: tuple[str, ...] = ()
 
     def merge(self, network: str, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -334,24 +339,28 @@ def open_loras(loras: Sequence[tuple[str, float]], networks: Mapping[str, Shapes
     """
     targets = [_Target.of(network, shapes) for network, shapes in networks.items()]
     changes: dict[str, dict[str, list[_Change]]] = {each.network: {} for each in targets}
+    words: list[tuple[Path, str, StoredTensor]] = []
     warnings: list[str] = []
     for reference, weight in loras:
         path = lora_file(reference)
         refuse_gguf(path)
         tensors = open_tensors(path)
-        unused = set(tensors)
+        bundled = {name: found[1] for name in tensors if (found := _BUNDLED_WORD.match(name))}
+        words += [(path, word, tensors[name]) for name, word in bundled.items()]
+        unused = tensors.keys() - bundled.keys()
+        fits = False
         for target, parameter, names, change in _changes_of(path, weight, tensors, targets):
-            unused -= names
+            unused, fits = unused - names, True
             if weight:
                 changes[target.network].setdefault(parameter, []).append(change)
-        _refuse_what_does_not_fit(path, tensors, is_unused=len(unused) == len(tensors))
+        _refuse_what_does_not_fit(path, tensors, fits=fits)
         if unused:
             warnings.append(
                 f"{len(unused)} of the {len(tensors)} tensors in {path.name} are not used, such as "
                 f"{' and '.join(sorted(unused)[:2])}: they fit no layer of this model, or are of a "
                 f"kind that is not read."
             )
-    return Loras(changes, tuple(warnings))
+    return Loras(changes, tuple(words), tuple(warnings))
 
 
 def lora_file(reference: str) -> Path:
@@ -447,7 +456,7 @@ def _odd_settings(path: Path) -> BrokenWeightsError:
 
 
 def _refuse_what_does_not_fit(
-    path: Path, tensors: Mapping[str, StoredTensor], *, is_unused: bool
+    path: Path, tensors: Mapping[str, StoredTensor], *, fits: bool
 ) -> None:
     """Make sure that a file is a LoRA for this model; some layers of other families fit, too.
 
@@ -455,9 +464,9 @@ def _refuse_what_does_not_fit(
         BrokenWeightsError: it is not.
     """
     identity = identify({name: each.shape for name, each in tensors.items()}, path)
-    if is_unused or (identity.kind == LORA and not identity.may_be_sd15):
+    if not fits or (identity.kind == LORA and not identity.may_be_sd15):
         refuse_other(path, identity, "a LoRA", (LORA,))
-    if is_unused:
+    if not fits:
         raise BrokenWeightsError(
             f"{path} is no LoRA for {SD15}: none of its {len(tensors)} tensors, such as "
             f"{min(tensors)}, fits a layer of this model; give one made for it."

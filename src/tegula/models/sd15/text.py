@@ -17,6 +17,7 @@ from tegula.models.files import existing_file, read_content
 from tegula.models.identify import EMBEDDING, SD15, family_of_width, identify, refuse_other
 from tegula.models.library import without_suffix
 from tegula.models.prompt import USUAL_STYLE, PromptStyle, WeightedText, parse_prompt
+from tegula.models.stored import StoredTensor
 
 # Textual inversions: words with embeddings of their own.
 
@@ -33,23 +34,28 @@ class Inversion:
     vectors: Tensor
 
 
-def read_inversions(references: Sequence[str], width: int) -> tuple[Inversion, ...]:
+def read_inversions(
+    references: Sequence[str],
+    width: int,
+    bundled: Sequence[tuple[Path, str, StoredTensor]] = (),
+) -> tuple[Inversion, ...]:
     """Read textual inversion files, each called by its file's name and by the one inside.
 
     Args:
         references: paths of files of the web UI's or the diffusers format.
         width: of the vectors that the text encoder takes.
+        bundled: words that come in the files of LoRAs, as (file, word, vectors).
 
     Raises:
         MissingWeightsError: a file is not there.
         BrokenWeightsError: a file is damaged, no textual inversion, or of another family.
         OptionError: two of them have the same name.
     """
+    paths = [existing_file(reference) for reference in references]
+    read = [(path, _read_inversion(path, width)) for path in paths]
+    read += [(path, _inversion(path, (word,), own.read(), width)) for path, word, own in bundled]
     found: dict[str, Path] = {}
-    inversions = []
-    for reference in references:
-        path = existing_file(reference)
-        inversion = _read_inversion(path, width)
+    for path, inversion in read:
         for word in inversion.words:
             other = found.setdefault(word.lower(), path)
             if other is not path:
@@ -57,8 +63,7 @@ def read_inversions(references: Sequence[str], width: int) -> tuple[Inversion, .
                     f"Two embeddings are called {word}, {other} and {path}; rename one of the "
                     f"files or give one of them only."
                 )
-        inversions.append(inversion)
-    return tuple(inversions)
+    return tuple(inversion for _, inversion in read)
 
 
 def _read_inversion(path: Path, width: int) -> Inversion:
@@ -79,6 +84,12 @@ def _read_inversion(path: Path, width: int) -> Inversion:
             f"{path} is no textual inversion for {SD15}; give one with the vectors of one word."
         )
     name, part = next(iter(tensors.items()))
+    own = () if isinstance(wrapped, Mapping) or name == "emb_params" else (name,)
+    return _inversion(path, tuple(dict.fromkeys((*own, path.stem))), part, width)
+
+
+def _inversion(path: Path, words: tuple[str, ...], part: Tensor, width: int) -> Inversion:
+    """Return the vectors of a file as those of words, if they fit the text encoder."""
     vectors = part.detach().float()
     vectors = vectors[None] if vectors.ndim == 1 else vectors
     if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != width:
@@ -90,8 +101,7 @@ def _read_inversion(path: Path, width: int) -> Inversion:
         )
     if not torch.isfinite(vectors).all():
         raise BrokenWeightsError(f"{path} holds numbers that are not finite; get it again.")
-    own = () if isinstance(wrapped, Mapping) or name == "emb_params" else (name,)
-    return Inversion(tuple(dict.fromkeys((*own, path.stem))), vectors)
+    return Inversion(words, vectors)
 
 
 # The encoder.
