@@ -62,7 +62,7 @@ class NoOp:
             queue = self._store.queue
             claimed = queue.claim("bench")
             if claimed is None and (unfetched := queue.claim_fetch("bench")):
-                queue.put_back(unfetched.id, unfetched.attempt, None)
+                queue.hand_on(unfetched.id, unfetched.attempt, None)
                 continue
             if claimed is None:
                 self._wake.wait(0.2)

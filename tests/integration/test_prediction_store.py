@@ -255,11 +255,11 @@ def test_no_device_gets_a_prediction_before_its_inputs_are_there(store, clock):
     fetch = store.queue.claim_fetch("fetcher")
     assert (fetch.id, fetch.status) == (fetched.id, State.STARTING)
     assert store.queue.claim_fetch("another") is None
-    assert store.queue.put_back(fetch.id, fetch.attempt, "b.example")
+    assert store.queue.hand_on(fetch.id, fetch.attempt, "b.example")
     assert store.queue.claim("worker") is None
     again = store.queue.claim_fetch("fetcher")
     assert (again.id, again.fetch_host) == (fetch.id, "b.example")
-    assert store.queue.put_back(again.id, again.attempt, None)
+    assert store.queue.hand_on(again.id, again.attempt, None)
     assert not store.queue.report(again.id, again.attempt)
     assert store.queue.claim_fetch("fetcher") is None
     assert store.predictions.waiting().fetching == 0
@@ -271,7 +271,7 @@ def test_what_is_fetched_keeps_its_place_in_the_queue(store, clock):
     clock.turn(1)
     ask(store)
     fetch = store.queue.claim_fetch("fetcher")
-    store.queue.put_back(fetch.id, fetch.attempt, None)
+    store.queue.hand_on(fetch.id, fetch.attempt, None)
     assert store.queue.claim("worker").id == first.id
 
 
@@ -313,7 +313,7 @@ def test_a_fetch_whose_server_died_is_begun_again_however_often(store, clock):
         assert (fetch.id, fetch.attempt) == (name, attempt)
         clock.turn(store.settings.lease_seconds + 1)
         assert store.queue.rescue() == (name,)
-        assert not store.queue.put_back(name, attempt, None)
+        assert not store.queue.hand_on(name, attempt, None)
     now = store.predictions.get(name)
     assert (now.status, now.losses, now.logs, now.fetch_host) == (
         State.STARTING, 0, "", "a.example",
@@ -330,7 +330,7 @@ def test_a_fetch_ends_with_its_prediction(store, clock):
     assert store.queue.expire() == (late,)
     for fetch in (first, second):
         assert not store.queue.report(fetch.id, fetch.attempt)
-        assert not store.queue.put_back(fetch.id, fetch.attempt, None)
+        assert not store.queue.hand_on(fetch.id, fetch.attempt, None)
     assert store.predictions.get(late).status is State.ABORTED
     assert store.queue.claim("worker") is None
 

@@ -3,10 +3,10 @@
 Who runs what in which process, from here down to ``runner.py``:
 
 The **server's process** (``tegula serve``) answers HTTP in its main thread's event loop and in a
-pool of threads. Beside these it has one thread for each engine, which claims a prediction from the
-queue, brings its files to the disk and records what the engine reports (``supervisor.py``,
-``work.py``), and one thread that keeps leases and deadlines. It imports neither torch nor numpy:
-it stays small and quick, and no model can take it down.
+pool of threads. Beside these it has one thread for each input that is being fetched; one for each
+engine, which claims a prediction from the queue once its inputs are there, and records what the
+engine reports; and one that keeps leases and deadlines (``supervisor.py``, ``work.py``). It imports
+neither torch nor numpy: it stays small and quick, and no model can take it down.
 
 The **engine's process**, one for each device, loads the models and runs them (``runner.py``). It
 is started for the first job and kept. A pipe connects the two: jobs and cancellations go in, the
@@ -37,7 +37,7 @@ class Job:
     """One prediction, ready to run.
 
     id: of the prediction.
-    attempt: 1 for its first run; more after a worker was lost.
+    attempt: number of the claim that runs it; those that fetched its inputs count, too.
     model: ``owner/name`` as the prediction names it.
     version: the 64 hex digits of the catalogue's version that does the work.
     input: with paths in place of files.

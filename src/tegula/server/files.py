@@ -21,7 +21,7 @@ from tegula.errors import InputError, NotFoundError
 from tegula.server.blobs import Blobs, content_type_of, safe_name
 from tegula.server.db import Clock, Database, Page, new_id, read_page
 from tegula.server.links import Links
-from tegula.server.tables import FILE_KEY, FileRecord
+from tegula.server.tables import FILE_KEY, FileRecord, Prediction
 
 _CHUNK = 1 << 20
 _SLICE = 1 << 20
@@ -188,6 +188,21 @@ class Files:
                 if file.user_metadata.get("url") == url:
                     return file
         raise NotFoundError("There is no such file.")
+
+    def of_input(self, value: Any, prediction: Prediction) -> FileRecord:
+        """Return the file that a value in the input of a prediction stands for.
+
+        Data URIs were stored when it was created, and addresses have been fetched for its run.
+
+        Raises:
+            NotFoundError: it is not here yet, or not any more, or it is somebody else's.
+        """
+        if isinstance(value, Mapping):
+            return self.get(value.get(FILE_KEY, ""), prediction.account_id)
+        if own := self.links.own_file(value):
+            file_id, public = own
+            return self.get(file_id, None if public else prediction.account_id)
+        return self.fetched(prediction.id, value)
 
     def path(self, file: FileRecord) -> Path:
         """Return where the bytes of a file lie, for reading."""

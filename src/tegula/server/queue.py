@@ -215,6 +215,8 @@ class Report:
 class Queue:
     """Hands predictions to workers and takes their reports.
 
+    A worker is a thread of some server's process: one that fetches inputs, or that of an engine.
+
     lease: how long a worker may be silent before its prediction is given to another.
     """
 
@@ -263,8 +265,8 @@ class Queue:
         with self.database.write() as session:
             return self._take(session, waiting, worker, now)
 
-    def put_back(self, prediction_id: str, attempt: int, fetch_host: str | None) -> bool:
-        """Let a prediction wait again: for a fetch from a host, or with None for a device.
+    def hand_on(self, prediction_id: str, attempt: int, fetch_host: str | None) -> bool:
+        """Hand a prediction on: to whoever fetches from a host, or with None to a device.
 
         Returns False if it is no longer the worker's.
         """
@@ -304,7 +306,7 @@ class Queue:
         return self._apply(prediction_id, attempt, Trigger.FAIL, error=error)
 
     def release(self, prediction_id: str, attempt: int) -> bool:
-        """Hand a prediction back, through no fault of its own, to be run again."""
+        """Hand a prediction back, through no fault of its own, for another worker to begin anew."""
         return self._apply(prediction_id, attempt, Trigger.REQUEUE)
 
     def lose(self, prediction_id: str, attempt: int, reason: str) -> bool:
@@ -339,7 +341,7 @@ class Queue:
     def _take(
         self, session: Session, query: Select[Prediction], worker: str, now: datetime
     ) -> Prediction | None:
-        """Give a worker the first row of a query that nobody else is just taking."""
+        """Give a worker the first row of a query that nobody else is taking at the moment."""
         chosen = session.scalar(query.limit(1).with_for_update(skip_locked=True))
         if chosen is not None:
             chosen.attempt += 1
@@ -423,10 +425,11 @@ class Queue:
 
 
 _OLDEST = Prediction.created_at, Prediction.id
+"""Orders predictions by age; ids tell apart those of one moment."""
 
 
 def _waiting(now: datetime) -> Select[Prediction]:
-    """Select what nobody has claimed and no deadline has passed for."""
+    """Select what has not been claimed and is in time for its deadline."""
     return select(Prediction).where(
         Prediction.status == State.STARTING,
         Prediction.lease_until.is_(None),

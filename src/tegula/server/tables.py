@@ -95,7 +95,9 @@ Name = Annotated[str, "name"]
 Word = Annotated[str, "word"]
 Json = Mapping[str, Any]
 
+# SQLite numbers rows by itself only in a column of exactly this type.
 _COUNTER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# None is stored as SQL's NULL, which queries find, and not as the JSON text "null".
 _NULLABLE_JSON = JSON(none_as_null=True)
 
 

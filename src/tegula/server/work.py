@@ -44,11 +44,11 @@ from tegula.server.engine import (
     public_words,
 )
 from tegula.server.fetch import CancelToken, Fetcher, host_of
-from tegula.server.files import Files, RemoteInput, decode_data_uri, is_data_uri
+from tegula.server.files import Files, RemoteInput
 from tegula.server.queue import Report
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
-from tegula.server.tables import FILE_KEY, FileRecord, Prediction
+from tegula.server.tables import Prediction
 
 log = logging.getLogger(__name__)
 
@@ -175,23 +175,9 @@ class InputReader:
         if value is None or value == "":
             return None
         try:
-            return self.files.path(self._file(value, prediction))
+            return self.files.path(self.files.of_input(value, prediction))
         except NotFoundError as error:
             raise InputError(f"The file of {name} is not on this server any more.") from error
-
-    def _file(self, value: Any, prediction: Prediction) -> FileRecord:
-        account_id = prediction.account_id
-        if isinstance(value, Mapping):
-            return self.files.get(value[FILE_KEY], account_id)
-        if is_data_uri(value):
-            data, kind = decode_data_uri(value)
-            return self.files.keep(
-                account_id, None, data, content_type=kind, prediction_id=prediction.id
-            )
-        if own := self.files.links.own_file(value):
-            file_id, public = own
-            return self.files.get(file_id, None if public else account_id)
-        return self.files.fetched(prediction.id, value)
 
 
 # The optional safety checker: the Open NSFW classifier looks at outputs before they are kept.
@@ -273,7 +259,7 @@ class PredictionRunner:
             fields = self.resolver(prediction).files
             if remote := self.inputs.missing(prediction, fields):
                 self.inputs.fetch(prediction, remote, token)
-            self._put_back(prediction, self.inputs.missing(prediction, fields))
+            self._hand_on(prediction, self.inputs.missing(prediction, fields))
         except CancelledError:
             log.info("The fetch was cancelled")
         except TegulaError as error:
@@ -289,7 +275,7 @@ class PredictionRunner:
             resolved = self.resolver(prediction)
             if remote := self.inputs.missing(prediction, resolved.files):
                 # It was created by an older release, or this server had that address until now.
-                self._put_back(prediction, remote)
+                self._hand_on(prediction, remote)
                 return
             job = Job(
                 prediction.id,
@@ -320,9 +306,9 @@ class PredictionRunner:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _put_back(self, prediction: Prediction, remote: RemoteInput | None) -> None:
+    def _hand_on(self, prediction: Prediction, remote: RemoteInput | None) -> None:
         host = None if remote is None else host_of(remote.url)
-        self.store.queue.put_back(prediction.id, prediction.attempt, host)
+        self.store.queue.hand_on(prediction.id, prediction.attempt, host)
 
     def _fail(self, prediction: Prediction, error: TegulaError) -> None:
         self.store.queue.fail(prediction.id, prediction.attempt, public_words(str(error)))

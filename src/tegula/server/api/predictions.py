@@ -17,7 +17,7 @@ from tegula.server.api.files import file_response
 from tegula.server.api.library import LATEST
 from tegula.server.api.receiving import JsonRoute
 from tegula.server.api.service import CallerDep, Cursor, Moment, Service, ServiceDep
-from tegula.server.tables import FILE_KEY, FileRecord, Prediction
+from tegula.server.tables import FileRecord, Prediction
 
 router = APIRouter(prefix="/v1", tags=["predictions"], route_class=JsonRoute)
 
@@ -193,15 +193,9 @@ def source_of(service: Service, prediction: Prediction) -> FileRecord:
         NotFoundError: there is none, or none any more.
     """
     value = prediction.input.get(_image_input(service, prediction))
-    files = service.store.files
-    if isinstance(value, Mapping) and FILE_KEY in value:
-        return files.get(value[FILE_KEY], prediction.account_id)
-    if not isinstance(value, str):
+    if not value or not isinstance(value, str | Mapping):
         raise NotFoundError("This prediction has no picture to start from.")
-    if own := service.store.links.own_file(value):
-        file_id, public = own
-        return files.get(file_id, None if public else prediction.account_id)
-    return files.fetched(prediction.id, value)
+    return service.store.files.of_input(value, prediction)
 
 
 def _image_input(service: Service, prediction: Prediction) -> str:
