@@ -46,8 +46,9 @@ def background(store: Any, bundle: str | None) -> list[Any]:
     """Return everything that works in the background of a server, its worker included."""
     from tegula.catalog import Catalog, packaged_fingerprint
     from tegula.models import BundleSettings
+    from tegula.server.addresses import Policy
     from tegula.server.background import Sweeper, WebhookSender
-    from tegula.server.fetch import Fetcher, Policy
+    from tegula.server.fetch import Fetcher
     from tegula.server.runner import LocalEngine, RunnerSpec
     from tegula.server.supervisor import open_supervisor
     from tegula.server.upscaling import RunnerOptions, upscaling_spec

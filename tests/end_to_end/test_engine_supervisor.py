@@ -10,9 +10,10 @@ from store_support import NOON, VERSION, ask, open_store
 
 from tegula.catalog import find
 from tegula.errors import UnknownModelError
+from tegula.server.addresses import Policy
 from tegula.server.db import utc_now
 from tegula.server.engine import progress_line
-from tegula.server.fetch import Fetcher, Policy
+from tegula.server.fetch import Fetcher
 from tegula.server.predictions import NewPrediction
 from tegula.server.runner import LocalEngine, RunnerSpec, Timeouts
 from tegula.server.supervisor import Supervisor

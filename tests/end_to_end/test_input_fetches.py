@@ -15,9 +15,10 @@ from receiver_support import receiving
 from store_support import ask, open_store
 
 from tegula.errors import UnknownModelError
+from tegula.server.addresses import Policy, host_of
 from tegula.server.background import WebhookSender
 from tegula.server.db import utc_now
-from tegula.server.fetch import Fetcher, Policy, host_of
+from tegula.server.fetch import Fetcher
 from tegula.server.supervisor import Supervisor
 from tegula.server.tables import State
 from tegula.server.work import InputReader, ResolvedVersion

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from receiver_support import receiving
 
 from tegula.errors import CancelledError, FetchError
-from tegula.server.fetch import CancelToken, Fetcher, Policy, host_of, may_reach
+from tegula.server.addresses import Policy, host_of, may_reach
+from tegula.server.fetch import CancelToken, Fetcher
 
 PUBLIC, LOOPBACK = Policy(), Policy(private=True, ports=())
 TLS = ssl.create_default_context()

@@ -14,9 +14,10 @@ from receiver_support import receiving
 from store_support import TurnedClock, ask, counted_statements, open_store
 
 from tegula.errors import FetchError, InputError, NotFoundError, TooLargeError
+from tegula.server.addresses import Policy
 from tegula.server.background import Sweeper
 from tegula.server.blobs import content_type_of, safe_name
-from tegula.server.fetch import CancelToken, Fetcher, Policy
+from tegula.server.fetch import CancelToken, Fetcher
 from tegula.server.files import decode_data_uri, encode_data_uri
 from tegula.server.queue import Report
 from tegula.server.tables import FILE_KEY

@@ -14,8 +14,9 @@ from receiver_support import receiving
 from store_support import NOON, TurnedClock, ask, counted_statements, open_store
 
 from tegula.errors import NotFoundError
+from tegula.server.addresses import Policy
 from tegula.server.background import WebhookSender
-from tegula.server.fetch import Answer, Fetcher, Policy
+from tegula.server.fetch import Answer, Fetcher
 from tegula.server.queue import Report
 from tegula.server.tables import WEBHOOK_EVENTS, WebhookMessage
 from tegula.server.webhooks import JITTER, SCHEDULE, outcome, signed_headers

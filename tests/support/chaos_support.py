@@ -10,9 +10,10 @@ from typing import Any
 
 from store_support import ask
 
+from tegula.server.addresses import Policy, host_of
 from tegula.server.background import WebhookSender
 from tegula.server.engine import Alive, Done, Log, OutputFile, Progressed, Started
-from tegula.server.fetch import Fetcher, Policy, host_of
+from tegula.server.fetch import Fetcher
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
 from tegula.server.supervisor import Supervisor

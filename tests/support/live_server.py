@@ -19,10 +19,11 @@ from api_support import PNG
 
 from tegula.catalog import find
 from tegula.catalog.inputs import ARRAY
+from tegula.server.addresses import Policy
 from tegula.server.api.app import GracefulServer, create_app
 from tegula.server.api.connections import serving_config
 from tegula.server.background import WebhookSender
-from tegula.server.fetch import Fetcher, Policy
+from tegula.server.fetch import Fetcher
 from tegula.server.queue import Report
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store

@@ -261,8 +261,9 @@ class _Graceful:
 def _background(
     store: Store, catalog: Catalog, devices: tuple[str, ...], grace: float
 ) -> list[Background]:
+    from tegula.server.addresses import Policy
     from tegula.server.background import Sweeper, WebhookSender
-    from tegula.server.fetch import Fetcher, Policy
+    from tegula.server.fetch import Fetcher
     from tegula.server.supervisor import local_engines, open_supervisor
 
     fetcher = Fetcher(Policy.of(store.settings))

@@ -30,6 +30,7 @@ from tegula.errors import (
 )
 from tegula.progress import Cancelled
 from tegula.server.accounts import UserModels
+from tegula.server.addresses import host_of
 from tegula.server.engine import (
     Done,
     Engine,
@@ -43,7 +44,7 @@ from tegula.server.engine import (
     progress_line,
     public_words,
 )
-from tegula.server.fetch import CancelToken, Fetcher, host_of
+from tegula.server.fetch import CancelToken, Fetcher
 from tegula.server.files import Files, RemoteInput
 from tegula.server.queue import Report
 from tegula.server.settings import ServerSettings

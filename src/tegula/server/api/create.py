@@ -24,13 +24,13 @@ from starlette.concurrency import run_in_threadpool
 from tegula.catalog import InvalidField, InvalidInputsError, validate
 from tegula.catalog.inputs import FILE
 from tegula.errors import FetchError, InputError, TooLargeError
+from tegula.server.addresses import host_of
 from tegula.server.api.bodies import PredictionBody
 from tegula.server.api.errors import ProblemError, invalid, invalid_header
 from tegula.server.api.gate import caller_of, from_own_page
 from tegula.server.api.library import ServedVersion
 from tegula.server.api.receiving import ReceivedBody, beside_the_loop
 from tegula.server.api.service import Service
-from tegula.server.fetch import host_of
 from tegula.server.predictions import Created, NewPrediction
 from tegula.server.tables import DEFAULT_WEBHOOK_EVENTS, State
 

@@ -30,11 +30,11 @@ from starlette.requests import Request
 from tegula.errors import NotFoundError
 from tegula.rates import usual_seconds
 from tegula.server.accounts import Usage
+from tegula.server.addresses import Policy, Resolve, system_resolve
 from tegula.server.api.errors import not_found
 from tegula.server.api.gate import Caller, Metrics, caller_of
 from tegula.server.api.library import Library
 from tegula.server.db import Page
-from tegula.server.fetch import Policy, Resolve, system_resolve
 from tegula.server.files import encode_data_uri
 from tegula.server.links import prediction_object
 from tegula.server.queue import PubSub
