@@ -13,6 +13,7 @@ from PIL import Image
 
 from tegula import __version__, rates
 from tegula.images.adjust import fuse_exposures, lock_colour
+from tegula.images.deep import DeepPixels
 from tegula.images.metadata import Metadata
 from tegula.images.open import Source
 from tegula.images.pixels import enlarge_lanczos, to_image
@@ -65,6 +66,8 @@ class UpscaleResult:
     timings: seconds by stage.
     plan: the work that was done.
     warnings: sentences on options that could not be followed.
+    deep: the result with sixteen bits a channel, when the source has more than eight; PNG and
+        TIFF files are written of it.
     """
 
     image: Image.Image
@@ -75,6 +78,7 @@ class UpscaleResult:
     timings: Mapping[str, float]
     plan: Plan
     warnings: tuple[str, ...]
+    deep: DeepPixels | None = None
 
     @property
     def seed(self) -> int:
@@ -246,6 +250,7 @@ class Upscaler:
                 *finished.warnings,
                 *([NONE_FOUND] if restore_faces and not faces else []),
             ),
+            deep=finished.deep,
         )
 
     def upscale_many(

@@ -13,10 +13,9 @@ from PIL import Image
 from support import photograph
 
 from tegula.catalog import find, run, validate
-from tegula.catalog.run import _as_picture
 from tegula.errors import CancelledError, ImageError, TooLargeError
 from tegula.images.encode import encode, read_settings
-from tegula.images.open import decode, opened_file
+from tegula.images.open import decode, opened_file, reopened
 from tegula.options import UpscaleOptions
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
@@ -189,7 +188,7 @@ def test_a_pass_reads_what_the_file_of_the_pass_before_would_hold(tiny, tmp_path
     source.save(path, icc_profile=profile, exif=exif)
     result = tiny.upscale(path, UpscaleOptions(prescaler="lanczos", creativity=0))
     through_file = decode(encode(result.image, metadata=result.metadata).data, max_pixels=10**6)
-    handed_on = _as_picture(result, 10**6)
+    handed_on = reopened(result.image, result.deep, result.metadata)
     np.testing.assert_array_equal(handed_on.rgb, through_file.rgb)
     if mode.endswith("A"):
         np.testing.assert_array_equal(handed_on.alpha, through_file.alpha)

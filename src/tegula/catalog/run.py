@@ -65,7 +65,7 @@ def run(
             ``Upscaler.upscale`` does, or because the model cannot run here.
     """
     from tegula.images.encode import encode
-    from tegula.images.open import decode, inverted
+    from tegula.images.open import decode, inverted, reopened
 
     log = on_log or (lambda _sentence: None)
     sources = {**dict(inputs.values), **(files or {})}
@@ -99,7 +99,7 @@ def run(
 
     result = run_pass(0, picture)
     for number in range(1, len(request.passes)):
-        picture = _as_picture(result, max_pixels)
+        picture = reopened(result.image, result.deep, result.metadata)
         del result  # a large one takes gigabytes, and the next pass needs its picture alone
         result = run_pass(number, picture)
     encoded = encode(
@@ -108,7 +108,10 @@ def run(
         quality=_QUALITY,
         metadata=result.metadata,
         settings=result.settings,
+        deep=result.deep,
     )
+    for sentence in encoded.warnings:
+        log(sentence)
     yield Output(
         f"out-0.{request.format}",
         _MEDIA_TYPES[request.format],
@@ -130,18 +133,6 @@ def _overall(on_progress: OnProgress | None, number: int, passes: int) -> OnProg
         on_progress(dataclasses.replace(progress, fraction=fraction, seconds_left=left))
 
     return report
-
-
-def _as_picture(result: UpscaleResult, max_pixels: int) -> Picture:
-    """Return a result as the source of the next pass, with all that its file would keep."""
-    from tegula.images.open import decode
-
-    image = result.image.copy()
-    if result.metadata.profile is not None:
-        image.info["icc_profile"] = result.metadata.profile
-    picture = decode(image, max_pixels=max_pixels)
-    facts = dataclasses.replace(picture.facts, metadata=result.metadata)
-    return dataclasses.replace(picture, facts=facts)
 
 
 def _upscale(
@@ -195,4 +186,8 @@ def _upscale_seamless(
         on_progress=on_progress,
         cancelled=cancelled,
     )
-    return dataclasses.replace(result, image=unwrapped(result.image, right, below))
+    warnings = result.warnings
+    if picture.facts.depth > 8:
+        warnings += (f"A seamless result has 8 of the source's {picture.facts.depth} bits.",)
+    image = unwrapped(result.image, right, below)
+    return dataclasses.replace(result, image=image, warnings=warnings)

@@ -209,6 +209,7 @@ class Batch:
             quality=self.request.quality,
             metadata=result.metadata,
             settings=settings,
+            deep=result.deep,
         )
         if job.target is None:
             sys.stdout.buffer.write(encoded.data)

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from tegula.errors import ImageError, OptionError
 from tegula.folders import write_atomically
+from tegula.images.deep import DEEP_FORMATS, DeepPixels, deep_png, deep_tiff
 from tegula.images.formats import check_sides, format_for
 from tegula.images.metadata import (
     IFDS,
@@ -29,6 +30,7 @@ from tegula.images.metadata import (
 from tegula.images.open import Source, guarded, name_of, open_image, opened_file
 from tegula.images.pixels import Size
 from tegula.images.samples import ArrayLike
+from tegula.images.tiff import main_page, metadata_carrier
 
 # Of zlib's 0 to 9: the higher ones take much longer and save little on photographs.
 _PNG_COMPRESSION = 4
@@ -68,6 +70,7 @@ def encode(
     quality: int = 95,
     metadata: Metadata | None = None,
     settings: Mapping[str, Any] | None = None,
+    deep: DeepPixels | None = None,
 ) -> Encoded:
     """Write an image of mode L, LA, RGB or RGBA to the bytes of a file.
 
@@ -77,6 +80,7 @@ def encode(
         quality: 1..100, for JPEG, WebP and AVIF; the others lose nothing.
         metadata: what the result takes over from its source.
         settings: the options that made the result, to be read by ``read_settings``.
+        deep: the same image with more than eight bits a channel, for formats that hold them.
 
     Raises:
         OptionError: unknown format, or quality out of bounds.
@@ -93,8 +97,14 @@ def encode(
     if name != "png":
         kept, dropped = _fitting(kept, settings, name)
         warnings += dropped
+    parameters = _parameters(name, image, quality, kept, settings)
+    if deep is not None:
+        warnings += _lost_depth(deep.depth, name)
+        if name in DEEP_FORMATS:
+            write = deep_png if name == "png" else deep_tiff
+            return Encoded(write(deep.samples, parameters), name, warnings)
     buffer = io.BytesIO()
-    image.save(buffer, name, **_parameters(name, image, quality, kept, settings))
+    image.save(buffer, name, **parameters)
     return Encoded(buffer.getvalue(), name, warnings)
 
 
@@ -106,6 +116,7 @@ def save(
     quality: int = 95,
     metadata: Metadata | None = None,
     settings: Mapping[str, Any] | None = None,
+    deep: DeepPixels | None = None,
 ) -> tuple[str, ...]:
     """Encode and write to a path at once or not at all; return the warnings.
 
@@ -115,7 +126,7 @@ def save(
         PathError: the file cannot be written; nothing is left of it then.
     """
     name = format_for(path, file_format)
-    encoded = encode(image, name, quality=quality, metadata=metadata, settings=settings)
+    encoded = encode(image, name, quality=quality, metadata=metadata, settings=settings, deep=deep)
     write_atomically(path, encoded.data)
     return encoded.warnings
 
@@ -134,10 +145,24 @@ def read_settings(source: Source) -> dict[str, Any] | None:
     name = name_of(source)
     with opened_file(source, _LARGEST_WITH_SETTINGS) as file:
         image = open_image(file, name)
+        page = main_page(file, name) if image is None else None
+        if page is not None:
+            image = metadata_carrier(page, file)
         if image is None:
             raise ImageError(f"{name} is not an image, and so holds no settings.")
         with guarded(name):
             return settings_of(image)
+
+
+def _lost_depth(depth: int, name: str) -> tuple[str, ...]:
+    """Return a sentence when a format holds fewer bits than the source had."""
+    held = 16 if name in DEEP_FORMATS else 8
+    if depth <= held:
+        return ()
+    elsewhere = "" if name in DEEP_FORMATS else " PNG and TIFF hold 16."
+    return (
+        f"The source has {depth} bits a channel, and the {name.upper()} file {held}.{elsewhere}",
+    )
 
 
 def _flattened(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:

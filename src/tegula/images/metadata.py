@@ -16,9 +16,7 @@ from xml.sax.xmlreader import AttributesImpl
 
 import defusedxml.sax
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
-
-from tegula.images.pixels import Float, bands, to_bytes
+from PIL import ExifTags, Image
 
 SETTINGS_KEY = "tegula"
 
@@ -245,107 +243,6 @@ class _XmpCopy(XMLGenerator):
 
     def processingInstruction(self, target: str, data: str) -> None:  # noqa: N802
         """Write nothing: the copy gets a frame of its own."""
-
-
-# ICC profiles: into sRGB to work in, and back on the way out.
-#
-# Little CMS, as Pillow binds it, converts eight bits a channel. What a deeper picture
-# holds below the eighth bit is carried across unchanged, which keeps gradients smooth.
-
-_CMS_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
-
-
-def to_srgb(rgb: Float, profile: bytes) -> bool:
-    """Convert a picture from its RGB or grey profile to sRGB, in place.
-
-    Args:
-        rgb: float32 [height, width, 3], 0..1. For a grey profile the first channel counts.
-        profile: the ICC profile that the values are in.
-
-    Returns:
-        False when the profile cannot be used for it; the picture is as it was then.
-    """
-    source, space = _opened(profile)
-    mode = {"RGB": "RGB", "GRAY": "L"}.get(space, "")
-    transform = _transform(source, _srgb(), mode, "RGB") if mode else None
-    if transform is None:
-        return False
-    if _changes_nothing(transform, mode):
-        return True
-    for rows in bands(rgb.shape[0]):
-        band = rgb[rows]
-        eight = to_bytes(band)
-        image = Image.fromarray(eight if mode == "RGB" else np.ascontiguousarray(eight[..., 0]))
-        band -= eight * np.float32(1 / 255)  # leaves what eight bits cannot hold
-        band += np.asarray(transform.apply(image)) * np.float32(1 / 255)
-        np.clip(band, 0, 1, out=band)
-    return True
-
-
-def from_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """Convert an sRGB picture, mode RGB or L, to a profile; the mode stays.
-
-    Returns:
-        The picture with the values that the profile gives the same colours; None when
-        the profile cannot be used for this mode.
-    """
-    target, space = _opened(profile)
-    if space == "GRAY" and image.mode == "L":
-        transform = _transform(_srgb(), target, "RGB", "L")
-        return None if transform is None else transform.apply(image.convert("RGB"))
-    transform = _transform(_srgb(), target, "RGB", "RGB") if space == "RGB" else None
-    if transform is None or _changes_nothing(transform, "RGB"):
-        return None if transform is None else image
-    converted: Image.Image = transform.apply(image.convert("RGB"))
-    return converted.getchannel("G") if image.mode == "L" else converted
-
-
-def cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """Convert a CMYK picture to sRGB by its profile; None when the profile cannot be used."""
-    source, space = _opened(profile)
-    transform = _transform(source, _srgb(), "CMYK", "RGB") if space == "CMYK" else None
-    return None if transform is None else transform.apply(image)
-
-
-def lab_to_srgb(image: Image.Image) -> Image.Image:
-    """Convert a CIE L*a*b* picture to sRGB."""
-    lab = ImageCms.createProfile("LAB")
-    return ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB").apply(image)
-
-
-def _opened(profile: bytes) -> tuple[Any, str]:
-    """Return a profile and its colour space: "RGB", "GRAY", "CMYK", ...; "" if broken."""
-    try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return opened, str(opened.profile.xcolor_space).strip()
-    except _CMS_ERRORS:
-        return None, ""
-
-
-def _srgb() -> Any:
-    return ImageCms.createProfile("sRGB")
-
-
-def _transform(source: Any, target: Any, source_mode: str, target_mode: str) -> Any:
-    """Return a relative colorimetric transform; None when a profile is of no use for it."""
-    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
-    try:
-        return ImageCms.buildTransform(source, target, source_mode, target_mode, intent, flags)
-    except _CMS_ERRORS:
-        return None
-
-
-def _changes_nothing(transform: Any, mode: str) -> bool:
-    """Whether the profile is sRGB under whatever name: a lattice of colours stays put."""
-    tones = np.linspace(0, 255, 9).round().astype(np.uint8)
-    if mode == "L":
-        probe = tones[None]
-        expected = np.repeat(probe[..., None], 3, axis=2)
-    else:
-        probe = np.stack(np.meshgrid(tones, tones, tones), axis=-1).reshape(9, 81, 3)
-        expected = probe
-    moved = np.asarray(transform.apply(Image.fromarray(probe))).astype(int) - expected
-    return bool(np.abs(moved).max() <= 1)
 
 
 # The luminance table of the JPEG standard (ITU-T T.81, table K.1), row by row.

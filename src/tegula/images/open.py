@@ -23,14 +23,15 @@ from PIL import Image
 from tifffile import TiffPage
 
 from tegula.errors import ImageError, PathError, TooLargeError
+from tegula.images.deep import DeepPixels
 from tegula.images.metadata import (
     Metadata,
     estimate_quality,
     orientation,
     read_metadata,
-    to_srgb,
 )
 from tegula.images.pixels import Float, Size, to_image
+from tegula.images.profiles import colour_space, into_srgb, is_nearly_srgb
 from tegula.images.samples import (
     ArrayLike,
     Samples,
@@ -59,6 +60,7 @@ class Facts:
     size: width and height of the whole source in pixels, upright.
     format: Pillow's name of the file format, such as "PNG"; None for a picture in memory.
     greyscale: the source has no colour, by its mode, channels or palette.
+    depth: bits a channel in the source, 8 for fewer; 32 for floats.
     jpeg_quality: 1..100, estimated from the quantisation tables; None unless JPEG.
     metadata: what a result takes over, with the ICC profile to restore.
     warnings: sentences on what could not be kept.
@@ -67,6 +69,7 @@ class Facts:
     size: Size
     format: str | None
     greyscale: bool
+    depth: int
     jpeg_quality: int | None
     metadata: Metadata
     warnings: tuple[str, ...]
@@ -78,11 +81,14 @@ class Picture:
 
     rgb: float32 [height, width, 3], 0..1.
     alpha: float32 [height, width], 0..1, or None when the source has no transparency.
+    beyond: float32 [height, width, 3], what added to ``rgb`` gives colours that sRGB cannot
+        hold; None when the source has none.
     """
 
     rgb: Float
     alpha: Float | None
     facts: Facts
+    beyond: Float | None = None
 
 
 def decode(source: Source, *, max_pixels: int) -> Picture:
@@ -138,6 +144,25 @@ def inverted(source: Source, max_pixels: int) -> Image.Image:
     """
     picture = decode(source, max_pixels=max_pixels)
     return to_image(1 - picture.rgb, picture.alpha)
+
+
+def reopened(image: Image.Image, deep: DeepPixels | None, metadata: Metadata) -> Picture:
+    """Return a result as a source again, with all that its file would keep.
+
+    Args:
+        image: of mode L, LA, RGB or RGBA.
+        deep: the same with sixteen bits a channel, if there is that.
+        metadata: what its file would take along.
+    """
+    if deep is None:
+        samples = image_samples(image, None)
+    else:
+        samples = dataclasses.replace(array_samples(deep.samples, "A result"), depth=deep.depth)
+    carrier = Image.new("L", (1, 1))
+    if metadata.profile is not None:
+        carrier.info["icc_profile"] = metadata.profile
+    picture = _finished(carrier, samples, turn=1)
+    return dataclasses.replace(picture, facts=dataclasses.replace(picture.facts, metadata=metadata))
 
 
 def upright_size(source: str | Path | bytes, *, max_pixels: int) -> Size:
@@ -347,12 +372,15 @@ def _tiff_picture(
 def _finished(image: Image.Image, samples: Samples, turn: int) -> Picture:
     """Bring samples to sRGB and upright, and collect what the image says beside its pixels."""
     metadata, remarks = read_metadata(image), list(samples.remarks)
-    rgb, alpha = samples.rgb, samples.alpha
+    rgb, alpha, beyond = samples.rgb, samples.alpha, None
     if samples.converted:
         # The profile is of no use to the result, which stays in sRGB.
         metadata = dataclasses.replace(metadata, profile=None)
     elif metadata.profile is not None:
-        if not to_srgb(rgb, metadata.profile):
+        space = colour_space(metadata.profile, greyscale=samples.greyscale)
+        if space is not None:
+            beyond = None if is_nearly_srgb(space) else into_srgb(rgb, space)
+        else:
             remarks.append("The colour profile of the source is unusable and is dropped.")
             metadata = dataclasses.replace(metadata, profile=None)
     elif "srgb" not in image.info:
@@ -365,17 +393,20 @@ def _finished(image: Image.Image, samples: Samples, turn: int) -> Picture:
         size=(rgb.shape[1], rgb.shape[0]),
         format=file_format,
         greyscale=samples.greyscale,
+        depth=samples.depth,
         jpeg_quality=estimate_quality(getattr(image, "quantization", None)),
         metadata=metadata,
         warnings=tuple(remarks),
     )
-    return Picture(rgb, None if alpha is None else _upright(alpha, turn), facts)
+    planes = (None if plane is None else _upright(plane, turn) for plane in (alpha, beyond))
+    alpha, beyond = planes
+    return Picture(rgb, alpha, facts, beyond)
 
 
 def _bare_picture(samples: Samples, file_format: str | None) -> Picture:
     """Make a picture of samples that are upright sRGB and come without metadata."""
     size = (samples.rgb.shape[1], samples.rgb.shape[0])
-    facts = Facts(size, file_format, samples.greyscale, None, Metadata(), ())
+    facts = Facts(size, file_format, samples.greyscale, samples.depth, None, Metadata(), ())
     return Picture(samples.rgb, samples.alpha, facts)
 
 

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tegula.errors import ImageError
-from tegula.images.metadata import cmyk_to_srgb, lab_to_srgb
 from tegula.images.pixels import Float
-from tegula.images.profiles import srgb_of_lab
+from tegula.images.profiles import cmyk_to_srgb, lab_to_srgb, srgb_of_lab
 from tegula.images.tiff import TiffValues
 
 _EIGHT_BIT, _SIXTEEN_BIT = 255, 65_535
-_DEEP = 16
+_SHALLOW, _DEEP = 8, 16
 _PNG_DEPTH_AND_COLOUR = slice(24, 26)
 _GREY_PNG_COLOURS = (0, 4)
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -217,7 +216,8 @@ def array_samples(values: NDArray[Any], name: str) -> Samples:
             raise ImageError(
                 f"{name} holds floats from {low:g} to {high:g}; give floats from 0 to 1, or uint8."
             )
-    return _split(values, white or 1)
+    depth = _DEEP if values.dtype == np.uint16 else _SHALLOW
+    return dataclasses.replace(_split(values, white or 1), depth=depth)
 
 
 def _split(values: NDArray[Any], white: float, order: slice = _RED_FIRST) -> Samples:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tegula.images.adjust import lock_colour, scale_detail, sharpen
-from tegula.images.metadata import Metadata, from_srgb
-from tegula.images.pixels import Float, Patch, enlarge_alpha, paste, to_bytes
+from tegula.images.deep import DeepPixels
+from tegula.images.metadata import Metadata
+from tegula.images.pixels import Float, Patch, bands, enlarge_alpha, paste, to_bytes
+from tegula.images.profiles import ColourSpace, colour_space, is_nearly_srgb
 from tegula.options import ResolvedOptions
-from tegula.pipeline.prepare import Prepared
-
-_PROFILE_DROPPED = "The colour profile of the source could not be restored; the result is sRGB."
+from tegula.pipeline.prepare import LUMA, Prepared
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The result: L, LA, RGB or RGBA, what its file takes along, and warnings."""
+    """The result.
+
+    image: L, LA, RGB or RGBA.
+    deep: the same with sixteen bits a channel; None of a source with eight.
+    metadata: what its file takes along.
+    warnings: sentences on what could not be kept.
+    """
 
     image: Image.Image
+    deep: DeepPixels | None
     metadata: Metadata
     warnings: tuple[str, ...]
 
@@ -55,18 +65,59 @@ def finish(
         done = done - prescaled
         done *= mask[..., None]
         done += prescaled
-    image = Image.fromarray(to_bytes(done))
-    if prepared.facts.greyscale:
-        image = image.convert("L")
-    metadata, warnings = prepared.facts.metadata, prepared.facts.warnings
-    if metadata.profile is not None:
-        restored = from_srgb(image, metadata.profile)
-        if restored is None:
-            metadata = dataclasses.replace(metadata, profile=None)
-            warnings = (*warnings, _PROFILE_DROPPED)
-        else:
-            image = restored
-    if prepared.alpha is not None:
-        alpha = enlarge_alpha(prepared.alpha, image.width, image.height)
+    facts = prepared.facts
+    height, width = done.shape[:2]
+    alpha = None if prepared.alpha is None else enlarge_alpha(prepared.alpha, width, height)
+    space = None
+    if facts.metadata.profile is not None:
+        space = colour_space(facts.metadata.profile, greyscale=facts.greyscale)
+        space = None if space is None or is_nearly_srgb(space) else space
+    deep = None
+    if space is None and facts.depth <= 8:
+        image = Image.fromarray(to_bytes(done))
+        image = image.convert("L") if facts.greyscale else image
+    else:
+        samples = _restored(done, prepared, space)
+        if facts.depth > 8:
+            planes = [samples] if alpha is None else [samples, _rounded(alpha[..., None])]
+            deep = DeepPixels(np.concatenate(planes, axis=2), facts.depth)
+            samples = ((samples + np.uint32(128)) // 257).astype(np.uint8)
+        image = Image.fromarray(samples[..., 0] if facts.greyscale else samples)
+    if alpha is not None:
         image.putalpha(Image.fromarray(to_bytes(alpha)))
-    return Finished(image, metadata, warnings)
+    return Finished(image, deep, facts.metadata, facts.warnings)
+
+
+def _restored(done: Float, prepared: Prepared, space: ColourSpace | None) -> NDArray[Any]:
+    """Return a finished picture in the colours and at the depth of its source.
+
+    What sRGB could not hold went around the networks and is added here, enlarged by the
+    filter that cannot overshoot.
+
+    Returns:
+        uint8 or uint16 [height, width, 1 or 3].
+    """
+    height, width = done.shape[:2]
+    is_grey, beyond = prepared.facts.greyscale, prepared.beyond
+    if beyond is not None:
+        beyond = cv2.resize(beyond, (width, height), interpolation=cv2.INTER_LINEAR)
+        beyond = beyond.reshape(done.shape)
+    kind = np.uint16 if prepared.facts.depth > 8 else np.uint8
+    out = np.empty((height, width, 1 if is_grey else 3), kind)
+    for rows in bands(height):
+        band = np.clip(done[rows], 0, 1)
+        if is_grey:
+            band[...] = (band @ LUMA)[..., None]
+        if beyond is not None:
+            band += beyond[rows]
+        if space is not None:
+            band = space.from_srgb(band).astype(np.float32)
+        band = band[..., 1:2] if is_grey else band
+        out[rows] = _rounded(band) if kind is np.uint16 else to_bytes(band)
+    return out
+
+
+def _rounded(values: Float) -> NDArray[np.uint16]:
+    """Round 0..1 to 0..65535; values outside are clipped."""
+    steps: NDArray[np.uint16] = np.rint(np.clip(values, 0, 1) * np.float32(65535)).astype(np.uint16)
+    return steps

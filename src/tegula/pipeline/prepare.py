@@ -26,6 +26,7 @@ class Prepared:
 
     rgb: float32 [height, width, 3], 0..1, sRGB, cropped; hidden colours filled in.
     alpha: float32 [height, width], 0..1, or None.
+    beyond: what sRGB cannot hold of the source, to be added to the result; as in ``Picture``.
     facts: what the source is beside its pixels; its size is that of the whole source.
     mended: JPEG damage was reduced.
     """
@@ -34,6 +35,7 @@ class Prepared:
     alpha: Float | None
     facts: Facts
     mended: bool
+    beyond: Float | None = None
 
     @property
     def size(self) -> Size:
@@ -58,7 +60,7 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
         picture = source
     else:
         picture = decode(source, max_pixels=options.max_pixels)
-    rgb, alpha, facts = picture.rgb, picture.alpha, picture.facts
+    rgb, alpha, facts, beyond = picture.rgb, picture.alpha, picture.facts, picture.beyond
     if options.crop is not None:
         x, y, width, height = options.crop
         across, down = facts.size
@@ -68,21 +70,25 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
                 f"{across}x{down}; give x,y,width,height inside it."
             )
         # Copies, so that the whole source can be freed.
-        rgb = rgb[y : y + height, x : x + width].copy()
-        alpha = None if alpha is None else alpha[y : y + height, x : x + width].copy()
+        part = slice(y, y + height), slice(x, x + width)
+        rgb = rgb[part].copy()
+        alpha = None if alpha is None else alpha[part].copy()
+        beyond = None if beyond is None else beyond[part].copy()
     if alpha is not None:
         rgb = fill_hidden(rgb, alpha)
+        beyond = None if beyond is None else fill_hidden(beyond, alpha)
     is_resampled = options.prescaler == LANCZOS
     limit = MENDED_BELOW_FOR_RESAMPLING if is_resampled else MENDED_BELOW
     if facts.jpeg_quality is None or facts.jpeg_quality >= limit:
-        return Prepared(rgb, alpha, facts, mended=False)
-    return Prepared(soften_blocks(rgb, facts.jpeg_quality), alpha, facts, mended=True)
+        return Prepared(rgb, alpha, facts, mended=False, beyond=beyond)
+    mended = soften_blocks(rgb, facts.jpeg_quality)
+    return Prepared(mended, alpha, facts, mended=True, beyond=beyond)
 
 
 # Where the picture may change, and how much: mask, strength map, flat areas.
 
 # Weights of red, green and blue in brightness (ITU-R BT.601), as Pillow takes them.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ def read_mask(
         ImageError, TooLargeError, PathError: it cannot be read.
     """
     picture = decode(source, max_pixels=max_pixels)
-    grey = picture.rgb @ _LUMA
+    grey = picture.rgb @ LUMA
     if picture.alpha is not None:
         grey = grey * picture.alpha
     height, width = grey.shape
