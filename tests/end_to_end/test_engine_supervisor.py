@@ -18,7 +18,7 @@ from tegula.server.predictions import NewPrediction
 from tegula.server.runner import LocalEngine, RunnerSpec, Timeouts
 from tegula.server.supervisor import Supervisor
 from tegula.server.tables import FILE_KEY, Prediction, State, UserModel, UserVersion
-from tegula.server.work import CatalogResolver, InputReader, ResolvedVersion
+from tegula.server.work import CatalogResolver, InputFiles, ResolvedVersion
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def supervise(store):
 
     def start(*engines, resolver=lambda _: ResolvedVersion("ab", ("image",), True)):
         fetcher = Fetcher(Policy(), tls=ssl.create_default_context())
-        inputs = InputReader(store.files, fetcher, 1000, 1.0)
+        inputs = InputFiles(store.files, fetcher, 1000, 1.0)
         supervisor = Supervisor(store, engines, resolver, inputs)
         supervisor.start()
         started.append(supervisor)
@@ -86,7 +86,7 @@ def test_a_job_names_the_bundle_of_its_deployment_or_else_of_its_model(tmp_path)
         store,
         [engine],
         lambda _: ResolvedVersion("ab", (), True),
-        InputReader(store.files, Fetcher(Policy(), tls=ssl.create_default_context()), 1000, 1.0),
+        InputFiles(store.files, Fetcher(Policy(), tls=ssl.create_default_context()), 1000, 1.0),
     )
     supervisor.start()
     wanted = [

@@ -21,7 +21,7 @@ from tegula.server.db import utc_now
 from tegula.server.fetch import Fetcher
 from tegula.server.supervisor import Supervisor
 from tegula.server.tables import State
-from tegula.server.work import InputReader, ResolvedVersion
+from tegula.server.work import InputFiles, ResolvedVersion
 
 FETCHER = Fetcher(Policy(private=True, ports=()), tls=ssl.create_default_context())
 PNG = b"\x89PNG\r\n\x1a\n picture"
@@ -85,7 +85,7 @@ def supervise(store):
     started = []
 
     def start(engine, resolver=lambda _: VERSION, its_store=store):
-        inputs = InputReader(its_store.files, FETCHER, 1000, 10.0)
+        inputs = InputFiles(its_store.files, FETCHER, 1000, 10.0)
         supervisor = Supervisor(its_store, [engine], resolver, inputs)
         supervisor.start()
         started.append(supervisor)

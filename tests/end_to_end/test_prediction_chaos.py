@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import chaos_support
 import pytest
-from chaos_support import open_chaos_store, serve, supervisor_of
+from chaos_support import PICTURE, open_chaos_store, serve, supervisor_of
 from receiver_support import receiving
 from store_support import ask
 
@@ -43,12 +44,25 @@ def said(pipe):
     return [name for name in names if name != "opened"]
 
 
+def answer_in_halves(request):
+    """Give the picture, or say that a webhook arrived, with time for a kill between two halves."""
+    request.send_response(200)
+    request.send_header("content-length", str(len(PICTURE)))
+    request.end_headers()
+    with contextlib.suppress(OSError):
+        request.wfile.write(PICTURE[:2])
+        request.wfile.flush()
+        time.sleep(0.02 if request.command == "GET" else 0)
+        request.wfile.write(PICTURE[2:])
+
+
 @pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
 def test_nothing_accepted_is_lost_or_done_twice(tmp_path, kills, monkeypatch):
     folder = str(Path(chaos_support.__file__).parent)
     monkeypatch.setenv("PYTHONPATH", folder, prepend=os.pathsep)  # for the preloading
     moments, accepted = random.Random(5), []
     with receiving() as receiver:
+        receiver.handle = answer_in_halves
         for _ in range(kills):
             process, pipe = started(tmp_path, receiver.url, accepting=True)
             assert pipe.recv() == "imported"

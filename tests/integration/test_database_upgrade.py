@@ -28,7 +28,7 @@ from tegula.server.fetch import Fetcher
 from tegula.server.predictions import NewPrediction
 from tegula.server.queue import Report
 from tegula.server.tables import FILE_KEY, State
-from tegula.server.work import CatalogResolver, InputReader, PredictionRunner
+from tegula.server.work import CatalogResolver, InputFiles, PredictionRunner
 
 DATA = Path(__file__).parents[1] / "data"
 READ = json.loads((DATA / "database-0001.json").read_text(encoding="utf-8"))
@@ -183,7 +183,7 @@ def test_an_address_that_waited_to_be_run_is_fetched_first(store):
             raise AssertionError("no device is needed yet")
 
     catalog = Catalog(packaged_fingerprint())
-    inputs = InputReader(store.files, Fetcher(tls=ssl.create_default_context()), 1000, 1.0)
+    inputs = InputFiles(store.files, Fetcher(tls=ssl.create_default_context()), 1000, 1.0)
     runner = PredictionRunner(store, CatalogResolver(catalog, store.models), inputs)
     claimed = store.queue.claim("worker")
     runner.run(claimed, NoEngine(), lambda: False)

@@ -21,7 +21,7 @@ from tegula.server.fetch import CancelToken, Fetcher
 from tegula.server.files import decode_data_uri, encode_data_uri
 from tegula.server.queue import Report
 from tegula.server.tables import FILE_KEY
-from tegula.server.work import InputReader
+from tegula.server.work import InputFiles
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 50
 URI = encode_data_uri(PNG, "image/png")
@@ -203,7 +203,7 @@ def test_nobody_asks_for_a_kept_file_by_its_inner_form(store, ada, where):
 
 @pytest.fixture
 def read(store):
-    reader = InputReader(
+    inputs = InputFiles(
         store.files,
         Fetcher(Policy(private=True, ports=()), tls=ssl.create_default_context()),
         limit=500,
@@ -212,9 +212,9 @@ def read(store):
 
     def read_image(value):
         made = ask(store, input={"image": value})
-        if remote := reader.missing(made, ["image"]):
-            reader.fetch(made, remote, CancelToken())
-        return reader.read(made, ["image"])["image"]
+        if remote := inputs.missing(made, ["image"]):
+            inputs.fetch(made, remote, CancelToken())
+        return inputs.with_paths(made, ["image"])["image"]
 
     return read_image
 
@@ -233,9 +233,9 @@ def test_our_own_files_are_read_from_the_disk_by_any_address(tmp_path, address):
     store = open_store(tmp_path, url_aliases=("https://tiles.example.com/api",))
     ada = store.accounts.ensure("ada").id
     file = store.files.keep(ada, "a.png", PNG)
-    reader = InputReader(store.files, Fetcher(Policy(private=True)), 500, 5)
+    inputs = InputFiles(store.files, Fetcher(Policy(private=True)), 500, 5)
     made = ask(store, input={"image": address.format(file.id)})
-    assert reader.read(made, ["image"])["image"].read_bytes() == PNG
+    assert inputs.with_paths(made, ["image"])["image"].read_bytes() == PNG
     store.close()
 
 

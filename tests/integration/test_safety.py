@@ -39,7 +39,7 @@ def run(tmp_path, unsafe):
     store = open_store(tmp_path)
     ask(store)
     claimed = store.queue.claim("tests")
-    inputs = SimpleNamespace(missing=lambda *_: None, read=lambda *_: {})
+    inputs = SimpleNamespace(missing=lambda *_: None, with_paths=lambda *_: {})
     running = PredictionRunner(store, lambda _: ResolvedVersion(VERSION, (), True), inputs, unsafe)
     running.run(claimed, OnePicture(), lambda: False)
     return store, store.predictions.get(claimed.id)

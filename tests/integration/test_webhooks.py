@@ -49,7 +49,7 @@ def deliver(store):
     deliverer = WebhookSender(store, Fetcher(LOOPBACK, tls=TLS))
 
     def step():
-        while sent := deliverer.step():
+        while sent := deliverer.send_due():
             for future in sent:
                 future.result(10)
 
@@ -238,7 +238,7 @@ def delivery(attempts=1):
 def test_an_address_inside_is_never_called(store, receiver):
     name = finish(store, receiver.url)
     deliverer = WebhookSender(store, Fetcher(Policy(ports=()), tls=TLS))
-    for future in deliverer.step():
+    for future in deliverer.send_due():
         future.result(10)
     deliverer.stop()
     assert receiver.requests == []
@@ -274,7 +274,7 @@ def test_a_slow_receiver_holds_up_nobody_else(store, clock, receiver):
     with receiving() as quick:
         finish(store, quick.url)
         deliverer = WebhookSender(store, Fetcher(LOOPBACK, tls=TLS))
-        sent = deliverer.step()
+        sent = deliverer.send_due()
         until(lambda: quick.requests)
         free.set()
         for future in sent:

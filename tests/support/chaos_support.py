@@ -17,7 +17,7 @@ from tegula.server.fetch import Fetcher
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
 from tegula.server.supervisor import Supervisor
-from tegula.server.work import InputReader, ResolvedVersion
+from tegula.server.work import InputFiles, ResolvedVersion
 
 FETCHER = Fetcher(Policy(private=True, ports=()), tls=ssl.create_default_context())
 MOST_WAITING = 100
@@ -55,7 +55,7 @@ def open_chaos_store(folder: Path) -> Store:
 
 
 def supervisor_of(store: Store, engine: Any) -> Supervisor:
-    inputs = InputReader(store.files, FETCHER, 1000, 1.0)
+    inputs = InputFiles(store.files, FETCHER, 1000, 1.0)
     version = ResolvedVersion("ab", ("image",), is_list=True)
     return Supervisor(store, [engine], lambda _: version, inputs)
 

@@ -194,7 +194,7 @@ class WebhookSender:
             self._look()
         self._executor.shutdown()
 
-    def step(self) -> list[Future[None]]:
+    def send_due(self) -> list[Future[None]]:
         """Begin to send what is due; return what is under way."""
         settings = self._store.settings
         most = settings.webhooks_per_receiver
@@ -264,7 +264,7 @@ class WebhookSender:
             if left > 0:
                 return min(left, _LOOK_EVERY_S)
             # Nothing to begin with means that the receivers are busy; an end of those wakes us.
-            return 0.0 if self.step() else _PUT_OFF_FOR.total_seconds()
+            return 0.0 if self.send_due() else _PUT_OFF_FOR.total_seconds()
         except Exception:
             log.exception("The webhooks cannot be read; they stay for later.")
             return _LOOK_EVERY_S

@@ -214,7 +214,7 @@ class Files:
         """Return the uploads of an account, newest first.
 
         Raises:
-            OptionError: the cursor is none of ours.
+            OptionError: the cursor is not from a page.
         """
         query = select(FileRecord).where(
             FileRecord.account_id == account_id,

@@ -164,10 +164,10 @@ class Predictions:
         source: str | None = None,
         model: str | None = None,
     ) -> Page[Prediction]:
-        """Return predictions, newest first, made from the first time and before the second.
+        """Return predictions, newest first, created from the first time on and before the second.
 
         Raises:
-            OptionError: the cursor is none of ours.
+            OptionError: the cursor is not from a page.
         """
         filters = {
             Prediction.account_id: account_id,
@@ -264,7 +264,7 @@ class Predictions:
         """Return the shared predictions of a model that succeeded, newest first.
 
         Raises:
-            OptionError: the cursor is none of ours.
+            OptionError: the cursor is not from a page.
         """
         query = select(Prediction).where(
             Prediction.model == model,
@@ -276,7 +276,7 @@ class Predictions:
             return read_page(session, query, columns, cursor=cursor, limit=limit)
 
     def run_counts(self, models: Collection[str]) -> Mapping[str, int]:
-        """Return how many predictions each of these models was asked for, if any."""
+        """Return how many predictions were created of each of these models; 0 is left out."""
         query = (
             select(Prediction.model, func.count())
             .where(Prediction.model.in_(models))

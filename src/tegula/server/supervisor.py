@@ -26,7 +26,7 @@ from tegula.server.upscaling import RunnerOptions, upscaling_spec
 from tegula.server.work import (
     CatalogResolver,
     Checker,
-    InputReader,
+    InputFiles,
     PredictionRunner,
     Resolver,
     allow_all,
@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
 _MOST_FETCHES = 32
+"""Inputs fetched at the same time, of all accounts and from all hosts."""
 _FAREWELL_S = 1.0
+"""How long the threads of fetches that were cut off may take until they have ended."""
 
 
 @dataclass(eq=False)
@@ -78,7 +80,7 @@ class Supervisor:
         store: Store,
         engines: Sequence[Engine],
         resolver: Resolver,
-        inputs: InputReader,
+        inputs: InputFiles,
         is_unsafe: Checker = allow_all,
     ) -> None:
         self._store = store
@@ -146,7 +148,7 @@ class Supervisor:
                     self._run(prediction, engine)
                     last_used = time.monotonic()
                     continue
-                self._rest(engine, time.monotonic() - last_used)
+                self._while_idle(engine, time.monotonic() - last_used)
             except Exception:
                 log.exception("Nothing could be claimed; trying again.")
             wake.wait(_LOOK_EVERY_S)
@@ -183,7 +185,7 @@ class Supervisor:
                 if self._claims.get(prediction.id) is claim:
                     del self._claims[prediction.id]
 
-    def _rest(self, engine: Engine, idle: float) -> None:
+    def _while_idle(self, engine: Engine, idle: float) -> None:
         """Unload models that nobody used for long, unless a deployment wants them kept."""
         longest = self._store.settings.idle_unload_seconds
         if self._store.deployments.any_stay_loaded():
@@ -330,6 +332,6 @@ def open_supervisor(
         MissingExtraError: the safety checker is switched on and not installed.
     """
     settings = store.settings
-    inputs = InputReader(store.files, fetcher, settings.max_fetch_bytes, settings.fetch_seconds)
+    inputs = InputFiles(store.files, fetcher, settings.max_fetch_bytes, settings.fetch_seconds)
     resolver = CatalogResolver(catalog, store.models)
     return Supervisor(store, engines, resolver, inputs, open_checker(settings))

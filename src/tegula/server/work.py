@@ -113,8 +113,8 @@ class CatalogResolver:
 
 
 @dataclass(frozen=True)
-class InputReader:
-    """Brings the files of an input to this machine, and tells where they lie.
+class InputFiles:
+    """The files that inputs name: fetches those of other servers, and says where all of them lie.
 
     limit: bytes of the largest file. seconds: time for fetching one.
     """
@@ -157,22 +157,22 @@ class InputReader:
         except FetchError as error:
             raise FetchError(f"{remote.name} cannot be fetched: {error}") from error
 
-    def read(self, prediction: Prediction, fields: Collection[str]) -> Mapping[str, Any]:
+    def with_paths(self, prediction: Prediction, fields: Collection[str]) -> Mapping[str, Any]:
         """Return the input with a path in place of each file.
 
         Raises:
             InputError: a file has been removed.
         """
-        read = {
-            name: self._read(value, name, prediction)
+        paths = {
+            name: self._path(value, name, prediction)
             for name, value in prediction.input.items()
             if name in fields
         }
-        return {**prediction.input, **read}
+        return {**prediction.input, **paths}
 
-    def _read(self, value: Any, name: str, prediction: Prediction) -> Any:
+    def _path(self, value: Any, name: str, prediction: Prediction) -> Any:
         if isinstance(value, list | tuple):
-            return [self._read(item, name, prediction) for item in value]
+            return [self._path(item, name, prediction) for item in value]
         if value is None or value == "":
             return None
         try:
@@ -251,14 +251,15 @@ class PredictionRunner:
 
     store: Store
     resolver: Resolver
-    inputs: InputReader
+    inputs: InputFiles
     is_unsafe: Checker = allow_all
 
     def fetch(self, prediction: Prediction, token: CancelToken) -> None:
-        """Fetch the next input and put the prediction back, unless the token is cancelled."""
+        """Fetch the next input and hand the prediction on, unless the token is cancelled."""
         try:
             fields = self.resolver(prediction).files
             if remote := self.inputs.missing(prediction, fields):
+                log.info("Fetching %s from %s", remote.name, prediction.fetch_host)
                 self.inputs.fetch(prediction, remote, token)
             self._hand_on(prediction, self.inputs.missing(prediction, fields))
         except CancelledError:
@@ -283,7 +284,7 @@ class PredictionRunner:
                 prediction.attempt,
                 prediction.model,
                 resolved.version,
-                self.inputs.read(prediction, resolved.files),
+                self.inputs.with_paths(prediction, resolved.files),
                 folder,
                 self.store.settings.bundle_of(
                     prediction.deployment,
@@ -312,7 +313,9 @@ class PredictionRunner:
         self.store.queue.hand_on(prediction.id, prediction.attempt, host)
 
     def _fail(self, prediction: Prediction, error: TegulaError) -> None:
-        self.store.queue.fail(prediction.id, prediction.attempt, public_words(str(error)))
+        words = public_words(str(error))
+        log.info("It cannot be run: %s", words)
+        self.store.queue.fail(prediction.id, prediction.attempt, words)
 
 
 class _Recorder:
