@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from tegula.catalog import Catalog
 from tegula.errors import BrokenWeightsError, MissingWeightsError, OptionError, UnknownModelError
 from tegula.models import BundleSettings
 from tegula.models.load import check_bundle
-from tegula.server.engine import Job, OutputFile, check_bundles
+from tegula.server.engine import Job, Log, OutputFile, check_bundles
 from tegula.server.settings import load_settings
 from tegula.server.upscaling import RunnerOptions, UpscaleRunner
 from tegula.upscaler import Upscaler
@@ -71,37 +73,60 @@ def test_bundles_are_loaded_as_jobs_name_them_and_unloaded_when_idle(loads, monk
     assert [bundle for bundle, _ in loads] == ["mini", "painted", "painted"]
 
 
-def test_a_job_runs_with_a_bundle_of_every_part(files, tmp_path):
-    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    for name in ("one", "two"):
+def test_the_documented_deployment_runs_with_all_of_its_parts(files, tmp_path, monkeypatch):
+    """A checkpoint, the tile ControlNet, a VAE, two LoRAs and an embedding, all found by name."""
+    page = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+    example = re.search(r"## Bundles\n.*?```json\n(.*?)```", page, re.DOTALL)
+    assert example is not None
+    (tmp_path / "server.json").write_text(example[1])
+    settings = load_settings(tmp_path / "server.json")
+    own = settings.bundles["acme/portraits"]
+    assert (len(own.loras), len(own.embeddings)) == (2, 1)
+    assert own.controlnet
+    assert own.vae
+    models = tmp_path / "comfy" / "models"
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    for at, (name, _) in enumerate(own.loras):
+        generator = torch.Generator().manual_seed(at)
         lora = {
-            f"{layer}.lora_A.weight": torch.ones(1, 8),
-            f"{layer}.lora_B.weight": torch.ones(8, 1),
+            f"{layer}.lora_down.weight": torch.randn(1, 8, generator=generator),
+            f"{layer}.lora_up.weight": torch.randn(8, 1, generator=generator),
         }
-        save_file(lora, tmp_path / f"{name}.safetensors")
-    save_file({"emb_params": torch.ones(1, 16)}, tmp_path / "calm.safetensors")
-    full = BundleSettings(
-        bundle=str(files.folder),
-        controlnet=str(files.folder / "controlnet"),
-        vae=str(files.folder / "vae"),
-        loras=(f"{tmp_path}/one.safetensors:0.5", f"{tmp_path}/two.safetensors"),
-        embeddings=(f"{tmp_path}/calm.safetensors",),
-    )
-    bundles = {"acme/full": full, "acme/plain": full.replaced(loras=())}
-    runner = UpscaleRunner("cpu", RunnerOptions(BundleSettings(), "w", 10**6, bundles=bundles))
+        (models / "loras").mkdir(parents=True, exist_ok=True)
+        save_file(lora, models / "loras" / f"{name}.safetensors")
+    for folder, name, source in (
+        ("checkpoints", own.bundle, files.checkpoint),
+        ("controlnet", own.controlnet, files.controlnet),
+        ("vae", own.vae, files.vae),
+    ):
+        (models / folder).mkdir()
+        shutil.copy(source, models / folder / f"{name}.safetensors")
+    (models / "embeddings").mkdir()
+    word = own.embeddings[0]
+    save_file({"emb_params": torch.ones(2, 16)}, models / "embeddings" / f"{word}.safetensors")
+    monkeypatch.setenv("TEGULA_LIBRARY", str(tmp_path / "comfy"))
+    monkeypatch.setattr("tegula.models.sd15.find.STANDARD_CONFIG", files.folder)
+    check_bundle(own)
+
+    bundles = {"acme/portraits": own, "acme/plain": own.replaced(loras=own.loras[:1])}
+    options = RunnerOptions(settings.models, "w", 10**6, bundles=bundles)
+    runner = UpscaleRunner("cpu", options)
     Image.effect_noise((24, 24), 64).convert("RGB").save(tmp_path / "in.png")
-    given = {"image": tmp_path / "in.png", "prompt": "calm", "scale": 2, "seed": 1}
-    results = []
-    for bundle in ("acme/full", "acme/plain", "acme/full"):
-        folder = tmp_path / f"out{len(results)}"
+    given = {"image": tmp_path / "in.png", "negative_prompt": word, "scale": 2, "seed": 1}
+    given |= {"steps": 4, "prescaler": "lanczos"}
+    pictures, log = [], ""
+    for bundle in (*bundles, "acme/portraits"):
+        folder = tmp_path / f"out{len(pictures)}"
         folder.mkdir()
         events = []
         job = Job("p", 1, "m", Catalog("w").find().id, given, folder, bundle)
         runner(job, events.append, lambda: False)
+        log += "".join(event.text for event in events if isinstance(event, Log))
         (output,) = (event for event in events if isinstance(event, OutputFile))
-        results.append(np.asarray(Image.open(io.BytesIO(output.path.read_bytes()))))
-    assert np.array_equal(results[0], results[2])
-    assert not np.array_equal(results[0], results[1])
+        pictures.append(np.asarray(Image.open(io.BytesIO(output.path.read_bytes()))))
+    assert not np.array_equal(pictures[0], pictures[1])
+    assert np.array_equal(pictures[0], pictures[2])
+    assert "has no effect" not in log  # of the embedding
 
 
 def test_settings_name_bundles_for_deployments_versions_and_models(tmp_path, monkeypatch):

@@ -85,6 +85,54 @@ def test_files_of_other_programs_are_found_by_name(tmp_path, tree, place):
     assert {each.kind: each.path for each in list_files()} == paths
 
 
+EXTRA = """
+# comments stay
+a111:
+    base_path: {base}
+    checkpoints: models/Stable-diffusion
+    configs: models/Stable-diffusion
+    loras: |
+        models/Lora
+        models/LyCORIS
+
+    embeddings: embeddings
+comfyui:
+    is_default: true
+    controlnet: {elsewhere}
+    upscale_models: upscalers/
+empty:
+odd: [1, 2]
+"""
+
+
+def test_folders_that_comfyui_is_told_of_are_searched(tmp_path, monkeypatch):
+    root, base, elsewhere = (tmp_path / name for name in ("comfy", "webui", "elsewhere"))
+    monkeypatch.setenv("TEGULA_WEBUI", str(base))
+    list_of_folders = put(root / "extra_model_paths.yaml")
+    list_of_folders.write_text(EXTRA.format(base="${TEGULA_WEBUI}", elsewhere=elsewhere))
+    paths = {
+        FileKind.CHECKPOINT: put(base / "models/Stable-diffusion/sub/Painted.safetensors"),
+        FileKind.LORA: put(base / "models/LyCORIS/add_detail.safetensors"),
+        FileKind.EMBEDDING: put(base / "embeddings/EasyNegative.pt"),
+        FileKind.CONTROLNET: put(elsewhere / "tile.safetensors"),
+        FileKind.PRESCALER: put(root / "upscalers/4x-UltraSharp.pth"),
+    }
+    search_also([root])
+    assert {each.kind: each.path for each in list_files()} == paths
+    assert find_file("sub/painted", FileKind.CHECKPOINT) == paths[FileKind.CHECKPOINT]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "- a", "a: [", "a: {loras: 3, base_path: 4}", "a: !!python/name:os.system x", "\0"],
+)
+def test_a_list_that_comfyui_could_not_read_either_is_left_out(tmp_path, content):
+    put(tmp_path / "comfy" / "extra_model_paths.yaml").write_text(content)
+    lora = put(tmp_path / "comfy" / "models" / "loras" / "style.safetensors")
+    search_also([tmp_path / "comfy"])
+    assert [each.path for each in list_files()] == [lora]
+
+
 def test_a_file_is_found_by_its_folder_where_two_have_one_name(tmp_path):
     first = put(tmp_path / "models" / "lora" / "a" / "style.safetensors")
     second = put(tmp_path / "models" / "lora" / "b" / "style.safetensors")

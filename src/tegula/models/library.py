@@ -2,9 +2,10 @@
 
 They are looked for in the models folder, in folders of other programs that keep models
 (AUTOMATIC1111's web UI and its relatives, ComfyUI), and in the hub client's cache. Such folders
-are named by ``$TEGULA_LIBRARY``, or found where these programs are usually put.
+are named by ``$TEGULA_LIBRARY``, or found where these programs are usually put. ComfyUI's own
+list of further folders counts, too.
 
-Nothing is opened for it, and torch is not imported.
+No file of weights is opened for it, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ _PROGRAMS = (
     "Documents/ComfyUI",
     "comfyui",
 )
+_FURTHER_FOLDERS = "extra_model_paths.yaml"
+"""ComfyUI's list of folders elsewhere, in its own folder."""
 _PLAIN_NAMES = ("model", "pytorch_model", "diffusion_pytorch_model", "pytorch_lora_weights")
 """What files of a hub are called whose name says nothing."""
 _DEEPEST_FOLDER = 4
@@ -201,6 +204,39 @@ def _files_of(folder: Path) -> Iterator[LibraryFile]:
             kind = kinds.get(child.name.lower())
             if kind is not None and child.is_dir():
                 yield from _files_below(child, kind)
+    for name, place in _further_folders(folder / _FURTHER_FOLDERS):
+        kind = kinds.get(name.lower())
+        if kind is not None:
+            yield from _files_below(place, kind)
+
+
+def _further_folders(file: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the folders that a list of ComfyUI names, with ComfyUI's word for what they hold.
+
+    Each of its sections has a ``base_path``, and one or several paths for each kind, one a line.
+    What is no such list is left out, as are folders that are not there: other programs read it.
+    """
+    if not file.is_file():
+        return
+    import yaml
+
+    try:
+        sections = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return
+    for section in sections.values() if isinstance(sections, dict) else ():
+        if not isinstance(section, dict):
+            continue
+        base = os.path.expandvars(str(section.get("base_path") or ""))
+        root = file.parent / Path(base).expanduser()
+        for name, lines in section.items():
+            if name != "base_path" and isinstance(lines, str):
+                inside = (line.strip() for line in lines.split("\n"))
+                yield from ((str(name), _normal(root / path)) for path in inside if path)
+
+
+def _normal(path: Path) -> Path:
+    return Path(os.path.normpath(path))
 
 
 def _files_below(folder: Path, kind: FileKind) -> Iterator[LibraryFile]:

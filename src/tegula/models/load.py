@@ -21,7 +21,7 @@ from tegula.models.hub import (
     is_weights_file,
     remote_files,
 )
-from tegula.models.library import FileKind, list_files, refuse_link, resolve_file
+from tegula.models.library import FileKind, find_file, list_files, refuse_link, resolve_file
 from tegula.models.mini import WEIGHTS, WEIGHTS_FILE
 from tegula.models.sd15.facts import (
     DEFAULT_CONTROLNET,
@@ -274,9 +274,13 @@ def _mini_folder(wanted: BundleSettings) -> Path | None:
 def _model_and_vae(wanted: BundleSettings) -> tuple[str, str | None]:
     """Return file, folder or hub id of a model, and its autoencoder unless it has one.
 
-    What a bundle with a name lacks is downloaded.
+    What a bundle with a name lacks is downloaded, unless a file of the user's has that name.
     """
     model = wanted.bundle
+    if model in BUNDLES and _absent(BUNDLES[model].parts[:1]):
+        own = find_file(model, FileKind.CHECKPOINT)
+        if own is not None:
+            return str(own), wanted.vae
     if model not in BUNDLES:
         model = resolve_file(model, FileKind.CHECKPOINT)
         if Path(model).expanduser().exists() or is_weights_file(model) or is_hub_id(model):
