@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import socket
+import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
-from live_server import Live, live_server
+from api_support import DATA_URI, PNG
+from live_server import Live, certificate, eventually, live_server
 
 MB = 1_000_000
 
@@ -55,15 +61,15 @@ def test_eight_bodies_of_sixty_megabytes_hold_up_nobody(tmp_path):
 
 def connect(live: Live, stack: ExitStack, beginning: bytes = b"") -> socket.socket:
     """A connection to the server, with what it sends at once; closed with the stack."""
-    host, port = live.url.removeprefix("http://").split(":")
+    host, port = live.url.partition("://")[2].split(":")
     connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
     connection.sendall(beginning)
     return connection
 
 
-def closed(live: Live) -> dict[str, float]:
+def closed(live: Live, trust: ssl.SSLContext | bool = True) -> dict[str, float]:
     """How many connections the server closed, by reason."""
-    lines = httpx.get(f"{live.url}/metrics").text.splitlines()
+    lines = httpx.get(f"{live.url}/metrics", verify=trust).text.splitlines()
     name = "tegula_connections_closed_total{reason="
     counts = [line.removeprefix(name).split("} ") for line in lines if line.startswith(name)]
     return {reason.strip('"'): float(count) for reason, count in counts}
@@ -147,3 +153,171 @@ def test_a_client_that_does_not_take_its_answer_is_given_up(tmp_path, monkeypatc
         while "it does not take its answer" not in closed(live):
             assert time.monotonic() < until
             time.sleep(0.1)
+
+
+def heard(connection: socket.socket) -> bytes:
+    """Everything that comes until the connection ends."""
+    told = b""
+    with suppress(ConnectionError):
+        while more := connection.recv(65536):
+            told += more
+    return told
+
+
+@pytest.mark.parametrize("pieces", [1, 20])
+def test_headers_have_a_size_however_they_come(tmp_path, pieces):
+    with live_server(tmp_path) as live, ExitStack() as stack:
+        large = connect(live, stack, b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Large: ")
+        with suppress(ConnectionError):
+            for _ in range(pieces):
+                large.sendall(b"y" * (100_000 // pieces))
+                time.sleep(0.01)
+            large.sendall(b"\r\n\r\n")
+        answer = heard(large)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert b"The headers must have at most 64 kB." in answer
+        assert closed(live) == {"its headers are too large": 1}
+        assert httpx.get(f"{live.url}/healthz", headers={"x": "y" * 60_000}).status_code == 200
+        long = connect(live, stack, b"GET /" + b"y" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert heard(long).startswith(b"HTTP/1.1 431 ")
+
+
+def test_headers_behind_a_request_that_runs_have_a_size_too(tmp_path):
+    with live_server(tmp_path) as live, ExitStack() as stack:
+        body = {"version": "tegula/upscale", "input": {"image": DATA_URI, "prompt": "gated"}}
+        token = {"authorization": f"Bearer {live.token}"}
+        made = httpx.post(f"{live.url}/v1/predictions", json=body, headers=token).json()
+        stream = made["urls"]["stream"].removeprefix(live.url)
+        busy = connect(live, stack, f"GET {stream} HTTP/1.1\r\nHost: x\r\n\r\nGET /".encode())
+        with suppress(ConnectionError):
+            for _ in range(50):
+                busy.sendall(b"y" * 10_000)
+                time.sleep(0.01)
+        assert b"431" not in heard(busy)  # nothing may stand in the middle of an answer
+        assert closed(live) == {"its headers are too large": 1}
+
+
+# Over TLS, without a proxy in front.
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory) -> tuple[Path, Path]:
+    return certificate(tmp_path_factory.mktemp("tls"))
+
+
+def trusting(tls: tuple[Path, Path]) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=tls[0])
+
+
+@pytest.mark.parametrize("loop", ["auto", "asyncio"])
+def test_over_tls_predictions_are_created_streamed_and_read(tmp_path, tls, loop):
+    large = {"version": "tegula/upscale", "input": {"image": DATA_URI, "prompt": "y" * MB}}
+    with (
+        live_server(tmp_path, tls, loop=loop) as live,
+        httpx.Client(base_url=live.url, verify=trusting(tls)) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        client.headers["authorization"] = f"Bearer {live.token}"
+        made = client.post("/v1/predictions", json=large).json()
+        assert "event: done" in client.get(made["urls"]["stream"]).text
+        output = client.get(made["urls"]["get"]).json()["output"]
+        assert output.startswith(f"{live.url}/o/")
+        assert client.get(output).content == PNG
+
+        def begin(_: int) -> int:
+            return httpx.get(f"{live.url}/healthz", verify=trusting(tls)).status_code
+
+        # What a client sends at once must not be lost between TCP and TLS.
+        assert list(pool.map(begin, range(60))) == [200] * 60
+        assert closed(live, trusting(tls)) == {}
+
+
+@pytest.mark.parametrize("loop", ["auto", "asyncio"])
+@pytest.mark.parametrize("beginning", [b"", b"\x16\x03\x01\x02"], ids=["nothing", "a little"])
+def test_a_handshake_has_the_time_of_headers(tmp_path, tls, loop, beginning):
+    with live_server(tmp_path, tls, loop=loop, header_seconds=0.5) as live, ExitStack() as stack:
+        silent = connect(live, stack, beginning)
+        began = time.monotonic()
+        assert heard(silent) == b""
+        assert 0.4 < time.monotonic() - began < 5
+        assert closed(live, trusting(tls)) == {"its TLS handshake is slow": 1}
+
+
+def test_a_client_that_speaks_no_tls_is_closed_and_counted(tmp_path, tls):
+    with live_server(tmp_path, tls) as live, ExitStack() as stack:
+        began = time.monotonic()
+        heard(connect(live, stack, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"))
+        assert time.monotonic() - began < 5
+        eventually(lambda: closed(live, trusting(tls)) == {"its TLS handshake failed": 1})
+
+
+@pytest.mark.parametrize("loop", ["auto", "asyncio"])
+def test_handshakes_that_never_begin_count_as_connections_and_refuse_nobody(tmp_path, tls, loop):
+    limits = {"max_connections_per_address": 20}
+    with live_server(tmp_path, tls, loop=loop, **limits) as live, ExitStack() as stack:
+        silent = [connect(live, stack) for _ in range(100)]
+        for _ in range(5):
+            assert httpx.get(f"{live.url}/healthz", verify=trusting(tls)).status_code == 200
+        assert closed(live, trusting(tls))["it waited longest of too many"] >= 80
+        for connection in silent[:80]:
+            assert heard(connection) == b""
+
+
+def test_headers_over_tls_have_what_the_handshake_left_of_their_time(tmp_path, tls):
+    with live_server(tmp_path, tls, header_seconds=0.5) as live, ExitStack() as stack:
+        raw = connect(live, stack)
+        connection = stack.enter_context(
+            trusting(tls).wrap_socket(raw, server_hostname="127.0.0.1")
+        )
+        connection.sendall(b"GET / HTTP/1.1\r\n")
+        assert heard(connection).startswith(b"HTTP/1.1 408 ")
+        assert closed(live, trusting(tls)) == {"its headers are slow": 1}
+
+
+def test_a_server_that_stops_waits_for_no_handshake(tmp_path, tls):
+    with ExitStack() as stack:
+        with live_server(tmp_path, tls) as live:
+            connect(live, stack)
+            assert httpx.get(f"{live.url}/healthz", verify=trusting(tls)).status_code == 200
+            began = time.monotonic()
+        assert time.monotonic() - began < 8
+
+
+# What the operator sees, and what the system allows.
+
+
+def test_the_log_has_one_line_for_many_connections_that_were_closed(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "tegula.api")
+    with live_server(tmp_path, max_connections_per_address=5) as live, half_open(live, 60):
+        assert httpx.get(f"{live.url}/healthz").status_code == 200
+        eventually(lambda: "waited longest" in caplog.text)
+    (first, *more) = [each for each in caplog.records if each.name == "tegula.api"]
+    assert first.getMessage() == "Connections closed: it waited longest of too many"
+    assert (vars(first)["client"], len(more) < 3) == ("127.0.0.1", True)
+    assert sum(vars(each)["connections"] for each in (first, *more)) >= 56
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_the_server_raises_its_limit_of_files_and_fits_connections_into_it(tmp_path):
+    program = """
+import logging, resource, sys
+logging.basicConfig(format="%(message)s")
+from tegula.server.api.app import create_app
+from tegula.server.api.connections import serving_config
+from tegula.server.settings import ServerSettings
+from tegula.server.store import Store
+store = Store.open(ServerSettings(folder=sys.argv[1]))
+app = create_app(store)
+for hard in (2000, 400):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    most = serving_config(app).http.table.limits.most
+    print(*resource.getrlimit(resource.RLIMIT_NOFILE), most)
+store.close()
+"""
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["2000 2000 1500", "400 400 300"]
+    assert ran.stderr.splitlines() == [
+        "At most 1500 connections, because 2000 files may be open.",
+        "At most 300 connections, because 400 files may be open.",
+    ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from api_support import PNG
 
 from tegula.catalog import find
@@ -93,9 +96,13 @@ class Live:
 
 @contextmanager
 def live_server(
-    folder: Path, tls: tuple[Path, Path] | None = None, port: int = 0, **settings: Any
+    folder: Path,
+    tls: tuple[Path, Path] | None = None,
+    port: int = 0,
+    loop: str = "auto",
+    **settings: Any,
 ) -> Iterator[Live]:
-    """Serve until the block is left; ``tls`` is a certificate and its key."""
+    """Serve until the block is left; ``tls`` is a certificate and its key, ``loop`` uvicorn's."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
@@ -108,7 +115,7 @@ def live_server(
         engine = QuickEngine(store)
         app = create_app(store, background=[webhooks, engine])
         files = {"ssl_certfile": str(tls[0]), "ssl_keyfile": str(tls[1])} if tls else {}
-        config = serving_config(app, log_level="warning", lifespan="on", **files)
+        config = serving_config(app, log_level="warning", lifespan="on", loop=loop, **files)
         server = GracefulServer(config, app.state.service)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -122,6 +129,15 @@ def live_server(
             server.should_exit = True
             thread.join()
             store.close()
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that nobody signed but itself, and its key."""
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=tegula"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]
+    openssl = shutil.which("openssl") or pytest.skip("needs openssl")
+    subprocess.run([openssl, *words.split(), *names], cwd=folder, check=True, capture_output=True)
+    return folder / "cert.pem", folder / "key.pem"
 
 
 def eventually(condition: Callable[[], bool]) -> None:
