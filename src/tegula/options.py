@@ -211,6 +211,11 @@ class UpscaleOptions(CheckedOptions):
         description="Runs all the steps whatever the creativity, as ComfyUI counts, on a schedule "
         "that is as much longer. LCM and TCD always do.",
     )
+    webui_steps: bool = Field(
+        default=False,
+        description="Counts steps as AUTOMATIC1111's web UI does in img2img: steps x creativity "
+        "and one more, from a higher noise level.",
+    )
     seed: Seed | None = Field(
         default=None,
         description="Fixes the noise: the same seed gives the same picture. Random when left open.",
@@ -379,6 +384,15 @@ class UpscaleOptions(CheckedOptions):
         start = str(info.field_name).replace("end", "start")
         if info.data.get(start, 0.0) > value:
             raise ValueError(f"{start} must not come after {info.field_name}")
+        return value
+
+    @field_validator("webui_steps")
+    @classmethod
+    def _one_count(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("exact_steps"):
+            raise ValueError(
+                "exact_steps and webui_steps both say how steps are counted; give one of them"
+            )
         return value
 
     def changed(self) -> dict[str, Any]:

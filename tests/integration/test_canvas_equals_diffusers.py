@@ -17,23 +17,26 @@ from tegula.models.sd15.networks import SdAutoencoder, make_denoiser
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tests.tiny.networks import tiny_bundle, tiny_networks
 
+KARRAS = {"use_karras_sigmas": True}
 SCHEDULERS = {
-    "ddim": DDIMScheduler,
-    "dpm++2m": DPMSolverMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-    "unipc": UniPCMultistepScheduler,
+    ("ddim", "own"): (DDIMScheduler, {}),
+    ("dpm++2m", "karras"): (DPMSolverMultistepScheduler, KARRAS),
+    ("euler", "own"): (EulerDiscreteScheduler, {}),
+    ("unipc", "karras"): (UniPCMultistepScheduler, KARRAS),
 }
+"""Scheduler and spacing: diffusers and we agree on Karras' levels; each has its own "normal"."""
 
 
 def diffusers_result(picture, scheduler, resemblance, guess_mode, guidance_scale):
     networks = tiny_networks()
+    kind, settings = SCHEDULERS[scheduler]
     pipeline = StableDiffusionControlNetImg2ImgPipeline(
         vae=networks.autoencoder,
         text_encoder=networks.text_model,
         tokenizer=networks.tokenizer,
         unet=networks.unet,
         controlnet=networks.controlnet,
-        scheduler=SCHEDULERS[scheduler].from_config(dict(SCHEDULER)),
+        scheduler=kind.from_config(dict(SCHEDULER), **settings),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -69,7 +72,8 @@ def test_one_window_equals_the_diffusers_pipeline(scheduler, guess_mode, resembl
         negative_prompt="blurry",
         creativity=0.6,
         steps=10,
-        scheduler=scheduler,
+        scheduler=scheduler[0],
+        sigmas=scheduler[1],
         resemblance=resemblance,
         guess_mode=guess_mode,
         guidance_scale=guidance_scale,

@@ -96,10 +96,9 @@ def test_the_clean_latents_are_found_in_what_the_model_answers(name, config):
     schedule = make_schedule(ScheduleChoice(name, 8), config, 0.6)
     generator = torch.Generator().manual_seed(0)
     clean, noise = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
-    timestep = schedule.timesteps[0]
-    scaled = schedule.scale_input(schedule.add_noise(clean, noise), timestep)
-    answer = schedule.exact_prediction(clean, noise, timestep)
-    assert (schedule.clean(answer, scaled, timestep) - clean).abs().max() < 0.02
+    scaled = schedule.scale_input(schedule.noised(clean, noise, 0), 0)
+    answer = schedule.exact_prediction(clean, noise, 0)
+    assert (schedule.clean(answer, scaled, 0) - clean).abs().max() < 0.02
 
 
 @pytest.mark.usefixtures("offline")

@@ -195,7 +195,7 @@ class Diffusion:
         # so no name here may hold on to it, nor to what it was made of. Otherwise large
         # pictures would take up to three latent canvases more. A list can be emptied within
         # the call, a variable cannot.
-        start = [schedule.add_noise(initial, noise)]
+        start = [schedule.noised(initial, noise, 0)]
         del initial, noise, drawn
         return sampler.sample(start.pop(), schedule, generators, progress, mask, watch)
 

@@ -286,7 +286,7 @@ class CanvasSampler:
         # key steps is made in parts, as windows begin to change.
         predictions: dict[int, Tensor] = {}
         for step in steps:
-            scaled = schedule.scale_input(latents, step.timestep)
+            scaled = schedule.scale_input(latents, step.number)
             span = _span(steps, step)
             for each in span:
                 if each.number not in predictions:
@@ -298,10 +298,10 @@ class CanvasSampler:
                 progress.on_unit(done, total)
             prediction = predictions.pop(step.number)
             if mask is not None:
-                prediction = mask.predict(prediction, step.number, step.timestep, schedule)
+                prediction = mask.predict(prediction, step.number, schedule)
             if watch is not None and step is not steps[-1]:
-                watch(schedule.clean(prediction, scaled, step.timestep))
-            latents = schedule.step(prediction, step.timestep, latents, generator)
+                watch(schedule.clean(prediction, scaled, step.number))
+            latents = schedule.step(prediction, step.number, latents, generator)
             if mask is not None:
                 latents = mask.keep(latents, step.number + 1, schedule)
         return latents

@@ -1,13 +1,22 @@
-"""Schedulers by their usual names, and the steps that a denoise strength runs."""
+"""Solvers by their usual names, the noise levels that they walk, and how steps are counted.
+
+A noise level is a sigma: latents at it are clean + sigma * noise, as k-diffusion writes them
+("variance exploding"), or these over sqrt(sigma**2 + 1) ("variance preserving"). diffusers'
+schedulers do the arithmetic of a step; which levels they walk is decided here, since they
+space them in other ways than the programs whose names for spacings people know.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tegula.models.compiled import diffusers
@@ -16,62 +25,63 @@ from tegula.options import ResolvedOptions
 Generators = torch.Generator | list[torch.Generator]
 """One source of noise for a whole stack of canvases, or one for each of them."""
 
+Levels = NDArray[np.float64]
+"""Sigmas, or timesteps that may lie between two that a model was trained at."""
+
 
 @dataclass(frozen=True)
 class Solver:
     """A diffusers scheduler and the settings that make it the one people mean.
 
+    spacing: one of ``SPACINGS``, for ``own``; None leaves the timesteps to diffusers.
+    last: the sigma at which the run ends.
     few_step: the strength shortens the range of noise levels and ``steps`` of them are
         run, as latent consistency models do; otherwise the strength skips the first ones.
     """
 
     scheduler: str
     settings: Mapping[str, object] = field(default_factory=dict)
+    spacing: str | None = "normal"
+    last: float = 0.0
     few_step: bool = False
 
 
-_RHO = 7.0
-_BH1: dict[str, object] = {"solver_type": "bh1", "final_sigmas_type": "sigma_min"}
-_KARRAS: dict[str, object] = {"use_karras_sigmas": True}
 _SDE: dict[str, object] = {"algorithm_type": "sde-dpmsolver++"}
-
+_SINGLE_STEP: dict[str, object] = {"lower_order_final": True}
+"""Without it these cannot end at no noise: diffusers would change it with a warning."""
 SOLVERS: Mapping[str, Solver] = {
-    "ddim": Solver("DDIMScheduler"),
-    "ddim-trailing": Solver("DDIMScheduler", {"timestep_spacing": "trailing"}),
+    "ddim": Solver("DDIMScheduler", spacing=None),
+    "ddim-trailing": Solver("DDIMScheduler", {"timestep_spacing": "trailing"}, spacing=None),
     "dpm++2m": Solver("DPMSolverMultistepScheduler"),
-    "dpm++2m-karras": Solver("DPMSolverMultistepScheduler", _KARRAS),
+    "dpm++2m-karras": Solver("DPMSolverMultistepScheduler", spacing="karras"),
     "dpm++2m-sde": Solver("DPMSolverMultistepScheduler", _SDE),
-    "dpm++2m-sde-karras": Solver("DPMSolverMultistepScheduler", _SDE | _KARRAS),
-    "dpm++sde": Solver("DPMSolverSinglestepScheduler", _SDE),
-    "dpm++sde-karras": Solver("DPMSolverSinglestepScheduler", _SDE | _KARRAS),
+    "dpm++2m-sde-karras": Solver("DPMSolverMultistepScheduler", _SDE, "karras"),
+    "dpm++sde": Solver("DPMSolverSinglestepScheduler", _SDE | _SINGLE_STEP),
+    "dpm++sde-karras": Solver("DPMSolverSinglestepScheduler", _SDE | _SINGLE_STEP, "karras"),
     "euler": Solver("EulerDiscreteScheduler"),
     "euler-ancestral": Solver("EulerAncestralDiscreteScheduler"),
     "heun": Solver("HeunDiscreteScheduler"),
     "dpm2": Solver("KDPM2DiscreteScheduler"),
     "dpm2-ancestral": Solver("KDPM2AncestralDiscreteScheduler"),
     "lms": Solver("LMSDiscreteScheduler"),
-    "dpm++2s": Solver("DPMSolverSinglestepScheduler"),
-    "dpm++3s": Solver("DPMSolverSinglestepScheduler", {"solver_order": 3}),
+    "dpm++2s": Solver("DPMSolverSinglestepScheduler", _SINGLE_STEP),
+    "dpm++3s": Solver("DPMSolverSinglestepScheduler", _SINGLE_STEP | {"solver_order": 3}),
     "dpm++3m-sde": Solver("DPMSolverMultistepScheduler", _SDE | {"solver_order": 3}),
     "unipc": Solver("UniPCMultistepScheduler"),
-    "unipc-bh1": Solver("UniPCMultistepScheduler", _BH1),
-    "lcm": Solver("LCMScheduler", few_step=True),
-    "tcd": Solver("TCDScheduler", few_step=True),
+    # It divides by the logarithm of the last level, which is ComfyUI's.
+    "unipc-bh1": Solver("UniPCMultistepScheduler", {"solver_type": "bh1"}, last=0.001),
+    "lcm": Solver("LCMScheduler", spacing=None, few_step=True),
+    "tcd": Solver("TCDScheduler", spacing=None, few_step=True),
 }
 
-SIGMA_SETTINGS: Mapping[str, Mapping[str, object]] = {
-    "own": {},
-    "normal": {"timestep_spacing": "linspace"},
-    "karras": _KARRAS,
-    "exponential": {"use_exponential_sigmas": True},
-    "sgm-uniform": {"timestep_spacing": "trailing"},
-    "simple": {"timestep_spacing": "trailing"},
-    "ddim-uniform": {"timestep_spacing": "leading", "steps_offset": 1},
-}
-"""ComfyUI's names for how noise levels are spaced, as settings of diffusers' schedulers.
-
-``sgm-uniform`` and ``simple`` differ by at most one training timestep and are one here.
-"""
+_VARIANCE_PRESERVING = (
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+)
 
 _WITHOUT_SAMPLE = (
     "EulerAncestralDiscreteScheduler",
@@ -85,97 +95,180 @@ _SECOND_ORDER = (
     "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
 )
-"""Schedulers that divide by the last level, which must not be tiny for a model that answers
-the clean latents."""
+"""Schedulers that evaluate the model twice a step. They divide by the last level, which must
+not be tiny for a model that answers the clean latents."""
 
 _COSINE = "squaredcos_cap_v2"
 """Noise levels that end in noise alone: Karras' spacing would spend its steps there."""
 
-_SPACED_BY_EULER = ("ddim", "ddim-trailing")
-"""Schedulers without Karras or exponential spacing that Euler's method equals in result."""
+
+# Spacings. Each takes the sigmas of all training timesteps, rising, and a number of steps,
+# and returns that many sigmas, falling, without the end of the run.
+
+
+def _at(trained: Levels, timesteps: Levels) -> Levels:
+    """Return the sigmas of timesteps, whose logarithm is linear in between."""
+    return np.exp(np.interp(timesteps, np.arange(len(trained)), np.log(trained)))
+
+
+def _normal(trained: Levels, steps: int) -> Levels:
+    return _at(trained, np.linspace(len(trained) - 1, 0, steps))
+
+
+def _sgm_uniform(trained: Levels, steps: int) -> Levels:
+    return _at(trained, np.linspace(len(trained) - 1, 0, steps + 1)[:-1])
+
+
+def _simple(trained: Levels, steps: int) -> Levels:
+    skipped = (np.arange(steps) * (len(trained) / steps)).astype(int)
+    return np.asarray(trained[len(trained) - 1 - skipped])
+
+
+def _ddim_uniform(trained: Levels, steps: int) -> Levels:
+    # Where the steps do not divide the timesteps this gives more levels than steps, as it
+    # does in ComfyUI; a run begins that much later, unless it is a whole one.
+    return trained[1 :: max(1, len(trained) // steps)][::-1]
+
+
+def _karras(trained: Levels, steps: int) -> Levels:
+    # Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
+    # (2022), equation 5.
+    rho = 7.0
+    high, low = trained[-1] ** (1 / rho), trained[0] ** (1 / rho)
+    return np.asarray((high + np.linspace(0, 1, steps) * (low - high)) ** rho)
+
+
+def _exponential(trained: Levels, steps: int) -> Levels:
+    return np.exp(np.linspace(np.log(trained[-1]), np.log(trained[0]), steps))
+
+
+SPACINGS: Mapping[str, Callable[[Levels, int], Levels]] = {
+    "normal": _normal,
+    "karras": _karras,
+    "exponential": _exponential,
+    "sgm-uniform": _sgm_uniform,
+    "simple": _simple,
+    "ddim-uniform": _ddim_uniform,
+}
+"""Spacings of noise levels by ComfyUI's names and as ComfyUI, k-diffusion and AUTOMATIC1111's
+web UI define them; what the web UI calls automatic is ``normal``."""
+
+
+# Steps.
+
+_LONGEST = 1_000_000
+"""Steps of the longest schedule. A strength so small that it would be longer runs the last
+steps of this one, which are next to no noise anyway."""
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """How a program gets from steps and a denoise strength to the noise levels of a run.
+
+    length: steps of the whole schedule; of steps and strength.
+    first: the first level that is run; of steps, strength, and how many levels there are.
+    without_last: solvers whose schedule is one level longer and goes without the smallest.
+    whole_timesteps: the model is given the training timestep nearest to a level, not one
+        between two.
+    """
+
+    length: Callable[[int, float], int]
+    first: Callable[[int, float, int], int]
+    without_last: frozenset[str] = frozenset()
+    whole_timesteps: bool = True
+
+
+STEP_RULES: Mapping[str, StepRule] = {
+    # diffusers' img2img pipelines.
+    "share": StepRule(
+        length=lambda steps, _: steps,
+        first=lambda steps, strength, levels: levels - max(1, int(steps * strength)),
+    ),
+    # ComfyUI's KSampler.
+    "exact": StepRule(
+        length=lambda steps, strength: int(min(steps / strength, _LONGEST)),
+        first=lambda steps, strength, levels: 0 if strength > 0.9999 else levels - steps,
+        without_last=frozenset({"dpm2", "dpm2-ancestral", "unipc", "unipc-bh1"}),
+    ),
+    # AUTOMATIC1111's web UI, which runs one step more than the others.
+    "webui": StepRule(
+        length=lambda steps, _: steps,
+        first=lambda steps, strength, _: steps - 1 - int(min(strength, 0.999) * steps),
+        without_last=frozenset({"dpm2", "dpm2-ancestral", "dpm++3m-sde"}),
+        whole_timesteps=False,
+    ),
+}
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A fresh scheduler and the timesteps of one run, from noise to picture.
+    """A fresh scheduler and the levels of one run, from noise to picture, by number of step.
 
-    ``order`` is the number of evaluations of one solver step (2 for Heun).
-    ``prediction_type`` is what the model answers, which the scheduler may not take.
+    timesteps, sigmas: what the model is evaluated at, one for each step.
+    preserving: the latents are variance preserving.
+    prediction_type: what the model answers, which the scheduler may not take.
     """
 
     scheduler: Any
     timesteps: Tensor
-    order: int
+    sigmas: Tensor
+    preserving: bool
     prediction_type: str
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    def add_noise(self, latents: Tensor, noise: Tensor) -> Tensor:
-        """Return the latents at the first noise level of the run."""
-        noisy: Tensor = self.scheduler.add_noise(latents, noise, self.timesteps[:1])
-        return noisy
-
-    def scale_input(self, latents: Tensor, timestep: Tensor) -> Tensor:
-        """Return the latents as the model expects them at this noise level."""
-        scaled: Tensor = self.scheduler.scale_model_input(latents, timestep)
-        return scaled
-
-    def step(
-        self, prediction: Tensor, timestep: Tensor, latents: Tensor, generator: Generators
-    ) -> Tensor:
-        """Return the latents at the next noise level."""
-        if self.prediction_type != self.scheduler.config.prediction_type:
-            prediction = self._as_noise(prediction, timestep, latents)
-        random = {"generator": generator} if _takes_generator(self.scheduler) else {}
-        stepped: Tensor = self.scheduler.step(prediction, timestep, latents, **random).prev_sample
-        return stepped
-
     def noised(self, clean: Tensor, noise: Tensor, step: int) -> Tensor:
         """Return clean latents at the noise level of a step; after the last one, themselves."""
         if step >= len(self):
             return clean
-        noisy: Tensor = self.scheduler.add_noise(clean, noise, self.timesteps[step : step + 1])
-        return noisy
+        sigma = self.sigmas[step]
+        noisy = clean + sigma * noise
+        return noisy / (sigma.square() + 1).sqrt() if self.preserving else noisy
 
-    def exact_prediction(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """Return what a model that knew the clean latents would answer at this level."""
+    def scale_input(self, latents: Tensor, step: int) -> Tensor:
+        """Return the latents as the model expects them at a step, variance preserving."""
+        scaled: Tensor = self.scheduler.scale_model_input(latents, self.timesteps[step])
+        return scaled
+
+    def step(self, prediction: Tensor, step: int, latents: Tensor, generator: Generators) -> Tensor:
+        """Return the latents at the next noise level."""
+        if self.prediction_type != self.scheduler.config.prediction_type:
+            # The scheduler wants the noise; the model answered the clean latents.
+            prediction = (latents - prediction) / self.sigmas[step].clamp_min(1e-4)
+        random = {"generator": generator} if _takes_generator(self.scheduler) else {}
+        stepped = self.scheduler.step(prediction, self.timesteps[step], latents, **random)
+        following: Tensor = stepped.prev_sample
+        return following
+
+    def exact_prediction(self, clean: Tensor, noise: Tensor, step: int) -> Tensor:
+        """Return what a model that knew the clean latents would answer at a step."""
         kind = self.prediction_type
         if kind == "sample":
             return clean
         if kind == "epsilon":
             return noise
-        share: Tensor = self.scheduler.alphas_cumprod[int(timestep)]
-        return noise * share.sqrt() - clean * (1 - share).sqrt()
+        sigma = self.sigmas[step]
+        return (noise - clean * sigma) / (sigma.square() + 1).sqrt()
 
-    def clean(self, prediction: Tensor, scaled: Tensor, timestep: Tensor) -> Tensor:
+    def clean(self, prediction: Tensor, scaled: Tensor, step: int) -> Tensor:
         """Return the clean latents that a model's answer to scaled latents implies."""
         kind = self.prediction_type
         if kind == "sample":
             return prediction
-        share: Tensor = self.scheduler.alphas_cumprod[int(timestep)]
+        sigma = self.sigmas[step]
+        scale = (sigma.square() + 1).sqrt()
         if kind == "epsilon":
-            return (scaled - prediction * (1 - share).sqrt()) / share.sqrt()
-        return scaled * share.sqrt() - prediction * (1 - share).sqrt()
-
-    def _as_noise(self, clean: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
-        """Return the noise in latents whose clean part the model answered.
-
-        Latents are clean + sigma * noise. These schedulers keep sigma to themselves, and one
-        has more of them than steps, but all shrink their input by sqrt(sigma**2 + 1): what
-        they make of a one tells the sigma that they are at.
-        """
-        shrunk = self.scheduler.scale_model_input(torch.ones((), dtype=torch.float64), timestep)
-        sigma = (1 / shrunk.square() - 1).clamp_min(1e-8).sqrt()
-        noise: Tensor = (latents - clean) / sigma.to(latents)
-        return noise
+            return scaled * scale - prediction * sigma
+        return (scaled - prediction * sigma) / scale
 
 
 def schedule_of(
     config: Mapping[str, object], options: ResolvedOptions, denoise_strength: float
 ) -> NoiseSchedule:
     """Return a fresh schedule of a bundle's settings, as ``make_schedule`` does by options."""
-    choice = ScheduleChoice(options.scheduler, options.steps, options.sigmas, options.exact_steps)
+    rule = "exact" if options.exact_steps else "webui" if options.webui_steps else "share"
+    choice = ScheduleChoice(options.scheduler, options.steps, options.sigmas, rule)
     return make_schedule(choice, config, denoise_strength)
 
 
@@ -183,76 +276,113 @@ def schedule_of(
 class ScheduleChoice:
     """Which solver walks which noise levels.
 
-    name: one of ``SOLVERS``; sigmas: one of ``SIGMA_SETTINGS``.
-    steps: length of the whole schedule, at least 1.
-    exact_steps: ``steps`` are those that are run, and the schedule is as much longer as
-        the strength is below 1; ComfyUI counts like this.
+    name: one of ``SOLVERS``; sigmas: one of ``SPACINGS``, or ``own`` for the solver's.
+    steps: as ``rule``, one of ``STEP_RULES``, takes them, at least 1.
     """
 
     name: str
     steps: int
     sigmas: str = "own"
-    exact_steps: bool = False
+    rule: str = "share"
 
 
 def make_schedule(
     choice: ScheduleChoice, config: Mapping[str, object], denoise_strength: float
 ) -> NoiseSchedule:
-    """Build a scheduler on a bundle's settings and cut it to the strength.
+    """Build a scheduler for the noise that a model was trained with, and cut it to the strength.
 
     Args:
         choice: solver, spacing and length.
         config: the bundle's diffusers scheduler settings (noise schedule, prediction type).
         denoise_strength: share of it that is run, 0 < strength <= 1; at least one step is.
     """
-    solver, steps = SOLVERS[choice.name], choice.steps
-    answers = str(config.get("prediction_type", "epsilon"))
-    if solver.few_step:
-        scheduler = _scheduler(solver, config)
-        scheduler.set_timesteps(**_few_step_arguments(scheduler, steps, denoise_strength))
-        return NoiseSchedule(scheduler, scheduler.timesteps, 1, answers)
-    scheduler = _spaced_scheduler(choice, config)
-    run = max(1, min(int(steps * denoise_strength), steps))
-    if choice.exact_steps:
-        longest = int(scheduler.config.num_train_timesteps)
-        run, steps = min(steps, longest), int(min(steps / denoise_strength, longest))
-    scheduler.set_timesteps(steps)
-    ancestral = isinstance(scheduler, diffusers.EulerAncestralDiscreteScheduler)
-    if ancestral and config.get("beta_schedule") != _COSINE:
-        _respace(scheduler, choice.sigmas)
-    first = (steps - run) * scheduler.order
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first)
-    return NoiseSchedule(scheduler, scheduler.timesteps[first:], scheduler.order, answers)
+    solver, rule = SOLVERS[choice.name], STEP_RULES[choice.rule]
+    spacing = solver.spacing if choice.sigmas == "own" or solver.few_step else choice.sigmas
+    if spacing is not None and solver.spacing is None:
+        # DDIM has no sigmas, and Euler's method equals it in result.
+        solver = SOLVERS["euler"]
+    scheduler = _scheduler(solver, config)
+    preserving = solver.scheduler in _VARIANCE_PRESERVING
+    shares = scheduler.alphas_cumprod.double()
+    trained = ((1 - shares) / shares).sqrt().numpy()
+    schedule = partial(
+        NoiseSchedule,
+        scheduler,
+        preserving=preserving,
+        prediction_type=str(config.get("prediction_type", "epsilon")),
+    )
+    if spacing is None:
+        timesteps = _timesteps_of_diffusers(scheduler, solver, rule, choice.steps, denoise_strength)
+        return schedule(timesteps, torch.from_numpy(trained).float()[timesteps])
+    length = rule.length(choice.steps, denoise_strength)
+    fewer = choice.name in rule.without_last
+    spaced = _spacing(spacing, solver, config)(trained, length + fewer)
+    levels = spaced[:-1] if fewer else spaced
+    first = rule.first(choice.steps, denoise_strength, len(levels))
+    levels = levels[min(max(first, 0), len(levels) - 1) :]
+    sigmas = _walk(scheduler, torch.tensor([*levels, solver.last], dtype=torch.float64))
+    seen = np.interp(np.log(sigmas), np.log(trained), np.arange(len(trained)))
+    if rule.whole_timesteps and config.get("beta_schedule") != _COSINE:
+        seen = seen.round()
+    scheduler.timesteps = torch.from_numpy(seen).float()
+    scheduler.set_begin_index(0)
+    return schedule(scheduler.timesteps, sigmas.float())
 
 
-def _spaced_scheduler(choice: ScheduleChoice, config: Mapping[str, object]) -> Any:
-    respaced = choice.sigmas in ("karras", "exponential")
-    name = "euler" if respaced and choice.name in _SPACED_BY_EULER else choice.name
-    solver, spacing = SOLVERS[name], SIGMA_SETTINGS[choice.sigmas]
-    if choice.sigmas not in ("own", "karras"):
-        spacing = {**spacing, "use_karras_sigmas": False}
-    known = inspect.signature(getattr(diffusers, solver.scheduler)).parameters
-    settings = {key: value for key, value in spacing.items() if key in known}
-    return _scheduler(solver, config, settings)
+def _spacing(
+    name: str, solver: Solver, config: Mapping[str, object]
+) -> Callable[[Levels, int], Levels]:
+    if config.get("prediction_type") == "sample" and solver.scheduler in _SECOND_ORDER:
+        return _simple
+    if config.get("beta_schedule") == _COSINE and name == "karras":
+        return _normal
+    return SPACINGS[name]
 
 
-def _scheduler(
-    solver: Solver,
-    config: Mapping[str, object],
-    spacing: Mapping[str, object] | None = None,
-) -> Any:
-    kind = getattr(diffusers, solver.scheduler)
-    settings = {**solver.settings, **(spacing or {})}
-    answers_clean = config.get("prediction_type") == "sample"
-    if answers_clean and solver.scheduler in _WITHOUT_SAMPLE:
+def _scheduler(solver: Solver, config: Mapping[str, object]) -> Any:
+    settings = dict(solver.settings)
+    if config.get("prediction_type") == "sample" and solver.scheduler in _WITHOUT_SAMPLE:
         settings["prediction_type"] = "epsilon"
-    if answers_clean and solver.scheduler in _SECOND_ORDER:
-        settings["timestep_spacing"] = "trailing"
-        settings.pop("use_exponential_sigmas", None)
-    if config.get("beta_schedule") == _COSINE:
-        settings.pop("use_karras_sigmas", None)
-    return kind.from_config(dict(config), **settings)
+    noise = dict(config)
+    if noise.pop("rescale_betas_zero_snr", False):
+        noise["trained_betas"] = _rescaled_betas(noise)
+    return getattr(diffusers, solver.scheduler).from_config(noise, **settings)
+
+
+_LEAST_SIGNAL = 4.8973451890853435e-08
+"""Share of the signal at the last timestep in ComfyUI and AUTOMATIC1111's web UI: sigma 4519.
+At none, sigma would be infinite, and most solvers and spacings could not begin there."""
+
+
+def _rescaled_betas(config: Mapping[str, object]) -> list[float]:
+    """Return the betas of scheduler settings, changed to zero terminal signal-to-noise ratio.
+
+    Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (2024),
+    algorithm 1. Some of diffusers' schedulers do this by themselves, and others ignore that
+    they are asked to.
+    """
+    signal = diffusers.DDPMScheduler.from_config(dict(config)).alphas_cumprod.double().sqrt()
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    shares = signal.square()
+    shares[-1] = _LEAST_SIGNAL
+    before = torch.cat([shares.new_ones(1), shares[:-1]])
+    betas: list[float] = (1 - shares / before).tolist()
+    return betas
+
+
+def _timesteps_of_diffusers(
+    scheduler: Any, solver: Solver, rule: StepRule, steps: int, strength: float
+) -> Tensor:
+    """Return the timesteps of a run of a scheduler that spaces them itself."""
+    if solver.few_step:
+        scheduler.set_timesteps(**_few_step_arguments(scheduler, steps, strength))
+        few: Tensor = scheduler.timesteps
+        return few
+    longest = int(scheduler.config.num_train_timesteps)
+    scheduler.set_timesteps(min(rule.length(steps, strength), longest))
+    first = rule.first(min(steps, longest), strength, len(scheduler.timesteps))
+    timesteps: Tensor = scheduler.timesteps[min(max(first, 0), len(scheduler.timesteps) - 1) :]
+    return timesteps
 
 
 def _few_step_arguments(scheduler: Any, steps: int, strength: float) -> dict[str, object]:
@@ -270,25 +400,44 @@ def _few_step_arguments(scheduler: Any, steps: int, strength: float) -> dict[str
     }
 
 
-def _respace(scheduler: Any, sigmas: str) -> None:
-    """Give noise levels to a scheduler that cannot space them itself.
+def _walk(scheduler: Any, levels: Tensor) -> Tensor:
+    """Give a scheduler its levels, and return those that the model is evaluated at.
 
-    Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models"
-    (2022), equation 5, or even steps of the logarithm.
+    Only the levels of the run are given, so that it begins at the first one: LMS and the
+    single-step solvers count on that, and go wrong when they begin in the middle.
+
+    Args:
+        scheduler: of diffusers, with sigmas.
+        levels: [steps + 1], falling, with the end of the run.
     """
-    if sigmas not in ("karras", "exponential"):
-        return
-    high, low = scheduler.sigmas[0], scheduler.sigmas[-2]
-    ramp = torch.linspace(0, 1, len(scheduler.timesteps), dtype=high.dtype)
-    if sigmas == "karras":
-        spaced = torch.lerp(high ** (1 / _RHO), low ** (1 / _RHO), ramp) ** _RHO
+    starts, ends = levels[:-1], levels[1:]
+    scheduler.set_timesteps(len(starts))
+    kind = type(scheduler).__name__
+    if kind not in _SECOND_ORDER:
+        scheduler.sigmas = levels.float()
+        return starts
+    scheduler.sigmas = _twice(levels)
+    if kind == "HeunDiscreteScheduler":
+        between = ends
+    elif kind == "KDPM2DiscreteScheduler":
+        between = (starts * ends).sqrt()
+        scheduler.sigmas_interpol = _twice(torch.cat([starts[:1], between]))
     else:
-        spaced = torch.lerp(high.log(), low.log(), ramp).exp()
-    known = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
-    at = torch.searchsorted(known, spaced).clamp(1, len(known) - 1)
-    share = (spaced.log() - known[at - 1].log()) / (known[at].log() - known[at - 1].log())
-    scheduler.timesteps = (at - 1 + share.clamp(0, 1)).to(torch.float32)
-    scheduler.sigmas = torch.cat([spaced, spaced.new_zeros(1)]).to(torch.float32)
+        # Of the way down to `ends` some is noise that is added anew; the model is evaluated
+        # half way to what remains, in the logarithm, which happens to be `ends`.
+        between, end = ends, levels.new_zeros(1)
+        added = ends * (1 - (ends / starts).square()).clamp_min(0).sqrt()
+        scheduler.sigmas_interpol = _twice(torch.cat([between, end]))
+        scheduler.sigmas_up = _twice(torch.cat([added, end]))
+        scheduler.sigmas_down = _twice(torch.cat([ends.square() / starts, end]))
+    # The last step goes straight to the end, where nothing can be evaluated.
+    return torch.stack([starts, between], dim=1).flatten()[:-1]
+
+
+def _twice(levels: Tensor) -> Tensor:
+    """Return the levels as a scheduler of two evaluations a step counts them."""
+    doubled = torch.cat([levels[:1], levels[1:].repeat_interleave(2), levels[-1:]])
+    return doubled.float()
 
 
 def _takes_generator(scheduler: Any) -> bool:

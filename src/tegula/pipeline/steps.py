@@ -180,11 +180,9 @@ class MaskSchedule:
             self._firsts[key] = int(self.first[index].min())
         return self._firsts[key] <= step
 
-    def predict(
-        self, prediction: Tensor, step: int, timestep: Tensor, schedule: NoiseSchedule
-    ) -> Tensor:
+    def predict(self, prediction: Tensor, step: int, schedule: NoiseSchedule) -> Tensor:
         """Put the exact prediction where nothing may change yet."""
-        exact = schedule.exact_prediction(self.initial, self.noise, timestep)
+        exact = schedule.exact_prediction(self.initial, self.noise, step)
         return torch.where(self.first > step, exact, prediction)
 
     def keep(self, latents: Tensor, step: int, schedule: NoiseSchedule) -> Tensor:

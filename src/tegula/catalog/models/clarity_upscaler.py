@@ -100,8 +100,8 @@ class ClarityUpscaler(Inputs):
         le=1,
         description="Denoise strength of the first pass.",
         json_schema_extra=approximated(
-            "the original runs one step more, from a higher noise level: its defaults begin at "
-            "sigma 0.51, here at 0.34"
+            "the same noise levels and steps, one more than num_inference_steps x creativity; at "
+            "0 nothing is redrawn, where the original runs that one"
         ),
     )
     resemblance: float = Field(
@@ -170,8 +170,10 @@ class ClarityUpscaler(Inputs):
         default="DPM++ 3M SDE Karras",
         description="The solver that walks from noise to picture, and how levels are spaced.",
         json_schema_extra=approximated(
-            "Restart runs as Heun, PLMS as LMS, 2M SDE Heun as 2M SDE, DPM fast and "
-            "adaptive as DPM-Solver++ of order 3"
+            "the same noise levels, but for DDIM, PLMS, UniPC and DPM fast and adaptive, which "
+            "choose theirs otherwise there; Restart runs as Heun, PLMS as LMS, 2M SDE Heun as "
+            "2M SDE, DPM fast and adaptive as DPM-Solver++ of order 3, 2S a without its added "
+            "noise; SDE and 2S a evaluate the model once a step, where the original does twice"
         ),
     )
     num_inference_steps: Integer = Field(
@@ -179,7 +181,6 @@ class ClarityUpscaler(Inputs):
         ge=1,
         le=100,
         description="Length of the schedule; steps x creativity of them are run.",
-        json_schema_extra=approximated("the original runs one step more, see creativity"),
     )
     seed: RandomSeed = 1337
     multistep_factor: float = Field(
@@ -249,6 +250,7 @@ class ClarityUpscaler(Inputs):
             guidance_scale=min(self.dynamic, _LARGEST_GUIDANCE),
             window=self._window(context),
             steps=self.num_inference_steps,
+            webui_steps=True,
             scheduler=scheduler,
             sigmas=sigmas,
             prescaler="realesrgan-x4plus",
@@ -257,7 +259,7 @@ class ClarityUpscaler(Inputs):
         if self.downscaling:
             longest = max(context.width, context.height)
             scale = min(1.0, self.downscaling_resolution / longest)
-        passes = []
+        passes, creativity = [], self.creativity
         factors = pass_factors(self.scale_factor)
         for number, factor in enumerate(factors):
             scale *= factor
@@ -268,12 +270,13 @@ class ClarityUpscaler(Inputs):
                         max(1, round(context.width * scale)),
                         max(1, round(context.height * scale)),
                     ),
-                    creativity=min(1.0, self.creativity * self.multistep_factor**number),
+                    creativity=min(1.0, creativity),
                     # Of the largest seed the second pass has none above it.
                     seed=(self.seed + number) % (MAX_SEED + 1),
                     sharpen=self.sharpen if last else 0.0,
                 )
             )
+            creativity *= self.multistep_factor
         return UpscaleRequest(
             tuple(passes),
             format=self.output_format,

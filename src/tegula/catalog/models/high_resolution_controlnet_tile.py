@@ -20,14 +20,15 @@ from tegula.catalog.inputs import (
     approximated,
 )
 from tegula.catalog.weights import find_lora
-from tegula.options import Scheduler, UpscaleOptions
+from tegula.options import Scheduler, Sigmas, UpscaleOptions
 
 _NAME = "batouresearch/high-resolution-controlnet-tile"
-_SCHEDULERS: Mapping[str, Scheduler] = {
-    "DDIM": "ddim",
-    "DPMSolverMultistep": "dpm++2m",
-    "K_EULER_ANCESTRAL": "euler-ancestral",
-    "K_EULER": "euler",
+# diffusers spaces the levels of its DPM-Solvers as ComfyUI's sgm_uniform does.
+_SCHEDULERS: Mapping[str, tuple[Scheduler, Sigmas]] = {
+    "DDIM": ("ddim", "own"),
+    "DPMSolverMultistep": ("dpm++2m", "sgm-uniform"),
+    "K_EULER_ANCESTRAL": ("euler-ancestral", "normal"),
+    "K_EULER": ("euler", "normal"),
 }
 _DETAIL_PER_STRENGTH = 0.25
 _SHARPEN_PER_STRENGTH = 0.2
@@ -88,7 +89,12 @@ class _TileInputs(Inputs):
         ),
     )
     scheduler: Literal["DDIM", "DPMSolverMultistep", "K_EULER_ANCESTRAL", "K_EULER"] = Field(
-        default="DDIM", description="The solver that walks from noise to picture."
+        default="DDIM",
+        description="The solver that walks from noise to picture.",
+        json_schema_extra=approximated(
+            "the same noise levels, those of DPMSolverMultistep within 0.5%: the original rounds "
+            "their timesteps"
+        ),
     )
     steps: _Steps
     guidance_scale: _GuidanceScale
@@ -103,6 +109,7 @@ class _TileInputs(Inputs):
     )
 
     def _options(self, *, detail: float = 0.0, sharpen: float = 0.0) -> UpscaleOptions:
+        scheduler, sigmas = _SCHEDULERS[self.scheduler]
         return UpscaleOptions(
             resolution=self.resolution,
             prompt=self.prompt,
@@ -111,7 +118,8 @@ class _TileInputs(Inputs):
             resemblance=self.resemblance,
             guidance_scale=self.guidance_scale,
             guess_mode=self.guess_mode,
-            scheduler=_SCHEDULERS[self.scheduler],
+            scheduler=scheduler,
+            sigmas=sigmas,
             steps=self.steps,
             seed=self.seed,
             hdr=self.hdr,

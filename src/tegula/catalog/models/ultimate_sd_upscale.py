@@ -148,8 +148,10 @@ class _UltimateInputs(Inputs):
         default="euler",
         description="The solver that walks from noise to picture.",
         json_schema_extra=approximated(
-            "dpm_fast and dpm_adaptive are DPM-Solver++ of order 3 with even steps, "
-            "dpmpp_2s_ancestral is without its added noise, names with _gpu are those without; "
+            "the same noise levels; dpm_fast and dpm_adaptive, which choose theirs themselves in "
+            "ComfyUI, are DPM-Solver++ of order 3; dpmpp_2s_ancestral is without its added noise, "
+            "and like dpmpp_sde evaluates the model once a step, not twice; uni_pc is of order 2, "
+            "not 3; names with _gpu are those without; "
             "`dpmpp` is refused: it never existed"
         ),
     )
@@ -158,9 +160,6 @@ class _UltimateInputs(Inputs):
     ] = Field(
         default="normal",
         description="How the noise levels are spaced.",
-        json_schema_extra=approximated(
-            "sgm_uniform and simple are the same here; they differ by one training step"
-        ),
     )
     denoise: _Denoise
     mode_type: Literal["Linear", "Chess", "None"] = Field(
