@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_support import TurnedClock
 
-from tegula.server.api.gate import RateLimiter
+from tegula.server.api.counters import RateLimiter
 
 
 def limiter(clock, **per_minute):

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from tegula.errors import PathError
 from tegula.server.api.errors import not_found, not_ready, stopping
-from tegula.server.api.library import account_json
+from tegula.server.api.objects import account_json
 from tegula.server.api.service import CallerDep, Cursor, Moment, ServiceDep
 from tegula.server.db import Page
 from tegula.server.links import timestamp

@@ -27,15 +27,16 @@ from tegula.catalog import Catalog, packaged_fingerprint
 from tegula.errors import BusyError, ConflictError, InputError, NotFoundError, TegulaError
 from tegula.server.api import account, deployments, files, models, pages, predictions, streams
 from tegula.server.api.bodies import invalid_request
+from tegula.server.api.counters import RateLimiter
 from tegula.server.api.create import RetriedRequests
 from tegula.server.api.errors import ProblemError, not_found
-from tegula.server.api.gate import CREATE, OTHER, Gate, OnePrefix, RateLimiter, without_secrets
+from tegula.server.api.gate import CREATE, OTHER, Gate, OnePrefix, without_secrets
 from tegula.server.api.library import Library
 from tegula.server.api.receiving import BytesInFlight, UnstorableError
 from tegula.server.api.service import Background, Hardware, Service
 from tegula.server.store import Store
 
-LOG = logging.getLogger("tegula.api")
+log = logging.getLogger("tegula.api")
 CPU = Hardware("cpu", "CPU")
 
 _ABOUT = """
@@ -134,7 +135,7 @@ class GracefulServer(uvicorn.Server):
         ``timeout_graceful_shutdown`` bounds both: what it leaves of the time, but a few seconds at
         the least, is for answers that are on their way.
         """
-        LOG.info("Stopping; what runs may finish, and new predictions are refused.")
+        log.info("Stopping; what runs may finish, and new predictions are refused.")
         began = time.monotonic()
         stop = asyncio.ensure_future(self._service.stop())
         while not stop.done() and not self.force_exit:
@@ -221,5 +222,5 @@ def problem_of(error: TegulaError, path: str) -> ProblemError:
         return ProblemError(429, str(error), "Too busy", headers=headers)
     if isinstance(error, InputError):
         return ProblemError(422, str(error), "Invalid request")
-    LOG.error("%s: %s", without_secrets(path), error, exc_info=error)
+    log.error("%s: %s", without_secrets(path), error, exc_info=error)
     return ProblemError(500, _INTERNAL, "Internal error")

@@ -38,7 +38,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from tegula.server.api.errors import MEDIA_TYPE
 from tegula.server.api.service import Service
 
-LOG = logging.getLogger("tegula.api")
+log = logging.getLogger("tegula.api")
 
 _SWEEP_EVERY_S = 1.0
 _WRITE_S = 60.0
@@ -163,7 +163,7 @@ class Connections:
         # One line for all of a second: who wants to fill the log must not be able to.
         for (reason, address), count in self._closed.most_common(_NAMED):
             extra = {"client": address, "connections": count}
-            LOG.warning("Connections closed: %s", reason, extra=extra)
+            log.warning("Connections closed: %s", reason, extra=extra)
         self._closed.clear()
         self._sweeping = bool(self._all)
         if self._sweeping:
@@ -419,7 +419,7 @@ def serving_config(app: FastAPI, **options: Any) -> uvicorn.Config:
     most, files = settings.max_connections, raise_file_limit()
     if files is not None and not 0 < most <= files * _SHARE_OF_FILES:
         most = int(files * _SHARE_OF_FILES)
-        LOG.warning("At most %d connections, because %d files may be open.", most, files)
+        log.warning("At most %d connections, because %d files may be open.", most, files)
     limits = ConnectionLimits(most, settings.max_connections_per_address, settings.header_seconds)
     connections = Connections(limits, service.metrics.count_closed)
     return _Config(

@@ -34,7 +34,7 @@ from tegula.server.api.service import Service
 from tegula.server.predictions import Created, NewPrediction
 from tegula.server.tables import DEFAULT_WEBHOOK_EVENTS, State
 
-LOG = logging.getLogger("tegula.api")
+log = logging.getLogger("tegula.api")
 
 # The headers of a create.
 
@@ -199,7 +199,7 @@ class PredictionRequest:
     @property
     def file_fields(self) -> Collection[str]:
         """The names of the inputs that are files."""
-        return [known.name for known in self.version.base.fields if known.kind == FILE]
+        return [field.name for field in self.version.base.fields if field.kind == FILE]
 
     @property
     def webhook(self) -> str | None:
@@ -269,7 +269,7 @@ async def create(request: Request, service: Service, wanted: PredictionRequest) 
     request.state.prediction = prediction.id  # for the log
     if not created.replayed:
         extra = {"prediction": prediction.id, "account": caller.account.username}
-        LOG.info("accepted %s", prediction.model, extra=extra)
+        log.info("accepted %s", prediction.model, extra=extra)
 
     if wait is not None:
         pending = retried.hold(retry_key, prediction.id, request.is_disconnected)
@@ -329,7 +329,7 @@ def _check(service: Service, wanted: PredictionRequest) -> None:
     except InvalidInputsError as error:
         raise invalid(*error.fields) from error
     remote = service.store.files.remote(wanted.inputs, wanted.file_fields)
-    addresses = [(f"input.{known.name}", known.url) for known in remote]
+    addresses = [(f"input.{each.name}", each.url) for each in remote]
     if wanted.webhook:
         addresses.append(("webhook", wanted.webhook))
     wrong = []

@@ -13,8 +13,9 @@ from tegula.catalog import InvalidField
 from tegula.server.api.bodies import DeploymentBody, DeploymentChange
 from tegula.server.api.errors import ProblemError, bad_version, invalid
 from tegula.server.api.gate import Caller
-from tegula.server.api.library import ServedVersion, deployment_json
+from tegula.server.api.library import ServedVersion
 from tegula.server.api.models import PAGE, check_defaults, check_hardware
+from tegula.server.api.objects import deployment_json
 from tegula.server.api.receiving import JsonRoute
 from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
 from tegula.server.tables import Deployment

@@ -17,7 +17,7 @@ from tegula.catalog import InvalidField
 from tegula.errors import TooLargeError
 from tegula.server.api.errors import ProblemError, invalid, too_large
 from tegula.server.api.gate import Caller
-from tegula.server.api.library import file_json
+from tegula.server.api.objects import file_json
 from tegula.server.api.receiving import UnstorableError, parse_json
 from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
 from tegula.server.tables import FileRecord

@@ -11,29 +11,19 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import math
 import re
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    disable_created_metrics,
-    generate_latest,
-)
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tegula.server.api.counters import Allowance, Metrics, RateLimiter
 from tegula.server.api.errors import (
     ProblemError,
     foreign_page,
@@ -43,11 +33,10 @@ from tegula.server.api.errors import (
     unauthenticated,
 )
 from tegula.server.api.receiving import BoundedBody, BytesInFlight, ReceivedBody
-from tegula.server.db import Clock
 from tegula.server.settings import MIB, ServerSettings, log_context
 from tegula.server.tables import Account, Token
 
-LOG = logging.getLogger("tegula.api")
+log = logging.getLogger("tegula.api")
 
 # Paths. Clients disagree whether their base URL includes ``/v1``: the same environment variable
 # holds it with the prefix for one client and without it for another. So ``/v1/v1/predictions``
@@ -137,7 +126,7 @@ class OnePrefix:
         """
         if forwarded and forwarded not in self._mounts and not self._has_warned:
             self._has_warned = True
-            LOG.warning(
+            log.warning(
                 "A proxy sends X-Forwarded-Prefix: %.100r; links lead there once public_url ends "
                 "with it.",
                 forwarded,
@@ -189,116 +178,6 @@ def _host_name(host: str) -> str:
 
 def _own_hosts(settings: ServerSettings) -> set[str]:
     return {urlsplit(url).netloc for url in (settings.public_url, *settings.url_aliases)}
-
-
-# Counters for Prometheus.
-
-disable_created_metrics()  # type: ignore[no-untyped-call]
-
-_GAUGES: Mapping[str, str] = {
-    "predictions_unfinished": "Predictions that are accepted and not finished.",
-    "predictions_fetching": "Those of them with an input that is still to be fetched.",
-    "predictions_unfinished_seconds": "Estimated seconds of work in them.",
-    "predictions_run_total": "Predictions that ran, by the records of usage.",
-    "predict_seconds_total": "Seconds that they ran.",
-}
-
-
-class Metrics:
-    """What ``/metrics`` reports; safe to use from many threads."""
-
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "tegula_http_requests",
-            "Answered requests.",
-            ["method", "status"],
-            registry=self._registry,
-        )
-        self._seconds = Counter(
-            "tegula_http_request_seconds",
-            "Seconds from request to answer.",
-            registry=self._registry,
-        )
-        self._closed = Counter(
-            "tegula_connections_closed",
-            "Connections that were refused, or closed because their client was too slow.",
-            ["reason"],
-            registry=self._registry,
-        )
-        self._gauges = {
-            name: Gauge(f"tegula_{name}", text, registry=self._registry)
-            for name, text in _GAUGES.items()
-        }
-
-    def count_request(self, method: str, status: int, seconds: float) -> None:
-        """Count one answered request."""
-        self._requests.labels(method if method.isalpha() else "other", str(status)).inc()
-        self._seconds.inc(seconds)
-
-    def count_closed(self, reason: str) -> None:
-        """Count one connection that was refused or given up."""
-        self._closed.labels(reason).inc()
-
-    def text(self, gauges: Mapping[str, float]) -> bytes:
-        """Return everything in Prometheus' text form; ``gauges`` are read at this moment."""
-        for name, value in gauges.items():
-            self._gauges[name].set(value)
-        return generate_latest(self._registry)
-
-
-# Rate limits. A token bucket lets a client use a minute's worth at once and then continues at the
-# even rate. A counting window, as rate limiting libraries have, would lock the same client out for
-# the rest of the minute.
-
-_MOST_BUCKETS = 10_000
-
-
-@dataclass(frozen=True)
-class Allowance:
-    """Whether a request may go on.
-
-    remaining: requests that may follow at once.
-    reset_seconds: whole seconds until the next one may, or until the bucket is full.
-    """
-
-    allowed: bool
-    remaining: int
-    reset_seconds: int
-
-
-class RateLimiter:
-    """Counts in memory, for this process; a refused request costs nothing.
-
-    per_minute: the limit of each kind of request; 0 is no limit.
-    """
-
-    def __init__(self, per_minute: Mapping[str, int], clock: Clock) -> None:
-        self._per_minute = per_minute
-        self._clock = clock
-        # (who, kind): what was left in the bucket, and when; the longest unused come first.
-        self._buckets: OrderedDict[tuple[str, str], tuple[float, datetime]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def take(self, who: str, kind: str) -> Allowance:
-        """Take one request of this kind out of somebody's bucket."""
-        size = self._per_minute[kind]
-        if size == 0:
-            return Allowance(allowed=True, remaining=2**31 - 1, reset_seconds=0)
-        per_second = size / 60
-        with self._lock:
-            now = self._clock()
-            left, since = self._buckets.get((who, kind), (float(size), now))
-            seconds = max(0.0, (now - since).total_seconds())
-            left = min(float(size), left + seconds * per_second)
-            allowed = left >= 1
-            left -= allowed
-            self._buckets[who, kind] = (left, now)
-            self._buckets.move_to_end((who, kind))
-            while len(self._buckets) > _MOST_BUCKETS:
-                self._buckets.popitem(last=False)
-        missing = 1 - left if left < 1 else size - left
-        return Allowance(allowed, math.floor(left), max(1, math.ceil(missing / per_second)))
 
 
 # The gate itself.
@@ -362,8 +241,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         answer = _Answer(scope, send, self.is_stopping)
-        is_upload = scope["method"] == "POST" and scope["path"] == "/v1/files"
-        received = ReceivedBody(self.uploads if is_upload else self.bodies)
+        received = ReceivedBody(self.uploads if _is_upload(scope) else self.bodies)
         scope.setdefault("state", {})["body"] = received
         started = time.monotonic()
         try:
@@ -385,7 +263,7 @@ class Gate:
                 "account": answer.account,
                 "client": scope["client"][0] if scope.get("client") else None,
             }
-            LOG.info(
+            log.info(
                 "%s %s %d", scope["method"], without_secrets(scope["path"]), answer.status,
                 extra={"seconds": round(seconds, 4), **extra},
             )  # fmt: skip
@@ -423,13 +301,17 @@ class Gate:
     def _bounded_body(self, scope: Scope, receive: Receive, received: ReceivedBody) -> Receive:
         """Return ``receive`` with a limit; a body that announces more is refused at once."""
         limit = self.settings.max_body_bytes
-        if scope["method"] == "POST" and scope["path"] == "/v1/files":
+        if _is_upload(scope):
             limit = self.settings.max_upload_bytes + MIB  # what multipart adds to the file
         length = Headers(scope=scope).get("content-length", "")
         # Python refuses to read numbers of thousands of digits.
         if length.isdecimal() and (len(length) > 18 or int(length) > limit):
             raise too_large(limit)
         return BoundedBody(receive, limit, self.settings.least_body_rate, received)
+
+
+def _is_upload(scope: Scope) -> bool:
+    return bool(scope["method"] == "POST" and scope["path"] == "/v1/files")
 
 
 async def _read_off(receive: Receive, limit: int) -> None:

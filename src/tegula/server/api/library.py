@@ -1,4 +1,4 @@
-"""The models that the server offers, how a request names one, and the API's JSON objects.
+"""The models that the server offers, and how a request names one.
 
 On offer are the models of the catalogue, to everybody, and presets that users made of them, to
 everybody or to their account alone.
@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -19,8 +19,7 @@ from tegula.catalog.weights import why_it_cannot_run
 from tegula.server.accounts import UserModels, VersionedModel
 from tegula.server.api.errors import ProblemError, bad_version, not_found
 from tegula.server.db import SortKey, microseconds
-from tegula.server.links import Links, timestamp
-from tegula.server.tables import Account, Deployment, FileRecord, UserModel
+from tegula.server.tables import Deployment, UserModel
 
 LATEST = "latest"
 RELEASED = datetime(2026, 11, 22, tzinfo=timezone.utc)
@@ -91,8 +90,8 @@ class ServedVersion:
     def accepts(self, inputs: Mapping[str, Any]) -> bool:
         """Whether every input is known and none that is required is missing."""
         fields = self.base.fields
-        required = {known.name for known in fields if known.required} - set(self.defaults)
-        return required <= set(inputs) <= {known.name for known in fields}
+        required = {field.name for field in fields if field.required} - set(self.defaults)
+        return required <= set(inputs) <= {field.name for field in fields}
 
 
 @dataclass(frozen=True)
@@ -136,10 +135,10 @@ class ServedModel:
         """Return the version of an id, of at least eight digits of it, a label, or ``latest``."""
         if reference in ("", LATEST):
             return self.latest
-        for known in self.versions:
-            shortened = len(reference) >= _SHORTEST_ID and known.id.startswith(reference)
-            if shortened or reference == known.label:
-                return known
+        for version in self.versions:
+            shortened = len(reference) >= _SHORTEST_ID and version.id.startswith(reference)
+            if shortened or reference == version.label:
+                return version
         return None
 
 
@@ -255,14 +254,14 @@ class Library:
         answer in another form.
         """
         runnable = [model for model in self.models(account_id) if model.latest]
-        fitting = [m for m in runnable if any(known.accepts(inputs) for known in m.versions)]
+        fitting = [m for m in runnable if any(each.accepts(inputs) for each in m.versions)]
         candidates = [model for model in fitting if model.row is None] or fitting
         if len(runnable) == 1:
             candidates = runnable
         if len(candidates) == 1:
             versions = candidates[0].versions
-            accepting = [known for known in versions if known.accepts(inputs)] or versions
-            return min(accepting, key=lambda known: len(known.base.fields))
+            accepting = [each for each in versions if each.accepts(inputs)] or versions
+            return min(accepting, key=lambda each: len(each.base.fields))
         if self.default_model is not None:
             return self._named(self.default_model, LATEST, account_id)
         names = ", ".join(model.full_name for model in candidates or runnable)
@@ -308,9 +307,9 @@ class Library:
             readme=row.readme,
             created_at=row.created_at,
             versions=tuple(
-                ServedVersion(known.model, known.id, base, known.created_at, known.defaults)
-                for known in versions
-                if (base := self._bases.get((known.base_model, known.base_label)))
+                ServedVersion(each.model, each.id, base, each.created_at, each.defaults)
+                for each in versions
+                if (base := self._bases.get((each.base_model, each.base_label)))
             ),
             sort_key=(0, microseconds(row.created_at), row.full_name),
             row=row,
@@ -331,129 +330,9 @@ def readme_of(model: Model) -> str:
     for version in model.versions:
         lines += [f"## Version {version.label}", "", f"`{version.id}`", ""]
         lines += ["| input | default | what it does |", "|---|---|---|"]
-        for known in version.fields:
-            default = "required" if known.required else known.default
-            remark = f" ({known.fidelity}: {known.remark})" if known.remark else ""
-            lines.append(f"| `{known.name}` | {default} | {known.description}{remark} |")
+        for entry in version.fields:
+            default = "required" if entry.required else entry.default
+            remark = f" ({entry.fidelity}: {entry.remark})" if entry.remark else ""
+            lines.append(f"| `{entry.name}` | {default} | {entry.description}{remark} |")
         lines.append("")
     return "\n".join(lines)
-
-
-# The JSON objects of the API; that of a prediction is in tegula.server.links, since webhooks
-# carry it, too.
-
-COG_VERSION = "0.16.0"
-"""Clients parse it; the schemas have the form that this version writes."""
-
-SUPER_RESOLUTION = {
-    "slug": "super-resolution",
-    "name": "Super resolution",
-    "description": "Models that make pictures larger and better.",
-}
-
-
-def account_json(account: Account) -> dict[str, Any]:
-    """Return an account."""
-    return {
-        "type": account.kind,
-        "username": account.username,
-        "name": account.name or account.username,
-        "github_url": None,
-        "avatar_url": None,
-    }
-
-
-def version_json(version: ServedVersion) -> dict[str, Any]:
-    """Return a version with its OpenAPI schema."""
-    return {
-        "id": version.id,
-        "created_at": timestamp(version.created_at),
-        "cog_version": COG_VERSION,
-        "openapi_schema": version.schema,
-    }
-
-
-def model_json(
-    model: ServedModel, base: str, run_count: int, example: Any = None
-) -> dict[str, Any]:
-    """Return a model; the description also says if it cannot run, since lists show nothing else.
-
-    Args:
-        model: the model.
-        base: the public URL of the server.
-        run_count: how many predictions were created with it.
-        example: the object of a shared prediction, if there is one.
-    """
-    row = model.row
-    return {
-        "url": f"{base}/{model.full_name}",
-        "owner": model.owner,
-        "name": model.name,
-        "description": " ".join(filter(None, [model.description, model.obstacle])),
-        "visibility": row.visibility if row else "public",
-        "is_official": row is None,
-        "github_url": row.github_url if row else None,
-        "paper_url": row.paper_url if row else None,
-        "license_url": row.license_url if row else None,
-        "run_count": run_count,
-        "cover_image_url": row.cover_image_url if row else None,
-        "default_example": example,
-        "latest_version": version_json(model.latest) if model.latest else None,
-        "created_at": timestamp(model.created_at),
-    }
-
-
-_DOWNLOAD_FOR = timedelta(days=1)
-
-
-def file_json(file: FileRecord, links: Links, owner: str, now: datetime) -> dict[str, Any]:
-    """Return an upload; ``etag`` is among what the Python client insists on.
-
-    Args:
-        file: the upload.
-        links: makes its addresses.
-        owner: the username of its account, which has no token for somebody else's file.
-        now: a file that is kept for good is linked for a day.
-    """
-    until = file.expires_at or now + _DOWNLOAD_FOR
-    return {
-        "id": file.id,
-        "name": file.name,
-        "content_type": file.content_type,
-        "size": file.size,
-        "etag": file.md5,
-        "checksums": {"sha256": file.sha256, "md5": file.md5},
-        "metadata": dict(file.user_metadata),
-        "created_at": timestamp(file.created_at),
-        "expires_at": timestamp(file.expires_at),
-        "urls": {
-            "get": links.file(file.id),
-            "download": links.download(file.id, owner, int(until.timestamp())),
-        },
-    }
-
-
-def deployment_json(deployment: Deployment, version: str, creator: Account) -> dict[str, Any]:
-    """Return a deployment; ``defaults`` is ours."""
-    return {
-        "owner": deployment.owner,
-        "name": deployment.name,
-        "current_release": {
-            "number": deployment.number,
-            "model": deployment.model,
-            "version": version,
-            "created_at": timestamp(deployment.created_at),
-            "created_by": account_json(creator),
-            "configuration": {
-                "hardware": deployment.hardware,
-                "min_instances": deployment.min_instances,
-                "max_instances": deployment.max_instances,
-            },
-            "defaults": dict(deployment.defaults),
-        },
-    }
-
-
-def collection_json(collection: Mapping[str, str]) -> dict[str, Any]:
-    """Return a collection as lists show it."""
-    return {key: collection[key] for key in ("name", "slug", "description")}

@@ -15,11 +15,9 @@ from tegula.errors import ConflictError
 from tegula.server.api.bodies import ModelBody, ModelChange, TrainingBody, VersionBody
 from tegula.server.api.errors import ProblemError, invalid, not_found
 from tegula.server.api.gate import Caller
-from tegula.server.api.library import (
-    MOST_SEARCHED,
+from tegula.server.api.library import MOST_SEARCHED, ServedModel, ServedVersion
+from tegula.server.api.objects import (
     SUPER_RESOLUTION,
-    ServedModel,
-    ServedVersion,
     collection_json,
     model_json,
     version_json,
@@ -297,7 +295,7 @@ def check_defaults(version: ServedVersion, defaults: Mapping[str, Any]) -> None:
     Raises:
         ProblemError: lists all of them.
     """
-    required = {known.name: "" for known in version.base.fields if known.required}
+    required = {field.name: "" for field in version.base.fields if field.required}
     try:
         unknown = validate(version.base, {**required, **defaults}).warnings
     except InvalidInputsError as error:

@@ -31,8 +31,9 @@ from tegula.errors import NotFoundError
 from tegula.rates import usual_seconds
 from tegula.server.accounts import Usage
 from tegula.server.addresses import Policy, Resolve, system_resolve
+from tegula.server.api.counters import Metrics
 from tegula.server.api.errors import not_found
-from tegula.server.api.gate import Caller, Metrics, caller_of
+from tegula.server.api.gate import Caller, caller_of
 from tegula.server.api.library import Library
 from tegula.server.db import Page
 from tegula.server.files import encode_data_uri
