@@ -54,6 +54,12 @@ _LARGEST_WITH_SETTINGS = 100_000_000
 """Pixels; a stream is read no further than to what so large a picture can take."""
 
 
+_NO_HIGH_RANGE = (
+    "The source is a picture of high dynamic range, which PNG can mark as such; the {} file "
+    "does not, and looks flat."
+)
+
+
 @dataclass(frozen=True)
 class Encoded:
     """The bytes of a file, its format, and sentences on what it could not hold."""
@@ -97,6 +103,8 @@ def encode(
     if name != "png":
         kept, dropped = _fitting(kept, settings, name)
         warnings += dropped
+        if kept.cicp is not None:
+            warnings += (_NO_HIGH_RANGE.format(name.upper()),)
     parameters = _parameters(name, image, quality, kept, settings)
     if deep is not None:
         warnings += _lost_depth(deep.depth, name)
@@ -242,6 +250,8 @@ def _chunks(metadata: Metadata, settings: Mapping[str, Any] | None) -> PngImageP
             chunks.add_text(key, value)
     if metadata.xmp is not None:
         chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
+    if metadata.cicp is not None:
+        chunks.add(b"cICP", metadata.cicp)
     if settings is not None:
         chunks.add_itxt(SETTINGS_KEY, to_json(settings))
     return chunks

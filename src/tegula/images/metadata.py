@@ -51,6 +51,8 @@ class Metadata:
     text: PNG text chunks by keyword.
     profile: the ICC profile that the pixels of the file are in.
     dpi: pixels per inch, horizontally and vertically.
+    cicp: of a picture of high dynamic range, whose values stay as they are: primaries,
+        transfer, matrix and range by the numbers of ITU-T H.273, as a PNG file has them.
     """
 
     exif: bytes | None = None
@@ -58,13 +60,18 @@ class Metadata:
     text: Mapping[str, str] = field(default_factory=dict)
     profile: bytes | None = None
     dpi: tuple[float, float] | None = None
+    cicp: bytes | None = None
 
 
-def read_metadata(image: Image.Image) -> Metadata:
-    """Collect what is worth keeping from an image that Pillow has loaded."""
+def read_metadata(image: Image.Image) -> tuple[Metadata, tuple[str, ...]]:
+    """Collect what is worth keeping from an image that Pillow has loaded.
+
+    Returns:
+        That, and sentences on what no longer holds for a result and is left out.
+    """
     chunks: Mapping[str, Any] = getattr(image, "text", None) or {}
     xmp = _copied(_xmp(image))
-    return Metadata(
+    kept = Metadata(
         exif=_exif(image),
         xmp=f"{_BEGIN}{xmp.body}{_END}".encode() if xmp.has_properties else None,
         text={
@@ -78,6 +85,7 @@ def read_metadata(image: Image.Image) -> Metadata:
         profile=image.info.get("icc_profile") or None,
         dpi=_dpi(image),
     )
+    return kept, tuple(xmp.stale)
 
 
 def orientation(image: Image.Image) -> int:
@@ -131,6 +139,25 @@ _END = '<?xpacket end="w"?>'
 _EMPTY = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
     '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"></rdf:RDF></x:xmpmeta>'
+)
+# What XMP says of things that a result does not have.
+_STALE = (
+    (
+        re.compile("hdrgm:|HDRGainMap:"),
+        "The gain map of the source, which brightens it on HDR screens, is left out, and its "
+        "marks in XMP with it.",
+    ),
+    (
+        re.compile("GPano:.*Pixels$"),
+        "Sizes of the panorama in XMP no longer hold and are left out.",
+    ),
+    (
+        re.compile(
+            "G?Container:|GImage:|GDepth:|GAudio:|(GCamera|Camera):(MicroVideo|MotionPhoto)"
+        ),
+        "XMP tells of further pictures, a video or sound in the file, which are left out, and "
+        "what it says of them too.",
+    ),
 )
 _NOT_IN_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
 
@@ -186,7 +213,7 @@ def _copied(xmp: bytes | None) -> _XmpCopy:
 
 
 class _XmpCopy(XMLGenerator):
-    """Copies an XMP packet without the orientation and without tegula's settings.
+    """Copies an XMP packet without orientation, tegula's settings and what no longer holds.
 
     The packet streams through, so that the time grows with its length alone, however deep
     it is. Prefixes are compared as they are written: all writers of XMP use the customary
@@ -195,6 +222,7 @@ class _XmpCopy(XMLGenerator):
     body: the copy, without a frame of processing instructions.
     settings: the text of the settings that were left out.
     has_properties: there is more in the copy than ``_FRAME``.
+    stale: sentences on what was left out because it does not hold for a result.
     """
 
     def __init__(self) -> None:
@@ -203,6 +231,7 @@ class _XmpCopy(XMLGenerator):
         self._left_out: list[str] = []
         self._settings: list[str] = []
         self.has_properties = False
+        self.stale: dict[str, None] = {}
 
     @property
     def body(self) -> str:
@@ -221,13 +250,20 @@ class _XmpCopy(XMLGenerator):
         attributes = dict(attrs.items())
         ours = name == "rdf:Description" and _PREFIX in attributes
         ours = ours and attributes.keys() <= {"rdf:about", _PREFIX}
-        if self._left_out or ours or name in (_SETTINGS, _ORIENTATION):
+        if self._left_out or ours or name in (_SETTINGS, _ORIENTATION) or self._is_stale(name):
             self._left_out.append(name)
             return
         self._settings.append(attributes.pop(_SETTINGS, ""))
         attributes.pop(_ORIENTATION, None)
+        attributes = {key: text for key, text in attributes.items() if not self._is_stale(key)}
         super().startElement(name, AttributesImpl(attributes))
         self.has_properties |= name not in _FRAME
+
+    def _is_stale(self, name: str) -> bool:
+        found = next((said for pattern, said in _STALE if pattern.match(name)), None)
+        if found is not None:
+            self.stale[found] = None
+        return found is not None
 
     def endElement(self, name: str) -> None:  # noqa: N802
         if self._left_out:

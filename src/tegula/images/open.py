@@ -23,6 +23,7 @@ from PIL import Image
 from tifffile import TiffPage
 
 from tegula.errors import ImageError, PathError, TooLargeError
+from tegula.images.colour_tags import ColourTag, colour_tag
 from tegula.images.deep import DeepPixels
 from tegula.images.metadata import (
     Metadata,
@@ -161,7 +162,7 @@ def reopened(image: Image.Image, deep: DeepPixels | None, metadata: Metadata) ->
     carrier = Image.new("L", (1, 1))
     if metadata.profile is not None:
         carrier.info["icc_profile"] = metadata.profile
-    picture = _finished(carrier, samples, turn=1)
+    picture = _finished(carrier, None, samples, turn=1)
     return dataclasses.replace(picture, facts=dataclasses.replace(picture.facts, metadata=metadata))
 
 
@@ -347,7 +348,7 @@ def _picture(image: Image.Image, file: BinaryIO | None) -> Picture:
         samples = print_samples(image, image.info.get("icc_profile") or None)
     else:
         samples = image_samples(image, file)
-    return _finished(image, samples, orientation(image))
+    return _finished(image, file, samples, orientation(image))
 
 
 def _tiff_picture(
@@ -366,13 +367,18 @@ def _tiff_picture(
         if image is None or page.index != 0:
             image = metadata_carrier(page, file)
         samples = tiff_samples(values, image.info.get("icc_profile") or None)
-        return _finished(image, samples, values.turn)
+        return _finished(image, file, samples, values.turn)
 
 
-def _finished(image: Image.Image, samples: Samples, turn: int) -> Picture:
+def _finished(image: Image.Image, file: BinaryIO | None, samples: Samples, turn: int) -> Picture:
     """Bring samples to sRGB and upright, and collect what the image says beside its pixels."""
-    metadata, remarks = read_metadata(image), list(samples.remarks)
+    metadata, stale = read_metadata(image)
+    remarks = [*samples.remarks, *stale]
     rgb, alpha, beyond = samples.rgb, samples.alpha, None
+    tag = ColourTag() if samples.converted else colour_tag(image, file)
+    if tag.overrides or metadata.profile is None:
+        metadata = dataclasses.replace(metadata, profile=tag.profile, cicp=tag.cicp)
+        remarks += [] if tag.remark is None else [tag.remark]
     if samples.converted:
         # The profile is of no use to the result, which stays in sRGB.
         metadata = dataclasses.replace(metadata, profile=None)
@@ -383,7 +389,7 @@ def _finished(image: Image.Image, samples: Samples, turn: int) -> Picture:
         else:
             remarks.append("The colour profile of the source is unusable and is dropped.")
             metadata = dataclasses.replace(metadata, profile=None)
-    elif "srgb" not in image.info:
+    elif "srgb" not in image.info and not tag.overrides:
         _undo_gamma(rgb, image.info.get("gamma"))
     rgb = _upright(rgb, turn)
     # A JPEG file that holds further pictures, such as a depth map, is JPEG for us. Pillow

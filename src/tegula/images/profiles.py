@@ -295,9 +295,6 @@ class SampledCurve:
         return np.asarray(np.interp(results, rising, places), results.dtype)
 
 
-SRGB_CURVE = ParametricCurve(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
-
-
 # Reading profiles.
 
 _IDENTITY = ParametricCurve(1.0)

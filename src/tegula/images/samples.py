@@ -1,6 +1,6 @@
 """Samples: float32 of whatever mode, depth and channels a picture has.
 
-Pillow decodes nearly everything, but narrows the sixteen-bit colour of PNG files to eight
+Pillow decodes nearly everything, but narrows the deeper colour of PNG and AVIF files to eight
 bits. OpenCV reads it; it is only given files whose size and checksums have been checked. TIFF
 files that Pillow does not read rightly have a module of their own. Arrays and tensors need no
 decoder.
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tegula.errors import ImageError
+from tegula.images.colour_tags import avif_facts
 from tegula.images.pixels import Float
 from tegula.images.profiles import cmyk_to_srgb, lab_to_srgb, srgb_of_lab
 from tegula.images.tiff import TiffValues
@@ -81,14 +82,17 @@ def image_samples(image: Image.Image, file: BinaryIO | None) -> Samples:
         file.seek(0)
         bits, colour = file.read(_PNG_DEPTH_AND_COLOUR.stop)[_PNG_DEPTH_AND_COLOUR]
         is_grey_png = colour in _GREY_PNG_COLOURS
-    # Pillow narrows sixteen bits to eight, but for grey without alpha.
-    if file is not None and bits == _DEEP and not image.mode.startswith("I"):
-        samples = _deep_samples(file)
+    elif file is not None and image.format == "AVIF":
+        bits = avif_facts(file).bits
+    # Pillow narrows what is deeper to eight bits, but for grey PNG files without alpha.
+    if file is not None and bits > _SHALLOW and not image.mode.startswith("I"):
+        samples = _deep_samples(file, 2**bits - 1)
         if samples is not None:
             # Of grey with alpha, OpenCV makes three equal channels and alpha.
             grey = samples.greyscale or is_grey_png
-            return dataclasses.replace(samples, greyscale=grey, depth=_DEEP)
-    return dataclasses.replace(_pillow_samples(image, bits), depth=max(bits, 8))
+            return dataclasses.replace(samples, greyscale=grey, depth=bits)
+    depth = _DEEP if image.mode.startswith("I") else _SHALLOW
+    return dataclasses.replace(_pillow_samples(image, bits), depth=depth)
 
 
 def _pillow_samples(image: Image.Image, bits: int) -> Samples:
@@ -154,14 +158,16 @@ def tiff_samples(source: TiffValues, profile: bytes | None) -> Samples:
     return dataclasses.replace(samples, depth=source.depth, format="TIFF", remarks=remarks)
 
 
-def _deep_samples(file: BinaryIO) -> Samples | None:
-    """Decode a PNG file at full depth; None when OpenCV cannot."""
+def _deep_samples(file: BinaryIO, white: int) -> Samples | None:
+    """Decode a PNG or AVIF file at full depth; None when OpenCV cannot."""
     file.seek(0)
     try:
         values = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
-    return None if values is None else _split(values, _SIXTEEN_BIT, _BLUE_FIRST)
+    if values is None or values.dtype != np.uint16:
+        return None
+    return _split(values, white, _BLUE_FIRST)
 
 
 def channels_last(source: ArrayLike, name: str) -> NDArray[Any]:

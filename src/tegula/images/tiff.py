@@ -23,8 +23,9 @@ from PIL import Image
 from tegula.errors import ImageError
 from tegula.images.pixels import Size
 
-# Without a handler, Python would print what tifffile thinks of odd tags.
+# What tifffile thinks of odd tags would be printed, or fill a server's log.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
+logging.getLogger("tifffile").propagate = False
 
 _REDUCED, _MASK = 1, 4
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
@@ -41,6 +42,9 @@ _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 
 _MOST_DIRECTORIES = 32
 """A file with more pictures than this is looked through no further for its main one."""
+
+_MOST_SAMPLES = 16
+"""Of a pixel; a file that claims more would take much memory for little picture."""
 
 _OVERSHOOT = 0.5
 """Floats above white by more than this are in another range than 0..1."""
@@ -78,20 +82,19 @@ def main_page(file: BinaryIO, name: str) -> tifffile.TiffPage | None:
         first = tifffile.TiffFile(file).pages[0]
         if not isinstance(first, tifffile.TiffPage):
             return None
-        tags = first.tags
-        if not first.subfiletype & (_REDUCED | _MASK) and _DNG_VERSION not in tags:
-            pages = [first]
-        else:
-            pages = _directories(first)
+        is_whole = not first.subfiletype & (_REDUCED | _MASK)
+        pages = [first] if is_whole and _DNG_VERSION not in first.tags else _directories(first)
+        is_raw = any(_number(page.photometric) in _RAW for page in pages)
+        whole = [page for page in pages if not page.subfiletype & (_REDUCED | _MASK)]
+        largest = max(whole or [first], key=lambda page: size_of(page)[0] * size_of(page)[1])
     except Exception:  # a hostile directory raises nearly anything
         return None
-    if any(_number(page.photometric) in _RAW for page in pages):
+    if is_raw:
         raise ImageError(
             f"{name} is a camera's raw file, which is not read, and the preview in it is not "
             "the picture; develop it and save it as TIFF, PNG or JPEG."
         )
-    whole = [page for page in pages if not page.subfiletype & (_REDUCED | _MASK)]
-    return max(whole or [first], key=lambda page: page.imagewidth * page.imagelength)
+    return largest
 
 
 def _directories(first: tifffile.TiffPage) -> list[tifffile.TiffPage]:
@@ -151,7 +154,7 @@ def read_values(page: tifffile.TiffPage, file: BinaryIO, name: str) -> TiffValue
     if colours is None or max(bits) != min(bits) or sample_format not in (1, 2, 3):
         what = getattr(page.photometric, "name", photometric)
         raise _not_read(name, f"samples of the kind {what}, {max(bits)} bits, {sample_format}")
-    if page.samplesperpixel < colours or page.imagedepth != 1:
+    if not colours <= page.samplesperpixel <= _MOST_SAMPLES or page.imagedepth != 1:
         raise _not_read(name, f"{page.samplesperpixel} samples a pixel, {page.imagedepth} deep")
     values, turn = _decoded(page, file, name), _turn(page)
     if values is None:
