@@ -118,12 +118,12 @@ class Predictions:
         prediction = Prediction(id=new_id(now), created_at=now, **vars(new))
         session.add(prediction)
         session.flush()  # before the rows that refer to it
-        if names := list(file_ids(prediction.input)):
+        if kept := list(file_ids(prediction.input)):
             # From now on the files inside the input live and die with the prediction.
             session.execute(
                 update(FileRecord)
                 .where(
-                    FileRecord.id.in_(names),
+                    FileRecord.id.in_(kept),
                     FileRecord.account_id == prediction.account_id,
                     FileRecord.prediction_id.is_(None),
                 )

@@ -407,10 +407,10 @@ class Queue:
         now = self.clock()
         query = select(Prediction.id).where(Prediction.status.in_(ACTIVE), due(now))
         with self.database.read() as session:
-            names = session.scalars(query).all()
+            ids = session.scalars(query).all()
         acted: list[str] = []
-        for start in range(0, len(names), _BATCH):
-            batch = names[start : start + _BATCH]
+        for start in range(0, len(ids), _BATCH):
+            batch = ids[start : start + _BATCH]
             with self.database.write() as session:
                 still = select(Prediction).where(
                     Prediction.id.in_(batch), Prediction.status.in_(ACTIVE), due(now)
@@ -419,8 +419,8 @@ class Queue:
                 for prediction in rows:
                     act(session, prediction, now)
             acted += [row.id for row in rows]
-        for name in acted:
-            self.pubsub.publish(name)
+        for prediction_id in acted:
+            self.pubsub.publish(prediction_id)
         return tuple(acted)
 
 

@@ -54,6 +54,7 @@ from tegula.server.tables import Prediction
 log = logging.getLogger(__name__)
 
 _WRITE_EVERY_S = 0.25
+"""Streams and pages show what a model says no later than this; each write is a commit."""
 
 
 # The version that does the work.
@@ -324,6 +325,7 @@ class _Recorder:
     def __init__(self, store: Store, prediction: Prediction, *, is_list: bool) -> None:
         self._store = store
         self._prediction = prediction
+        self._claim = prediction.id, prediction.attempt
         self._is_list = is_list
         self._lines: list[str] = []
         self._outputs: list[Any] = []
@@ -333,10 +335,10 @@ class _Recorder:
         self._written_at = 0.0
 
     def record(self, event: EngineEvent) -> None:
-        name, attempt, queue = self._prediction.id, self._prediction.attempt, self._store.queue
+        queue = self._store.queue
         if isinstance(event, Started):
             self._began_at = time.monotonic()
-            queue.start(name, attempt)
+            queue.start(*self._claim)
         elif isinstance(event, Log):
             self._lines.append(event.text.rstrip().replace("\r", "\n"))
         elif isinstance(event, Progressed):
@@ -351,7 +353,7 @@ class _Recorder:
             # crash in between can leave a prediction that has its output and is not done.
             self._written_at = time.monotonic()
         elif isinstance(event, Done):
-            queue.succeed(name, attempt, self._report())
+            queue.succeed(*self._claim, self._report())
             return
         elif isinstance(event, Failed):
             self._write()
@@ -361,12 +363,11 @@ class _Recorder:
             self._write()
 
     def _fail(self, event: Failed) -> None:
-        name, attempt, queue = self._prediction.id, self._prediction.attempt, self._store.queue
         if event.lost:
             log.warning("Its worker was lost: %s", event.error)
-            queue.lose(name, attempt, event.error)
+            self._store.queue.lose(*self._claim, event.error)
         elif not event.cancelled:  # whoever cancelled it has recorded that already
-            queue.fail(name, attempt, event.error)
+            self._store.queue.fail(*self._claim, event.error)
 
     def _keep(self, output: OutputFile) -> Any:
         files = self._store.files
@@ -383,7 +384,7 @@ class _Recorder:
 
     def _write(self) -> None:
         if self._lines or self._outputs:
-            self._store.queue.report(self._prediction.id, self._prediction.attempt, self._report())
+            self._store.queue.report(*self._claim, self._report())
 
     def _report(self) -> Report:
         logs = "".join(f"{line}\n" for line in self._lines)
