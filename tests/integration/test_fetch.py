@@ -319,6 +319,7 @@ def test_a_token_that_was_cancelled_before_lets_nothing_be_fetched(receiver, fet
         fetcher.get(receiver.url, limit=1000, seconds=5, token=token),
     ):
         pass
+    assert receiver.requests == []
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,9 @@ def _left_until(end: float) -> float:
 class CancelToken:
     """Ends an exchange from another thread, however long its own would wait for the other side.
 
-    What waits for an answer wakes at once, because its connection is shut down. Only looking up
-    a host and connecting, which takes ten seconds at most, cannot be interrupted.
+    What waits for an answer wakes at once, because its connection is shut down. A host that is
+    being looked up, or an address that is being connected to, cannot be interrupted; the exchange
+    ends after that, which for an address takes ten seconds at most.
     """
 
     def __init__(self) -> None:
@@ -126,6 +127,8 @@ class CheckedBackend(httpcore.NetworkBackend):
     def _connect(
         self, address: str, port: int, local: str | None, options: Iterable[Any] | None
     ) -> httpcore.NetworkStream:
+        if self._token.cancelled:
+            raise httpcore.ConnectError
         left = _left_until(self._end)
         stream = self._backend.connect_tcp(address, port, min(left, 10.0), local, options)
         self._token.watch(stream.get_extra_info("socket"))
