@@ -526,6 +526,7 @@ OTHERS = {
     "SDXL": {f"lora_unet_down_blocks_1_{ATTN}": (4, 2048)},
     "SDXL, LoKr": {"lora_unet_down_blocks_1_attentions_0_transformer_blocks_1_ff_net_2": (4, 8)},
     "Stable Diffusion 2": {f"lora_unet_down_blocks_1_{ATTN}": (4, 1024)},
+    "Stable Diffusion 2, text": {"lora_te_text_model_encoder_layers_17_mlp_fc1": (4, 8)},
     "Flux": {"lora_unet_double_blocks_0_img_attn_proj": (4, 8)},
     "Flux, peft": {"transformer.single_transformer_blocks.0.attn.to_k": (4, 8)},
     "Stable Diffusion 3": {"transformer.transformer_blocks.0.attn.to_k": (4, 8)},

@@ -438,7 +438,8 @@ _MEASURED = """
 import re, sys, torch
 from pathlib import Path
 from tegula.models.load import load_bundle
-load_bundle(sys.argv[1], controlnet=sys.argv[2], dtype=torch.bfloat16)
+loras = [(file, 0.7) for file in sys.argv[3:]]
+load_bundle(sys.argv[1], controlnet=sys.argv[2], loras=loras, dtype=torch.bfloat16)
 # Not getrusage: a new process begins with the peak of the one that started it.
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
@@ -449,9 +450,9 @@ def zeros(shapes, dtype):
     return {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
 
 
-def peak_of_loading(model, controlnet="none"):
+def peak_of_loading(model, controlnet="none", loras=()):
     process = subprocess.run(
-        [sys.executable, "-c", _MEASURED, str(model), str(controlnet)],
+        [sys.executable, "-c", _MEASURED, str(model), str(controlnet), *map(str, loras)],
         capture_output=True,
         text=True,
         check=True,
@@ -490,6 +491,29 @@ def test_a_checkpoint_of_full_size_loads_with_its_controlnet_in_little_memory(tm
     model.unlink()
     control.unlink()
     assert peak < 4_000_000_000
+
+
+@pytest.mark.slow
+@full_size
+def test_loras_of_full_size_take_no_memory_of_their_own(tmp_path):
+    model, lora = tmp_path / "full.safetensors", tmp_path / "style.safetensors"
+    shapes, state = checkpoint_shapes(), {}
+    save_file(zeros(shapes, torch.float16), model)
+    settings = read_json(STANDARD_CONFIG / UNET.folder / "config.json")
+    for name, own in UNET.names(shapes, settings).items():
+        layer, _, kind = name.rpartition(".")
+        outputs, *inputs = shapes[own]
+        if kind == "weight" and inputs:
+            down, up = (128, *inputs), (outputs, 128, *[1] * (len(inputs) - 1))
+            key = f"lora_unet_{layer.replace('.', '_')}"
+            state |= zeros(
+                {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}, torch.half
+            )
+    save_file(state, lora)
+    assert lora.stat().st_size > 270_000_000
+    peak = peak_of_loading(model, loras=[lora, lora])
+    model.unlink()
+    assert peak < 3_500_000_000
 
 
 @pytest.mark.slow

@@ -135,6 +135,8 @@ def _lora(shapes: Shapes) -> Identity | None:
         names, r"^lora_te2_|text_encoder_2|\.clip_g$|_blocks[._].*[._]transformer_blocks[._][1-9]"
     ):
         return Identity(LORA, _SDXL)
+    if _any(names, r"text_model[._]encoder[._]layers[._](1[2-9]|2\d)[._]"):  # 1.5 has twelve
+        return Identity(LORA, _SD2)
     return Identity(LORA, _family_of_text(shapes))
 
 
