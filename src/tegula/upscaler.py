@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -23,10 +24,11 @@ from tegula.models.compiled import default_window_batch, optimise_bundle
 from tegula.models.costs import BundleCost, Cost, bundle_cost, prescaler_flops
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.faces.networks import FaceRestorer, load_detector, load_restorer
+from tegula.models.library import FileKind, find_file
 from tegula.models.load import load_bundle
 from tegula.models.prescalers import Prescaler
 from tegula.models.prescalers.load import load_prescaler
-from tegula.models.prompt import PromptStyle
+from tegula.models.prompt import PromptStyle, split_tags
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish
@@ -47,6 +49,7 @@ from tegula.progress import (
     StageProgress,
     never_cancelled,
 )
+from tegula.regions import parse_region
 
 _FACE_PRESCALER = "realesrgan-x4plus"
 _USUAL_SIDE = 1024
@@ -102,6 +105,7 @@ class Upscaler:
     _restorers: dict[str, FaceRestorer] = field(default_factory=dict, repr=False)
     _prescaler_costs: dict[str, Cost] = field(default_factory=dict, repr=False)
     _learns: bool = field(default=True, repr=False)
+    _merges: bool = field(default=True, repr=False)
 
     @classmethod
     def load(
@@ -207,7 +211,8 @@ class Upscaler:
             enlarged = enlarge_lanczos(prepared.rgb, size)
             prescaled = lock_colour(prescaled, enlarged, resolved, out=prescaled)
             prescaled = fuse_exposures(prescaled, resolved.hdr)
-        with clock("refine"):
+        loras, left_out = self._find_loras(options)
+        with clock("refine"), self._merged(loras if resolved.refines else ()) as merged:
             strength, refined = control.strength(prescaled, resolved.flat_skip), prescaled
             if resolved.refines:
                 show = (lambda small: on_preview(to_image(small))) if on_preview else None
@@ -226,7 +231,7 @@ class Upscaler:
         # What says nothing of other upscales: reading ahead, less work than planned, or more.
         untypical = {
             "prepare": isinstance(source, Prepared) or resolved.faces,
-            "refine": not typical,
+            "refine": not typical or bool(loras),
             "finish": resolved.faces,
         }
         self._learn(plan, {s: t for s, t in clock.seconds.items() if not untypical.get(s)})
@@ -247,6 +252,8 @@ class Upscaler:
             warnings=(
                 *self.bundle.warnings,
                 *self._ignored(options, resolved),
+                *(left_out if resolved.refines else ()),
+                *merged,
                 *finished.warnings,
                 *([NONE_FOUND] if restore_faces and not faces else []),
             ),
@@ -265,7 +272,7 @@ class Upscaler:
 
         The results are what ``upscale`` gives, up to rounding, in the order of the
         sources. It is faster where one picture does not keep the device busy: on GPUs,
-        and for pictures of few windows.
+        and for pictures of few windows. The upscaler is not to be used otherwise until then.
 
         Args:
             sources: pictures, as ``upscale`` takes them.
@@ -280,7 +287,10 @@ class Upscaler:
         rows = 2 * at_once * default_window_batch(self.bundle)
         denoiser = shared(self.bundle.denoiser, rows)
         together = dataclasses.replace(
-            self, bundle=dataclasses.replace(self.bundle, denoiser=denoiser), _learns=False
+            self,
+            bundle=dataclasses.replace(self.bundle, denoiser=denoiser),
+            _learns=False,
+            _merges=False,
         )
         given_up = threading.Event()
 
@@ -290,7 +300,8 @@ class Upscaler:
                     source, options, cancelled=lambda: given_up.is_set() or cancelled()
                 )
 
-        with ThreadPoolExecutor(at_once) as pool:
+        loras, _ = self._find_loras(options or UpscaleOptions())
+        with self._merged(loras), ThreadPoolExecutor(at_once) as pool:
             try:
                 yield from in_order(pool, one, sources, at_once)
             finally:
@@ -384,6 +395,40 @@ class Upscaler:
             prescaler if options.face_upsample else None,
             options,
         )
+
+    def _find_loras(self, options: UpscaleOptions) -> tuple[list[tuple[str, float]], list[str]]:
+        """Return the LoRAs that prompts name, file and weight, and sentences on those left out.
+
+        They are found by the names of files alone: a prompt may come from anywhere.
+        """
+        weighting, facts = options.prompt_weighting, self.bundle.facts
+        prompts = [options.prompt, *(parse_region(text).prompt for text in options.regions)]
+        loras, left_out = [], []
+        for tag in (tag for prompt in prompts for tag in split_tags(prompt, weighting)[1]):
+            reason, file = tag.fault, None
+            if not reason and self.bundle.with_loras is None:
+                reason = f"the networks of {facts.name} cannot be changed for a single run"
+            elif not reason:
+                file = find_file(tag.name, FileKind.LORA)
+                reason = "there is no LoRA of that name; `tegula models` lists those there are"
+            if file is not None and tag.weight is not None:
+                loras.append((str(file), tag.weight))
+            else:
+                left_out.append(tag.left_out(reason))
+        left_out += [
+            tag.left_out("it counts in the prompt, not in the negative prompt")
+            for tag in split_tags(options.negative_prompt or "", weighting)[1]
+        ]
+        return loras, left_out
+
+    @contextmanager
+    def _merged(self, loras: Sequence[tuple[str, float]]) -> Iterator[Sequence[str]]:
+        """Run with LoRAs in the networks, and take them out again; returns warnings."""
+        if not loras or not self._merges or self.bundle.with_loras is None:
+            yield ()
+            return
+        with self.bundle.with_loras(loras) as warnings:
+            yield warnings
 
     def _ignored(self, options: UpscaleOptions, resolved: ResolvedOptions) -> Iterator[str]:
         """Yield sentences on options that the bundle cannot follow."""

@@ -11,7 +11,8 @@ back. Images are float tensors [n, 3, height, width], sRGB in 0..1. Latents are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -192,12 +193,17 @@ class BundleFacts:
     strongest_guidance: float = 30.0
 
 
+WithLoras = Callable[[Sequence[tuple[str, float]]], AbstractContextManager[Sequence[str]]]
+
+
 @dataclass(frozen=True)
 class Bundle:
     """Everything refine needs, on one device in one precision.
 
     light_autoencoder: decodes the same latents quickly and roughly, for previews.
     window_bytes: memory that a default window takes in a guided forward pass, if measured.
+    with_loras: given (file, weight) of LoRAs, merges them into the networks within a context,
+        which returns warnings. None where the networks cannot be changed.
     """
 
     facts: BundleFacts
@@ -210,3 +216,4 @@ class Bundle:
     warnings: tuple[str, ...] = field(default=())
     light_autoencoder: Autoencoder | None = None
     window_bytes: int | None = None
+    with_loras: WithLoras | None = None

@@ -45,7 +45,8 @@ def convert_bundle(bundle: Bundle) -> Bundle:
     if not isinstance(bundle.denoiser, CompilableDenoiser):
         raise OptionError(f"The networks of {bundle.facts.name} cannot be converted.")
     denoiser = OpenVinoDenoiser(bundle.denoiser, bundle.facts.fingerprint, bundle.dtype)
-    return replace(bundle, denoiser=StaticDenoiser(denoiser, BATCH_SIZES, denoiser.bypassed))
+    static = StaticDenoiser(denoiser, BATCH_SIZES, denoiser.bypassed)
+    return replace(bundle, denoiser=static, with_loras=None)
 
 
 class OpenVinoDenoiser:

@@ -61,6 +61,60 @@ class WeightedText:
     after_break: bool = False
 
 
+@dataclass(frozen=True)
+class Tag:
+    """What stands in a prompt to have networks added: ``<lora:name:0.7>``.
+
+    kind: the word before the first colon.
+    name: of the file.
+    given: what stands for the weight; empty for 1.
+    """
+
+    kind: str
+    name: str
+    given: str
+
+    @property
+    def weight(self) -> float | None:
+        """The weight, None where what is given is not one number."""
+        return _number(self.given) if self.given else 1.0
+
+    @property
+    def fault(self) -> str:
+        """Why nothing can be added for it, whatever files there are; empty if something can."""
+        if self.kind not in _LORA_KINDS:
+            return "a prompt can only have LoRAs added"
+        return "" if self.weight is not None else f"its weight is a number, not {self.given}"
+
+    def left_out(self, reason: str) -> str:
+        """Return the sentence on a tag for which nothing is added."""
+        what = "LoRA" if self.kind in _LORA_KINDS else self.kind
+        return f"The {what} {self.name} is left out: {reason}."
+
+
+_TAG = re.compile(r"<(\w+):([^<>]+)>")
+_LORA_KINDS = ("lora", "lyco")
+"""What the web UI calls a LoRA."""
+
+
+def split_tags(prompt: str, weighting: Weighting = "a1111") -> tuple[str, tuple[Tag, ...]]:
+    """Return a prompt without its tags, and these.
+
+    The web UI takes all that has the form of a tag for one. ComfyUI knows none; of those who
+    write one for a LoRA there, nobody means the letters.
+    """
+    tags: list[Tag] = []
+
+    def take(found: re.Match[str]) -> str:
+        kind, (name, _, given) = found[1], found[2].partition(":")
+        if weighting == "comfyui" and kind not in _LORA_KINDS:
+            return found[0]
+        tags.append(Tag(kind, name.strip(), given.strip()))
+        return ""
+
+    return _TAG.sub(take, prompt), tuple(tags)
+
+
 def parse_prompt(prompt: str, weighting: Weighting = "a1111") -> tuple[WeightedText, ...]:
     r"""Split a prompt into stretches of equal weight, brackets and escapes resolved.
 
@@ -70,9 +124,12 @@ def parse_prompt(prompt: str, weighting: Weighting = "a1111") -> tuple[WeightedT
     and itself as text, and is left out before anything else. The word ``BREAK`` begins a new
     chunk, inside brackets too, where the web UI takes it for a word of negative weight.
 
+    Tags, which ``split_tags`` returns, are left out in both grammars.
+
     ComfyUI's grammar: ``(x)`` multiplies by 1.1, ``(x:1.3)`` weighs 1.3 whatever is around it, and
     all else is text, but that ``\(`` and ``\)`` are brackets as text.
     """
+    prompt = split_tags(prompt, weighting)[0]
     if weighting == "comfyui":
         text = prompt.replace(r"\)", _ESCAPED[")"]).replace(r"\(", _ESCAPED["("])
         return _joined((unescaped, w, False) for unescaped, w in _weigh_as_comfyui(text, 1.0, 0))

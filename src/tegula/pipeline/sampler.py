@@ -26,7 +26,7 @@ from tegula.models.bundle import (
 )
 from tegula.models.compiled import default_window_batch
 from tegula.models.device import home_of
-from tegula.models.prompt import PromptStyle
+from tegula.models.prompt import PromptStyle, split_tags
 from tegula.models.retry import WINDOW_DOES_NOT_FIT, first_finite, until_it_fits
 from tegula.options import ResolvedOptions
 from tegula.pipeline.schedulers import Generators, NoiseSchedule
@@ -102,11 +102,12 @@ def encode_prompts(bundle: Bundle, options: ResolvedOptions) -> tuple[Tensor, Te
 
 def prompts_of(options: ResolvedOptions) -> tuple[list[str], str]:
     """Return the common prompt and the common one with each region's, and the negative one."""
-    own = [
-        ", ".join(filter(None, (options.prompt, region.prompt)))
-        for region in options.placed_regions
-    ]
-    return [options.prompt, *own], options.negative_prompt
+    common, *own = (
+        split_tags(prompt, options.prompt_weighting)[0].strip()
+        for prompt in (options.prompt, *(region.prompt for region in options.placed_regions))
+    )
+    regional = [", ".join(filter(None, (common, prompt))) for prompt in own]
+    return [common, *regional], options.negative_prompt
 
 
 def embed_windows(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -25,6 +23,7 @@ from tegula.catalog.inputs import (
     refused,
 )
 from tegula.catalog.weights import find_lora
+from tegula.models.prompt import split_tags
 from tegula.options import MAX_SEED, Scheduler, Sigmas, UpscaleOptions
 
 _LATENT_PIXEL = 8
@@ -51,7 +50,6 @@ _SCHEDULERS: Mapping[str, Scheduler] = {
     "UniPC": "unipc",
 }
 _SIGMAS: Mapping[str, Sigmas] = {" Karras": "karras", " Exponential": "exponential"}
-_LORA_TAG = re.compile(r"<lora:([^<>:]*)(?::([^<>]*))?>")
 _NO_DOWNLOADS = "tegula runs the bundle it was started with and fetches nothing for a request"
 
 # Sides of its windows in latent pixels.
@@ -292,25 +290,19 @@ class ClarityUpscaler(Inputs):
     ) -> tuple[str, tuple[tuple[str, float], ...], tuple[str, ...]]:
         """Return the prompt without LoRA tags, the LoRAs that are there, and notes on the rest."""
         loras, notes = [], []
-        for name, weight in _LORA_TAG.findall(self.prompt):
-            file = find_lora(name, context)
-            try:
-                strength = float(weight or 1)
-            except ValueError:
-                strength = math.nan
-            if file is None:
-                reason = "there is no file of it for this bundle"
-            elif not math.isfinite(strength):
-                reason = f"its weight is a number, not {weight}"
+        prompt, tags = split_tags(self.prompt)
+        for tag in tags:
+            file = None if tag.fault else find_lora(tag.name, context)
+            if file is not None and tag.weight is not None:
+                loras.append((file, tag.weight))
             else:
-                loras.append((file, strength))
-                continue
-            notes.append(f"The LoRA {name} is left out: {reason}.")
+                reason = tag.fault or "there is no file of it for this bundle"
+                notes.append(tag.left_out(reason))
         fetched = {"lora_links": self.lora_links, "custom_sd_model": self.custom_sd_model}
         notes += [
             f"{name} is ignored: {_NO_DOWNLOADS}." for name, links in fetched.items() if links
         ]
-        return _LORA_TAG.sub("", self.prompt).strip(), tuple(loras), tuple(notes)
+        return prompt.strip(), tuple(loras), tuple(notes)
 
     def _window(self, context: RunContext) -> int:
         """Return the side of a square window as large as its tiles, in a size of the bundle."""

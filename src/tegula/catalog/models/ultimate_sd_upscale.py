@@ -73,7 +73,10 @@ _LARGEST_GUIDANCE = 30.0
 _MULTIPLE = 8
 """ComfyUI rounds the sides of the result to multiples of a latent pixel."""
 
-_PROMPT = Field(description="What every tile shows or should look like.")
+_PROMPT = Field(
+    description="What every tile shows or should look like.",
+    json_schema_extra=approximated("the same but for <lora:name:0.7>, which adds a LoRA here"),
+)
 _NEGATIVE_PROMPT = Field(description="What to steer away from.")
 _UPSCALER = Field(
     description="The net that enlarges before diffusion.",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from tegula.models.bundle import Bundle, BundleFacts, ControlImage, Features, WindowBatch
 from tegula.models.sd15.facts import PRESETS
+from tegula.models.sd15.lora import TEXT, UNET, open_loras
 from tegula.models.sd15.text import Inversion, SdTextEncoder
 
 # The UNet of diffusers in two halves.
@@ -311,7 +314,49 @@ def assemble(
         device=torch.device(device),
         dtype=dtype,
         warnings=() if networks.controlnet is not None else (_NO_CONTROL_WARNING,),
+        with_loras=partial(merged, networks),
     )
+
+
+@contextmanager
+def merged(networks: Networks, loras: Sequence[tuple[str, float]]) -> Iterator[tuple[str, ...]]:
+    """Merge LoRAs into networks that are loaded, and put the own weights back at the end.
+
+    Weights that are in half precision already are rounded once more by it, which loading a
+    bundle with the LoRAs does not do.
+
+    Args:
+        networks: their weights are changed where they lie, so that compiled networks and whoever
+            else runs them have the LoRAs too.
+        loras: (file, weight), in this order.
+
+    Returns:
+        Sentences on what of the files is not used.
+
+    Raises:
+        BrokenWeightsError: a file is damaged, no LoRA, for another family, or not finite.
+    """
+    modules = {UNET: networks.unet, TEXT: networks.text_model}
+    parameters = {
+        (network, name): parameter.data
+        for network, module in modules.items()
+        for name, parameter in module.named_parameters()
+    }
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {network: {} for network in modules}
+    for (network, name), weight in parameters.items():
+        shapes[network][name] = tuple(weight.shape)
+    found = open_loras(loras, shapes)
+    own: list[tuple[Tensor, Tensor]] = []
+    try:
+        for (network, name), weight in parameters.items():
+            if name.removeprefix("text_model.") in found.changes[network]:
+                before = weight.to("cpu", copy=True)
+                own.append((weight, before))
+                weight.copy_(found.merge(network, name, before, weight.dtype))
+        yield found.warnings
+    finally:
+        for weight, before in own:
+            weight.copy_(before)
 
 
 def move(
