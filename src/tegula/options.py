@@ -346,6 +346,12 @@ class UpscaleOptions(CheckedOptions):
         le=10,
         description="Sharpens the result by a kernel of three by three pixels.",
     )
+    keep_hidden_colour: bool = Field(
+        default=False,
+        description="Enlarges the colours under full transparency as they are, in place of filling "
+        "them from their surroundings; done without being asked where the picture goes on there, "
+        "as in textures of games.",
+    )
     faces: str = Field(
         default="",
         description="Restores faces with GFPGANv1.4, RestoreFormer, codeformer or another face "

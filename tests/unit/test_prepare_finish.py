@@ -13,6 +13,7 @@ from support import photograph
 
 from tegula.errors import OptionError, TooLargeError
 from tegula.images.adjust import lock_colour, soften_blocks
+from tegula.images.encode import encode
 from tegula.images.pixels import enlarge_alpha, enlarge_lanczos, fill_hidden, to_bytes, to_image
 from tegula.options import UpscaleOptions
 from tegula.pipeline.finish import finish
@@ -156,6 +157,39 @@ def cut_out(height=33, width=41):
     y, x = np.mgrid[:height, :width]
     alpha = ((y - 16) ** 2 + (x - 20) ** 2 < 120).astype(np.float32)
     return alpha[..., None] * np.float32([1, 0, 0]), alpha
+
+
+def test_what_goes_on_under_transparency_is_kept_as_in_textures():
+    texture = to_image(photograph(64, 48)).convert("RGBA")
+    mask = Image.new("L", texture.size, 255)
+    mask.paste(0, (10, 8, 45, 40))
+    texture.putalpha(mask)
+    for name in ("PNG", "WEBP"):
+        source = encoded(texture, name, lossless=True, exact=True)
+        finished = round_trip(source, scale=1)
+        assert np.array_equal(np.asarray(finished.image), np.asarray(texture))
+    kept = encode(finished.image, "webp", quality=100).data
+    with Image.open(io.BytesIO(kept)) as image:
+        difference = np.asarray(image).astype(int) - np.asarray(texture)
+    assert np.abs(difference).mean() < 3
+
+
+@pytest.mark.parametrize("hidden", ["black", "noise", "stripes"])
+def test_what_ends_at_the_outline_of_a_cut_out_is_not_kept_unless_asked(hidden):
+    pixels = np.asarray(to_image(photograph(64, 48)).convert("RGBA")).copy()
+    hole = np.s_[8:40, 10:45]
+    pixels[..., 3] = 255
+    pixels[hole] = 0
+    if hidden == "noise":
+        values = np.random.default_rng(3).integers(0, 256, (32, 35, 3), np.uint8)
+        pixels[hole][..., :3] = values
+    elif hidden == "stripes":
+        pixels[hole][::2, ..., :3] = 255
+    source = encoded(Image.fromarray(pixels))
+    filled = prepare(source, UpscaleOptions())
+    assert np.abs(filled.rgb[hole] * 255 - pixels[hole][..., :3]).mean() > 10
+    kept = prepare(source, UpscaleOptions(keep_hidden_colour=True))
+    assert np.allclose(kept.rgb * 255, pixels[..., :3], atol=0.01)
 
 
 def test_hidden_colour_does_not_bleed():

@@ -35,6 +35,7 @@ _SECTIONS: Mapping[str, Sequence[str]] = {
         "colour_lock",
         "prescaler",
         "regions",
+        "keep_hidden_colour",
     ),
     "Faces": ("faces", "face_fidelity", "face_upsample"),
     _REDRAW: ("mode", *REDRAW_OPTIONS),

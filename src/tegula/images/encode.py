@@ -235,6 +235,8 @@ def _parameters(
         given |= {"pnginfo": _chunks(metadata, settings), "compress_level": _PNG_COMPRESSION}
     elif name != "tiff":
         given |= {"xmp": metadata.xmp, "quality": quality}
+    if name == "webp":
+        given["exact"] = True  # or colours under transparency are thrown away
     if name == "avif":
         given["speed"] = _AVIF_SPEED
     if name == "jpeg":

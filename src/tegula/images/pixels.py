@@ -186,6 +186,49 @@ _STEEPNESS = 1.5
 _NOT_ZERO = np.float32(1e-6)
 
 
+# Neighbours of which one is hidden and one visible differ by no more than this times what
+# visible ones do, where the picture goes on under transparency.
+_CONTINUES = 1.5
+
+# Hidden neighbours differ by this share of what visible ones do, where there is structure.
+_STRUCTURED = 0.25
+
+_STEP = 1 / 255
+_FEWEST_PAIRS = 64
+
+
+def goes_on_hidden(rgb: Float, alpha: Float) -> bool:
+    """Tell whether the picture goes on under full transparency, as textures of games do.
+
+    There alpha is a mask of something else, and what it hides is wanted. In a cut-out what is
+    hidden is flat, or ends where the visible part begins. Pairs of neighbours say which: those
+    of two hidden pixels must have structure, and those across the edge no more than others.
+
+    Args:
+        rgb: float32 [height, width, 3], 0..1.
+        alpha: float32 [height, width], 0..1.
+    """
+    hidden = alpha < _SPECK
+    if not hidden.any():
+        return False
+    sums, counts = np.zeros(3), np.zeros(3)  # by how many of a pair are hidden
+    for rows in bands(rgb.shape[0]):
+        pixels, under = rgb[rows], hidden[rows].astype(np.uint8)
+        for one, other in (
+            (np.s_[:, 1:], np.s_[:, :-1]),
+            (np.s_[1:], np.s_[:-1]),
+        ):
+            difference = np.abs(pixels[one] - pixels[other]).max(axis=2).ravel()
+            kind = (under[one] + under[other]).ravel()
+            sums += np.bincount(kind, difference, minlength=3)
+            counts += np.bincount(kind, minlength=3)
+    if counts.min() < _FEWEST_PAIRS:
+        return False
+    visible, across, beneath = sums / counts
+    has_structure = beneath > max(2 * _STEP, _STRUCTURED * visible)
+    return bool(has_structure and across < _CONTINUES * visible + _STEP)
+
+
 def fill_hidden(rgb: Float, alpha: Float) -> Float:
     """Give transparent pixels the colour of the visible ones around them.
 

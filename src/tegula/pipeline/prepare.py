@@ -10,7 +10,7 @@ from PIL import Image
 from tegula.errors import OptionError
 from tegula.images.adjust import flatness, soften_blocks
 from tegula.images.open import Facts, Picture, Source, decode
-from tegula.images.pixels import Float, Size, fill_hidden
+from tegula.images.pixels import Float, Size, fill_hidden, goes_on_hidden
 from tegula.models.prescalers import LANCZOS
 from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part
 
@@ -24,7 +24,8 @@ MENDED_BELOW_FOR_RESAMPLING = 75
 class Prepared:
     """A source, ready to be enlarged.
 
-    rgb: float32 [height, width, 3], 0..1, sRGB, cropped; hidden colours filled in.
+    rgb: float32 [height, width, 3], 0..1, sRGB, cropped; hidden colours filled in, unless the
+        picture goes on there.
     alpha: float32 [height, width], 0..1, or None.
     beyond: what sRGB cannot hold of the source, to be added to the result; as in ``Picture``.
     facts: what the source is beside its pixels; its size is that of the whole source.
@@ -48,7 +49,7 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
 
     Args:
         source: what ``decode`` reads, or what it returned.
-        options: crop, limit of pixels and prescaler count here.
+        options: crop, limit of pixels, prescaler and hidden colour count here.
 
     Raises:
         PathError: the path cannot be read.
@@ -74,7 +75,7 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
         rgb = rgb[part].copy()
         alpha = None if alpha is None else alpha[part].copy()
         beyond = None if beyond is None else beyond[part].copy()
-    if alpha is not None:
+    if alpha is not None and not options.keep_hidden_colour and not goes_on_hidden(rgb, alpha):
         rgb = fill_hidden(rgb, alpha)
         beyond = None if beyond is None else fill_hidden(beyond, alpha)
     is_resampled = options.prescaler == LANCZOS
