@@ -130,7 +130,7 @@ class Upscaler:
             controlnet: hub id, folder or file of the tile ControlNet, if the bundle's own
                 is not wanted; ``none`` does without.
             vae: hub id, folder or file of another autoencoder.
-            loras: (hub id or file, weight) of LoRAs, fused in this order.
+            loras: (hub id or file, weight) of LoRAs, merged in this order.
             few_step: a LoRA for few steps, by file or by name (hyper-4, tcd, lcm, ...), or
                 ``auto`` for the best that is on this machine. With one, also among
                 ``loras``, all presets take its scheduler, steps and guidance; ``none``

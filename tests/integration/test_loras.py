@@ -14,7 +14,9 @@ from sd15_layout import checkpoint_shapes
 from torch import nn
 
 from tegula.errors import BrokenWeightsError, OptionError
+from tegula.models import BundleSettings
 from tegula.models.files import read_json
+from tegula.models.load import check_bundle
 from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.lora import TEXT, open_loras
 from tegula.models.sd15.lora import UNET as UNET_NAME
@@ -551,6 +553,16 @@ def test_a_checkpoint_or_an_embedding_is_no_lora(opened, files):
         open_loras([(str(files.checkpoint), 1.0)], SHAPES)
     with pytest.raises(BrokenWeightsError, match=r"is an embedding for Stable .* 1\.5; give"):
         opened({"emb_params": torch.ones(2, 768)})
+
+
+def test_a_server_does_not_start_with_a_lora_that_does_not_fit(files, tmp_path, monkeypatch):
+    state = {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(4, 8)}
+    save_file(state, tmp_path / "odd.safetensors")
+    monkeypatch.setattr("tegula.models.stored.StoredTensor.read", lambda _: pytest.fail("loaded"))
+    with pytest.raises(BrokenWeightsError, match=r"odd\.safetensors is a LoRA for SDXL"):
+        check_bundle(
+            BundleSettings(bundle=str(files.folder), loras=(str(tmp_path / "odd.safetensors"),))
+        )
 
 
 @pytest.mark.parametrize("part", ["lora_down.weight", "lora_up.weight", "alpha"])
