@@ -110,11 +110,27 @@ def test_a_long_prompt_is_cut_into_framed_chunks(bundle, pipeline):
     assert torch.equal(bundle.text.encode([" ".join(words)]), torch.cat(expected, dim=1))
 
 
-def test_a_short_prompt_beside_a_long_one_is_padded_with_empty_chunks(bundle):
-    together = bundle.text.encode([LONG, "cat"])
+def test_a_short_prompt_beside_a_long_one_acts_as_it_does_alone(bundle, networks):
+    def predicted(text):
+        latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+        return networks.unet(latents, torch.tensor(321), text, return_dict=False)[0]
+
+    two = LONG[: len(LONG) // 2]
+    prompts = [LONG, "cat", two]
+    together = bundle.text.encode(prompts)
+    assert together.shape == (3, 77 * 6, 16)
+    for prompt, row in zip(prompts, together, strict=True):
+        alone = predicted(bundle.text.encode([prompt]))
+        assert torch.allclose(predicted(row[None]), alone, atol=1e-5)
+
+
+def test_prompts_of_many_lengths_are_filled_up_with_empty_chunks(bundle):
+    words = ["a red cat " * 25 * chunks for chunks in (3, 4, 5)]
+    together = bundle.text.encode(words)
     empty = bundle.text.encode([""])[0]
-    alone = bundle.text.encode(["cat"])[0]
-    assert torch.equal(together[1], torch.cat([alone, empty, empty]))
+    assert together.shape == (3, 77 * 5, 16)
+    alone = bundle.text.encode(words[:1])[0]
+    assert torch.equal(together[0], torch.cat([alone, empty, empty]))
 
 
 def test_a_weight_multiplies_the_word_and_keeps_the_mean(bundle):

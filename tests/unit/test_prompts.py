@@ -27,6 +27,13 @@ def pieces(prompt):
         ("(red: .5)", [("red", 0.5)]),
         ("(red:-1)", [("red", -1)]),
         ("(red:1.0)", [("red", 1)]),
+        ("(red:0) cat", [("red", 0), (" cat", 1)]),
+        ("a cat AND a dog", [("a cat AND a dog", 1)]),
+        ("a [cat:dog:.5] [x|y]", [("a ", 1), ("cat:dog:.5", 0.9091), (" ", 1), ("x|y", 0.9091)]),
+        ("(\U0001f408:1.2)\u200d", [("\U0001f408", 1.2), ("\u200d", 1)]),
+        ("a <lora:style:0.7>(red:1.2)", [("a ", 1), ("red", 1.2)]),
+        ("(a <hypernet:x:1> red:1.2)", [("a  red", 1.2)]),
+        ("a < b, <b>, x:y", [("a < b, <b>, x:y", 1)]),
     ],
 )
 def test_brackets_weigh_what_they_hold(prompt, expected):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,8 @@ def _inversion(path: Path, words: tuple[str, ...], part: Tensor, width: int) -> 
 
 _BACKTRACK = 20
 """Tokens after the last comma of a full chunk that may go to the next chunk with their words."""
+_MOST_REPEATS = 3
+"""The longest prompt is repeated so often at most, to be as long as repeated shorter ones."""
 _LARGE_WORD = 8
 """ComfyUI cuts words of so many tokens at the end of a chunk, and moves shorter ones."""
 _EMBEDDING_MARK = "embedding:"
@@ -163,17 +166,24 @@ class SdTextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], style: PromptStyle = USUAL_STYLE) -> Tensor:
-        """Return [len(prompts), tokens, width]; all rows padded with empty chunks.
+        """Return [len(prompts), tokens, width]; shorter prompts are repeated.
+
+        To attention a prompt several times is the prompt once, so that every row is what it would
+        be alone, as in the web UI and in ComfyUI. Prompts of many different lengths are filled up
+        with empty chunks instead.
 
         Raises:
             OptionError: the model has fewer layers than ``style`` skips.
         """
         chunked = [self._chunks(prompt, style) for prompt in prompts]
-        longest = max(len(chunks) for chunks in chunked)
+        counts = [len(chunks) for chunks in chunked]
+        longest, common = max(counts), math.lcm(*counts)
+        repeats = common <= _MOST_REPEATS * longest
         rows = []
         for chunks in chunked:
-            padded = chunks + [[]] * (longest - len(chunks))
-            rows.append(torch.cat([self._encode_chunk(chunk, style) for chunk in padded], dim=1))
+            filled = chunks if repeats else chunks + [[]] * (longest - len(chunks))
+            row = torch.cat([self._encode_chunk(chunk, style) for chunk in filled], dim=1)
+            rows.append(row.repeat(1, common // len(chunks), 1) if repeats else row)
         return torch.cat(rows)
 
     def ignored_words(self, prompt: str) -> tuple[str, ...]:  # noqa: ARG002
