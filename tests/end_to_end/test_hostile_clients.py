@@ -197,6 +197,30 @@ def test_headers_behind_a_request_that_runs_have_a_size_too(tmp_path):
         assert closed(live) == {"its headers are too large": 1}
 
 
+def test_what_is_no_http_is_told_so_once_and_never_within_another_answer(tmp_path):
+    with live_server(tmp_path) as live, ExitStack() as stack:
+        answer = heard(connect(live, stack, b"\x00\xff" * 100))
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"content-type: application/problem+json" in answer
+        body = {"version": "tegula/upscale", "input": {"image": DATA_URI, "prompt": "gated"}}
+        token = {"authorization": f"Bearer {live.token}"}
+        made = httpx.post(f"{live.url}/v1/predictions", json=body, headers=token).json()
+        stream = made["urls"]["stream"].removeprefix(live.url)
+        busy = connect(live, stack, f"GET {stream} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert busy.recv(100).startswith(b"HTTP/1.1 200 ")
+        busy.sendall(b"\x00\xff" * 100)
+        assert b"HTTP/1.1 400" not in heard(busy)
+
+
+def test_a_connection_may_send_some_requests_ahead_and_not_thousands(tmp_path):
+    ask = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    with live_server(tmp_path) as live, ExitStack() as stack:
+        few = connect(live, stack, (ask + b"\r\n") * 20 + ask + b"Connection: close\r\n\r\n")
+        assert heard(few).count(b"HTTP/1.1 200 ") == 21
+        assert heard(connect(live, stack, (ask + b"\r\n") * 2000)).count(b"HTTP/1.1 200 ") <= 34
+        assert closed(live) == {"too many requests at once": 1}
+
+
 # Over TLS, without a proxy in front.
 
 

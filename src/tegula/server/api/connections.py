@@ -45,7 +45,10 @@ _WRITE_S = 60.0
 """A client that takes nothing of its answer for so long is given up."""
 _HEAD_BYTES = 1 << 16
 """What a request may have before its body; the parser itself would take any amount."""
-_LINGER_S = 1.0
+_LINGER_S, _MOST_DISCARDED = 1.0, 1 << 20
+"""How long, and how much, a client may still send whose headers were refused."""
+_MOST_PIPELINED = 32
+"""Requests that a connection may send ahead of their answers; hardly any client sends two."""
 _KEEP_S = 75
 """Longer than proxies keep an idle connection; they would send into one closed by us."""
 _SHARE_OF_FILES = 0.75
@@ -200,7 +203,12 @@ class _Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sends."""
-        if self.transport.is_closing() or self._is_refused:
+        if self.transport.is_closing():
+            return
+        if self._is_refused:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MOST_DISCARDED:
+                self.abort()
             return
         if not self._in_head and not self._is_busy:
             self._in_head, self._since = True, time.monotonic()
@@ -222,9 +230,24 @@ class _Connection(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(text) for name, text in self.headers) > _HEAD_BYTES:
             self._refuse_head()
             return
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            self.table.note("too many requests at once", self.address)
+            self._is_refused = True
+            self.abort()
+            raise ValueError  # stops the parser, which else goes on to the end of what came
         self._in_head = False
         self.table.work(self)
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """Answer what is no HTTP; uvicorn would do so in the middle of another answer, too."""
+        if self._is_refused:
+            return
+        if self._is_busy:
+            self._is_refused = True
+            self.abort()
+        else:
+            self._refuse(400, "The request cannot be read; this server speaks HTTP/1.1.")
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body, if its request is answered."""
