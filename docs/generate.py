@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from tegula.models.mini.bundle import read_config
 from tegula.models.sd15.facts import PRESETS as SD15
 from tegula.options import OPTIONS, PRESETS, PresetValues
 from tegula.schema import span
-from tegula.server.queue import TRANSITIONS, Trigger
+from tegula.server.api import connections, create, files, receiving
+from tegula.server.api import models as api_models
+from tegula.server.queue import MOST_LOSSES, TRANSITIONS, Trigger
 from tegula.server.settings import describe_settings
 from tegula.server.tables import State
 
@@ -174,12 +177,116 @@ def with_settings(page: str) -> str:
     return f"{before}{head}{rows}\n{rest.partition(chr(10) * 2)[2]}"
 
 
+@dataclass(frozen=True)
+class Limit:
+    """One limit of the server, for people to read.
+
+    what: is limited. seen: what a client notices who goes beyond it.
+    setting: that sets it; its default is the limit. fixed: the limit where no setting does.
+    """
+
+    what: str
+    seen: str
+    setting: str = ""
+    fixed: str = ""
+
+
+_CLOSED = "the connection is closed"
+_FAILS = "the prediction fails and says so"
+_LOST = f"the prediction runs again; lost {MOST_LOSSES} times, it fails"
+_RETRIED = "429 with `Retry-After`, `RateLimit-Remaining` and `RateLimit-Reset`"
+_CROWDED = "that which waited longest for its client is closed; 503 where all are busy"
+LIMITS = (
+    Limit("creates of one token in a minute", _RETRIED, "creates_per_minute"),
+    Limit("other requests of one token in a minute", _RETRIED, "requests_per_minute"),
+    Limit("unfinished predictions", "429 with `Retry-After`", "max_waiting"),
+    Limit("unfinished work, estimated", "429 with `Retry-After`", "max_waiting_seconds"),
+    Limit("a JSON body", "413", "max_body_bytes"),
+    Limit("a body without its long texts", "413", fixed=f"{receiving.MOST_FRAME >> 10} kB"),
+    Limit("levels of a JSON body", "422", fixed=str(receiving.DEEPEST)),
+    Limit("an upload", "413", "max_upload_bytes"),
+    Limit("metadata of an upload", "422", fixed=f"{files.METADATA_BYTES >> 10} kB"),
+    Limit(
+        "large bodies in memory, over all requests",
+        "503 with `Retry-After` and `x-should-retry: true`",
+        "max_bodies_bytes",
+    ),
+    Limit("bytes of a body in a second, at least", f"408; {_CLOSED}", "least_body_rate"),
+    Limit("headers and address of a request", "431", fixed=f"{connections.HEAD_BYTES >> 10} kB"),
+    Limit(
+        "time for headers",
+        f"408; {_CLOSED}, during a TLS handshake without an answer",
+        "header_seconds",
+    ),
+    Limit("requests sent ahead of their answers", _CLOSED, fixed=str(connections.MOST_PIPELINED)),
+    Limit("idling between two requests", _CLOSED, fixed=f"{connections.KEEP_S} s"),
+    Limit("taking nothing of an answer", _CLOSED, fixed=f"{connections.WRITE_S:g} s"),
+    Limit("connections", _CROWDED, "max_connections"),
+    Limit("connections of an address", _CROWDED, "max_connections_per_address"),
+    Limit(
+        "`Prefer: wait`",
+        "202 with the prediction as it is, a little earlier",
+        fixed=f"{create.MAX_WAIT_S} s",
+    ),
+    Limit("`Idempotency-Key`", "422", fixed=f"{create.LONGEST_KEY} characters"),
+    Limit("words to search for", "422", fixed=f"{api_models.LONGEST_QUERY} characters"),
+    Limit(
+        "ranges of a file in one request", "200 with the whole file", fixed=str(files.MOST_RANGES)
+    ),
+    Limit("an input that is fetched", _FAILS, "max_fetch_bytes"),
+    Limit("fetching an input", _FAILS, "fetch_seconds"),
+    Limit(
+        "fetches of one account at once",
+        "the prediction waits as `starting`",
+        "fetches_per_account",
+    ),
+    Limit(
+        "fetches from one host at once", "the prediction waits as `starting`", "fetches_per_host"
+    ),
+    Limit("pixels of a picture", _FAILS, "max_pixels"),
+    Limit("an output", _FAILS, "max_output_bytes"),
+    Limit("an output as a data URI", "a link in its place", "inline_output_bytes"),
+    Limit("running a prediction", _FAILS, "run_seconds"),
+    Limit("silence of a process that loads", _LOST, "load_seconds"),
+    Limit("silence of a process that runs", _LOST, "hang_seconds"),
+    Limit("silence of a worker", _LOST, "lease_seconds"),
+    Limit("ending what was cancelled", "nothing: it is `canceled` at once", "cancel_seconds"),
+    Limit(
+        "models that nobody uses", "the next prediction waits for loading", "idle_unload_seconds"
+    ),
+    Limit(
+        "keeping a finished prediction", "`data_removed`, and links are 404", "retention_seconds"
+    ),
+    Limit("keeping an upload", "404", "upload_seconds"),
+    Limit("one try of a webhook", "it is sent again later", "webhook_seconds"),
+    Limit("webhooks to one host at once", "others come later", "webhooks_per_receiver"),
+    Limit("free bytes on the disk, at least", "503 of `/readyz`", "min_free_bytes"),
+)
+_LIMITS_HEAD = "| limit | default | setting | what a client sees beyond it |\n|---|---|---|---|\n"
+_UNITS = {"_seconds": " s", "_rate": " bytes/s"}
+
+
+def with_limits(page: str) -> str:
+    """Return a page with its table of the server's limits as the code has it now."""
+    before, head, rest = page.partition(_LIMITS_HEAD)
+    if not head:
+        return page
+    defaults = {setting.name: setting.default for setting in describe_settings()}
+    rows = ""
+    for limit in LIMITS:
+        unit = next((unit for end, unit in _UNITS.items() if limit.setting.endswith(end)), "")
+        default = limit.fixed or defaults[limit.setting] + unit
+        setting = f"`{limit.setting}`" if limit.setting else ""
+        rows += f"| {limit.what} | {default} | {setting} | {limit.seen} |\n"
+    return f"{before}{head}{rows}\n{rest.partition(chr(10) * 2)[2]}"
+
+
 def main() -> None:
     """Write every generated page."""
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page())
     server = FOLDER / "server.md"
-    server.write_text(with_settings(with_diagram(server.read_text())))
+    server.write_text(with_limits(with_settings(with_diagram(server.read_text()))))
 
 
 if __name__ == "__main__":

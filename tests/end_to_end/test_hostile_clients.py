@@ -142,7 +142,7 @@ def test_headers_have_their_time_however_they_drip(tmp_path, beginning):
 
 
 def test_a_client_that_does_not_take_its_answer_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("tegula.server.api.connections._WRITE_S", 1.0)
+    monkeypatch.setattr("tegula.server.api.connections.WRITE_S", 1.0)
     with live_server(tmp_path) as live, ExitStack() as stack:
         file = live.store.files.keep(
             live.store.accounts.ensure("ana").id, "large.bin", b"0" * 20 * MB

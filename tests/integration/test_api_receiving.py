@@ -108,7 +108,7 @@ def test_long_texts_are_parsed_in_pieces_as_json_parses_them_whole(text, escaped
     with pytest.MonkeyPatch.context() as patch:
         for name, number in {"_SMALL": 0, "_LONG": 3, "_PIECE": size}.items():
             patch.setattr(f"tegula.server.api.receiving.{name}", number)
-        patch.setattr("tegula.server.api.receiving._MOST_FRAME", 10**6)
+        patch.setattr("tegula.server.api.receiving.MOST_FRAME", 10**6)
         assert parse_json(body.encode()) == value
 
 

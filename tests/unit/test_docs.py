@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.generate import FOLDER, PAGES, with_diagram, with_settings
+from docs.generate import FOLDER, LIMITS, PAGES, with_diagram, with_limits, with_settings
 from tegula.server.queue import TRANSITIONS
 from tegula.server.settings import ServerSettings
 
@@ -30,6 +30,21 @@ def test_the_table_of_settings_is_what_the_server_reads():
     assert with_settings(page) == page, "run `make docs`"
     table = page.partition("## Settings")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(ServerSettings.model_fields)
+
+
+def test_the_table_of_limits_has_every_setting_that_is_a_number():
+    page = (FOLDER / "server.md").read_text()
+    assert with_limits(page) == page, "run `make docs`"
+    numbers = {
+        name
+        for name, known in ServerSettings.model_fields.items()
+        if known.annotation in (int, float) and name != "safety_threshold"
+    }
+    assert len(numbers) > 25
+    table = page.partition("| limit | default |")[2].partition("\n\n")[0]
+    shown = re.findall(r"^\| [^|]+ \| [^|]+ \| `(\w+)` \|", table, re.MULTILINE)
+    assert sorted(shown) == sorted(numbers)
+    assert all(bool(limit.setting) != bool(limit.fixed) for limit in LIMITS)
 
 
 @pytest.mark.parametrize("page", PROSE, ids=lambda path: path.name)

@@ -41,15 +41,15 @@ from tegula.server.api.service import Service
 log = logging.getLogger("tegula.api")
 
 _SWEEP_EVERY_S = 1.0
-_WRITE_S = 60.0
+WRITE_S = 60.0
 """A client that takes nothing of its answer for so long is given up."""
-_HEAD_BYTES = 1 << 16
+HEAD_BYTES = 1 << 16
 """What a request may have before its body; the parser itself would take any amount."""
 _LINGER_S, _MOST_DISCARDED = 1.0, 1 << 20
 """How long, and how much, a client may still send whose headers were refused."""
-_MOST_PIPELINED = 32
+MOST_PIPELINED = 32
 """Requests that a connection may send ahead of their answers; hardly any client sends two."""
-_KEEP_S = 75
+KEEP_S = 75
 """Longer than proxies keep an idle connection; they would send into one closed by us."""
 _SHARE_OF_FILES = 0.75
 """The share of the files this process may open that connections may take."""
@@ -216,7 +216,7 @@ class _Connection(HttpToolsProtocol):
         super().data_received(data)
         if went_on and self._parses_head:
             self._head_bytes += len(data)
-            if self._head_bytes > _HEAD_BYTES:
+            if self._head_bytes > HEAD_BYTES:
                 self._refuse_head()
 
     def on_message_begin(self) -> None:
@@ -227,10 +227,10 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin to answer."""
         self._parses_head = False
-        if len(self.url) + sum(len(name) + len(text) for name, text in self.headers) > _HEAD_BYTES:
+        if len(self.url) + sum(len(name) + len(text) for name, text in self.headers) > HEAD_BYTES:
             self._refuse_head()
             return
-        if len(self.pipeline) >= _MOST_PIPELINED:
+        if len(self.pipeline) >= MOST_PIPELINED:
             self.table.note("too many requests at once", self.address)
             self._is_refused = True
             self.abort()
@@ -292,7 +292,7 @@ class _Connection(HttpToolsProtocol):
             unsent, self._unsent = self._unsent, self.transport.get_write_buffer_size()
             if self._unsent < unsent:
                 self._blocked_since = now
-            elif now - self._blocked_since > _WRITE_S:
+            elif now - self._blocked_since > WRITE_S:
                 self.transport.abort()
                 return "it does not take its answer"
         elif (
@@ -315,7 +315,7 @@ class _Connection(HttpToolsProtocol):
             self.transport.abort()
         else:
             # A client that still sends would be answered by a reset if this closed at once.
-            detail = f"The headers must have at most {_HEAD_BYTES // 1024} kB."
+            detail = f"The headers must have at most {HEAD_BYTES // 1024} kB."
             self._refuse(431, detail, close_after_s=_LINGER_S)
 
     def _refuse(self, status: int, detail: str, close_after_s: float = 0.0) -> None:
@@ -451,5 +451,5 @@ def serving_config(app: FastAPI, **options: Any) -> uvicorn.Config:
         ws="none",
         access_log=False,
         server_header=False,
-        **{"log_config": None, "timeout_keep_alive": _KEEP_S, **options},
+        **{"log_config": None, "timeout_keep_alive": KEEP_S, **options},
     )

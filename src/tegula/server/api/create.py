@@ -41,7 +41,7 @@ log = logging.getLogger("tegula.api")
 MAX_WAIT_S = 60
 _LONGEST_HOLD_S = 55.0
 _SHORTEST_DEADLINE_S = 5
-_LONGEST_KEY = 255
+LONGEST_KEY = 255
 _LONG_TEXT, _SLICE = 1 << 12, 1 << 20
 _WAIT = re.compile(r"wait(?:=(\d{1,18}))?", re.ASCII)
 _DURATION = re.compile(r"(?:(\d{1,18})h)?(?:(\d{1,18})m)?(?:(\d{1,18})s?)?", re.ASCII)
@@ -229,8 +229,8 @@ async def create(request: Request, service: Service, wanted: PredictionRequest) 
     wait = parse_prefer(request.headers.get("prefer"))
     cancel_after = parse_cancel_after(request.headers.get("cancel-after"))
     idempotency_key = request.headers.get("idempotency-key")
-    if idempotency_key is not None and not 0 < len(idempotency_key) <= _LONGEST_KEY:
-        raise invalid_header("Idempotency-Key", f"Must have 1 to {_LONGEST_KEY} characters")
+    if idempotency_key is not None and not 0 < len(idempotency_key) <= LONGEST_KEY:
+        raise invalid_header("Idempotency-Key", f"Must have 1 to {LONGEST_KEY} characters")
 
     received: ReceivedBody = request.state.body
     request_hash = await beside_the_loop(received, _hash, request.url.path, wanted.body)

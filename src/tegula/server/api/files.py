@@ -24,7 +24,7 @@ from tegula.server.tables import FileRecord
 
 router = APIRouter(tags=["files"])
 
-_METADATA_BYTES = 64 * 1024
+METADATA_BYTES = 64 * 1024
 _NOT_FOUND = "File not found"
 _HEADERS = {
     # What users upload must not run as a script of this server in anybody's browser.
@@ -59,7 +59,7 @@ async def create_file(request: Request, service: ServiceDep, caller: CallerDep) 
     kind = request.headers.get("content-type", "")
     if not kind.startswith("multipart/form-data"):
         raise ProblemError(415, "Send the file as the part content of multipart/form-data.")
-    async with request.form(max_files=2, max_fields=8, max_part_size=_METADATA_BYTES) as form:
+    async with request.form(max_files=2, max_fields=8, max_part_size=METADATA_BYTES) as form:
         metadata = await _metadata(form.get("metadata"))
         file = await service.run(_keep, service, caller, form, metadata)
     return JSONResponse(_json(service, caller, file), 201)
@@ -144,15 +144,15 @@ def _keep(
 
 async def _metadata(part: UploadFile | str | None) -> Mapping[str, Any]:
     """Read metadata, which some clients send as a field and some as a file."""
-    text = await part.read(_METADATA_BYTES + 1) if isinstance(part, UploadFile) else part or ""
+    text = await part.read(METADATA_BYTES + 1) if isinstance(part, UploadFile) else part or ""
     content = text.encode() if isinstance(text, str) else text
     try:
         metadata = parse_json(content or b"{}")
     except (ValueError, RecursionError, UnstorableError):
         metadata = None
-    if not isinstance(metadata, dict) or len(content) > _METADATA_BYTES:
+    if not isinstance(metadata, dict) or len(content) > METADATA_BYTES:
         expected = (
-            f"Must be a JSON object of at most {_METADATA_BYTES // 1024} kB, with finite numbers "
+            f"Must be a JSON object of at most {METADATA_BYTES // 1024} kB, with finite numbers "
             "and Unicode text only"
         )
         raise invalid(InvalidField("invalid_type", "metadata", expected))
@@ -160,7 +160,7 @@ async def _metadata(part: UploadFile | str | None) -> Mapping[str, Any]:
 
 
 _RANGE = re.compile(r"([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
-_MOST_RANGES = 100
+MOST_RANGES = 100
 
 
 class _StoredFile(FileResponse):
@@ -204,7 +204,7 @@ class _StoredFile(FileResponse):
         unit, _, listed = asked.get("range", "").partition("=")
         parts = [part.strip() for part in listed.split(",") if part.strip()]
         known = {self.headers["etag"], self.headers["last-modified"], None}
-        if unit.strip().lower() != "bytes" or not 0 < len(parts) <= _MOST_RANGES:
+        if unit.strip().lower() != "bytes" or not 0 < len(parts) <= MOST_RANGES:
             return None
         if asked.get("if-range") not in known:
             return None

@@ -31,9 +31,9 @@ router = APIRouter(prefix="/v1", tags=["models"], route_class=JsonRoute)
 
 PAGE = 25
 _MOST_FOUND = 50
-_LONGEST_QUERY = 1000
+LONGEST_QUERY = 1000
 
-Words = Annotated[str | None, Query(description="Words to look for.", max_length=_LONGEST_QUERY)]
+Words = Annotated[str | None, Query(description="Words to look for.", max_length=LONGEST_QUERY)]
 
 
 @router.get("/models")
@@ -66,10 +66,10 @@ async def query_models(
     request: Request, service: ServiceDep, caller: CallerDep, cursor: Cursor = None
 ) -> Response:
     """Search the models; the body is plain text, which some clients put in quotes."""
-    query = (await request.body())[: 4 * _LONGEST_QUERY].decode("utf-8", "replace").strip()
+    query = (await request.body())[: 4 * LONGEST_QUERY].decode("utf-8", "replace").strip()
     if len(query) > 1 and query[0] == query[-1] == '"':
         query = query[1:-1]
-    query = query[:_LONGEST_QUERY]
+    query = query[:LONGEST_QUERY]
     return await service.run(_search_page, request, service, caller, query, cursor)
 
 

@@ -165,8 +165,8 @@ class BoundedBody:
 # Parsing. Large bodies are large because of a few long texts, pictures as data URIs. These are
 # taken out and decoded piece by piece, and the small frame that remains is parsed at once.
 
-_DEEPEST = 64
-_MOST_FRAME = 1 << 18
+DEEPEST = 64
+MOST_FRAME = 1 << 18
 _LONG = 4096
 _PIECE = 1 << 20
 _MOST_ESCAPES = 2_000_000
@@ -174,7 +174,7 @@ _SEQUENCE = 12
 """Bytes of the longest escape sequence: a character in two halves, each as ``\\uXXXX``."""
 
 _UNSTORABLE = (
-    f"Must hold only finite numbers, Unicode text without NUL, and at most {_DEEPEST} levels"
+    f"Must hold only finite numbers, Unicode text without NUL, and at most {DEEPEST} levels"
 )
 
 
@@ -199,7 +199,7 @@ def parse_json(body: bytes) -> Any:
     """
     texts: dict[str, str] = {}
     frame = body if len(body) <= _SMALL else _take_out_texts(body, texts)
-    return _checked(json.loads(frame), texts, _DEEPEST)
+    return _checked(json.loads(frame), texts, DEEPEST)
 
 
 def _take_out_texts(body: bytes, texts: dict[str, str]) -> bytes:
@@ -212,11 +212,11 @@ def _take_out_texts(body: bytes, texts: dict[str, str]) -> bytes:
             parts += [body[start:opening], f'"{name}"'.encode()]
             taken += closing - opening
             start = closing + 1
-        if closing - taken > _MOST_FRAME:
+        if closing - taken > MOST_FRAME:
             break
-    if len(body) - taken > _MOST_FRAME:
+    if len(body) - taken > MOST_FRAME:
         raise HTTPException(
-            413, f"Besides long texts, a body must be less than {_MOST_FRAME // 1000}kB in size"
+            413, f"Besides long texts, a body must be less than {MOST_FRAME // 1000}kB in size"
         )
     return b"".join([*parts, body[start:]])
 
