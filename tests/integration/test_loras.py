@@ -18,8 +18,9 @@ from tegula.models import BundleSettings
 from tegula.models.files import read_json
 from tegula.models.load import check_bundle
 from tegula.models.sd15.load import load_sd15
-from tegula.models.sd15.lora import TEXT, open_loras
-from tegula.models.sd15.lora import UNET as UNET_NAME
+from tegula.models.sd15.lora import open_loras
+from tegula.models.sd15.lora_names import TEXT
+from tegula.models.sd15.lora_names import UNET as UNET_NAME
 from tegula.models.sd15.parts import STANDARD_CONFIG, TEXT_MODEL, UNET
 from tests.tiny.networks import tiny_networks
 

@@ -10,9 +10,8 @@ import contextlib
 import importlib.util
 import os
 import shutil
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -34,6 +33,7 @@ from tegula.models.bundle import (
     TileableAutoencoder,
     WindowBatch,
 )
+from tegula.models.compiler import uncompiled
 from tegula.models.device import (
     free_memory,
     lay_out,
@@ -41,44 +41,6 @@ from tegula.models.device import (
     windows_that_fit,
 )
 from tegula.models.retry import WINDOW_DOES_NOT_FIT, until_it_fits
-
-__all__ = ["diffusers"]
-_COMPILER = "torch._dynamo"
-
-
-# diffusers, imported without torch's compiler.
-#
-# When it is imported, diffusers asks the compiler for one decorator, and goes without where
-# there is none. Importing the compiler takes longer than importing torch itself, and most
-# runs compile nothing. So diffusers is imported here first, with the compiler hidden from it.
-
-
-@contextlib.contextmanager
-def _without_compiler() -> Iterator[None]:
-    """Make importing the compiler fail inside, unless it is loaded already."""
-    if _COMPILER in sys.modules:
-        yield
-        return
-    sys.modules[_COMPILER] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[_COMPILER]
-
-
-with _without_compiler():
-    import diffusers
-    import diffusers.utils.torch_utils
-
-
-def uncompiled() -> AbstractContextManager[object]:
-    """Return a context in which compiled networks run as they were written."""
-    if _COMPILER not in sys.modules:
-        return contextlib.nullcontext()
-    stance: Any = torch.compiler.set_stance
-    context: AbstractContextManager[object] = stance("force_eager")
-    return context
-
 
 # Batches of static sizes.
 #

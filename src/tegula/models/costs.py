@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from tegula.models.bundle import Bundle, ControlImage, ControlScale, SplitDenoiser, WindowBatch
-from tegula.models.compiled import uncompiled
+from tegula.models.compiler import uncompiled
 from tegula.models.prescalers import Prescaler
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
 

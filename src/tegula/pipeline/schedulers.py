@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tegula.models.compiled import diffusers
+from tegula.models.compiler import diffusers
 from tegula.options import ResolvedOptions
 
 Generators = torch.Generator | list[torch.Generator]

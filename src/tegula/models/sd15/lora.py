@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,113 +30,20 @@ from tegula.models.hub import (
     is_weights_file,
 )
 from tegula.models.identify import LORA, SD15, identify, refuse_gguf, refuse_other
+from tegula.models.sd15.lora_names import (
+    TEXT,
+    UNET,
+    find_layer_name,
+    layers_by_name,
+    split_name,
+)
 from tegula.models.stored import LOADING_FAILURES, StoredTensor
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls the file of a LoRA."""
 
-UNET, TEXT = "unet", "text_encoder"
-"""The networks that LoRAs change, by their folders."""
-
-# What the tensors of a layer are called: the part that each is, by a pattern of its name's end.
-#
-# kohya's trainer writes ``X.lora_down.weight``, PEFT ``X.lora_A.weight`` or
-# ``X.lora_A.ADAPTER.weight``, diffusers ``X.lora.down.weight``, ``X.lora_linear_layer.down.weight``
-# or ``processor.X_lora.down.weight``.
-
-_PARTS = tuple(
-    (re.compile(pattern), part)
-    for pattern, part in (
-        (r"\.lora_(?:down|A(?:\.[^.]+)?)\.weight$", "down"),
-        (r"\.lora_(?:up|B(?:\.[^.]+)?)\.weight$", "up"),
-        (r"(?:\.lora|_lora|\.lora_linear_layer)\.down\.weight$", "down"),
-        (r"(?:\.lora|_lora|\.lora_linear_layer)\.up\.weight$", "up"),
-        (r"\.lora_mid\.weight$", "mid"),
-        (r"(?:\.lora|_lora|\.lora_linear_layer)?(?:\.(?:lora_)?down\.weight)?\.alpha$", "alpha"),
-        (r"\.dora_scale$", "dora_scale"),
-        (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?$", "magnitude"),
-        (r"\.(?:diff|w_norm)$", "diff"),
-        (r"\.(?:diff_b|b_norm)$", "diff_b"),
-    )
-)
-_LYCORIS_PART = re.compile(r"\.((?:hada|lokr)_(?:w[12](?:_[ab])?|t[12]))$")
-
 _BUNDLED_WORD = re.compile(r"^bundle_emb\.([^.]+)\.(?:string_to_param\..+|emb_params|clip_l)$")
 """An embedding in the file of a LoRA that was trained with it ("pivotal tuning")."""
-
-_PREFIX = re.compile(
-    r"(?:base_model_model_)?"
-    r"(?:(?P<unet>(?:lora_|lycoris_)?unet_|(?:model_)?diffusion_model_)"
-    r"|(?P<text_encoder>lora_te1?_|(?:text_encoders_)?clip_l_|text_encoder_|cond_stage_model_)"
-    r"|lycoris_)?"
-    r"(?:base_model_model_)?(?:transformer_)?(?:text_model_)?"
-)
-"""What stands before the name of a layer, its dots as underscores; without it both nets fit."""
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Return the layer and the part that a tensor of a file belongs to; "" for unknown parts."""
-    lycoris = _LYCORIS_PART.search(name)
-    if lycoris is not None:
-        return name[: lycoris.start()], lycoris[1]
-    for pattern, part in _PARTS:
-        found = pattern.search(name)
-        if found is not None:
-            return name[: found.start()], part
-    return name, ""
-
-
-def _layers_by_name(network: str, parameters: Iterable[str]) -> Mapping[str, str]:
-    """Return the layers of a network by all names that files have for them."""
-    layers = {name.removeprefix("text_model.").rpartition(".")[0] for name in parameters}
-    names: dict[str, str] = {}
-    for layer in layers:
-        own = layer.replace(".", "_")
-        if network == UNET:
-            others = [own.removesuffix("_0")] if own.endswith("_to_out_0") else []
-            others.append(_original_name(layer).replace(".", "_"))
-        else:  # the oldest scripts of diffusers
-            others = [re.sub(r"_(q|k|v|out)_proj$", r"_to_\1", own)]
-        names |= dict.fromkeys(others, layer) | {own: layer}
-    return names
-
-
-_ORIGINAL_PARTS = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-_ORIGINAL_ENDS = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-
-
-def _original_name(layer: str) -> str:
-    """Return what the original code calls a layer of the UNet, which diffusers renumbered."""
-    if layer in _ORIGINAL_ENDS:
-        return _ORIGINAL_ENDS[layer]
-    found = re.fullmatch(r"(down|up|mid)_blocks?\.(?:(\d)\.)?(\w+)\.(\d)\.(.+)", layer)
-    if found is None:
-        return layer
-    side, kind, inner, rest = found[1], found[3], int(found[4]), found[5]
-    block = int(found[2] or 0)
-    rest = _ORIGINAL_PARTS.get(rest, rest)
-    if side == "mid":
-        return f"middle_block.{1 if kind == 'attentions' else 2 * inner}.{rest}"
-    if kind == "downsamplers":
-        return f"input_blocks.{3 * block + 3}.0.op"
-    if kind == "upsamplers":  # behind the attention, which the first block does not have
-        return f"output_blocks.{3 * block + 2}.{2 if block else 1}.conv"
-    first = f"input_blocks.{3 * block + inner + 1}"
-    place = first if side == "down" else f"output_blocks.{3 * block + inner}"
-    return f"{place}.{1 if kind == 'attentions' else 0}.{rest}"
 
 
 # What the parts of a layer amount to.
@@ -387,7 +294,7 @@ class _Target:
     def of(cls, network: str, shapes: Shapes) -> _Target:
         """Return the target for a network with these parameters."""
         own = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
-        return cls(network, own, _layers_by_name(network, own))
+        return cls(network, own, layers_by_name(network, own))
 
 
 def _changes_of(
@@ -396,7 +303,7 @@ def _changes_of(
     """Yield the changes in a file that fit: of what, and the names of their tensors."""
     layers: dict[str, dict[str, str]] = {}
     for name in tensors:
-        layer, part = _split(name)
+        layer, part = split_name(name)
         if part:
             layers.setdefault(layer, {})[part] = name
     settings = _settings_of(path)
@@ -412,12 +319,7 @@ def _changes_of(
 
 
 def _find_layer(name: str, targets: Sequence[_Target]) -> Iterator[tuple[_Target, str]]:
-    plain = name.replace(".", "_").replace("_processor_", "_")
-    prefix = _PREFIX.match(plain)
-    if prefix is None:
-        return
-    networks = {network for network in (UNET, TEXT) if prefix[network]} or {UNET, TEXT}
-    layer = plain[prefix.end() :]
+    networks, layer = find_layer_name(name)
     for target in targets:
         if target.network in networks and layer in target.layers:
             yield target, target.layers[layer]
@@ -468,6 +370,6 @@ def _refuse_what_does_not_fit(
         refuse_other(path, identity, "a LoRA", (LORA,))
     if not fits:
         raise BrokenWeightsError(
-            f"{path} is no LoRA for {SD15}: none of its {len(tensors)} tensors, such as "
+            f"{path} is not a LoRA for {SD15}: none of its {len(tensors)} tensors, such as "
             f"{min(tensors)}, fits a layer of this model; give one made for it."
         )

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from tegula.models.bundle import Bundle, BundleFacts, ControlImage, Features, WindowBatch
 from tegula.models.sd15.facts import PRESETS
-from tegula.models.sd15.lora import TEXT, UNET, open_loras
+from tegula.models.sd15.lora import open_loras
+from tegula.models.sd15.lora_names import TEXT, UNET
 from tegula.models.sd15.text import Inversion, SdTextEncoder
 
 # The UNet of diffusers in two halves.
