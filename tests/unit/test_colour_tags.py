@@ -100,7 +100,10 @@ def test_high_dynamic_range_keeps_its_values_and_its_mark(transfer):
     assert b"cICP" + mark in result.data
     assert result.data.index(b"cICP") < result.data.index(b"IDAT")
     assert result.warnings == ()
-    for name in ("jpeg", "tiff", "avif"):
+    marked = encode(Image.fromarray(COLOURS), "avif", metadata=picture.facts.metadata)
+    assert read(marked.data).facts.metadata.cicp == mark
+    assert marked.warnings == ()
+    for name in ("jpeg", "tiff", "webp"):
         (warning,) = encode(
             Image.fromarray(COLOURS), name, metadata=picture.facts.metadata
         ).warnings

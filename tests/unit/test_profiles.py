@@ -212,10 +212,42 @@ def test_sixteen_bits_are_written_as_other_readers_read_them(name, channels):
     assert read_settings(encoded.data) == {"scale": 2.0}
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("depth", [10, 12])
+def test_avif_is_written_at_its_depth_with_its_metadata(depth, channels):
+    steps = np.linspace(0, 2**depth - 1, 40 * 30).reshape(40, 30, 1).round()
+    values = np.concatenate([steps, steps[::-1], steps[:, ::-1], steps], axis=2)[..., :channels]
+    deep = DeepPixels(np.rint(values * (65535 / (2**depth - 1))).astype(np.uint16), depth)
+    mode = ("L", "LA", "RGB", "RGBA")[channels - 1]
+    exif = Image.Exif()
+    exif[315] = "Ada"
+    metadata = Metadata(exif=exif.tobytes(), profile=colour_profiles.p3())
+    encoded = encode(
+        Image.new(mode, (30, 40)),
+        "avif",
+        quality=100,
+        metadata=metadata,
+        settings={"scale": 2.0},
+        deep=deep,
+    )
+    assert encoded.warnings == ()
+    read = cv2.imdecode(np.frombuffer(encoded.data, np.uint8), cv2.IMREAD_UNCHANGED)
+    order = {1: [0], 2: [0, 3], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
+    assert np.abs(read.reshape(40, 30, -1)[..., order].astype(int) - values).max() <= 1
+    with Image.open(io.BytesIO(encoded.data)) as image:
+        image.load()
+        assert image.size == (30, 40)
+        assert image.info["icc_profile"] == metadata.profile
+        assert image.getexif()[315] == "Ada"
+    assert read_settings(encoded.data) == {"scale": 2.0}
+    assert decode(encoded.data, max_pixels=2000).facts.depth == depth
+
+
 @pytest.mark.parametrize(
     ("name", "depth", "sentence"),
     [
         ("jpeg", 16, "16 bits a channel, and the JPEG file 8. PNG and TIFF hold 16."),
+        ("avif", 16, "16 bits a channel, and the AVIF file 12. PNG and TIFF hold 16."),
         ("webp", 12, "12 bits a channel, and the WEBP file 8."),
         ("png", 32, "32 bits a channel, and the PNG file 16."),
     ],

@@ -173,11 +173,11 @@ def _avif_facts(file: BinaryIO) -> AvifFacts:
         if length < 8:
             return AvifFacts()
         file.seek(length - 8, 1)
-    meta = dict(_boxes(file.read(int.from_bytes(head[:4], "big") - 8)[4:]))
+    meta = dict(avif_boxes(file.read(int.from_bytes(head[:4], "big") - 8)[4:]))
     version, main = meta[b"pitm"][0], meta[b"pitm"][4:]
     main_item = int.from_bytes(main[: 4 if version else 2], "big")
-    parts = dict(_boxes(meta[b"iprp"]))
-    properties = list(_boxes(parts[b"ipco"]))
+    parts = dict(avif_boxes(meta[b"iprp"]))
+    properties = list(avif_boxes(parts[b"ipco"]))
     codes, bits = None, 8
     for index in _associated(parts[b"ipma"], main_item):
         kind, data = properties[index - 1]
@@ -188,7 +188,8 @@ def _avif_facts(file: BinaryIO) -> AvifFacts:
     return AvifFacts(bits, codes)
 
 
-def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def avif_boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield name and content of the boxes that follow each other."""
     at = 0
     while at + 8 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")

@@ -16,7 +16,14 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from tegula.errors import ImageError, OptionError
 from tegula.folders import write_atomically
-from tegula.images.deep import DEEP_FORMATS, DeepPixels, deep_png, deep_tiff
+from tegula.images.deep import (
+    DEEPEST,
+    DeepPixels,
+    deep_avif,
+    deep_png,
+    deep_tiff,
+    mark_avif,
+)
 from tegula.images.formats import check_sides, format_for
 from tegula.images.metadata import (
     IFDS,
@@ -55,8 +62,8 @@ _LARGEST_WITH_SETTINGS = 100_000_000
 
 
 _NO_HIGH_RANGE = (
-    "The source is a picture of high dynamic range, which PNG can mark as such; the {} file "
-    "does not, and looks flat."
+    "The source is a picture of high dynamic range, which PNG and AVIF can mark as such; the {} "
+    "file does not, and looks flat."
 )
 
 
@@ -103,17 +110,34 @@ def encode(
     if name != "png":
         kept, dropped = _fitting(kept, settings, name)
         warnings += dropped
-        if kept.cicp is not None:
+        if kept.cicp is not None and name != "avif":
             warnings += (_NO_HIGH_RANGE.format(name.upper()),)
     parameters = _parameters(name, image, quality, kept, settings)
+    data = None if deep is None else _deep(deep, name, parameters)
     if deep is not None:
-        warnings += _lost_depth(deep.depth, name)
-        if name in DEEP_FORMATS:
-            write = deep_png if name == "png" else deep_tiff
-            return Encoded(write(deep.samples, parameters), name, warnings)
-    buffer = io.BytesIO()
-    image.save(buffer, name, **parameters)
-    return Encoded(buffer.getvalue(), name, warnings)
+        warnings += _lost_depth(deep.depth, name, 8 if data is None else DEEPEST[name])
+    if data is None:
+        buffer = io.BytesIO()
+        image.save(buffer, name, **parameters)
+        data = buffer.getvalue()
+    # OpenCV leaves open what Pillow says of pictures without a profile: that they are sRGB.
+    if name == "avif" and (kept.cicp is not None or kept.profile is None):
+        primaries, transfer = (1, 13) if kept.cicp is None else kept.cicp[:2]
+        data = mark_avif(data, primaries, transfer)
+    return Encoded(data, name, warnings)
+
+
+def _deep(deep: DeepPixels, name: str, parameters: Mapping[str, Any]) -> bytes | None:
+    """Return the bytes of a file with more than eight bits; None where there can be none."""
+    if name == "png":
+        return deep_png(deep.samples, parameters)
+    if name == "tiff":
+        return deep_tiff(deep.samples, parameters)
+    return (
+        deep_avif(deep.samples, 12 if deep.depth > 10 else 10, parameters)
+        if name == "avif"
+        else None
+    )
 
 
 def save(
@@ -162,12 +186,11 @@ def read_settings(source: Source) -> dict[str, Any] | None:
             return settings_of(image)
 
 
-def _lost_depth(depth: int, name: str) -> tuple[str, ...]:
-    """Return a sentence when a format holds fewer bits than the source had."""
-    held = 16 if name in DEEP_FORMATS else 8
+def _lost_depth(depth: int, name: str, held: int) -> tuple[str, ...]:
+    """Return a sentence when a file holds fewer bits than the source had."""
     if depth <= held:
         return ()
-    elsewhere = "" if name in DEEP_FORMATS else " PNG and TIFF hold 16."
+    elsewhere = " PNG and TIFF hold 16." if held < 16 else ""
     return (
         f"The source has {depth} bits a channel, and the {name.upper()} file {held}.{elsewhere}",
     )

@@ -92,7 +92,8 @@ def image_samples(image: Image.Image, file: BinaryIO | None) -> Samples:
             grey = samples.greyscale or is_grey_png
             return dataclasses.replace(samples, greyscale=grey, depth=bits)
     depth = _DEEP if image.mode.startswith("I") else _SHALLOW
-    return dataclasses.replace(_pillow_samples(image, bits), depth=depth)
+    remarks = () if bits <= depth else (f"The source is read with {depth} of its {bits} bits.",)
+    return dataclasses.replace(_pillow_samples(image, bits), depth=depth, remarks=remarks)
 
 
 def _pillow_samples(image: Image.Image, bits: int) -> Samples:
