@@ -46,6 +46,8 @@ from tegula.models.sd15.parts import (
     Kind,
     Part,
     part_of_folder,
+)
+from tegula.models.sd15.refusals import (
     refuse_other_autoencoder,
     refuse_other_checkpoint,
     refuse_other_folder,

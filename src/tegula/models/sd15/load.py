@@ -23,9 +23,9 @@ from tegula.models.sd15.parts import (
     Part,
     light_autoencoder,
     load_part,
-    refuse_mixed,
     tokenizer_from_folder,
 )
+from tegula.models.sd15.refusals import refuse_mixed
 from tegula.models.sd15.text import read_inversions
 
 
