@@ -24,7 +24,7 @@ from tegula.errors import ImageError
 from tegula.images.pixels import Size
 
 # What tifffile and OpenCV think of damaged files would be printed, or fill a server's log.
-cv2.setLogLevel(0)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 logging.getLogger("tifffile").propagate = False
 
