@@ -201,16 +201,8 @@ class Batch:
     ) -> tuple[str, ...]:
         """Write the result and return what its format could not hold."""
         from tegula.folders import write_atomically
-        from tegula.images.encode import encode
 
-        encoded = encode(
-            result.image,
-            job.format,
-            quality=self.request.quality,
-            metadata=result.metadata,
-            settings=settings,
-            deep=result.deep,
-        )
+        encoded = result.encoded(job.format, quality=self.request.quality, settings=settings)
         if job.target is None:
             sys.stdout.buffer.write(encoded.data)
             sys.stdout.buffer.flush()
