@@ -178,6 +178,8 @@ def test_cmyk_of_sixteen_bits_in_planes_is_read():
     inks[1] = 65535
     picture = read(tiff(inks, photometric="separated", planarconfig="separate"))
     assert np.allclose(picture.rgb, [1, 0, 1], atol=0.01)
+    assert picture.facts.depth == 8
+    assert "8 of its 16 bits" in picture.facts.warnings[1]
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])

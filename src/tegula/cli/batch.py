@@ -216,8 +216,10 @@ class Batch:
         if not self.request.side_files.compare or job.comparison is None:
             return None
         from tegula.images.encode import save, side_by_side
+        from tegula.images.open import in_srgb
 
-        save(side_by_side(result.source, result.image), job.comparison)
+        after = in_srgb(result.image, result.metadata)
+        save(side_by_side(result.source, after), job.comparison)
         return job.comparison
 
     def _report(

@@ -74,7 +74,7 @@ class Facts:
     size: width and height of the whole source in pixels, upright.
     format: Pillow's name of the file format, such as "PNG"; None for a picture in memory.
     greyscale: the source has no colour, by its mode, channels or palette.
-    depth: bits a channel in the source, 8 for fewer; 32 for floats.
+    depth: bits a channel in the source, 8 for fewer; also of floats.
     jpeg_quality: 1..100, estimated from the quantisation tables; None unless JPEG.
     metadata: what a result takes over, with the ICC profile to restore.
     warnings: sentences on what could not be kept.
@@ -182,6 +182,14 @@ def reopened(image: Image.Image, deep: DeepPixels | None, metadata: Metadata) ->
         carrier.info["icc_profile"] = metadata.profile
     picture = _finished(carrier, None, samples, turn=1)
     return dataclasses.replace(picture, facts=dataclasses.replace(picture.facts, metadata=metadata))
+
+
+def in_srgb(image: Image.Image, metadata: Metadata) -> Image.Image:
+    """Return a result as sRGB, to be shown beside others; itself where it is that already."""
+    if metadata.profile is None:
+        return image
+    picture = reopened(image, None, metadata)
+    return to_image(picture.rgb, picture.alpha)
 
 
 def upright_size(source: str | Path | bytes, *, max_pixels: int) -> Size:
