@@ -11,6 +11,7 @@ import sys
 import pytest
 import uvicorn
 from api_support import DATA_URI, PNG, Server, open_server
+from document_support import checked
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
@@ -335,7 +336,7 @@ def test_a_new_key_ends_old_links_and_no_tokens(tmp_path):
     before.store.close()
     assert tegula(tmp_path, "tokens", "rotate-key").returncode == 0
     store = Store.open(before.store.settings)
-    client = TestClient(create_app(store), base_url="https://tile.example")
+    client = checked(TestClient(create_app(store), base_url="https://tile.example"))
     client.headers["authorization"] = f"Bearer {before.token}"
     now = client.get(f"/v1/predictions/{made['id']}").json()
     assert client.get(output).status_code == 404

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 from api_support import BATOU, DATA_URI, Server, open_server
+from document_support import checked
 from starlette.testclient import TestClient
 from store_support import NOON, counted_statements
 
@@ -125,7 +126,7 @@ def test_what_a_user_pinned_outlives_a_release(server: Server):
     released = Catalog("other weights")
     first = next(model for model in released.models if model.reference == BATOU).versions[1]
     assert first.id != older
-    with TestClient(create_app(server.store, catalog=released)) as client:
+    with checked(TestClient(create_app(server.store, catalog=released))) as client:
         client.headers["authorization"] = f"Bearer {server.token}"
         shown = client.get("/v1/deployments/ana/fast").json()["current_release"]
         assert shown["version"] == first.id

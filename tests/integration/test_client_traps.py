@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from api_support import DATA_URI, PNG, Server, open_server
+from document_support import checked
 from starlette.testclient import TestClient
 
 TRAPS = {
@@ -118,7 +119,7 @@ def test_query_reads_its_body_whatever_type_it_claims(server: Server, kind: str,
 def test_a_server_that_broke_says_not_to_try_again(tmp_path, monkeypatch):
     server = open_server(tmp_path)
     monkeypatch.setattr(type(server.store.predictions), "page", None)
-    client = TestClient(server.client.app, raise_server_exceptions=False)
+    client = checked(TestClient(server.client.app, raise_server_exceptions=False))
     answer = client.get("/v1/predictions", headers=server.client.headers)
     assert answer.status_code == 500
     assert answer.headers["x-should-retry"] == "false"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from document_support import checked
 from starlette.testclient import TestClient
 
 from tegula.catalog import find
@@ -99,7 +100,7 @@ def open_server(folder: Path, **settings: Any) -> Server:
     store = Store.open(ServerSettings(**given))
     account = store.accounts.ensure("ana", "Ana")
     _, token = store.accounts.create_token(account.id, "tests")
-    client = TestClient(create_app(store), base_url="https://tile.example")
+    client = checked(TestClient(create_app(store), base_url="https://tile.example"))
     client.headers["authorization"] = f"Bearer {token}"
     return Server(client, store, token)
 

@@ -64,6 +64,7 @@ def run(
         InputError, ModelError, NumericalError, OutOfMemoryError, CancelledError: as
             ``Upscaler.upscale`` does, or because the model cannot run here.
     """
+    from tegula.images.encode import encode
     from tegula.images.open import decode, inverted, reopened
 
     log = on_log or (lambda _sentence: None)
@@ -101,7 +102,14 @@ def run(
         picture = reopened(result.image, result.deep, result.metadata)
         del result  # a large one takes gigabytes, and the next pass needs its picture alone
         result = run_pass(number, picture)
-    encoded = result.encoded(request.format, quality=_QUALITY)
+    encoded = encode(
+        result.image,
+        request.format,
+        quality=_QUALITY,
+        metadata=result.metadata,
+        settings=result.settings,
+        deep=result.deep,
+    )
     for sentence in encoded.warnings:
         log(sentence)
     yield Output(

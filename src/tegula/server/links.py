@@ -7,15 +7,16 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import Annotated, Any, overload
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 import itsdangerous
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from tegula.server.tables import FILE_KEY, Prediction, State
+from tegula.server.tables import FILE_KEY, WEBHOOK_EVENTS, Prediction, State
 
 Inline = Callable[[Mapping[str, Any]], str | None]
 """Returns the data URI of a stored file, or None if it is to be given as a link."""
@@ -193,6 +194,106 @@ def _port(parts: SplitResult) -> int | None:
     return parts.port or _PORTS.get(parts.scheme)
 
 
+# A prediction as the API and webhooks show it.
+
+
+class Answer(BaseModel):
+    """A JSON object that the server answers with; the API's document has its schema.
+
+    Fields with a default may be left out of the answer: they are, unless they are set.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object as it is sent."""
+        return self.model_dump(exclude_unset=True)
+
+
+def one_of(words: Sequence[str]) -> WithJsonSchema:
+    """Return the schema of a text that is one of these words."""
+    return WithJsonSchema({"type": "string", "enum": list(words)})
+
+
+Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+Address = Annotated[str, WithJsonSchema({"type": "string", "format": "uri"})]
+WebhookEvent = Annotated[str, one_of(WEBHOOK_EVENTS)]
+
+
+class PredictionUrls(Answer):
+    """Where a prediction is read, cancelled, looked at and followed."""
+
+    get: Address
+    cancel: Address
+    web: Address = Field(description="Its page.")
+    stream: Address = Field(description="Its events; whoever has the address may follow them.")
+
+
+class PredictionMetrics(Answer):
+    """How far a prediction is, or how long it took."""
+
+    progress: float = Field(0, ge=0, le=1, description="While it runs: the share that is done.")
+    total_time: float = Field(0, ge=0, description="Seconds from its creation to its end.")
+    predict_time: float = Field(0, ge=0, description="Seconds that it ran.")
+
+
+class PredictionAnswer(Answer):
+    """A prediction."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "01m8e2pw9qtqy968gncxmjskp5",
+                    "model": "tegula/upscale",
+                    "version": "5c7d" * 16,
+                    "input": {"image": "https://tegula.example/o/01m8.c2ln/input.png", "scale": 2},
+                    "output": ["https://tegula.example/o/01m9.bmF0/out-0.png"],
+                    "logs": "100%|##########| 8/8 [00:05<00:00]\n",
+                    "error": None,
+                    "status": "succeeded",
+                    "source": "api",
+                    "data_removed": False,
+                    "created_at": "2026-11-22T09:30:00.000Z",
+                    "started_at": "2026-11-22T09:30:00.100Z",
+                    "completed_at": "2026-11-22T09:30:05.600Z",
+                    "metrics": {"total_time": 5.6, "predict_time": 5.5},
+                    "urls": {
+                        "get": "https://tegula.example/v1/predictions/01m8",
+                        "cancel": "https://tegula.example/v1/predictions/01m8/cancel",
+                        "web": "https://tegula.example/p/01m8",
+                        "stream": "https://tegula.example/v1/files/streams/01m8.c2ln",
+                    },
+                }
+            ]
+        }
+    )
+
+    id: str
+    model: str = Field(description="`owner/name`.")
+    version: str
+    input: dict[str, Any] = Field(description="As it was given; stored files as links.")
+    output: Any = Field(description="What the model returned, or null; files as links.")
+    logs: str | None
+    error: str | None
+    status: Annotated[str, one_of([state.value for state in State])]
+    source: Annotated[str, one_of(("api", "web"))]
+    data_removed: bool = Field(description="Whether input, output and logs are gone.")
+    created_at: Timestamp
+    started_at: Timestamp | None
+    completed_at: Timestamp | None
+    metrics: PredictionMetrics
+    urls: PredictionUrls
+    deployment: str | None = Field(None, description="`owner/name`, if it came through one.")
+    deadline: Timestamp | None = Field(None, description="When it is given up.")
+    webhook: str | None = None
+    webhook_events_filter: list[WebhookEvent] | None = None
+
+
+@overload
+def timestamp(time: datetime) -> str: ...
+@overload
+def timestamp(time: datetime | None) -> str | None: ...
 def timestamp(time: datetime | None) -> str | None:
     """Return RFC 3339 in UTC with milliseconds, which every client can read."""
     if time is None:
@@ -201,64 +302,67 @@ def timestamp(time: datetime | None) -> str | None:
     return text.replace("+00:00", "Z")
 
 
-def prediction_object(
+def prediction_answer(
     prediction: Prediction,
     links: Links,
     *,
     strict_statuses: bool = False,
     inline: Inline | None = None,
-) -> dict[str, Any]:
-    """Return the JSON object of a prediction.
+    to_owner: bool = True,
+) -> PredictionAnswer:
+    """Return a prediction as it is shown.
 
     Args:
         prediction: the row.
         links: makes its URLs.
         strict_statuses: show ``aborted`` as such and not as ``canceled``.
         inline: makes data URIs of small outputs; without it all are links.
+        to_owner: also show its deployment and its webhook.
     """
     status = prediction.status
     if status is State.ABORTED and not strict_statuses:
         status = State.CANCELED  # several clients know no "aborted" and would wait for ever
-    shown: dict[str, Any] = {
-        "id": prediction.id,
-        "model": prediction.model,
-        "version": prediction.version,
-        "input": links.resolve(prediction.input),
-        "output": links.resolve(prediction.output, inline),
-        "logs": None if prediction.data_removed else prediction.logs,
-        "error": prediction.error,
-        "status": status.value,
-        "source": prediction.source,
-        "data_removed": prediction.data_removed,
-        "created_at": timestamp(prediction.created_at),
-        "started_at": timestamp(prediction.started_at),
-        "completed_at": timestamp(prediction.completed_at),
-        "metrics": _metrics(prediction),
-        "urls": {
-            "get": links.prediction(prediction.id),
-            "cancel": links.cancel(prediction.id),
-            "web": links.web(prediction.id),
-            "stream": links.stream(prediction.id),
-        },
-    }
-    if prediction.deployment is not None:
-        shown["deployment"] = prediction.deployment
+    private: dict[str, Any] = {}
+    if to_owner and prediction.deployment is not None:
+        private["deployment"] = prediction.deployment
     if prediction.deadline is not None:
-        shown["deadline"] = timestamp(prediction.deadline)
-    if prediction.webhook is not None:
-        shown["webhook"] = prediction.webhook
-        shown["webhook_events_filter"] = list(prediction.webhook_events)
-    return shown
+        private["deadline"] = timestamp(prediction.deadline)
+    if to_owner and prediction.webhook is not None:
+        private["webhook"] = prediction.webhook
+        private["webhook_events_filter"] = list(prediction.webhook_events)
+    return PredictionAnswer(
+        id=prediction.id,
+        model=prediction.model,
+        version=prediction.version,
+        input=links.resolve(prediction.input),
+        output=links.resolve(prediction.output, inline),
+        logs=None if prediction.data_removed else prediction.logs,
+        error=prediction.error,
+        status=status.value,
+        source=prediction.source,
+        data_removed=prediction.data_removed,
+        created_at=timestamp(prediction.created_at),
+        started_at=timestamp(prediction.started_at),
+        completed_at=timestamp(prediction.completed_at),
+        metrics=_metrics(prediction),
+        urls=PredictionUrls(
+            get=links.prediction(prediction.id),
+            cancel=links.cancel(prediction.id),
+            web=links.web(prediction.id),
+            stream=links.stream(prediction.id),
+        ),
+        **private,
+    )
 
 
-def _metrics(prediction: Prediction) -> dict[str, float]:
+def _metrics(prediction: Prediction) -> PredictionMetrics:
     if prediction.completed_at is None:
-        return {"progress": round(prediction.progress, 4)} if prediction.started_at else {}
-    total = (prediction.completed_at - prediction.created_at).total_seconds()
-    metrics = {"total_time": round(total, 6)}
+        started = {"progress": round(prediction.progress, 4)} if prediction.started_at else {}
+        return PredictionMetrics(**started)
+    times = {"total_time": (prediction.completed_at - prediction.created_at).total_seconds()}
     if prediction.predict_seconds is not None:
-        metrics["predict_time"] = round(prediction.predict_seconds, 6)
-    return metrics
+        times["predict_time"] = prediction.predict_seconds
+    return PredictionMetrics(**{name: round(seconds, 6) for name, seconds in times.items()})
 
 
 def compact_json(value: Any) -> str:

@@ -15,7 +15,7 @@ from tegula.server.accounts import Accounts, Deployments, Usage, UserModels
 from tegula.server.blobs import Blobs
 from tegula.server.db import Clock, Database, utc_now
 from tegula.server.files import Files
-from tegula.server.links import Links, Signer, compact_json, prediction_object
+from tegula.server.links import Links, Signer, compact_json, prediction_answer
 from tegula.server.predictions import Predictions
 from tegula.server.queue import Lifecycle, PubSub, Queue
 from tegula.server.settings import ServerSettings
@@ -63,7 +63,8 @@ class Store:
 
         def body(prediction: Prediction) -> str:
             strict = settings.strict_statuses
-            return compact_json(prediction_object(prediction, links, strict_statuses=strict))
+            shown = prediction_answer(prediction, links, strict_statuses=strict)
+            return compact_json(shown.as_json())
 
         blobs, pubsub = Blobs(settings.folder / "files"), PubSub()
         webhooks = Webhooks(database, clock, body)

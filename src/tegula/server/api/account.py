@@ -8,31 +8,44 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from tegula.errors import PathError
-from tegula.server.api.errors import not_found, not_ready, stopping
-from tegula.server.api.objects import account_json
+from tegula.server.api.answers import (
+    AccountAnswer,
+    DeliveryAnswer,
+    HardwareAnswer,
+    LiveAnswer,
+    PageAnswer,
+    ReadyAnswer,
+    UsageAnswer,
+    UsageLine,
+    WebhookSecretAnswer,
+    account_answer,
+    delivery_answer,
+    respond,
+)
+from tegula.server.api.errors import not_found, not_ready, problems, stopping
 from tegula.server.api.service import CallerDep, Cursor, Moment, ServiceDep
 from tegula.server.db import Page
-from tegula.server.links import timestamp
+from tegula.server.links import Answer
 from tegula.server.settings import MIB
-from tegula.server.tables import WebhookMessage
 
 router = APIRouter(prefix="/v1", tags=["account"])
 operations_router = APIRouter(tags=["operations"])
 
 
-@router.get("/account")
+@router.get("/account", operation_id="account.get", response_model=AccountAnswer)
 def get_account(caller: CallerDep) -> JSONResponse:
     """Get the account that the token belongs to."""
-    return JSONResponse(account_json(caller.account))
+    return respond(account_answer(caller.account))
 
 
-@router.get("/hardware")
+@router.get("/hardware", operation_id="hardware.list", response_model=list[HardwareAnswer])
 def list_hardware(service: ServiceDep, caller: CallerDep) -> JSONResponse:  # noqa: ARG001
     """List the devices of this server."""
-    return JSONResponse([vars(device) for device in service.hardware])
+    devices = [HardwareAnswer(sku=one.sku, name=one.name) for one in service.hardware]
+    return JSONResponse([device.as_json() for device in devices])
 
 
-@router.get("/usage")
+@router.get("/usage", operation_id="usage.get", response_model=UsageAnswer)
 def get_usage(
     service: ServiceDep,
     caller: CallerDep,
@@ -42,30 +55,46 @@ def get_usage(
     names = {token.id: token.name for token in service.store.accounts.tokens(caller.account.id)}
     lines = service.store.usage.lines(caller.account.id, since)
     results = [
-        {
-            "model": line.model,
-            "token": names.get(line.token_id or ""),
-            "predictions": line.predictions,
-            "predict_seconds": round(line.predict_seconds, 6),
-        }
+        UsageLine(
+            model=line.model,
+            token=names.get(line.token_id or ""),
+            predictions=line.predictions,
+            predict_seconds=round(line.predict_seconds, 6),
+        )
         for line in lines
     ]
-    return JSONResponse({"results": results})
+    return respond(UsageAnswer(results=results))
 
 
-@router.get("/webhooks/default/secret", tags=["webhooks"])
+@router.get(
+    "/webhooks/default/secret",
+    tags=["webhooks"],
+    operation_id="webhooks.default.secret.get",
+    response_model=WebhookSecretAnswer,
+)
 def get_webhook_secret(service: ServiceDep, caller: CallerDep) -> JSONResponse:
     """Get the secret that signs your webhooks."""
-    return JSONResponse({"key": service.store.webhooks.secret(caller.account.id)})
+    return respond(WebhookSecretAnswer(key=service.store.webhooks.secret(caller.account.id)))
 
 
-@router.post("/webhooks/default/secret/rotate", tags=["webhooks"])
+@router.post(
+    "/webhooks/default/secret/rotate",
+    tags=["webhooks"],
+    operation_id="webhooks.default.secret.rotate",
+    response_model=WebhookSecretAnswer,
+)
 def rotate_webhook_secret(service: ServiceDep, caller: CallerDep) -> JSONResponse:
     """Replace the secret; for a day webhooks carry the signatures of both."""
-    return JSONResponse({"key": service.store.webhooks.rotate_secret(caller.account.id)})
+    key = service.store.webhooks.rotate_secret(caller.account.id)
+    return respond(WebhookSecretAnswer(key=key))
 
 
-@router.get("/webhooks/deliveries", tags=["webhooks"])
+@router.get(
+    "/webhooks/deliveries",
+    tags=["webhooks"],
+    operation_id="webhooks.deliveries.list",
+    response_model=PageAnswer[DeliveryAnswer],
+)
 def list_webhook_deliveries(
     request: Request,
     service: ServiceDep,
@@ -80,61 +109,69 @@ def list_webhook_deliveries(
     page = service.store.webhooks.page(
         caller.account.id, cursor=cursor, prediction_id=prediction, state=state
     )
-    return JSONResponse(service.page_json(request, page, _delivery_json))
+    return respond(service.page_answer(request, page, delivery_answer))
 
 
-@router.post("/webhooks/deliveries/{delivery_id}/replay", tags=["webhooks"])
+@router.post(
+    "/webhooks/deliveries/{delivery_id}/replay",
+    tags=["webhooks"],
+    operation_id="webhooks.deliveries.replay",
+    response_model=DeliveryAnswer,
+    responses=problems(404),
+)
 def replay_webhook_delivery(
     service: ServiceDep, caller: CallerDep, delivery_id: str
 ) -> JSONResponse:
     """Send a webhook again, under the same id: at once, and if need be as often as a new one."""
-    return JSONResponse(
-        _delivery_json(service.store.webhooks.replay(delivery_id, caller.account.id))
-    )
+    replayed = service.store.webhooks.replay(delivery_id, caller.account.id)
+    return respond(delivery_answer(replayed))
 
 
-def _delivery_json(message: WebhookMessage) -> dict[str, Any]:
-    """Return a webhook as it is listed; ``status`` is the receiver's last HTTP status."""
-    return {
-        "id": message.id,
-        "prediction": message.prediction_id,
-        "event": message.event,
-        "url": message.url,
-        "state": message.state,
-        "attempts": message.attempts,
-        "status": message.last_status,
-        "error": message.last_error,
-        "created_at": timestamp(message.created_at),
-        "next_attempt_at": timestamp(message.next_at if message.state == "pending" else None),
-        "completed_at": timestamp(message.finished_at),
-    }
-
-
-@router.get("/trainings", tags=["trainings"])
+@router.get(
+    "/trainings",
+    tags=["trainings"],
+    operation_id="trainings.list",
+    response_model=PageAnswer[dict[str, Any]],
+)
 def list_trainings(request: Request, service: ServiceDep, caller: CallerDep) -> JSONResponse:  # noqa: ARG001
     """List trainings: there are none, since no model here can be trained."""
-    return JSONResponse(service.page_json(request, Page(()), dict))
+    none: Page[Answer] = Page(())
+    return respond(service.page_answer(request, none, lambda training: training))
 
 
-@router.get("/trainings/{training_id}", tags=["trainings"])
+@router.get(
+    "/trainings/{training_id}",
+    tags=["trainings"],
+    operation_id="trainings.get",
+    status_code=404,
+    responses=problems(404),
+)
 def get_training(caller: CallerDep, training_id: str) -> JSONResponse:  # noqa: ARG001
     """Answer that there is no such training."""
     raise not_found()
 
 
-@router.post("/trainings/{training_id}/cancel", tags=["trainings"])
+@router.post(
+    "/trainings/{training_id}/cancel",
+    tags=["trainings"],
+    operation_id="trainings.cancel",
+    status_code=404,
+    responses=problems(404),
+)
 def cancel_training(caller: CallerDep, training_id: str) -> JSONResponse:  # noqa: ARG001
     """Answer that there is no such training."""
     raise not_found()
 
 
-@operations_router.get("/healthz")
+@operations_router.get("/healthz", operation_id="operations.live", response_model=LiveAnswer)
 async def live() -> JSONResponse:
     """Answer as long as the process lives."""
-    return JSONResponse({"status": "ok"})
+    return respond(LiveAnswer(status="ok"))
 
 
-@operations_router.get("/readyz")
+@operations_router.get(
+    "/readyz", operation_id="operations.ready", response_model=ReadyAnswer, responses=problems(503)
+)
 def ready(service: ServiceDep) -> JSONResponse:
     """Answer 200 while work is accepted, else 503 with what is in the way.
 
@@ -151,10 +188,12 @@ def ready(service: ServiceDep) -> JSONResponse:
         raise not_ready(
             f"The disk has {free // MIB} MiB left; min_free_bytes asks for {least // MIB}."
         )
-    return JSONResponse({"status": "ok", "waiting": waiting.count})
+    return respond(ReadyAnswer(status="ok", waiting=waiting.count))
 
 
-@operations_router.get("/metrics", response_class=PlainTextResponse)
+@operations_router.get(
+    "/metrics", response_class=PlainTextResponse, operation_id="operations.metrics"
+)
 def metrics(service: ServiceDep) -> PlainTextResponse:
     """Get counters in Prometheus' text form."""
     waiting = service.store.predictions.waiting()

@@ -32,6 +32,7 @@ from tegula.server.api.create import RetriedRequests
 from tegula.server.api.errors import ProblemError, not_found
 from tegula.server.api.gate import CREATE, OTHER, Gate, OnePrefix, without_secrets
 from tegula.server.api.library import Library
+from tegula.server.api.openapi import Api
 from tegula.server.api.receiving import BytesInFlight, UnstorableError
 from tegula.server.api.service import Background, Hardware, Service
 from tegula.server.store import Store
@@ -78,10 +79,12 @@ def create_app(
         catalog or Catalog(packaged_fingerprint()), store.models, settings.default_model
     )
     service = Service(store, library, hardware, background)
-    app = FastAPI(
+    app = Api(
         title="tegula",
         version=__version__,
         description=_ABOUT,
+        servers=[{"url": settings.public_url}],
+        root_path_in_servers=False,
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,

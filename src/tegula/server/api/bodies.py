@@ -43,8 +43,21 @@ class Body(BaseModel):
         return {key: part for key, part in value.items() if part is not None or key not in optional}
 
 
+def example(**body: Any) -> ConfigDict:
+    """Return the configuration of a body with an example of it for the API's document."""
+    return ConfigDict(json_schema_extra={"examples": [body]})
+
+
+_PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5E"
+    "rkJggg=="
+)
+
+
 class PredictionBody(Body):
     """What every way of creating a prediction takes."""
+
+    model_config = example(input={"image": _PICTURE, "scale": 2})
 
     input: dict[str, Any] = Field(
         description="What the model takes; files as addresses, of uploads too, or as data URIs."
@@ -65,6 +78,8 @@ class PredictionBody(Body):
 class VersionedPredictionBody(PredictionBody):
     """The same with the version to run: an id, ``owner/name``, both, or ``latest``."""
 
+    model_config = example(version="tegula/upscale", input={"image": _PICTURE, "scale": 2})
+
     version: str = Field(
         max_length=256, description="An id, `owner/name`, `owner/name:id` or `latest`."
     )
@@ -72,6 +87,14 @@ class VersionedPredictionBody(PredictionBody):
 
 class ModelBody(Body):
     """A new model of the caller's."""
+
+    model_config = example(
+        owner="ana",
+        name="portraits",
+        visibility="private",
+        hardware="cpu",
+        description="Portraits, twice as large.",
+    )
 
     owner: Slug
     name: Slug
@@ -88,6 +111,8 @@ class ModelBody(Body):
 class ModelChange(Body):
     """New texts for a model; what is left out stays."""
 
+    model_config = example(description="Portraits, four times as large.")
+
     description: str | None = Field(None, max_length=4000)
     readme: str | None = Field(None, max_length=1_000_000)
     github_url: OptionalUrl = None
@@ -99,12 +124,24 @@ class ModelChange(Body):
 class VersionBody(Body):
     """A new version of the caller's model: a version that is here with other defaults."""
 
+    model_config = example(base="tegula/upscale", defaults={"scale": 4})
+
     base: str = Field(max_length=256)
     defaults: dict[str, Any] = Field(default_factory=dict)
 
 
 class DeploymentBody(Body):
     """A new deployment; ``defaults``, inputs that it pins, is an addition to Replicate's API."""
+
+    model_config = example(
+        name="fast",
+        model="tegula/upscale",
+        version="latest",
+        hardware="cpu",
+        min_instances=0,
+        max_instances=1,
+        defaults={"scale": 2},
+    )
 
     name: Slug
     model: ModelName
@@ -117,6 +154,8 @@ class DeploymentBody(Body):
 
 class DeploymentChange(Body):
     """A new release of a deployment; what is left out stays."""
+
+    model_config = example(max_instances=2)
 
     version: str | None = Field(None, max_length=256)
     hardware: str | None = None

@@ -18,13 +18,13 @@ from datetime import timedelta
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from tegula.catalog import InvalidField, InvalidInputsError, validate
 from tegula.catalog.inputs import FILE
 from tegula.errors import FetchError, InputError, TooLargeError
 from tegula.server.addresses import host_of
+from tegula.server.api.answers import respond
 from tegula.server.api.bodies import PredictionBody
 from tegula.server.api.errors import ProblemError, invalid, invalid_header
 from tegula.server.api.gate import caller_of, from_own_page
@@ -281,11 +281,11 @@ async def create(request: Request, service: Service, wanted: PredictionRequest) 
     headers = {"preference-applied": f"wait={wait.seconds}"} if wait else {}
     if created.replayed:
         headers["idempotent-replayed"] = "true"
-    shown = await run_in_threadpool(service.prediction_json, prediction)
+    shown = await run_in_threadpool(service.prediction_answer, prediction)
     if wait is None or prediction.status.terminal:
-        return JSONResponse(shown, 201, headers)
+        return respond(shown, 201, headers)
     # Clients take any other state than this one as the end of a wait.
-    return JSONResponse({**shown, "status": State.STARTING.value}, 202, headers)
+    return respond(shown.model_copy(update={"status": State.STARTING.value}), 202, headers)
 
 
 def _hash(path: str, body: PredictionBody) -> str:

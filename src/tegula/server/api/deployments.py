@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from tegula.catalog import InvalidField
+from tegula.server.api.answers import DeploymentAnswer, PageAnswer, deployment_answer, respond
 from tegula.server.api.bodies import DeploymentBody, DeploymentChange
-from tegula.server.api.errors import ProblemError, bad_version, invalid
+from tegula.server.api.errors import ProblemError, bad_version, invalid, problems
 from tegula.server.api.gate import Caller
 from tegula.server.api.library import ServedVersion
 from tegula.server.api.models import PAGE, check_defaults, check_hardware
-from tegula.server.api.objects import deployment_json
 from tegula.server.api.receiving import JsonRoute
 from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
 from tegula.server.tables import Deployment
@@ -23,16 +23,21 @@ from tegula.server.tables import Deployment
 router = APIRouter(prefix="/v1/deployments", tags=["deployments"], route_class=JsonRoute)
 
 
-@router.get("")
+@router.get("", operation_id="deployments.list", response_model=PageAnswer[DeploymentAnswer])
 def list_deployments(
     request: Request, service: ServiceDep, caller: CallerDep, cursor: Cursor = None
 ) -> JSONResponse:
     """List your deployments, newest first."""
     page = service.store.deployments.page(caller.account.id, cursor=cursor, limit=PAGE)
-    return JSONResponse(service.page_json(request, page, lambda item: _json(service, item, caller)))
+    return respond(service.page_answer(request, page, lambda item: _shown(service, item, caller)))
 
 
-@router.post("")
+@router.post(
+    "",
+    operation_id="deployments.create",
+    response_model=DeploymentAnswer,
+    responses=problems(404, 409),
+)
 def create_deployment(service: ServiceDep, caller: CallerDep, body: DeploymentBody) -> JSONResponse:
     """Pin a version, and how many of its predictions run at once."""
     version = _version(service, body.model, body.version, caller.account.id)
@@ -44,17 +49,27 @@ def create_deployment(service: ServiceDep, caller: CallerDep, body: DeploymentBo
         created_at=service.store.clock(),
         **{**body.model_dump(), "version": version.pin},
     )
-    return JSONResponse(_json(service, service.store.deployments.create(row), caller))
+    return respond(_shown(service, service.store.deployments.create(row), caller))
 
 
-@router.get("/{owner}/{name}")
+@router.get(
+    "/{owner}/{name}",
+    operation_id="deployments.get",
+    response_model=DeploymentAnswer,
+    responses=problems(404),
+)
 def get_deployment(service: ServiceDep, caller: CallerDep, owner: str, name: str) -> JSONResponse:
     """Get a deployment."""
     found = service.deployment(owner, name, caller.account.id)
-    return JSONResponse(_json(service, found, caller))
+    return respond(_shown(service, found, caller))
 
 
-@router.patch("/{owner}/{name}")
+@router.patch(
+    "/{owner}/{name}",
+    operation_id="deployments.update",
+    response_model=DeploymentAnswer,
+    responses=problems(404),
+)
 def update_deployment(
     service: ServiceDep, caller: CallerDep, owner: str, name: str, body: DeploymentChange
 ) -> JSONResponse:
@@ -66,10 +81,12 @@ def update_deployment(
     after = dataclasses.replace(after, version=version.pin)
     _check(service, version, dataclasses.asdict(after))
     updated = service.store.deployments.update(after)
-    return JSONResponse(_json(service, updated, caller))
+    return respond(_shown(service, updated, caller))
 
 
-@router.delete("/{owner}/{name}", status_code=204)
+@router.delete(
+    "/{owner}/{name}", status_code=204, operation_id="deployments.delete", responses=problems(404)
+)
 def delete_deployment(service: ServiceDep, caller: CallerDep, owner: str, name: str) -> Response:
     """Delete a deployment; its predictions still run."""
     service.deployment(owner, name, caller.account.id)
@@ -89,13 +106,13 @@ def _version(service: Service, model: str, reference: str, account_id: str) -> S
     return found
 
 
-def _json(service: Service, deployment: Deployment, caller: Caller) -> dict[str, Any]:
+def _shown(service: Service, deployment: Deployment, caller: Caller) -> DeploymentAnswer:
     """Return a deployment with the id that its version has in this release."""
     try:
         version = service.library.deployed(deployment, caller.account.id).id
     except ProblemError:  # its user's version was deleted
         version = deployment.version
-    return deployment_json(deployment, version, caller.account)
+    return deployment_answer(deployment, version, caller.account)
 
 
 def _check(service: Service, version: ServedVersion, deployment: Mapping[str, Any]) -> None:

@@ -9,13 +9,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ConfigDict, Field
 from starlette.responses import JSONResponse
 
 from tegula.catalog import InvalidField
 from tegula.errors import TegulaError
+from tegula.server.links import Answer
 
 MEDIA_TYPE = "application/problem+json"
 INPUT_FAILED = "Input validation failed"
+
+
+class InvalidFieldAnswer(Answer):
+    """What is wrong with one field of a request."""
+
+    type: str = Field(description="The rule that is violated, such as `required`.")
+    field: str = Field(description="Such as `input.scale`; empty for the body as a whole.")
+    description: str = Field(description="What would be right.")
+
+
+class ProblemAnswer(Answer):
+    """What went wrong, as RFC 9457 has it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "title": INPUT_FAILED,
+                    "detail": "- input: image is required\n",
+                    "status": 422,
+                    "invalid_fields": [
+                        {"type": "required", "field": "input", "description": "image is required"}
+                    ],
+                }
+            ]
+        }
+    )
+
+    title: str = Field("", description="The kind of problem.")
+    detail: str = Field(description="One sentence, or one line for each invalid field.")
+    status: int = Field(description="The HTTP status.")
+    invalid_fields: list[InvalidFieldAnswer] = Field([], description="All that is wrong.")
 
 
 # Exceptions are compared by identity; eq=False leaves them hashable, which tracebacks need.
@@ -38,26 +72,44 @@ class ProblemError(TegulaError):
     def __str__(self) -> str:
         return self.detail
 
-    def body(self) -> dict[str, Any]:
+    def answer(self) -> ProblemAnswer:
         """Return the problem object."""
-        title = {"title": self.title} if self.title else {}
-        body: dict[str, Any] = {**title, "detail": self.detail, "status": self.status}
+        more: dict[str, Any] = {"title": self.title} if self.title else {}
         if self.invalid_fields:
-            body["invalid_fields"] = [
-                {"type": wrong.type, "field": wrong.field, "description": wrong.description}
-                for wrong in self.invalid_fields
+            more["invalid_fields"] = [
+                InvalidFieldAnswer(type=one.type, field=one.field, description=one.description)
+                for one in self.invalid_fields
             ]
-        return body
+        return ProblemAnswer(detail=self.detail, status=self.status, **more)
 
     def response(self) -> JSONResponse:
         """Return the answer; Replicate's clients repeat 409 and 5xx unless told not to."""
         final = self.status == 409 or self.status >= 500
         return JSONResponse(
-            self.body(),
+            self.answer().as_json(),
             status_code=self.status,
             headers={**({"x-should-retry": "false"} if final else {}), **self.headers},
             media_type=MEDIA_TYPE,
         )
+
+
+# For the documentation of routes.
+
+
+def documented(description: str, form: Mapping[str, Any] | str | None = None) -> dict[str, Any]:
+    """Return a header as the API's document describes it.
+
+    Args:
+        description: what it says.
+        form: the schema of its value, or the only value, or several with ``|`` between.
+    """
+    schema = {"type": "string", "enum": form.split("|")} if isinstance(form, str) else form
+    return {"description": description, "schema": schema or {"type": "string"}}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what a route documents of its problems; ``openapi`` completes it."""
+    return {status: {"model": ProblemAnswer} for status in statuses}
 
 
 def invalid(*fields: InvalidField) -> ProblemError:

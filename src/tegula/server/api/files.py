@@ -6,6 +6,7 @@ import hmac
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -15,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 
 from tegula.catalog import InvalidField
 from tegula.errors import TooLargeError
-from tegula.server.api.errors import ProblemError, invalid, too_large
+from tegula.server.api.answers import FileAnswer, PageAnswer, file_answer, respond
+from tegula.server.api.errors import ProblemError, documented, invalid, problems, too_large
 from tegula.server.api.gate import Caller
-from tegula.server.api.objects import file_json
 from tegula.server.api.receiving import UnstorableError, parse_json
 from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
 from tegula.server.tables import FileRecord
@@ -51,9 +52,37 @@ _UPLOAD: dict[str, Any] = {
         },
     }
 }
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_FILE_HEADERS = {
+    "ETag": documented("Changes with the bytes; for `If-None-Match` and `If-Range`."),
+    "Last-Modified": documented("When the file came to be."),
+    "Accept-Ranges": documented("That ranges of bytes may be asked for.", "bytes"),
+    "Content-Disposition": documented("The name of the file, and whether to show or save it."),
+    "Content-Security-Policy": documented("That nothing in it may run."),
+    "Cross-Origin-Resource-Policy": documented("That pages of other sites may show it."),
+    "Access-Control-Allow-Origin": documented("That scripts of other sites may read it."),
+}
+STORED_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"*/*": _BYTES}, "headers": _FILE_HEADERS},
+    206: {
+        "description": "The ranges of bytes that were asked for",
+        "content": {"*/*": _BYTES},
+        "headers": {**_FILE_HEADERS, "Content-Range": documented("Which bytes of how many.")},
+    },
+    304: {"description": "The client has the file already", "headers": _FILE_HEADERS},
+    **problems(404, 416),
+}
+"""What routes that give the bytes of a file answer."""
 
 
-@router.post("/v1/files", status_code=201, openapi_extra=_UPLOAD)
+@router.post(
+    "/v1/files",
+    status_code=201,
+    openapi_extra=_UPLOAD,
+    operation_id="files.create",
+    response_model=FileAnswer,
+    responses=problems(415),
+)
 async def create_file(request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """Upload a file, to use its address as an input; it is kept for a day."""
     kind = request.headers.get("content-type", "")
@@ -62,35 +91,48 @@ async def create_file(request: Request, service: ServiceDep, caller: CallerDep) 
     async with request.form(max_files=2, max_fields=8, max_part_size=METADATA_BYTES) as form:
         metadata = await _metadata(form.get("metadata"))
         file = await service.run(_keep, service, caller, form, metadata)
-    return JSONResponse(_json(service, caller, file), 201)
+    return respond(_shown(service, caller, file), 201)
 
 
-@router.get("/v1/files")
+@router.get("/v1/files", operation_id="files.list", response_model=PageAnswer[FileAnswer])
 def list_files(
     request: Request, service: ServiceDep, caller: CallerDep, cursor: Cursor = None
 ) -> JSONResponse:
     """List your uploads, newest first."""
     page = service.store.files.page(caller.account.id, cursor=cursor)
-    return JSONResponse(service.page_json(request, page, lambda file: _json(service, caller, file)))
+    shown = partial(_shown, service, caller)
+    return respond(service.page_answer(request, page, shown))
 
 
-@router.get("/v1/files/{file_id}")
+@router.get(
+    "/v1/files/{file_id}",
+    operation_id="files.get",
+    response_model=FileAnswer,
+    responses=STORED_FILE,
+)
 def get_file(request: Request, service: ServiceDep, caller: CallerDep, file_id: str) -> Response:
     """Get the description of an upload, or its bytes where only a picture is accepted."""
     file = service.store.files.get(file_id, caller.account.id)
     if request.headers.get("accept", "").startswith("image/"):
         return file_response(service, file)
-    return JSONResponse(_json(service, caller, file))
+    return respond(_shown(service, caller, file))
 
 
-@router.delete("/v1/files/{file_id}", status_code=204)
+@router.delete(
+    "/v1/files/{file_id}", status_code=204, operation_id="files.delete", responses=problems(404)
+)
 def delete_file(service: ServiceDep, caller: CallerDep, file_id: str) -> Response:
     """Delete an upload."""
     service.store.files.delete(file_id, caller.account.id)
     return Response(status_code=204)
 
 
-@router.get("/v1/files/{file_id}/download")
+@router.get(
+    "/v1/files/{file_id}/download",
+    operation_id="files.download",
+    response_class=FileResponse,
+    responses=STORED_FILE,
+)
 def download_file(
     service: ServiceDep,
     file_id: str,
@@ -107,7 +149,12 @@ def download_file(
     return file_response(service, file)
 
 
-@router.get("/o/{token}/{name}", include_in_schema=False)
+@router.get(
+    "/o/{token}/{name}",
+    operation_id="outputs.get",
+    response_class=FileResponse,
+    responses=STORED_FILE,
+)
 def get_output(service: ServiceDep, token: str, name: str) -> Response:  # noqa: ARG001
     """Get the bytes of an output; whoever has its address may read it."""
     file_id = service.store.links.opened(token)
@@ -117,8 +164,8 @@ def get_output(service: ServiceDep, token: str, name: str) -> Response:  # noqa:
     return file_response(service, file)
 
 
-def _json(service: Service, caller: Caller, file: FileRecord) -> dict[str, Any]:
-    return file_json(file, service.store.links, caller.account.username, service.store.clock())
+def _shown(service: Service, caller: Caller, file: FileRecord) -> FileAnswer:
+    return file_answer(file, service.store.links, caller.account.username, service.store.clock())
 
 
 def _keep(

@@ -12,19 +12,33 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from tegula.catalog import InvalidField, InvalidInputsError, validate
 from tegula.errors import ConflictError
-from tegula.server.api.bodies import ModelBody, ModelChange, TrainingBody, VersionBody
-from tegula.server.api.errors import ProblemError, invalid, not_found
-from tegula.server.api.gate import Caller
-from tegula.server.api.library import MOST_SEARCHED, ServedModel, ServedVersion
-from tegula.server.api.objects import (
+from tegula.server.api.answers import (
     SUPER_RESOLUTION,
-    collection_json,
-    model_json,
-    version_json,
+    CollectionAnswer,
+    CollectionWithModelsAnswer,
+    FoundCollection,
+    FoundMetadata,
+    FoundModel,
+    ModelAnswer,
+    PageAnswer,
+    SearchAnswer,
+    VersionAnswer,
+    model_answer,
+    respond,
+    version_answer,
+)
+from tegula.server.api.bodies import ModelBody, ModelChange, TrainingBody, VersionBody
+from tegula.server.api.errors import ProblemError, invalid, not_found, problems
+from tegula.server.api.gate import Caller
+from tegula.server.api.library import (
+    MOST_SEARCHED,
+    ServedModel,
+    ServedVersion,
 )
 from tegula.server.api.receiving import JsonRoute
 from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
 from tegula.server.db import Page, SortKey, microseconds, paginate
+from tegula.server.links import PredictionAnswer
 from tegula.server.tables import UserModel, UserVersion
 
 router = APIRouter(prefix="/v1", tags=["models"], route_class=JsonRoute)
@@ -35,8 +49,19 @@ LONGEST_QUERY = 1000
 
 Words = Annotated[str | None, Query(description="Words to look for.", max_length=LONGEST_QUERY)]
 
+_QUERY: dict[str, Any] = {
+    "requestBody": {
+        "content": {
+            "text/plain": {
+                "schema": {"type": "string", "description": "Words to look for."},
+                "example": "upscale faces",
+            }
+        },
+    }
+}
 
-@router.get("/models")
+
+@router.get("/models", operation_id="models.list", response_model=PageAnswer[ModelAnswer])
 def list_models(
     request: Request,
     service: ServiceDep,
@@ -61,7 +86,13 @@ def list_models(
     return _models_page(request, service, paginate(models, key, cursor=cursor, limit=PAGE))
 
 
-@router.api_route("/models", methods=["QUERY"], include_in_schema=False)
+@router.api_route(
+    "/models",
+    methods=["QUERY"],
+    operation_id="models.search",
+    response_model=PageAnswer[ModelAnswer],
+    openapi_extra=_QUERY,
+)
 async def query_models(
     request: Request, service: ServiceDep, caller: CallerDep, cursor: Cursor = None
 ) -> Response:
@@ -73,7 +104,7 @@ async def query_models(
     return await service.run(_search_page, request, service, caller, query, cursor)
 
 
-@router.get("/search")
+@router.get("/search", operation_id="search", response_model=SearchAnswer)
 def search(
     service: ServiceDep,
     caller: CallerDep,  # noqa: ARG001
@@ -85,50 +116,62 @@ def search(
         raise ProblemError(400, 'Query parameter "query" is required')
     found = service.library.search(query, None)[:limit]
     counts = _run_counts(service, [model for _, model in found])
-    shown = [(score, _model_json(service, model, counts)) for score, model in found]
+    shown = [(score, _shown(service, model, counts)) for score, model in found]
     models = [
-        {
-            "model": model,
-            "metadata": {
-                "generated_description": model["description"],
-                "tags": ["super-resolution"],
-                "score": score,
-            },
-        }
+        FoundModel(
+            model=model,
+            metadata=FoundMetadata(
+                generated_description=model.description, tags=["super-resolution"], score=score
+            ),
+        )
         for score, model in shown
     ]
-    collection = " ".join(SUPER_RESOLUTION.values()).lower()
+    all_here = SUPER_RESOLUTION.as_json()
+    text = " ".join(all_here.values()).lower()
     collections = []
-    if all(word in collection for word in query.lower().split()):
+    if all(word in text for word in query.lower().split()):
         names = [model.full_name for model in service.library.models(None, MOST_SEARCHED)]
-        collections = [{**SUPER_RESOLUTION, "models": names}]
-    return JSONResponse({"query": query, "models": models, "collections": collections, "pages": []})
+        collections = [FoundCollection(**all_here, models=names)]
+    return respond(SearchAnswer(query=query, models=models, collections=collections, pages=[]))
 
 
-@router.get("/collections")
+@router.get(
+    "/collections", operation_id="collections.list", response_model=PageAnswer[CollectionAnswer]
+)
 def list_collections(request: Request, service: ServiceDep, caller: CallerDep) -> JSONResponse:  # noqa: ARG001
     """List the collections: there is one, of everything here."""
     page = Page((SUPER_RESOLUTION,))
-    return JSONResponse(service.page_json(request, page, collection_json))
+    return respond(service.page_answer(request, page, lambda collection: collection))
 
 
-@router.get("/collections/{slug}")
+@router.get(
+    "/collections/{slug}",
+    operation_id="collections.get",
+    response_model=CollectionWithModelsAnswer,
+    responses=problems(404),
+)
 def get_collection(service: ServiceDep, caller: CallerDep, slug: str) -> JSONResponse:
     """Get a collection with its models."""
-    if slug != SUPER_RESOLUTION["slug"]:
+    if slug != SUPER_RESOLUTION.slug:
         raise not_found()
     models = list(service.library.models(caller.account.id))
     counts = _run_counts(service, models)
-    return JSONResponse(
-        {
-            **collection_json(SUPER_RESOLUTION),
-            "full_description": SUPER_RESOLUTION["description"],
-            "models": [_model_json(service, model, counts) for model in models],
-        }
+    return respond(
+        CollectionWithModelsAnswer(
+            **SUPER_RESOLUTION.as_json(),
+            full_description=SUPER_RESOLUTION.description,
+            models=[_shown(service, model, counts) for model in models],
+        )
     )
 
 
-@router.post("/models", status_code=201)
+@router.post(
+    "/models",
+    status_code=201,
+    operation_id="models.create",
+    response_model=ModelAnswer,
+    responses=problems(409),
+)
 def create_model(service: ServiceDep, caller: CallerDep, body: ModelBody) -> JSONResponse:
     """Create a model of your own; its versions are presets over those that are here."""
     if body.owner != caller.account.username:
@@ -142,16 +185,26 @@ def create_model(service: ServiceDep, caller: CallerDep, body: ModelBody) -> JSO
         account_id=caller.account.id, created_at=service.store.clock(), **body.model_dump()
     )
     service.store.models.create(row)
-    return JSONResponse(_full_json(service, _model(service, caller, body.owner, body.name)), 201)
+    return respond(_in_full(service, _model(service, caller, body.owner, body.name)), 201)
 
 
-@router.get("/models/{owner}/{name}")
+@router.get(
+    "/models/{owner}/{name}",
+    operation_id="models.get",
+    response_model=ModelAnswer,
+    responses=problems(404),
+)
 def get_model(service: ServiceDep, caller: CallerDep, owner: str, name: str) -> JSONResponse:
     """Get a model."""
-    return JSONResponse(_full_json(service, _model(service, caller, owner, name)))
+    return respond(_in_full(service, _model(service, caller, owner, name)))
 
 
-@router.patch("/models/{owner}/{name}")
+@router.patch(
+    "/models/{owner}/{name}",
+    operation_id="models.update",
+    response_model=ModelAnswer,
+    responses=problems(403, 404),
+)
 def update_model(
     service: ServiceDep, caller: CallerDep, owner: str, name: str, body: ModelChange
 ) -> JSONResponse:
@@ -159,10 +212,15 @@ def update_model(
     _own_model(service, caller, owner, name)
     changes = body.model_dump(exclude_unset=True)
     service.store.models.update(owner, name, changes)
-    return JSONResponse(_full_json(service, _model(service, caller, owner, name)))
+    return respond(_in_full(service, _model(service, caller, owner, name)))
 
 
-@router.delete("/models/{owner}/{name}", status_code=204)
+@router.delete(
+    "/models/{owner}/{name}",
+    status_code=204,
+    operation_id="models.delete",
+    responses=problems(403, 404, 409),
+)
 def delete_model(service: ServiceDep, caller: CallerDep, owner: str, name: str) -> Response:
     """Delete a private model of yours that has no versions."""
     if _own_model(service, caller, owner, name).visibility != "private":
@@ -171,7 +229,12 @@ def delete_model(service: ServiceDep, caller: CallerDep, owner: str, name: str) 
     return Response(status_code=204)
 
 
-@router.get("/models/{owner}/{name}/readme")
+@router.get(
+    "/models/{owner}/{name}/readme",
+    operation_id="models.readme.get",
+    response_class=PlainTextResponse,
+    responses=problems(404),
+)
 def get_readme(service: ServiceDep, caller: CallerDep, owner: str, name: str) -> PlainTextResponse:
     """Get the README of a model, in Markdown."""
     readme = _model(service, caller, owner, name).page
@@ -180,7 +243,12 @@ def get_readme(service: ServiceDep, caller: CallerDep, owner: str, name: str) ->
     return PlainTextResponse(readme)
 
 
-@router.get("/models/{owner}/{name}/examples")
+@router.get(
+    "/models/{owner}/{name}/examples",
+    operation_id="models.examples.list",
+    response_model=PageAnswer[PredictionAnswer],
+    responses=problems(404),
+)
 def list_examples(
     request: Request,
     service: ServiceDep,
@@ -192,10 +260,15 @@ def list_examples(
     """List the predictions of a model that their owners share."""
     model = _model(service, caller, owner, name)
     page = service.store.predictions.shared_page(model.full_name, cursor=cursor)
-    return JSONResponse(service.page_json(request, page, service.shared_prediction_json))
+    return respond(service.page_answer(request, page, service.shared_prediction))
 
 
-@router.get("/models/{owner}/{name}/versions")
+@router.get(
+    "/models/{owner}/{name}/versions",
+    operation_id="models.versions.list",
+    response_model=PageAnswer[VersionAnswer],
+    responses=problems(404),
+)
 def list_versions(
     request: Request,
     service: ServiceDep,
@@ -213,10 +286,16 @@ def list_versions(
         return microseconds(version.created_at), -place, version.id
 
     page = paginate(versions, key, cursor=cursor, limit=PAGE)
-    return JSONResponse(service.page_json(request, page, version_json))
+    return respond(service.page_answer(request, page, version_answer))
 
 
-@router.post("/models/{owner}/{name}/versions", status_code=201)
+@router.post(
+    "/models/{owner}/{name}/versions",
+    status_code=201,
+    operation_id="models.versions.create",
+    response_model=VersionAnswer,
+    responses=problems(403, 404, 409),
+)
 def create_version(
     service: ServiceDep, caller: CallerDep, owner: str, name: str, body: VersionBody
 ) -> JSONResponse:
@@ -237,19 +316,30 @@ def create_version(
     )
     service.store.models.add_version(row)
     version = service.library.version(owner, name, row.id, caller.account.id)
-    return JSONResponse(version_json(version), 201)
+    return respond(version_answer(version), 201)
 
 
-@router.get("/models/{owner}/{name}/versions/{version_id}")
+@router.get(
+    "/models/{owner}/{name}/versions/{version_id}",
+    operation_id="models.versions.get",
+    response_model=VersionAnswer,
+    responses=problems(404),
+)
 def get_version(
     service: ServiceDep, caller: CallerDep, owner: str, name: str, version_id: str
 ) -> JSONResponse:
     """Get a version by its id, by at least eight digits of it, or `latest`."""
     version = service.library.version(owner, name, version_id, caller.account.id)
-    return JSONResponse(version_json(version))
+    return respond(version_answer(version))
 
 
-@router.delete("/models/{owner}/{name}/versions/{version_id}", status_code=202)
+@router.delete(
+    "/models/{owner}/{name}/versions/{version_id}",
+    status_code=202,
+    operation_id="models.versions.delete",
+    response_class=Response,
+    responses={202: {"description": "Deleted"}, **problems(403, 404)},
+)
 def delete_version(
     service: ServiceDep, caller: CallerDep, owner: str, name: str, version_id: str
 ) -> Response:
@@ -260,7 +350,13 @@ def delete_version(
     return Response(status_code=202)
 
 
-@router.post("/models/{owner}/{name}/versions/{version_id}/trainings", tags=["trainings"])
+@router.post(
+    "/models/{owner}/{name}/versions/{version_id}/trainings",
+    tags=["trainings"],
+    operation_id="trainings.create",
+    status_code=422,
+    responses=problems(404),
+)
 def create_training(
     service: ServiceDep,
     caller: CallerDep,
@@ -319,30 +415,31 @@ def _own_model(service: Service, caller: Caller, owner: str, name: str) -> UserM
     return row
 
 
-def _full_json(service: Service, model: ServedModel) -> dict[str, Any]:
+def _in_full(service: Service, model: ServedModel) -> ModelAnswer:
     """Return a model with its newest shared prediction as its example."""
     counts = _run_counts(service, [model])
     shared = service.store.predictions.shared_page(model.full_name, limit=1).items
-    example = service.shared_prediction_json(shared[0]) if shared else None
-    return _model_json(service, model, counts, example)
+    example = service.shared_prediction(shared[0]) if shared else None
+    return _shown(service, model, counts, example)
 
 
 def _run_counts(service: Service, models: Iterable[ServedModel]) -> Mapping[str, int]:
     return service.store.predictions.run_counts([model.full_name for model in models])
 
 
-def _model_json(
-    service: Service, model: ServedModel, counts: Mapping[str, int], example: Any = None
-) -> dict[str, Any]:
+def _shown(
+    service: Service,
+    model: ServedModel,
+    counts: Mapping[str, int],
+    example: PredictionAnswer | None = None,
+) -> ModelAnswer:
     runs = counts.get(model.full_name, 0)
-    return model_json(model, service.settings.public_url, runs, example)
+    return model_answer(model, service.settings.public_url, runs, example)
 
 
 def _models_page(request: Request, service: Service, page: Page[ServedModel]) -> JSONResponse:
     counts = _run_counts(service, page.items)
-    return JSONResponse(
-        service.page_json(request, page, lambda model: _model_json(service, model, counts))
-    )
+    return respond(service.page_answer(request, page, lambda model: _shown(service, model, counts)))
 
 
 def _search_page(

@@ -150,8 +150,7 @@ def _operation(
             for one in parameters
         )
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        name = content["schema"].get("$ref", "").rpartition("/")[2]
-        schema = document["components"]["schemas"][name] if name else content["schema"]
+        schema = _resolved(document, content["schema"])
         text += f"<p>Body, <code>{escape(kind)}</code>:</p>" + _table(
             (name, _types(field), name in schema.get("required", ()), field.get("description", ""))
             for name, field in schema.get("properties", {}).items()
@@ -160,13 +159,22 @@ def _operation(
             "<details><summary>Schema</summary>"
             f"<pre>{escape(json.dumps(schema, indent=2))}</pre></details>"
         )
-    # What the statuses mean, without those that every operation has.
+    answers = ((status, _resolved(document, one)) for status, one in operation["responses"].items())
     meanings = (
         f"{status}: {_inline(answer['description']).rstrip('.')}"
-        for status, answer in operation["responses"].items()
-        if status != "422" and answer["description"] != "Successful Response"
+        for status, answer in answers
+        if answer["description"] != "Successful Response"
     )
     return text + f'<p class="soft">{"; ".join(meanings)}</p>'
+
+
+def _resolved(document: Mapping[str, Any], part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a part of the document, or what it refers to."""
+    if "$ref" not in part:
+        return part
+    for key in part["$ref"].removeprefix("#/").split("/"):
+        document = document[key]
+    return document
 
 
 def _table(rows: Iterable[tuple[str, str, bool, str]]) -> str:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from tegula.errors import NotFoundError
+from tegula.server.api.answers import PageAnswer, ShareAnswer, respond
 from tegula.server.api.bodies import PredictionBody, VersionedPredictionBody
 from tegula.server.api.create import PredictionRequest, create
-from tegula.server.api.errors import ProblemError
-from tegula.server.api.files import file_response
+from tegula.server.api.errors import ProblemError, documented, problems
+from tegula.server.api.files import STORED_FILE, file_response
 from tegula.server.api.library import LATEST
 from tegula.server.api.receiving import JsonRoute
 from tegula.server.api.service import CallerDep, Cursor, Moment, Service, ServiceDep
+from tegula.server.links import PredictionAnswer
 from tegula.server.tables import FileRecord, Prediction
 
 router = APIRouter(prefix="/v1", tags=["predictions"], route_class=JsonRoute)
@@ -24,22 +27,45 @@ router = APIRouter(prefix="/v1", tags=["predictions"], route_class=JsonRoute)
 _WEB_DAYS = 14
 
 
-def _documented(
-    prefer: Annotated[str | None, Header(description="`wait` or `wait=n`, 1 to 60 s.")] = None,
-    cancel_after: Annotated[str | None, Header(description="Such as `30s` or `1h30m`.")] = None,
-    idempotency_key: Annotated[str | None, Header(description="Makes a retry safe.")] = None,
-) -> None:
-    """Put the headers of a create into the OpenAPI document; ``create`` reads them itself."""
+def _header(name: str, description: str, example: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "header",
+        "description": description,
+        "schema": {"type": "string"},
+        "example": example,
+    }
 
 
-_CREATED: dict[int | str, dict[str, Any]] = {
-    201: {"description": "Accepted, or done within the wait"},
-    202: {"description": "Accepted, and not done within the wait"},
+_REQUEST_HEADERS = {
+    "parameters": [
+        _header("Prefer", "`wait` or `wait=n`, 1 to 60 s.", "wait=30"),
+        _header("Cancel-After", "At least 5 s, such as `30s` or `1h30m`.", "1h30m"),
+        _header("Idempotency-Key", "Makes a retry safe.", "order-71"),
+    ]
 }
-_Documented = Depends(_documented)
+"""``create`` reads them itself; as parameters of the routes they would be read twice."""
+
+_WAIT_HEADERS = {
+    "Preference-Applied": documented("The wait that was granted: `wait=n`."),
+    "Idempotent-Replayed": documented("`true` where an earlier request made the prediction."),
+}
+_CREATED: dict[int | str, dict[str, Any]] = {
+    201: {"description": "Accepted, or done within the wait", "headers": _WAIT_HEADERS},
+    202: {
+        "model": PredictionAnswer,
+        "description": "Accepted, and not done within the wait",
+        "headers": _WAIT_HEADERS,
+    },
+    **problems(409, 429, 503),
+}
 
 
-@router.post("/predictions", status_code=201, responses=_CREATED, dependencies=[_Documented])
+@router.post(
+    "/predictions",
+    operation_id="predictions.create", status_code=201, response_model=PredictionAnswer,
+    responses=_CREATED, openapi_extra=_REQUEST_HEADERS,
+)  # fmt: skip
 async def create_prediction(
     request: Request, service: ServiceDep, caller: CallerDep, body: VersionedPredictionBody
 ) -> Response:
@@ -52,7 +78,8 @@ async def create_prediction(
 
 @router.post(
     "/models/{owner}/{name}/predictions",
-    status_code=201, responses=_CREATED, dependencies=[_Documented],
+    operation_id="models.predictions.create", status_code=201, response_model=PredictionAnswer,
+    responses={**_CREATED, **problems(404)}, openapi_extra=_REQUEST_HEADERS,
 )  # fmt: skip
 async def create_prediction_of_model(
     request: Request,
@@ -69,7 +96,8 @@ async def create_prediction_of_model(
 
 @router.post(
     "/deployments/{owner}/{name}/predictions",
-    status_code=201, responses=_CREATED, dependencies=[_Documented],
+    operation_id="deployments.predictions.create", status_code=201, response_model=PredictionAnswer,
+    responses={**_CREATED, **problems(404)}, openapi_extra=_REQUEST_HEADERS,
 )  # fmt: skip
 async def create_prediction_of_deployment(
     request: Request,
@@ -88,7 +116,9 @@ async def create_prediction_of_deployment(
     return await create(request, service, wanted)
 
 
-@router.get("/predictions")
+@router.get(
+    "/predictions", operation_id="predictions.list", response_model=PageAnswer[PredictionAnswer]
+)
 def list_predictions(
     request: Request,
     service: ServiceDep,
@@ -108,70 +138,117 @@ def list_predictions(
         created_before=created_before,
         source=source,
     )
-    return JSONResponse(
-        service.page_json(request, page, lambda item: service.prediction_json(item, inline=False))
-    )
+    shown = partial(service.prediction_answer, inline=False)
+    return respond(service.page_answer(request, page, shown))
 
 
-@router.get("/predictions/{prediction_id}")
+@router.get(
+    "/predictions/{prediction_id}",
+    operation_id="predictions.get",
+    response_model=PredictionAnswer,
+    responses=problems(404),
+)
 def get_prediction(service: ServiceDep, caller: CallerDep, prediction_id: str) -> JSONResponse:
     """Get a prediction."""
-    return JSONResponse(
-        service.prediction_json(service.store.predictions.get(prediction_id, caller.account.id))
-    )
+    found = service.store.predictions.get(prediction_id, caller.account.id)
+    return respond(service.prediction_answer(found))
 
 
-@router.get("/predictions/{prediction_id}/source", response_class=FileResponse)
+@router.get(
+    "/predictions/{prediction_id}/source",
+    response_class=FileResponse,
+    operation_id="predictions.source.get",
+    responses=STORED_FILE,
+)
 def get_source(service: ServiceDep, caller: CallerDep, prediction_id: str) -> Response:
     """Get the picture that a prediction started from, as long as it is kept here."""
     prediction = service.store.predictions.get(prediction_id, caller.account.id)
     return file_response(service, source_of(service, prediction))
 
 
-@router.post("/predictions/{prediction_id}/cancel")
+@router.post(
+    "/predictions/{prediction_id}/cancel",
+    operation_id="predictions.cancel",
+    response_model=PredictionAnswer,
+    responses=problems(404),
+)
 def cancel_prediction(service: ServiceDep, caller: CallerDep, prediction_id: str) -> JSONResponse:
     """Cancel a prediction; one that is over is returned as it is."""
     cancelled = service.store.predictions.cancel(prediction_id, caller.account.id)
-    return JSONResponse(service.prediction_json(cancelled))
+    return respond(service.prediction_answer(cancelled))
 
 
-@router.delete("/predictions/{prediction_id}", status_code=204)
+@router.delete(
+    "/predictions/{prediction_id}",
+    status_code=204,
+    operation_id="predictions.delete",
+    responses=problems(404),
+)
 def remove_prediction(service: ServiceDep, caller: CallerDep, prediction_id: str) -> Response:
     """Remove the input, output, files and logs of a prediction now; cancel it first."""
     service.store.predictions.remove(prediction_id, caller.account.id)
     return Response(status_code=204)
 
 
-@router.post("/predictions/{prediction_id}/share", tags=["sharing"])
+@router.post(
+    "/predictions/{prediction_id}/share",
+    tags=["sharing"],
+    operation_id="predictions.share.create",
+    response_model=ShareAnswer,
+    responses=problems(404),
+)
 def share_prediction(service: ServiceDep, caller: CallerDep, prediction_id: str) -> JSONResponse:
     """Open the page of a prediction to whoever has the address that this returns."""
     shared = service.store.predictions.share(prediction_id, caller.account.id)
-    return JSONResponse({"url": _shared_url(service, shared)})
+    return respond(ShareAnswer(url=_shared_url(service, shared)))
 
 
-@router.get("/predictions/{prediction_id}/share", tags=["sharing"])
+@router.get(
+    "/predictions/{prediction_id}/share",
+    tags=["sharing"],
+    operation_id="predictions.share.get",
+    response_model=ShareAnswer,
+    responses=problems(404),
+)
 def get_share(service: ServiceDep, caller: CallerDep, prediction_id: str) -> JSONResponse:
     """Get the address of the page if it is shared; `url` is null if it is not."""
     shared = service.store.predictions.get(prediction_id, caller.account.id)
-    return JSONResponse({"url": _shared_url(service, shared)})
+    return respond(ShareAnswer(url=_shared_url(service, shared)))
 
 
-@router.delete("/predictions/{prediction_id}/share", status_code=204, tags=["sharing"])
+@router.delete(
+    "/predictions/{prediction_id}/share",
+    status_code=204,
+    tags=["sharing"],
+    operation_id="predictions.share.delete",
+    responses=problems(404),
+)
 def unshare_prediction(service: ServiceDep, caller: CallerDep, prediction_id: str) -> Response:
     """Close that page again; its address stops working."""
     service.store.predictions.unshare(prediction_id, caller.account.id)
     return Response(status_code=204)
 
 
-@router.get("/shared/{share_token}", tags=["sharing"])
+@router.get(
+    "/shared/{share_token}",
+    tags=["sharing"],
+    operation_id="shared.get",
+    response_model=PredictionAnswer,
+    responses=problems(404),
+)
 def get_shared(service: ServiceDep, share_token: str) -> JSONResponse:
     """Get a shared prediction; needs no token of an account."""
-    return JSONResponse(
-        service.shared_prediction_json(service.store.predictions.shared(share_token))
-    )
+    shared = service.store.predictions.shared(share_token)
+    return respond(service.shared_prediction(shared))
 
 
-@router.get("/shared/{share_token}/source", tags=["sharing"], response_class=FileResponse)
+@router.get(
+    "/shared/{share_token}/source",
+    tags=["sharing"],
+    response_class=FileResponse,
+    operation_id="shared.source.get",
+    responses=STORED_FILE,
+)
 def get_shared_source(service: ServiceDep, share_token: str) -> Response:
     """Get the picture that a shared prediction started from."""
     shared = service.store.predictions.shared(share_token)

@@ -8,6 +8,7 @@ may wait without a thread each.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections import defaultdict
@@ -23,7 +24,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from fastapi import Depends, Query
 from fastapi.security import HTTPBearer
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
@@ -31,13 +32,14 @@ from tegula.errors import NotFoundError
 from tegula.rates import usual_seconds
 from tegula.server.accounts import Usage
 from tegula.server.addresses import Policy, Resolve, system_resolve
+from tegula.server.api.answers import PageAnswer
 from tegula.server.api.counters import Metrics
 from tegula.server.api.errors import not_found
 from tegula.server.api.gate import Caller, caller_of
 from tegula.server.api.library import Library
 from tegula.server.db import Page
 from tegula.server.files import encode_data_uri
-from tegula.server.links import prediction_object
+from tegula.server.links import Answer, PredictionAnswer, prediction_answer
 from tegula.server.queue import PubSub
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
@@ -253,21 +255,27 @@ class Service:
             raise not_found()
         return found
 
-    def prediction_json(self, prediction: Prediction, *, inline: bool = True) -> dict[str, Any]:
-        """Return the JSON object of a prediction; ``inline`` allows outputs as data URIs."""
-        return prediction_object(
+    def prediction_answer(
+        self, prediction: Prediction, *, inline: bool = True, to_owner: bool = True
+    ) -> PredictionAnswer:
+        """Return a prediction as it is shown.
+
+        Args:
+            prediction: the row.
+            inline: allows outputs as data URIs.
+            to_owner: also show what concerns its owner alone.
+        """
+        return prediction_answer(
             prediction,
             self.store.links,
             strict_statuses=self.settings.strict_statuses,
             inline=self.data_uri if inline else None,
+            to_owner=to_owner,
         )
 
-    def shared_prediction_json(self, prediction: Prediction) -> dict[str, Any]:
-        """Return the JSON object of a shared prediction, without what concerns its owner alone."""
-        shown = self.prediction_json(prediction, inline=False)
-        for private in ("webhook", "webhook_events_filter", "deployment"):
-            shown.pop(private, None)
-        return shown
+    def shared_prediction(self, prediction: Prediction) -> PredictionAnswer:
+        """Return a shared prediction as everybody may see it."""
+        return self.prediction_answer(prediction, inline=False, to_owner=False)
 
     def output_json(self, item: Any) -> Any:
         """Return one item of an output, as streams send it."""
@@ -288,10 +296,10 @@ class Service:
         except (NotFoundError, OSError):
             return None
 
-    def page_json(
-        self, request: Request, page: Page[T], item_json: Callable[[T], Any]
-    ) -> dict[str, Any]:
-        """Return the JSON object of a page; its links keep the filters of the request."""
+    def page_answer(
+        self, request: Request, page: Page[T], shown: Callable[[T], Answer]
+    ) -> PageAnswer[Answer]:
+        """Return a page; its links keep the filters of the request."""
 
         def link(cursor: str | None) -> str | None:
             if cursor is None:
@@ -300,16 +308,15 @@ class Service:
             query = urlencode([*kept, ("cursor", cursor)])
             return f"{self.settings.public_url}{request.url.path}?{query}"
 
-        return {
-            "next": link(page.next),
-            "previous": link(page.previous),
-            "results": [item_json(item) for item in page.items],
-        }
+        results = [shown(item) for item in page.items]
+        return PageAnswer(next=link(page.next), previous=link(page.previous), results=results)
 
 
 # FastAPI's dependencies. They are coroutines because FastAPI would run functions in threads.
 
-_BEARER = HTTPBearer(auto_error=False, description="A token of `tegula tokens create`.")
+_BEARER = HTTPBearer(
+    scheme_name="token", auto_error=False, description="A token of `tegula tokens create`."
+)
 
 
 async def _service(request: Request) -> Service:
@@ -337,5 +344,19 @@ def _in_utc(moment: datetime) -> datetime:
         raise ValueError("Must be within the years 1 to 9999 in UTC, too") from None
 
 
-Moment = Annotated[datetime, AfterValidator(_in_utc)]
+def _no_number(moment: Any) -> Any:
+    """Refuse what would be taken for seconds since 1970, whatever it was meant to be."""
+    if isinstance(moment, str) and re.fullmatch(
+        r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", moment.strip(), re.I
+    ):
+        raise ValueError("Must be a date and time, such as 2026-11-22T09:30:00Z")
+    return moment
+
+
+Moment = Annotated[
+    datetime,
+    BeforeValidator(_no_number),
+    AfterValidator(_in_utc),
+    WithJsonSchema({"type": "string", "anyOf": [{"format": "date-time"}, {"format": "date"}]}),
+]
 """A time from outside; every query takes its times as this."""

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
-from tegula.server.api.errors import not_found
+from tegula.server.api.errors import documented, not_found, problems
 from tegula.server.api.service import LOOK_AGAIN_S, Service, ServiceDep, next_change
 from tegula.server.tables import Event, State
 
@@ -27,10 +27,37 @@ _HEADERS = {
     "x-accel-buffering": "no",  # nginx would collect events before it passes them on
     "access-control-allow-origin": "*",
 }
+_EVENT = {
+    "type": "object",
+    "description": "One item of the output, as the prediction has it; lines of the log; an error; "
+    "or, at last, `{}` or the reason why there is no result.",
+    "required": ["event", "id", "data"],
+    "properties": {
+        "event": {"type": "string", "enum": ["output", "logs", "error", "done"]},
+        "id": {"type": "string", "description": "To go on after it, send it as `Last-Event-ID`."},
+        "data": {"type": "string"},
+    },
+}
 _DONE = {State.SUCCEEDED: {}, State.FAILED: {"reason": "error"}}
 
+_DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/event-stream": {"itemSchema": _EVENT}},
+        "headers": {
+            "X-Accel-Buffering": documented("That nginx must pass events on at once.", "no"),
+            "Access-Control-Allow-Origin": documented("That scripts of other sites may read it."),
+        },
+    },
+    **problems(404),
+}
 
-@router.get("/files/streams/{token}", response_class=StreamingResponse)
+
+@router.get(
+    "/files/streams/{token}",
+    operation_id="predictions.stream",
+    response_class=StreamingResponse,
+    responses=_DOCUMENTED,
+)
 @router.get("/streams/{token}", response_class=StreamingResponse, include_in_schema=False)
 async def stream_prediction(
     request: Request, service: ServiceDep, token: str, *, logs: bool = False
