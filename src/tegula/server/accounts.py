@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tegula.errors import ConflictError, NotFoundError
@@ -77,13 +77,8 @@ class Accounts:
 
     def authenticate(self, plain: str) -> tuple[Account, Token] | None:
         """Return whose token this is, or None if it is unknown or revoked."""
-        query = (
-            select(Account, Token)
-            .join(Token, Token.account_id == Account.id)
-            .where(Token.hash == _hash(plain), Token.revoked_at.is_(None))
-        )
         with self.database.read() as session:
-            found = session.execute(query).one_or_none()
+            found = session.execute(_BY_TOKEN, {"hash": _hash(plain)}).one_or_none()
         if found is None:
             return None
         account, token = found
@@ -115,6 +110,14 @@ class Accounts:
 def _hash(plain: str) -> str:
     # A token is 200 random bits: nothing to guess, so no slow hash is needed.
     return hashlib.sha256(plain.encode()).hexdigest()
+
+
+# Asked for with every request, so it is put together once.
+_BY_TOKEN = (
+    select(Account, Token)
+    .join(Token, Token.account_id == Account.id)
+    .where(Token.hash == bindparam("hash"), Token.revoked_at.is_(None))
+)
 
 
 @dataclass(frozen=True)

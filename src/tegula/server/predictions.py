@@ -311,12 +311,16 @@ def _owned(prediction: Prediction | None, account_id: str | None) -> Prediction:
     return prediction
 
 
+# Asked for with every create, so it is put together once.
+_WAITING = select(
+    func.count(),
+    func.coalesce(func.sum(Prediction.estimated_seconds), 0.0),
+    func.count(Prediction.fetch_host),
+).where(Prediction.status.in_(ACTIVE))
+
+
 def _read_waiting(session: Session) -> Waiting:
-    seconds = func.coalesce(func.sum(Prediction.estimated_seconds), 0.0)
-    query = select(func.count(), seconds, func.count(Prediction.fetch_host)).where(
-        Prediction.status.in_(ACTIVE)
-    )
-    count, total, fetching = session.execute(query).one()
+    count, total, fetching = session.execute(_WAITING).one()
     return Waiting(count, float(total), fetching)
 
 
