@@ -10,6 +10,7 @@ import time
 import pytest
 from api_support import DATA_URI, PNG, Server, open_server
 from fastapi.routing import APIRoute
+from sqlalchemy.exc import OperationalError
 
 from tegula.server.api.app import _ROUTERS
 from tegula.server.api.library import _obstacle
@@ -361,6 +362,15 @@ def test_a_server_that_cannot_write_to_its_folder_is_not_ready(server: Server, t
     assert answer.status_code == 503
     assert answer.json()["detail"].startswith("The server cannot write to its folder: ")
     assert str(tmp_path) not in answer.text
+
+
+def test_a_server_without_its_database_is_not_ready(server: Server, monkeypatch):
+    def fail(_predictions):
+        raise OperationalError("SELECT 1", {}, OSError("the server closed the connection"))
+
+    monkeypatch.setattr(type(server.store.predictions), "waiting", fail)
+    answer = server.get("/readyz", headers=NOBODY)
+    assert (answer.status_code, answer.json()["detail"]) == (503, "The database does not answer.")
 
 
 # Signed downloads.

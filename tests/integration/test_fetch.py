@@ -224,6 +224,18 @@ def test_redirects_are_followed_and_checked_one_by_one(receiver, fetcher):
         pass
 
 
+@pytest.mark.parametrize("location", ["http://[", "//[::1", "http://a:99999999/", "\xff"])
+def test_a_redirect_to_what_is_no_address_is_an_error_of_the_fetch(receiver, fetcher, location):
+    receiver.handle = redirect(lambda path: location)
+    with pytest.raises(FetchError), open_url(fetcher, receiver.url):
+        pass
+
+
+def test_a_pause_of_any_length_is_read(receiver, fetcher):
+    receiver.status, receiver.headers = 503, {"retry-after": "9" * 5000}
+    assert fetcher.post(receiver.url, b"{}", {}, seconds=5).retry_after == float("inf")
+
+
 def test_a_circle_of_redirects_is_left(receiver, fetcher):
     receiver.handle = redirect(lambda path: path + "x")
     with pytest.raises(FetchError, match="redirects"), open_url(fetcher, receiver.url):

@@ -231,7 +231,7 @@ class Fetcher:
         for _ in range(MOST_REDIRECTS + 1):
             with self._exchange("GET", url, headers, None, end, token) as response:
                 if response.status in _REDIRECTS:
-                    url = urljoin(url, _header(response, b"location") or "")
+                    url = _redirected(url, _header(response, b"location") or "")
                     continue
                 if response.status != 200:
                     raise FetchError(f"The URL answers with status {response.status}, not 200.")
@@ -296,6 +296,13 @@ def _netloc(parts: SplitResult) -> str:
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
     return host if parts.port is None else f"{host}:{parts.port}"
+
+
+def _redirected(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise FetchError("The URL redirects to an address that cannot be read.") from error
 
 
 def _header(response: httpcore.Response, name: bytes) -> str | None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
+from sqlalchemy.exc import SQLAlchemyError
 
 from tegula.errors import PathError
 from tegula.server.api.answers import (
@@ -177,9 +178,12 @@ def ready(service: ServiceDep) -> JSONResponse:
 
     The database answers, files can be written, the disk has room, and the server is not stopping.
     """
-    waiting = service.store.predictions.waiting()
     if service.stopping:
         raise stopping()
+    try:
+        waiting = service.store.predictions.waiting()
+    except SQLAlchemyError as error:
+        raise not_ready("The database does not answer.") from error
     try:
         free = service.store.blobs.free_bytes()
     except PathError as error:
