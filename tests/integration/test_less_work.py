@@ -261,7 +261,7 @@ def test_mini_keeps_its_picture_when_guidance_ends_early():
     bundle = load_bundle("mini")
     # At so little resemblance nearly the whole prediction is taken, and guidance shows.
     changes = {"size": (256, 192), "window": 128, "creativity": 0.5, "steps": 8,
-               "scheduler": "dpm++2m", "resemblance": 0.1}  # fmt: skip
+               "scheduler": "dpm++2m", "sigmas": "sgm-uniform", "resemblance": 0.1}  # fmt: skip
     full, part, none = (
         refine(bundle, guidance_scale=scale, guidance_end=end, **changes)
         for scale, end in ((2.0, 1.0), (2.0, 0.5), (1.0, 1.0))
