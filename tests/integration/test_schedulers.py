@@ -208,6 +208,7 @@ CLARITY = [
     ({"scheduler": "DPM++ SDE", "creativity": 0.6}, "normal", 18, 0.6, False),
     ({"scheduler": "DPM2", "num_inference_steps": 30}, "normal", 30, 0.35, True),
     ({"scheduler": "Euler a", "creativity": 1.0}, "normal", 18, 1.0, False),
+    ({"scheduler": "Restart", "creativity": 0.5}, "karras", 18, 0.5, False),
     ({"scheduler": "Heun", "creativity": 0.01}, "normal", 18, 0.01, False),
 ]
 

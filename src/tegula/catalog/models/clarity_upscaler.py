@@ -50,6 +50,8 @@ _SCHEDULERS: Mapping[str, Scheduler] = {
     "UniPC": "unipc",
 }
 _SIGMAS: Mapping[str, Sigmas] = {" Karras": "karras", " Exponential": "exponential"}
+# Those of the web UI that are spaced otherwise than by its "automatic".
+_OWN_SIGMAS: Mapping[str, Sigmas] = {"Restart": "karras"}
 _NO_DOWNLOADS = "tegula runs the bundle it was started with and fetches nothing for a request"
 
 # Sides of its windows in latent pixels.
@@ -169,9 +171,10 @@ class ClarityUpscaler(Inputs):
         description="The solver that walks from noise to picture, and how levels are spaced.",
         json_schema_extra=approximated(
             "the same noise levels, but for DDIM, PLMS, UniPC and DPM fast and adaptive, which "
-            "choose theirs otherwise there; Restart runs as Heun, PLMS as LMS, 2M SDE Heun as "
-            "2M SDE, DPM fast and adaptive as DPM-Solver++ of order 3, 2S a without its added "
-            "noise; SDE and 2S a evaluate the model once a step, where the original does twice"
+            "choose theirs otherwise there; Restart runs as Heun, which it is below 20 steps, PLMS "
+            "as LMS, 2M SDE Heun as 2M SDE, DPM fast and adaptive as DPM-Solver++ of order 3, 2S a "
+            "without its added noise; SDE and 2S a evaluate the model once a step, where the "
+            "original does twice"
         ),
     )
     num_inference_steps: Integer = Field(
@@ -326,7 +329,7 @@ def _scheduler(name: str) -> tuple[Scheduler, Sigmas]:
     for ending, sigmas in _SIGMAS.items():
         if name.endswith(ending):
             return _SCHEDULERS[name.removesuffix(ending)], sigmas
-    return _SCHEDULERS[name], "own"
+    return _SCHEDULERS[name], _OWN_SIGMAS.get(name, "own")
 
 
 MODEL = Model(
