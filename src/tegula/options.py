@@ -9,6 +9,7 @@ a result and the sentences of errors all follow from ``OPTIONS``, the JSON schem
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -416,6 +417,8 @@ class ResolvedOptions(UpscaleOptions):
     """Options with nothing left open.
 
     width, height: of the result in pixels.
+    whole: of a crop, the size that the whole result would have; None without one.
+    offset: where a crop lies in the whole result.
     placed_regions: ``regions`` on the result.
     """
 
@@ -431,6 +434,8 @@ class ResolvedOptions(UpscaleOptions):
     window: int
     prescaler: PrescalerName
     placed_regions: tuple[PlacedRegion, ...] = ()
+    whole: tuple[int, int] | None = None
+    offset: tuple[int, int] = (0, 0)
 
     @property
     def refines(self) -> bool:
@@ -447,11 +452,23 @@ class ResolvedOptions(UpscaleOptions):
         to the one source, and the metadata has it apart.
         """
         values = self.model_dump(
-            exclude={"scale", "resolution", "size", "crop", "max_pixels", "regions"}
+            exclude={
+                *("scale", "resolution", "size", "crop", "max_pixels", "regions"),
+                *("whole", "offset"),
+            }
         )
         values["regions"] = values.pop("placed_regions")
         values["redraw"] = {name: values.pop(name) for name in REDRAW_OPTIONS}
         return values
+
+
+def enlargement(options: UpscaleOptions, width: int, height: int) -> tuple[float, float]:
+    """Return how many times as wide and as high a whole source of this size becomes."""
+    if options.size is not None:
+        return options.size[0] / width, options.size[1] / height
+    if options.resolution is not None:
+        return (options.resolution / min(width, height),) * 2
+    return (2.0 if options.scale is None else options.scale,) * 2
 
 
 def target_size(options: UpscaleOptions, width: int, height: int) -> tuple[int, int]:
@@ -462,12 +479,7 @@ def target_size(options: UpscaleOptions, width: int, height: int) -> tuple[int, 
     Raises:
         TooLargeError: the result would have more pixels than ``options.max_pixels``.
     """
-    if options.size is not None:
-        factors = options.size[0] / width, options.size[1] / height
-    elif options.resolution is not None:
-        factors = (options.resolution / min(width, height),) * 2
-    else:
-        factors = (2.0 if options.scale is None else options.scale,) * 2
+    factors = enlargement(options, width, height)
     if options.crop is not None:
         width, height = options.crop[2:]
     target = max(1, round(width * factors[0])), max(1, round(height * factors[1]))
@@ -487,6 +499,45 @@ def enlarged_part(
         return 0.0, 0.0, 1.0, 1.0
     (x, y, across, down), (width, height) = options.crop, source_size
     return x / width, y / height, across / width, down / height
+
+
+_CONTEXT = 32
+"""Source pixels around a crop: what the prescalers look at around a place, for the most part."""
+
+_GRID = 64
+"""Pixels of the result; what a latent pixel of any depth of the nets covers divides it."""
+
+
+def with_context(options: UpscaleOptions, source_size: tuple[int, int]) -> UpscaleOptions:
+    """Widen a crop so that its middle becomes what it becomes within the whole picture.
+
+    Nets look at what lies around a place, and they answer differently when their grid lies
+    elsewhere. So the part that is really enlarged is wider on all sides, and begins where
+    the nets' grid has a line in the whole, as nearly as whole source pixels allow.
+
+    Raises:
+        OptionError: the crop leaves the picture.
+    """
+    if options.crop is None:
+        return options
+    starts, sides = [], []
+    factors = enlargement(options, *source_size)
+    for start, side, length, factor in zip(
+        options.crop[:2], options.crop[2:], source_size, factors, strict=True
+    ):
+        if side < 1 or start + side > length:
+            raise OptionError(
+                f"The crop {','.join(map(str, options.crop))} leaves the picture, which is "
+                f"{source_size[0]}x{source_size[1]}; give x,y,width,height inside it."
+            )
+        latest = max(0, start - _CONTEXT)
+        candidates = range(latest, max(-1, latest - math.ceil(_GRID / factor) - 1), -1)
+        first = min(candidates, key=lambda at: round(abs(math.remainder(at * factor, _GRID)), 6))
+        starts.append(first)
+        sides.append(min(length, start + side + _CONTEXT) - first)
+    wider = options.model_copy(update={"crop": (*starts, *sides)})
+    pixels = math.prod(side * factor for side, factor in zip(sides, factors, strict=True))
+    return wider if pixels <= options.max_pixels else options
 
 
 def resolve(
@@ -510,12 +561,19 @@ def resolve(
         "seed": secrets.randbits(31),
     }
     given = {name: value for name, value in options if value is not None}
+    whole, offset = None, (0, 0)
+    if options.crop is not None:
+        across, down = enlargement(options, *source_size)
+        whole = max(1, round(source_size[0] * across)), max(1, round(source_size[1] * down))
+        offset = round(options.crop[0] * across), round(options.crop[1] * down)
     return ResolvedOptions(
         **{
             **open_otherwise,
             **given,
             "width": size[0],
             "height": size[1],
+            "whole": whole,
+            "offset": offset,
             "placed_regions": tuple(place_region(region, size, part) for region in regions),
         }
     )

@@ -9,15 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from tegula import __version__, rates
+from tegula.errors import OptionError
+from tegula.folders import write_atomically
 from tegula.images.adjust import fuse_exposures, lock_colour
 from tegula.images.deep import DeepPixels
+from tegula.images.encode import Encoded, encode
+from tegula.images.formats import format_for
 from tegula.images.metadata import Metadata
 from tegula.images.open import Source
-from tegula.images.pixels import enlarge_lanczos, to_image
+from tegula.images.pixels import Size, enlarge_lanczos, to_image
 from tegula.models import DEFAULT_BUNDLE
 from tegula.models.bundle import Bundle, SplitDenoiser
 from tegula.models.compiled import default_window_batch, optimise_bundle
@@ -29,7 +35,7 @@ from tegula.models.load import load_bundle
 from tegula.models.prescalers import Prescaler
 from tegula.models.prescalers.load import load_prescaler
 from tegula.models.prompt import PromptStyle, split_tags
-from tegula.options import ResolvedOptions, UpscaleOptions, resolve
+from tegula.options import ResolvedOptions, UpscaleOptions, resolve, with_context
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
@@ -88,6 +94,62 @@ class UpscaleResult:
         """The seed that gives this result again."""
         return self.options.seed
 
+    def encoded(
+        self,
+        file_format: str = "png",
+        *,
+        quality: int = 95,
+        settings: Mapping[str, object] | None = None,
+    ) -> Encoded:
+        """Return the bytes of a file with the source's profile and metadata and the settings.
+
+        Args:
+            file_format: png, jpeg, webp, avif or tiff.
+            quality: 1..100, for JPEG, WebP and AVIF.
+            settings: instead of those of the result, to be read by ``tegula upscale --like``.
+
+        Raises:
+            OptionError: unknown format, or quality out of bounds.
+            InputError: a side is longer than the format allows.
+        """
+        return encode(
+            self.image,
+            file_format,
+            quality=quality,
+            metadata=self.metadata,
+            settings=self.settings if settings is None else settings,
+            deep=self.deep,
+        )
+
+    def save(
+        self, path: str | Path, *, file_format: str | None = None, quality: int = 95
+    ) -> tuple[str, ...]:
+        """Write the result as ``tegula upscale`` does, at once or not at all.
+
+        Profile, metadata and settings are kept, and sixteen bits where there are any;
+        ``image.save`` would lose them.
+
+        Args:
+            path: of the file; its ending says the format, unless ``file_format`` does.
+            file_format: png, jpeg, webp, avif or tiff.
+            quality: 1..100, for JPEG, WebP and AVIF.
+
+        Returns:
+            Sentences on what the format could not hold.
+
+        Raises:
+            OptionError, InputError: as ``encoded`` does.
+            PathError: the file cannot be written; nothing is left of it then.
+        """
+        target = Path(path)
+        written = self.encoded(format_for(target, file_format), quality=quality)
+        write_atomically(target, written.data)
+        return written.warnings
+
+    def _repr_png_(self) -> bytes:
+        """Show the result in a notebook."""
+        return self.encoded().data
+
 
 @dataclass
 class Upscaler:
@@ -97,7 +159,7 @@ class Upscaler:
 
     Example:
         >>> upscaler = Upscaler.load()
-        >>> upscaler.upscale("photo.jpg", UpscaleOptions(scale=4)).image.save("large.png")
+        >>> upscaler.upscale("photo.jpg", scale=4).save("large.png")
     """
 
     bundle: Bundle
@@ -169,8 +231,12 @@ class Upscaler:
         on_progress: OnProgress | None = None,
         on_preview: OnPreview | None = None,
         cancelled: Cancelled = never_cancelled,
+        **named: Any,
     ) -> UpscaleResult:
         """Enlarge one picture.
+
+        Example:
+            >>> upscaler.upscale("photo.jpg", scale=4).save("large.png")
 
         Args:
             source: a path, the bytes of a file, a binary file, a Pillow image, a numpy array
@@ -185,6 +251,8 @@ class Upscaler:
             on_preview: shown small pictures of the work so far; they change nothing of the
                 result.
             cancelled: asked between small pieces of work; True stops the upscale.
+            **named: fields of ``UpscaleOptions`` by their names, in place of ``options`` or
+                on top of them.
 
         Raises:
             InputError: the source or an option cannot be used; see its subclasses.
@@ -192,7 +260,12 @@ class Upscaler:
             ModelError: the prescaler is unknown, missing or broken.
             NumericalError, OutOfMemoryError, CancelledError: as their names say.
         """
-        options = options or UpscaleOptions()
+        if not isinstance(options, UpscaleOptions | None):
+            raise OptionError(
+                f"options is a {type(options).__name__}; give UpscaleOptions, or the options by "
+                "their names, such as scale=4."
+            )
+        options = (options or UpscaleOptions()).replaced(**named)
         cancel = Cancel(cancelled)
         # Loading and counting happen once, so they must not be timed as part of a stage.
         prescaler = self._prescaler(
@@ -202,7 +275,8 @@ class Upscaler:
         clock = StageClock(cancel)
         with clock("prepare"):
             prepared, resolved, plan = self.prepare(source, options)
-            control = read_spatial_control(mask, strength_map, options, resolved, prepared)
+            wider = with_context(options, prepared.facts.size)
+            control = read_spatial_control(mask, strength_map, wider, resolved, prepared)
             restore_faces = self._face_work(resolved)
             reporter = self._reporter(on_progress, plan)
         with clock("prescale"):
@@ -235,9 +309,19 @@ class Upscaler:
             "finish": resolved.faces,
         }
         self._learn(plan, {s: t for s, t in clock.seconds.items() if not untypical.get(s)})
+        image, deep = finished.image, finished.deep
+        seen = to_image(prepared.rgb, prepared.alpha)
+        if options.crop is not None and wider.crop is not None:
+            # What was enlarged with it for the sake of its edges is cut away.
+            middle = self._resolved(options.replaced(seed=resolved.seed), prepared.facts.size)
+            size = (middle.width, middle.height)
+            box = _part(resolved.offset, middle.offset, size)
+            image, deep = image.crop(box), None if deep is None else deep.crop(box)
+            seen = seen.crop(_part(wider.crop[:2], options.crop[:2], options.crop[2:]))
+            resolved = middle
         return UpscaleResult(
-            image=finished.image,
-            source=to_image(prepared.rgb, prepared.alpha),
+            image=image,
+            source=seen,
             options=resolved,
             settings={
                 "version": __version__,
@@ -257,7 +341,7 @@ class Upscaler:
                 *finished.warnings,
                 *([NONE_FOUND] if restore_faces and not faces else []),
             ),
-            deep=finished.deep,
+            deep=deep,
         )
 
     def upscale_many(
@@ -316,7 +400,8 @@ class Upscaler:
             InputError, PathError: as ``upscale`` does.
         """
         prepared = source if isinstance(source, Prepared) else prepare(source, options)
-        resolved = self._resolved(options, prepared.facts.size)
+        size = prepared.facts.size
+        resolved = self._resolved(with_context(options, size), size)
         plan = self._plan(self._prescaler(resolved.prescaler), prepared.size, resolved)
         return prepared, resolved, plan
 
@@ -454,3 +539,9 @@ class Upscaler:
                 f"The embedding {word} is loaded and has no effect: its word stands in no prompt, "
                 f"nor in a negative prompt with a guidance scale above 1."
             )
+
+
+def _part(at: Size, wanted: Size, size: Size) -> tuple[int, int, int, int]:
+    """Return the left, top, right and bottom of a part within what lies at ``at``."""
+    left, top = wanted[0] - at[0], wanted[1] - at[1]
+    return left, top, left + size[0], top + size[1]

@@ -373,6 +373,60 @@ def test_esrgan_plus_runs_through_spandrel(tmp_path):
     assert prescaler.facts.factor == 2
 
 
+_BLOCKS = {"depths": (2,), "num_heads": (2,), "embed_dim": 24, "upscale": 2}
+FOREIGN = {
+    "SPAN.SPAN": {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 16, "upscale": 2},
+    "OmniSR.OmniSR": {"num_feat": 16, "up_scale": 2},
+    "PLKSR.PLKSR": {"dim": 16, "n_blocks": 2, "upscaling_factor": 2},
+    "PLKSR.RealPLKSR": {"dim": 16, "n_blocks": 2, "upscaling_factor": 2, "dysample": True},
+    "SAFMN.SAFMN": {"dim": 16, "n_blocks": 2, "upscaling_factor": 2},
+    "DITN.DITN": {"dim": 12, "ITL_blocks": 1, "SAL_blocks": 1, "upscale": 2},
+    "MoSR.MoSR": {"upscale": 2, "n_block": 2, "dim": 16},
+    "SwiftSRGAN.SwiftSRGAN": {"num_channels": 16, "num_blocks": 2, "upscale_factor": 2},
+    "Swin2SR.Swin2SR": {**_BLOCKS, "window_size": 8, "upsampler": "pixelshuffledirect"},
+    "SeemoRe.SeemoRe": {"scale": 2, "num_experts": 3, "num_layers": 2, "embedding_dim": 16},
+    "HAT.HAT": {
+        **_BLOCKS,
+        "embed_dim": 48,
+        "window_size": 8,
+        "upsampler": "pixelshuffle",
+        "squeeze_factor": 12,
+    },
+    "DAT.DAT": {
+        "embed_dim": 24,
+        "depth": [2],
+        "num_heads": [2],
+        "split_size": [8, 8],
+        "upscale": 2,
+        "upsampler": "pixelshuffledirect",
+    },
+    "RGT.RGT": {"embed_dim": 24, "depth": [2], "num_heads": [2], "upscale": 2},
+    "DRCT.DRCT": {**_BLOCKS, "upsampler": "pixelshuffle", "gc": 8},
+    "CRAFT.CRAFT": {"upscale": 2, "depths": [2], "num_heads": [6]},
+    "RealCUGAN.UpCunet2x": {},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_another_architecture_gives_what_the_bare_network_gives(tmp_path, name):
+    module, kind = name.split(".")
+    with torchvision_replaced():
+        architecture = pytest.importorskip(f"spandrel.architectures.{module}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = getattr(architecture, kind)(**FOREIGN[name]).eval()
+    torch.save({"params": network.state_dict()}, tmp_path / "own.pth")
+    prescaler = load(tmp_path / "own.pth")
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = network(picture).clamp(0, 1)
+        assert prescaler.network is not None
+        assert torch.allclose(prescaler.network(picture), expected, atol=1e-4)
+    assert expected.std() > 0.01
+    assert prescaler.facts.factor == 2
+
+
 def test_a_grey_network_is_refused_by_its_channels(tmp_path):
     state = SRVGGNetCompact(2).state_dict()
     state["body.0.weight"] = state["body.0.weight"][:, :1].clone()

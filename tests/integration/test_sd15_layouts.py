@@ -300,3 +300,18 @@ def test_released_folders_differ_in_what_does_not_matter(folder, change):
 def test_a_folder_whose_autoencoder_is_given_needs_none(files, folder):
     shutil.rmtree(folder / "vae")
     assert equal(load_sd15(str(folder), vae=str(files.folder / "vae")))
+
+
+@pytest.mark.parametrize(
+    ("part", "given", "what"),
+    [
+        ("controlnet", "checkpoint", "a checkpoint"),
+        ("controlnet", "vae", "an autoencoder"),
+        ("vae", "controlnet", "a ControlNet"),
+        ("model", "controlnet", "a ControlNet"),
+    ],
+)
+def test_the_file_of_one_part_is_refused_as_another(files, part, given, what):
+    path = getattr(files, given)
+    with pytest.raises(BrokenWeightsError, match=rf"{path.name} is {what}.*; give a"):
+        load_single_file(files, **{part: str(path)})

@@ -226,7 +226,7 @@ def test_a_controlnet_file_with_a_missing_weight_is_refused(files, tmp_path):
 )
 def test_a_lora_for_something_else_is_refused(files, tmp_path, state, capfd):
     save_file(state, tmp_path / "odd.safetensors")
-    with pytest.raises(BrokenWeightsError, match=r"odd\.safetensors is (no LoRA|an emb)"):
+    with pytest.raises(BrokenWeightsError, match=r"odd\.safetensors is (not a LoRA|an emb)"):
         load_sd15(str(files.folder), loras=[(str(tmp_path / "odd.safetensors"), 1.0)])
     assert capfd.readouterr() == ("", "")
 

@@ -1,18 +1,22 @@
 """The whole way of a picture, on the tiny bundle and without a net before it."""
 
 import dataclasses
+import io
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from support import photograph
 
 from tegula import UpscaleOptions, Upscaler
 from tegula.errors import CancelledError, ImageError, OptionError, TooLargeError
+from tegula.images.encode import read_settings
 from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler, list_prescalers
+from tegula.pipeline.schedulers import NoiseSchedule
 from tegula.progress import STAGES
 from tests.tiny.networks import tiny_bundle
 
@@ -193,3 +197,69 @@ def test_the_pipeline_still_makes_the_stored_picture(upscaler):
     made = np.asarray(result.image).astype(int)
     assert made.shape == stored.shape
     assert np.abs(made - stored).max() <= 2
+
+
+def test_a_crop_has_the_noise_that_its_place_has_in_the_whole(upscaler, monkeypatch):
+    noises = []
+    noised = NoiseSchedule.noised
+
+    def seen(schedule, clean, noise, step):
+        noises.append(noise)
+        return noised(schedule, clean, noise, step)
+
+    monkeypatch.setattr(NoiseSchedule, "noised", seen)
+    source = picture(160, 120)
+    upscaler.upscale(source, asked(window=64))
+    trial = upscaler.upscale(source, asked(window=64, crop=(101, 71, 20, 16)))
+    whole, crop = noises
+    # 32 source pixels before the crop is 69 and 39; the nearest lines of the grid are 64 and 32.
+    factor = upscaler.bundle.facts.latent_factor
+    left, top = 64 * 2 // factor, 32 * 2 // factor
+    there = whole[..., top : top + crop.shape[-2], left : left + crop.shape[-1]]
+    assert there.shape[-1] > 100 // factor
+    assert torch.equal(crop[..., : there.shape[-2], : there.shape[-1]], there)
+    assert trial.image.size == (40, 32)
+    assert trial.source.tobytes() == source.crop((101, 71, 121, 87)).tobytes()
+
+
+def test_options_may_be_given_by_name_and_are_checked(upscaler):
+    result = upscaler.upscale(picture(8, 8), asked(scale=3), scale=2, seed=9)
+    assert (result.image.size, result.seed) == ((16, 16), 9)
+    with pytest.raises(OptionError, match="scal"):
+        upscaler.upscale(picture(8, 8), scal=2)
+    with pytest.raises(OptionError, match="options is a dict; give UpscaleOptions"):
+        upscaler.upscale(picture(8, 8), {"scale": 2})
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif"])
+def test_a_saved_result_keeps_profile_metadata_and_settings(upscaler, tmp_path, name):
+    source = picture()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x013B] = "A. Painter"
+    stream = io.BytesIO()
+    source.save(stream, "PNG", icc_profile=profile, exif=exif)
+    result = upscaler.upscale(stream.getvalue(), asked())
+    assert result.save(tmp_path / name) == ()
+    with Image.open(tmp_path / name) as saved:
+        assert saved.info["icc_profile"] == profile
+        assert saved.getexif()[0x013B] == "A. Painter"
+    assert read_settings(tmp_path / name)["seed"] == result.seed
+
+
+def test_a_result_of_sixteen_bits_is_saved_with_them_and_shows_itself_in_a_notebook(
+    upscaler, tmp_path
+):
+    ramp = np.linspace(0, 65535, 32 * 24, dtype=np.uint16).reshape(24, 32, 1).repeat(3, 2)
+    result = upscaler.upscale(ramp, asked(creativity=0.0))
+    result.save(str(tmp_path / "a.png"))
+    assert cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED).dtype == np.uint16
+    with Image.open(io.BytesIO(result._repr_png_())) as shown:
+        assert shown.size == result.image.size
+
+
+def test_a_result_is_not_saved_under_an_ending_of_no_format(upscaler, tmp_path):
+    result = upscaler.upscale(picture(8, 8), asked(creativity=0.0))
+    with pytest.raises(OptionError):
+        result.save(tmp_path / "a.bmp")
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,8 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from tegula.images.colour_tags import avif_facts, icc_profile
 from tegula.images.encode import encode
-from tegula.images.open import decode
+from tegula.images.metadata import Metadata
+from tegula.images.open import decode, in_srgb
 from tegula.images.pixels import to_image
 from tegula.images.profiles import ParametricCurve, colour_space, srgb_decoded
 
@@ -87,8 +88,10 @@ def test_chromaticities_count_in_png():
 
 
 def test_unknown_code_points_are_said():
-    picture = read(png(chunks=[(b"cICP", bytes([77, 13, 0, 1]))]))
-    assert "77" in picture.facts.warnings[0]
+    for codes in ([77, 13, 0, 1], [12, 13, 0, 0]):
+        picture = read(png(chunks=[(b"cICP", bytes(codes))]))
+        assert str(codes[0]) in picture.facts.warnings[0]
+        assert np.array_equal(np.asarray(to_image(picture.rgb)), COLOURS)
 
 
 @pytest.mark.parametrize("transfer", [16, 18])
@@ -162,6 +165,14 @@ def test_adobe_rgb_by_exif_alone_is_adobe_rgb(how):
     got = srgb_decoded(wide(picture)[8, 8]) @ srgb_to_xyz.T
     assert np.abs(got - to_xyz @ light).max() < 0.01
     assert picture.facts.metadata.profile is not None
+
+
+def test_a_result_is_shown_beside_its_source_in_srgb():
+    picture = read(png(chunks=[(b"cICP", bytes([12, 13, 0, 1]))]))
+    shown = in_srgb(Image.fromarray(COLOURS), picture.facts.metadata)
+    assert np.array_equal(np.asarray(shown), np.asarray(to_image(picture.rgb)))
+    image = Image.fromarray(COLOURS)
+    assert in_srgb(image, Metadata()) is image
 
 
 def test_a_written_profile_has_the_primaries_that_it_was_given():

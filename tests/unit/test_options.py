@@ -1,6 +1,7 @@
 """The options of an upscale: what is refused and how, and what a preset fills."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tegula.options import (
     UpscaleOptions,
     resolve,
     target_size,
+    with_context,
 )
 
 NUMBERS = [name for name, schema in OPTIONS.items() if "maximum" in schema]
@@ -144,7 +146,7 @@ def test_the_pixel_limit_counts_the_crop_not_the_whole():
 
 
 def test_every_option_of_a_preset_is_filled_and_none_is_left_open():
-    stay_open = {"scale", "resolution", "size", "crop", "window_batch"}
+    stay_open = {"scale", "resolution", "size", "crop", "window_batch", "whole"}
     for preset in PRESETS:
         resolved = resolve(UpscaleOptions(preset=preset), SD15, 512, (10, 10))
         assert {name for name, value in resolved if value is None} == stay_open
@@ -172,9 +174,15 @@ def test_the_settings_of_a_result_keep_their_form():
     settings = resolve(
         UpscaleOptions(scale=2, regions=("0,0,0.5,1:a tree",)), SD15, 512, (10, 10)
     ).settings()
-    assert not {"scale", "resolution", "size", "crop", "max_pixels", "placed_regions"} & set(
-        settings
-    )
+    assert not {
+        "scale",
+        "resolution",
+        "size",
+        "crop",
+        "max_pixels",
+        "placed_regions",
+        "place",
+    } & set(settings)
     assert (settings["width"], settings["height"]) == (20, 20)
     assert settings["regions"] == (
         {"left": 0, "top": 0, "right": 10, "bottom": 20, "feather": 1.25, "prompt": "a tree"},
@@ -187,7 +195,29 @@ def test_the_settings_of_a_result_keep_their_form():
 
 def test_resolved_options_narrow_what_is_open_and_declare_nothing_anew():
     own = set(ResolvedOptions.__annotations__)
-    assert own - set(OPTIONS) == {"width", "height", "placed_regions"}
+    assert own - set(OPTIONS) == {"width", "height", "placed_regions", "whole", "offset"}
     assert own & set(OPTIONS) == {*PresetValues.model_fields, "seed", "window"}
     source = Path(__file__).parents[2] / "src" / "tegula" / "options.py"
     assert source.read_text().count("Denoise strength: 0 leaves") == 1
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 1.7, 8])
+@pytest.mark.parametrize("crop", [(0, 0, 10, 10), (101, 61, 121, 119), (300, 200, 151, 100)])
+def test_a_crop_gets_context_and_begins_where_the_nets_grid_has_a_line(scale, crop):
+    size = (451, 300)
+    options = UpscaleOptions(scale=scale, crop=crop)
+    around = with_context(options, size).crop
+    assert around is not None
+    x, y, width, height = around
+    for start, side, first, length, whole in zip(
+        crop[:2], crop[2:], (x, y), (width, height), size, strict=True
+    ):
+        assert first == 0 or start - first >= 32
+        assert first + length == min(whole, start + side + 32)
+        off = abs(math.remainder(first * scale, 64))
+        assert off <= scale / 2
+
+
+def test_a_crop_as_large_as_the_limit_allows_goes_without_context():
+    options = UpscaleOptions(scale=2, crop=(50, 50, 20, 20), max_pixels=40 * 40)
+    assert with_context(options, (200, 200)) == options

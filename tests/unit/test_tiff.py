@@ -56,6 +56,75 @@ def test_every_type_is_read_in_either_layout(kind, planar, compression):
     assert upright_size(data, max_pixels=1000) == (WIDTH, HEIGHT)
 
 
+def lzw(data):
+    """Pack bytes by LZW as TIFF 6.0 has it, with no code but those of single bytes."""
+    bits = []
+    for start in range(0, len(data), 250):  # before the codes would grow to ten bits
+        bits.append(format(256, "09b"))
+        bits += [format(byte, "09b") for byte in data[start : start + 250]]
+    bits.append(format(257, "09b"))
+    stream = "".join(bits)
+    stream += "0" * (-len(stream) % 8)
+    return int(stream, 2).to_bytes(len(stream) // 8, "big")
+
+
+def packed_tiff(values, photometric, *, order="<", tile=None, planar=False, extras=()):
+    """A TIFF file of samples compressed by LZW, which tifffile alone does not write."""
+    height, width, channels = values.shape
+    kind = values.dtype.newbyteorder(order)
+    planes = [values[..., i : i + 1] for i in range(channels)] if planar else [values]
+    segments = []
+    for plane in planes:
+        if tile is None:
+            segments.append(lzw(plane.astype(kind).tobytes()))
+            continue
+        padded = np.zeros(
+            (-(-height // tile) * tile, -(-width // tile) * tile, plane.shape[2]), kind
+        )
+        padded[:height, :width] = plane
+        segments += [
+            lzw(np.ascontiguousarray(padded[y : y + tile, x : x + tile]).tobytes())
+            for y in range(0, height, tile)
+            for x in range(0, width, tile)
+        ]
+    tags = {
+        256: width, 257: height, 258: (8 * values.dtype.itemsize,) * channels, 259: 5,
+        262: photometric, 277: channels, 284: 2 if planar else 1,
+        339: ({"u": 1, "f": 3}[values.dtype.kind],) * channels,
+    }  # fmt: skip
+    if extras:
+        tags[338] = extras
+    places, counts = (273, 279) if tile is None else (324, 325)
+    tags |= {278: height} if tile is None else {322: tile, 323: tile}
+    directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II" if order == "<" else b"MM")
+    starts = [sum(map(len, segments[:i])) for i in range(len(segments))]
+    directory.tagtype[places] = directory.tagtype[counts] = 4
+    for tag, value in tags.items():
+        directory[tag] = value
+    directory[places], directory[counts] = tuple(starts), tuple(map(len, segments))
+    if tile is not None:
+        length = 8 + len(directory.tobytes(8))
+        directory[places] = tuple(start + length for start in starts)
+    head = b"II*\0\x08\0\0\0" if order == "<" else b"MM\0*\0\0\0\x08"
+    return head + directory.tobytes(8) + b"".join(segments)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("tile", [None, 16])
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("kind", ["uint16", "float32"])
+def test_deep_samples_packed_by_lzw_are_read_in_any_layout(kind, planar, tile, order):
+    alpha = np.clip(RAMP * 2, 0.25, 1)[..., None]
+    given = {"order": order, "tile": tile, "planar": planar}
+    multiplied = np.concatenate([COLOURS * alpha, alpha], axis=-1)
+    picture = read(packed_tiff(as_type(multiplied, kind), 2, extras=1, **given))
+    assert np.abs(picture.rgb - COLOURS).max() <= 2e-4
+    assert np.abs(picture.alpha - alpha[..., 0]).max() <= 2e-5
+    picture = read(packed_tiff(as_type(1 - RAMP, kind)[..., None], 0, **given))
+    assert np.abs(picture.rgb[..., 0] - RAMP).max() <= 2e-5
+    assert picture.facts.greyscale
+
+
 @pytest.mark.parametrize("tile", [None, (16, 16)])
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 def test_white_is_zero_where_the_file_says_so(kind, tile):
@@ -109,6 +178,8 @@ def test_cmyk_of_sixteen_bits_in_planes_is_read():
     inks[1] = 65535
     picture = read(tiff(inks, photometric="separated", planarconfig="separate"))
     assert np.allclose(picture.rgb, [1, 0, 1], atol=0.01)
+    assert picture.facts.depth == 8
+    assert "8 of its 16 bits" in picture.facts.warnings[1]
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
@@ -201,7 +272,7 @@ def test_the_preview_of_a_raw_file_is_not_taken_for_the_picture():
                 planarconfig="separate",
                 compression="lzma",
             ),
-            "16-bit planes compressed by LZMA",
+            "samples of 16 bits compressed by LZMA",
         ),
     ],
 )
@@ -224,3 +295,6 @@ def test_strips_beyond_the_file_or_beyond_their_size_are_refused():
         struct.pack_into("<I", changed, offset.valueoffset, len(honest))
     with pytest.raises(ImageError, match="damaged"):
         read(bytes(changed))
+    packed = packed_tiff(as_type(COLOURS, "uint16"), 2)
+    with pytest.raises(ImageError, match="damaged"):
+        read(packed[:-700] + bytes(700))

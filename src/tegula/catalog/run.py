@@ -64,7 +64,6 @@ def run(
         InputError, ModelError, NumericalError, OutOfMemoryError, CancelledError: as
             ``Upscaler.upscale`` does, or because the model cannot run here.
     """
-    from tegula.images.encode import encode
     from tegula.images.open import decode, inverted, reopened
 
     log = on_log or (lambda _sentence: None)
@@ -102,14 +101,7 @@ def run(
         picture = reopened(result.image, result.deep, result.metadata)
         del result  # a large one takes gigabytes, and the next pass needs its picture alone
         result = run_pass(number, picture)
-    encoded = encode(
-        result.image,
-        request.format,
-        quality=_QUALITY,
-        metadata=result.metadata,
-        settings=result.settings,
-        deep=result.deep,
-    )
+    encoded = result.encoded(request.format, quality=_QUALITY)
     for sentence in encoded.warnings:
         log(sentence)
     yield Output(

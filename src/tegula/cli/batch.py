@@ -201,16 +201,8 @@ class Batch:
     ) -> tuple[str, ...]:
         """Write the result and return what its format could not hold."""
         from tegula.folders import write_atomically
-        from tegula.images.encode import encode
 
-        encoded = encode(
-            result.image,
-            job.format,
-            quality=self.request.quality,
-            metadata=result.metadata,
-            settings=settings,
-            deep=result.deep,
-        )
+        encoded = result.encoded(job.format, quality=self.request.quality, settings=settings)
         if job.target is None:
             sys.stdout.buffer.write(encoded.data)
             sys.stdout.buffer.flush()
@@ -224,8 +216,10 @@ class Batch:
         if not self.request.side_files.compare or job.comparison is None:
             return None
         from tegula.images.encode import save, side_by_side
+        from tegula.images.open import in_srgb
 
-        save(side_by_side(result.source, result.image), job.comparison)
+        after = in_srgb(result.image, result.metadata)
+        save(side_by_side(result.source, after), job.comparison)
         return job.comparison
 
     def _report(

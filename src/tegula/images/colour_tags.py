@@ -41,6 +41,11 @@ _CURVES = {
 }
 _HIGH_RANGE = {16: "PQ", 18: "HLG"}
 
+_NOT_KNOWN = (
+    "The source marks its colour by the code points {}, which are not known here; it is taken "
+    "for sRGB."
+)
+
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
@@ -91,7 +96,9 @@ def colour_tag(image: Image.Image, file: BinaryIO | None) -> ColourTag:
         if image.format == "PNG" and file is not None:
             codes = _png_chunk(file, b"cICP")
             if codes is not None and len(codes) == 4:
-                return _by_codes(codes[0], codes[1], overrides=True)
+                if codes[2:] == b"\0\1":
+                    return _by_codes(codes[0], codes[1], overrides=True)
+                return ColourTag(remark=_NOT_KNOWN.format(", ".join(map(str, codes))))
         elif image.format == "AVIF" and file is not None:
             found = avif_facts(file).codes
             if found is not None:
@@ -110,10 +117,7 @@ def _by_codes(primaries: int, transfer: int, *, overrides: bool) -> ColourTag:
     if transfer in _HIGH_RANGE:
         return ColourTag(cicp=bytes([primaries, transfer, 0, 1]), overrides=overrides)
     if primaries not in _PRIMARIES or transfer not in _CURVES:
-        return ColourTag(
-            remark=f"The source marks its colour by the code points {primaries} and {transfer}, "
-            "which are not known; it is taken for sRGB."
-        )
+        return ColourTag(remark=_NOT_KNOWN.format(f"{primaries}, {transfer}"))
     name, chromaticities = _PRIMARIES[primaries]
     curve = _CURVES[transfer]
     if chromaticities == _BT709 and curve is _SRGB_CURVE:

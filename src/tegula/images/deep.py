@@ -45,6 +45,11 @@ class DeepPixels:
     samples: NDArray[np.uint16]
     depth: int
 
+    def crop(self, box: tuple[int, int, int, int]) -> DeepPixels:
+        """Return the part between the left, top, right and bottom of a box."""
+        left, top, right, bottom = box
+        return DeepPixels(self.samples[top:bottom, left:right].copy(), self.depth)
+
 
 def deep_png(samples: NDArray[np.uint16], parameters: Mapping[str, Any]) -> bytes:
     """Write a PNG file of sixteen bits.

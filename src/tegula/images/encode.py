@@ -36,6 +36,7 @@ from tegula.images.metadata import (
 )
 from tegula.images.open import Source, guarded, name_of, open_image, opened_file
 from tegula.images.pixels import Size
+from tegula.images.repair import repaired
 from tegula.images.samples import ArrayLike
 from tegula.images.tiff import main_page, metadata_carrier
 
@@ -175,7 +176,9 @@ def read_settings(source: Source) -> dict[str, Any] | None:
     if isinstance(source, ArrayLike):
         return None
     name = name_of(source)
-    with opened_file(source, _LARGEST_WITH_SETTINGS) as file:
+    with opened_file(source, _LARGEST_WITH_SETTINGS) as opened:
+        with guarded(name):
+            file = repaired(opened, name, header=True).file
         image = open_image(file, name)
         page = main_page(file, name) if image is None else None
         if page is not None:

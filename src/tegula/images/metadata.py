@@ -26,8 +26,7 @@ MAX_XMP = 1_048_576
 IFDS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 """The directories within EXIF that are kept."""
 
-_MAX_TEXT = 65_536
-"""Characters of the longest text of a PNG file that is kept."""
+_XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
 
 # Sizes, strips, tiles, compression, colour and thumbnail of the old pixels, and what Metadata
 # holds apart or not at all: orientation, resolution, XMP, IPTC, Photoshop's block, profile.
@@ -80,7 +79,6 @@ def read_metadata(image: Image.Image) -> tuple[Metadata, tuple[str, ...]]:
             if isinstance(value, str)
             and key not in (SETTINGS_KEY, "XML:com.adobe.xmp")
             and not key.startswith("Raw profile type")
-            and len(value) <= _MAX_TEXT
         },
         profile=image.info.get("icc_profile") or None,
         dpi=_dpi(image),
@@ -88,10 +86,23 @@ def read_metadata(image: Image.Image) -> tuple[Metadata, tuple[str, ...]]:
     return kept, tuple(xmp.stale)
 
 
+def exif_of(image: Image.Image) -> Image.Exif:
+    """Return EXIF as the file has it.
+
+    Pillow would add an orientation that stands in XMP alone, which viewers do not follow, and
+    would decode a PNG file in search of EXIF behind its pixels.
+    """
+    hidden = {key: image.info.pop(key) for key in _XMP_KEYS if key in image.info}
+    try:
+        return Image.Image.getexif(image)
+    finally:
+        image.info.update(hidden)
+
+
 def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1..8; 1 when there is none or it cannot be read."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        value = exif_of(image).get(ExifTags.Base.Orientation, 1)
     except Exception:  # hostile EXIF raises nearly anything
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -99,7 +110,7 @@ def orientation(image: Image.Image) -> int:
 
 def _exif(image: Image.Image) -> bytes | None:
     try:
-        exif = image.getexif()
+        exif = exif_of(image)
         kept = Image.Exif()
         for tag, value in exif.items():
             if tag not in IFDS and tag not in _LEFT_OUT_TAGS and tag < _FIRST_PRIVATE_TAG:

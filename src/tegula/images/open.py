@@ -1,18 +1,19 @@
 """Reading pictures: whatever is given becomes float32 arrays, upright and in sRGB.
 
 A picture goes through here once and forward: it is opened, its size is checked, its samples
-are decoded, brought to sRGB and turned upright. Seven formats are opened, by their content
-and whatever the file is called. The size is checked before a pixel is decoded, against the
-caller's limit in place of Pillow's. Whatever a decoder raises becomes an ``ImageError`` of
-one sentence.
+are decoded, brought to sRGB and turned upright. Eight formats are opened, by their content
+and whatever the file is called; HEIC needs a library that is optional. The size is checked
+before a pixel is decoded, against the caller's limit in place of Pillow's. Whatever a decoder
+raises becomes an ``ImageError`` of one sentence.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,18 @@ from tegula.images.metadata import (
 )
 from tegula.images.pixels import Float, Size, to_image
 from tegula.images.profiles import colour_space, into_srgb, is_nearly_srgb
+from tegula.images.repair import (
+    NO_END,
+    PROFILE_CHUNK,
+    bit_fields,
+    damaged,
+    foreign_kind,
+    is_heif,
+    not_supported,
+    open_heif,
+    repaired,
+    with_end,
+)
 from tegula.images.samples import (
     ArrayLike,
     Samples,
@@ -61,7 +74,7 @@ class Facts:
     size: width and height of the whole source in pixels, upright.
     format: Pillow's name of the file format, such as "PNG"; None for a picture in memory.
     greyscale: the source has no colour, by its mode, channels or palette.
-    depth: bits a channel in the source, 8 for fewer; 32 for floats.
+    depth: bits a channel in the source, 8 for fewer; also of floats.
     jpeg_quality: 1..100, estimated from the quantisation tables; None unless JPEG.
     metadata: what a result takes over, with the ICC profile to restore.
     warnings: sentences on what could not be kept.
@@ -95,8 +108,9 @@ class Picture:
 def decode(source: Source, *, max_pixels: int) -> Picture:
     """Read a picture: first frame, upright by its EXIF orientation, converted to sRGB.
 
-    Reads PNG, JPEG, WebP, AVIF, TIFF, BMP and GIF by content, whatever the file is called.
-    Sixteen-bit and float samples keep their depth. A PNG gamma without a profile counts.
+    Reads PNG, JPEG, WebP, AVIF, TIFF, BMP, GIF and, with pillow-heif, HEIC by content,
+    whatever the file is called. Sixteen-bit and float samples keep their depth. A PNG gamma
+    without a profile counts.
 
     Args:
         source: a path, the bytes of a file, a binary stream, a Pillow image, a numpy array
@@ -122,19 +136,23 @@ def decode(source: Source, *, max_pixels: int) -> Picture:
         values = channels_last(source, name)
         check_size(values.shape[1], values.shape[0], max_pixels, name)
         return _bare_picture(array_samples(values, name), None)
-    with opened_file(source, max_pixels) as file:
+    with opened_file(source, max_pixels) as opened:
+        file, remarks = _repaired(opened, name)
         image = open_image(file, name)
         if image is None or image.format == "TIFF":
             page = main_page(file, name)
             if page is not None:
                 return _tiff_picture(page, image, file, max_pixels, name)
         if image is None:
-            raise _not_an_image(name)
+            raise _not_an_image(file, name)
         check_size(*image.size, max_pixels, name)
         with guarded(name):
-            image = _verified(image, file, name)
-            image.load()
-            return _picture(image, file)
+            image, no_end = _loaded(image, file, name)
+            picture = _picture(image, file)
+            warnings = (*remarks, *no_end, *picture.facts.warnings)
+            return dataclasses.replace(
+                picture, facts=dataclasses.replace(picture.facts, warnings=warnings)
+            )
 
 
 def inverted(source: Source, max_pixels: int) -> Image.Image:
@@ -166,6 +184,14 @@ def reopened(image: Image.Image, deep: DeepPixels | None, metadata: Metadata) ->
     return dataclasses.replace(picture, facts=dataclasses.replace(picture.facts, metadata=metadata))
 
 
+def in_srgb(image: Image.Image, metadata: Metadata) -> Image.Image:
+    """Return a result as sRGB, to be shown beside others; itself where it is that already."""
+    if metadata.profile is None:
+        return image
+    picture = reopened(image, None, metadata)
+    return to_image(picture.rgb, picture.alpha)
+
+
 def upright_size(source: str | Path | bytes, *, max_pixels: int) -> Size:
     """Return the width and height of an image, upright, from its header alone.
 
@@ -173,19 +199,17 @@ def upright_size(source: str | Path | bytes, *, max_pixels: int) -> Size:
         PathError, ImageError, TooLargeError: as ``decode``, as far as the header tells.
     """
     name = name_of(source)
-    with opened_file(source, max_pixels) as file:
+    with opened_file(source, max_pixels) as opened:
+        file, _ = _repaired(opened, name, header=True)
         image = open_image(file, name)
         page = main_page(file, name) if image is None or image.format == "TIFF" else None
         if page is not None:
             size = size_of(page)
         elif image is None:
-            raise _not_an_image(name)
+            raise _not_an_image(file, name)
         else:
-            # Pillow has exchanged the sides of a turned TIFF file already, and would decode
-            # a whole PNG file in search of an orientation that its header does not have.
-            lacks_exif = image.format == "PNG" and "exif" not in image.info
-            is_settled = image.format == "TIFF" or lacks_exif
-            is_turned = not is_settled and orientation(image) >= 5
+            # Pillow has exchanged the sides of a turned TIFF file already.
+            is_turned = image.format != "TIFF" and orientation(image) >= 5
             size = image.size[::-1] if is_turned else image.size
         check_size(*size, max_pixels, name)
         return size
@@ -195,6 +219,9 @@ def upright_size(source: str | Path | bytes, *, max_pixels: int) -> Size:
 
 # A stream may hold what the largest picture takes without compression, four floats a pixel,
 # and as much metadata again as anybody has.
+_UNSUPPORTED = re.compile(r"^(unsupported|cannot handle|unknown \w+ (mode|category|method))", re.I)
+"""How Pillow's messages begin for kinds of a format that it does not read."""
+
 _BYTES_PER_PIXEL = 16
 _HEADROOM = 64 * 2**20
 
@@ -276,14 +303,33 @@ def open_image(file: BinaryIO, name: str) -> Image.Image | None:
         if factory is None or accepts is None or accepts(prefix) is not True:
             continue
         file.seek(0)
+        if format_name == "AVIF" and is_heif(file):
+            continue
+        file.seek(0)
         with guarded(name):
-            try:
-                return factory(file, "")
-            except SyntaxError:
-                if format_name == "TIFF":
-                    return None
-                raise
-    return None
+            return _opened_as(format_name, factory, file)
+    with guarded(name):
+        return open_heif(file, name) if is_heif(file) else None
+
+
+def _opened_as(
+    format_name: str, factory: Callable[..., Image.Image], file: BinaryIO
+) -> Image.Image | None:
+    try:
+        image = factory(file, "")
+    except SyntaxError:
+        if format_name == "TIFF":
+            return None
+        raise
+    except OSError:
+        plain = bit_fields(file) if format_name == "BMP" else None
+        if plain is None:
+            raise
+        return plain
+    chunks = dict(getattr(image, "private_chunks", ()))
+    if PROFILE_CHUNK in chunks:
+        image.info["icc_profile"] = chunks[PROFILE_CHUNK]
+    return image
 
 
 @contextmanager
@@ -303,7 +349,10 @@ def guarded(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise TooLargeError(f"{name} claims more pixels than can be decoded.") from error
     except Exception as error:
-        raise ImageError(f"{name} is a damaged or truncated image; save it again.") from error
+        unsupported = _UNSUPPORTED.search(str(error))
+        if unsupported is not None:
+            raise not_supported(name, f"an image of a kind ({error})") from error
+        raise damaged(name) from error
 
 
 def check_size(width: int, height: int, max_pixels: int, name: str) -> None:
@@ -322,19 +371,33 @@ def check_size(width: int, height: int, max_pixels: int, name: str) -> None:
         )
 
 
-def _verified(image: Image.Image, file: BinaryIO, name: str) -> Image.Image:
-    """Check the checksums of a PNG file, which loading alone does not do for pixels."""
-    if image.format != "PNG":
-        return image
-    image.verify()
-    again = open_image(file, name)  # an image can be verified or loaded, and not both
-    if again is None:
-        raise ImageError(f"{name} changed while it was read; try again.")
-    return again
+def _repaired(
+    file: BinaryIO, name: str, *, header: bool = False
+) -> tuple[BinaryIO, tuple[str, ...]]:
+    with guarded(name):
+        found = repaired(file, name, header=header)
+    return found.file, found.remarks
 
 
-def _not_an_image(name: str) -> ImageError:
-    return ImageError(f"{name} is not a PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF image.")
+def _loaded(image: Image.Image, file: BinaryIO, name: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """Decode the pixels, also of a JPEG file that lacks nothing but its end marker."""
+    try:
+        image.load()
+    except OSError:
+        ended = with_end(file) if image.format in ("JPEG", "MPO") else None
+        again = None if ended is None else open_image(ended, name)
+        if again is None:
+            raise
+        again.load()
+        return again, (NO_END,)
+    return image, ()
+
+
+def _not_an_image(file: BinaryIO, name: str) -> ImageError:
+    kind = foreign_kind(file)
+    if kind is not None:
+        return not_supported(name, kind)
+    return ImageError(f"{name} is not a PNG, JPEG, WebP, AVIF, HEIC, TIFF, BMP or GIF image.")
 
 
 # From an opened image to the picture: samples, then colour, then orientation.

@@ -147,16 +147,18 @@ def print_samples(image: Image.Image, profile: bytes | None) -> Samples:
 
 def tiff_samples(source: TiffValues, profile: bytes | None) -> Samples:
     """Return the samples of a TIFF picture; L*a*b* and CMYK in sRGB."""
+    depth, remarks = source.depth, source.remarks
     if source.space == "cmyk":
         samples = print_samples(Image.fromarray(source.values, "CMYK"), profile)
+        depth, remarks = _SHALLOW, (f"The source is read with 8 of its {depth} bits.", *remarks)
     elif source.space == "lab":
         samples = _split(srgb_of_lab(source.values), 1)
         remark = "The source is LAB; the result is sRGB."
         samples = dataclasses.replace(samples, converted=True, remarks=(remark,))
     else:
         samples = _split(source.values, 1)
-    remarks = (*samples.remarks, *source.remarks)
-    return dataclasses.replace(samples, depth=source.depth, format="TIFF", remarks=remarks)
+    remarks = (*samples.remarks, *remarks)
+    return dataclasses.replace(samples, depth=depth, format="TIFF", remarks=remarks)
 
 
 def _deep_samples(file: BinaryIO, white: int) -> Samples | None:

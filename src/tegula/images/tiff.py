@@ -3,8 +3,8 @@
 What the tags say of the samples is read before the samples are. Pillow decodes the common
 kinds of eight bits; the others are decoded by tifffile, which takes planes, tiles, half
 floats and any directory of the file, but without further packages only files that are not
-compressed or compressed by Deflate. LZW and its kin, in samples side by side, go through
-OpenCV. Whatever none of them understands is refused by name.
+compressed or compressed by Deflate. LZW and its kin go through OpenCV, in files that are made
+for it. Whatever none of them understands is refused by name.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import cv2
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from tegula.errors import ImageError
 from tegula.images.pixels import Size
 
-# What tifffile thinks of odd tags would be printed, or fill a server's log.
+# What tifffile and OpenCV think of damaged files would be printed, or fill a server's log.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 logging.getLogger("tifffile").propagate = False
 
@@ -35,6 +36,7 @@ _BY_PILLOW = (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _CI
 _COLOUR_CHANNELS = {0: 1, 1: 1, 2: 3, 5: 4, 8: 3, 9: 3}
 
 _NOT_COMPRESSED, _DEFLATE = 1, (8, 32946)
+_SURE_OF_LIBTIFF = (_NOT_COMPRESSED, 5, 8, 32773, 32946)  # also LZW and PackBits
 _PREDICTORS = (1, 2)  # none, and differences of integers; not that of floats
 _DNG_VERSION, _SUB_DIRECTORIES, _ORIENTATION, _XMP, _PROFILE = 50706, 330, 274, 700, 34675
 _ASSOCIATED, _UNASSOCIATED = 1, 2
@@ -156,22 +158,22 @@ def read_values(page: tifffile.TiffPage, file: BinaryIO, name: str) -> TiffValue
         raise _not_read(name, f"samples of the kind {what}, {max(bits)} bits, {sample_format}")
     if not colours <= page.samplesperpixel <= _MOST_SAMPLES or page.imagedepth != 1:
         raise _not_read(name, f"{page.samplesperpixel} samples a pixel, {page.imagedepth} deep")
-    values, turn = _decoded(page, file, name), _turn(page)
+    values = _decoded(page, file, name)
     if values is None:
-        values, turn = _by_opencv(page, file, name), 1
+        values = _by_opencv(page, file, name)
     values, extra = values[..., :colours], values[..., colours:]
     floats = _scaled(values, bits[0], photometric, name)
     alpha, remarks = _alpha(page, extra, bits[0], name)
     if photometric == _CMYK:
         inks = np.rint(np.clip(floats, 0, 1) * 255).astype(np.uint8)
-        return TiffValues(inks, "cmyk", bits[0], turn, remarks)
+        return TiffValues(inks, "cmyk", bits[0], _turn(page), remarks)
     if photometric in (_CIELAB, _ICCLAB):
-        return TiffValues(floats, "lab", bits[0], turn, remarks)
+        return TiffValues(floats, "lab", bits[0], _turn(page), remarks)
     if alpha is not None:
         if _ASSOCIATED in _extras(page):
             floats /= np.maximum(alpha, np.float32(1e-6))
         floats = np.concatenate([floats, alpha], axis=2)
-    return TiffValues(floats, "rgb" if colours == 3 else "grey", bits[0], turn, remarks)
+    return TiffValues(floats, "rgb" if colours == 3 else "grey", bits[0], _turn(page), remarks)
 
 
 def _not_read(name: str, what: str) -> ImageError:
@@ -240,33 +242,80 @@ def _check_segments(page: tifffile.TiffPage, file: BinaryIO, name: str, compress
 
 
 def _by_opencv(page: tifffile.TiffPage, file: BinaryIO, name: str) -> NDArray[Any]:
-    """Decode samples that lie side by side; OpenCV's libtiff knows LZW, PackBits and others.
+    """Decode as [height, width, channels] by OpenCV's libtiff, which knows LZW and others.
 
-    The picture comes upright. Packed samples of 10, 12 and 14 bits come in the upper bits of
-    sixteen.
+    It reads grey and RGB side by side. So each plane, or all samples, are put into a file of
+    their own that says no more of them; what they mean is said by the page.
     """
+    samples, bits = page.samplesperpixel, max(_bits(page))
+    planes = samples if _number(page.planarconfig) == 2 else 1
     what = getattr(page.compression, "name", str(page.compression))
-    is_planar = _number(page.planarconfig) == 2 and page.samplesperpixel > 1
-    refusal = ImageError(
-        f"{name} is a TIFF file with {max(_bits(page))}-bit "
-        f"{'planes' if is_planar else 'samples'} compressed by {what}, which is not read; "
-        "save it without compression."
-    )
-    is_common = _number(page.photometric) in (_BLACK_IS_ZERO, _RGB)
-    if is_planar or page.index != 0 or not is_common or page.samplesperpixel not in (1, 3, 4):
+    refusal = _not_read(name, f"{samples} samples of {bits} bits compressed by {what}")
+    if samples // planes not in (1, 3, 4):
         raise refusal
-    file.seek(0)
+    _check_segments(page, file, name, _number(page.compression))
+    count = len(page.dataoffsets) // planes
+    decoded = []
+    for start in range(0, planes * count, count):
+        part = slice(start, start + count)
+        values = _libtiff_values(_bare_file(page, file, part, samples // planes))
+        if values is None or values.dtype.itemsize * 8 < bits:
+            damage = ImageError(f"{name} is a damaged or truncated image; save it again.")
+            raise damage if _number(page.compression) in _SURE_OF_LIBTIFF else refusal
+        decoded.append(values)
+    joined: NDArray[Any] = np.concatenate(decoded, axis=2)
+    return joined >> (16 - bits) if bits in (10, 12, 14) else joined
+
+
+def _libtiff_values(data: bytes) -> NDArray[Any] | None:
+    """Decode a file of grey or RGB; packed samples come in the upper bits of sixteen."""
     try:
-        values = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
-        values = None
-    if values is None or values.dtype.itemsize * 8 < max(_bits(page)):
-        raise refusal
-    if max(_bits(page)) in (10, 12, 14):
-        values = values >> (16 - max(_bits(page)))
-    if values.ndim == 2:
-        return np.asarray(values[..., None])
-    return np.asarray(values[..., [2, 1, 0, 3][: values.shape[2]]])
+        return None
+    if values is None:
+        return None
+    return np.asarray(
+        values[..., None] if values.ndim == 2 else values[..., [2, 1, 0, 3][: values.shape[2]]]
+    )
+
+
+def _bare_file(page: tifffile.TiffPage, file: BinaryIO, part: slice, samples: int) -> bytes:
+    """Return a TIFF file of some strips or tiles that holds nothing but samples.
+
+    Args:
+        page: the directory that they are from.
+        file: that the directory is in.
+        part: which of its strips or tiles.
+        samples: of a pixel in each: 1 for grey, 3 or 4 for RGB.
+    """
+    order = page.parent.byteorder
+    directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II" if order == "<" else b"MM")
+    directory[256], directory[257] = page.imagewidth, page.imagelength
+    directory[258], directory[339] = (
+        (max(_bits(page)),) * samples,
+        (_number(page.sampleformat or 1),) * samples,
+    )
+    directory[259], directory[262] = _number(page.compression), 1 if samples == 1 else 2
+    directory[266], directory[277], directory[284] = _number(page.fillorder), samples, 1
+    directory[317] = int(page.predictor)
+    if samples == 4:
+        directory[338] = _UNASSOCIATED
+    segments = []
+    for offset, count in zip(page.dataoffsets[part], page.databytecounts[part], strict=True):
+        file.seek(offset)
+        segments.append(file.read(count))
+    starts = np.cumsum([0, *map(len, segments[:-1])])
+    places, counts = (324, 325) if page.is_tiled else (273, 279)
+    directory.tagtype[places] = directory.tagtype[counts] = 4
+    directory[places], directory[counts] = tuple(map(int, starts)), tuple(map(len, segments))
+    if page.is_tiled:  # of strips, Pillow counts from the end of the directory by itself
+        directory[322], directory[323] = page.tilewidth, page.tilelength
+        directory[places] = tuple(int(start) + 8 + len(directory.tobytes(8)) for start in starts)
+    else:
+        directory[278] = page.rowsperstrip
+    head = b"II*\0\x08\0\0\0" if order == "<" else b"MM\0*\0\0\0\x08"
+    return b"".join([head, directory.tobytes(8), *segments])
 
 
 def _scaled(values: NDArray[Any], bits: int, photometric: int, name: str) -> NDArray[Any]:

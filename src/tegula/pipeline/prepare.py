@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from tegula.errors import OptionError
 from tegula.images.adjust import flatness, soften_blocks
 from tegula.images.open import Facts, Picture, Source, decode
 from tegula.images.pixels import Float, Size, fill_hidden, goes_on_hidden
 from tegula.models.prescalers import LANCZOS
-from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part
+from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part, with_context
 
 # JPEG qualities, measured on photographs damaged at known quality, by PSNR of the result to
 # the truth. The nets were trained on compressed pictures and undo most of it themselves.
@@ -24,8 +23,8 @@ MENDED_BELOW_FOR_RESAMPLING = 75
 class Prepared:
     """A source, ready to be enlarged.
 
-    rgb: float32 [height, width, 3], 0..1, sRGB, cropped; hidden colours filled in, unless the
-        picture goes on there.
+    rgb: float32 [height, width, 3], 0..1, sRGB; of a crop with its context; hidden colours
+        filled in, unless the picture goes on there.
     alpha: float32 [height, width], 0..1, or None.
     beyond: what sRGB cannot hold of the source, to be added to the result; as in ``Picture``.
     facts: what the source is beside its pixels; its size is that of the whole source.
@@ -40,12 +39,12 @@ class Prepared:
 
     @property
     def size(self) -> Size:
-        """Width and height of what will be enlarged, in pixels: after the crop."""
+        """Width and height of what will be enlarged, in pixels."""
         return self.rgb.shape[1], self.rgb.shape[0]
 
 
 def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
-    """Decode the source within limits, cut out the crop, and reduce JPEG damage.
+    """Decode the source within limits, cut out the crop with its context, and reduce JPEG damage.
 
     Args:
         source: what ``decode`` reads, or what it returned.
@@ -62,14 +61,9 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
     else:
         picture = decode(source, max_pixels=options.max_pixels)
     rgb, alpha, facts, beyond = picture.rgb, picture.alpha, picture.facts, picture.beyond
-    if options.crop is not None:
-        x, y, width, height = options.crop
-        across, down = facts.size
-        if width < 1 or height < 1 or x + width > across or y + height > down:
-            raise OptionError(
-                f"The crop {x},{y},{width},{height} leaves the picture, which is "
-                f"{across}x{down}; give x,y,width,height inside it."
-            )
+    crop = with_context(options, facts.size).crop
+    if crop is not None:
+        x, y, width, height = crop
         # Copies, so that the whole source can be freed.
         part = slice(y, y + height), slice(x, x + width)
         rgb = rgb[part].copy()

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tegula.images.pixels import Float
-from tegula.models.bundle import Bundle, ControlImage
+from tegula.images.pixels import Float, Size
+from tegula.models.bundle import Bundle, ControlImage, TileableAutoencoder
 from tegula.models.device import home_of
 from tegula.options import ResolvedOptions
 from tegula.pipeline import autoencoder
@@ -132,7 +132,9 @@ class Diffusion:
     ) -> Iterator[Tensor]:
         """Yield what becomes of each piece, [1, 3, height, width], not clamped.
 
-        Every piece starts from the same noise. All are read before the first is yielded.
+        Every piece starts from the same noise, but for the canvas of a crop: its noise is
+        that of its place in the whole, so that a crop shows what the whole will show. All
+        pieces are read before the first is yielded.
 
         Args:
             canvas: [1, 3, height, width], as ``control`` lies; the pieces are read from it.
@@ -173,7 +175,10 @@ class Diffusion:
                 for piece, generator in zip(pieces, generators, strict=True)
             ]
         ).to(bundle.device)
-        drawn = [torch.randn(initial[:1].shape, generator=each) for each in generators]
+        if options.whole is not None and options.mode == "canvas":
+            drawn = [self._noise_at(options.offset, options.whole, initial[:1].shape)]
+        else:
+            drawn = [torch.randn(initial[:1].shape, generator=each) for each in generators]
         noise = torch.cat(drawn).to(bundle.device)
         schedule, mask = self.schedule(denoise_strength), None
         if self.strength is not None:
@@ -198,6 +203,29 @@ class Diffusion:
         start = [schedule.noised(initial, noise, 0)]
         del initial, noise, drawn
         return sampler.sample(start.pop(), schedule, generators, progress, mask, watch)
+
+    def _noise_at(self, offset: Size, whole: Size, shape: torch.Size) -> Tensor:
+        """Return the noise that the canvas of the whole result has where a crop of it lies.
+
+        Args:
+            offset: of the crop, in pixels of the whole result.
+            whole: width and height of the whole result.
+            shape: [1, channels, height, width] of the crop's canvas.
+        """
+        options, facts, factor = self._options, self._bundle.facts, self._bundle.facts.latent_factor
+        canvas = canvas_piece(facts, *whole, options.window, options.overlap).area
+        of_whole = (*shape[:2], canvas.height // factor, canvas.width // factor)
+        generator = torch.Generator("cpu").manual_seed(options.seed)
+        if isinstance(self._bundle.autoencoder, TileableAutoencoder):
+            # It drew a sample of the posterior before the noise.
+            torch.randn(of_whole, generator=generator)
+        noise = torch.randn(of_whole, generator=generator)
+        left, top = round(offset[0] / factor), round(offset[1] / factor)
+        inside = noise[..., top : top + shape[-2], left : left + shape[-1]]
+        # The canvas of a small crop is a window, which may reach beyond the canvas of the whole.
+        placed = torch.randn(shape, generator=generator)
+        placed[..., : inside.shape[-2], : inside.shape[-1]] = inside
+        return placed
 
 
 def to_tensor(picture: Float, home: torch.device) -> Tensor:

@@ -1,0 +1,358 @@
+"""Files that are odd around their pixels: read where the pixels are whole, else named.
+
+Decoders refuse a whole picture for a text that is long, a checksum of a text that is wrong, or
+an end marker that is missing. Here such a file becomes one that they read, with a sentence on
+what was wrong with it. Nothing is guessed: where a pixel is missing, the file stays as it is
+and its decoder refuses it. Kinds that are not read at all are known by their first bytes, so
+that nobody is told to save a sound file again.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, JpegImagePlugin
+
+from tegula.errors import ImageError
+
+PROFILE_CHUNK = b"tgIC"
+"""A chunk of a repaired PNG file: its ICC profile, not compressed."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+_ANIMATION_CHUNKS = (b"acTL", b"fcTL", b"fdAT")
+
+_PILLOW_UNPACKS = 2**19
+"""Bytes: Pillow refuses compressed text and profiles of 2**20. Packed, such long ones mostly
+have more than a thousandth of that; what is longer is unpacked here to see."""
+_LONGEST_TEXTS = 2**25
+"""Bytes of all texts and the profile of a file, unpacked; what would exceed it is left out."""
+
+_BLOCK = 2**20
+
+
+NO_END = "The end marker of the source is missing; its pixels are whole."
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A file that decoders take, and sentences on what was left out of it."""
+
+    file: BinaryIO
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A chunk of a PNG file; ``sound`` where its checksum is right."""
+
+    kind: bytes
+    start: int
+    length: int
+    sound: bool
+
+
+def repaired(file: BinaryIO, name: str, *, header: bool = False) -> Repaired:
+    """Return the file, or one with the same pixels that decoders take.
+
+    Args:
+        file: that is open at any place.
+        name: what messages call it.
+        header: only what stands beside the pixels is wanted; these are not read.
+
+    Raises:
+        ImageError: a PNG file whose pixels are damaged.
+    """
+    file.seek(0)
+    if file.read(len(_PNG)) != _PNG:
+        return Repaired(file)
+    chunks = list(_png_chunks(file, header=header))
+    if any(not each.sound and each.kind in _PIXEL_CHUNKS for each in chunks):
+        raise damaged(name)
+    if b"CgBI" in (each.kind for each in chunks[:1]):
+        raise not_supported(name, "a PNG file in the way of Apple's own tools (CgBI)")
+    remarks: dict[str, None] = {}
+    kinds = [each.kind for each in chunks]
+    has_end = b"IEND" in kinds
+    if not has_end:
+        remarks[NO_END] = None
+    # The header is what counts for the size; what stands behind the pixels may turn them.
+    is_odd = not has_end or (header and kinds[-2:-1] != [b"IDAT"])
+    is_odd |= any(
+        not each.sound or each.kind in _ANIMATION_CHUNKS or _may_be_long(each) for each in chunks
+    )
+    if not is_odd:
+        return Repaired(file)
+    if header:
+        chunks.sort(key=lambda each: each.kind == b"IDAT")
+    return Repaired(_png_of(file, chunks, remarks), tuple(remarks))
+
+
+def _png_chunks(file: BinaryIO, *, header: bool) -> Iterator[_Chunk]:
+    """Yield the chunks up to the end of the picture, with a look at their checksums."""
+    end, at = file.seek(0, 2), len(_PNG)
+    while at + 8 <= end:
+        file.seek(at)
+        length, kind = struct.unpack(">I4s", file.read(8))
+        if not kind.isalpha():
+            return
+        whole = at + 12 + length <= end
+        sound = whole
+        if kind == b"IDAT" and header:
+            yield _Chunk(kind, at + 8, 0, sound=True)
+            at += 12 + length
+            continue
+        if whole:
+            checksum, left = zlib.crc32(kind), length
+            while left:
+                block = file.read(min(left, _BLOCK))
+                checksum, left = zlib.crc32(block, checksum), left - len(block)
+            sound = checksum == int.from_bytes(file.read(4), "big")
+        elif kind == b"IDAT":
+            sound = True  # Pillow will tell whether pixels are missing
+        yield _Chunk(kind, at + 8, min(length, end - at - 8), sound)
+        if kind == b"IEND":
+            return
+        at += 12 + length
+
+
+def _may_be_long(chunk: _Chunk) -> bool:
+    packed = chunk.kind in (b"zTXt", b"iTXt", b"iCCP")
+    is_long = chunk.length > _PILLOW_UNPACKS // 1000 if packed else chunk.length > _LONGEST_TEXTS
+    return is_long and (packed or chunk.kind == b"tEXt")
+
+
+def _png_of(file: BinaryIO, chunks: list[_Chunk], remarks: dict[str, None]) -> BinaryIO:
+    """Write a PNG file without what is damaged or moves, its long texts not compressed."""
+    out, room = io.BytesIO(), _LONGEST_TEXTS
+    out.write(_PNG)
+    for chunk in chunks:
+        kind = chunk.kind
+        if kind in _ANIMATION_CHUNKS or kind == b"IEND":
+            continue
+        if not chunk.sound:
+            what = "text" if kind in _TEXT_CHUNKS else f"chunk {kind.decode()}"
+            remarks[f"A damaged {what} of the source is left out."] = None
+            continue
+        file.seek(chunk.start)
+        data = file.read(chunk.length)
+        if kind in (*_TEXT_CHUNKS, b"iCCP"):
+            unpacked = _unpacked(kind, data, room)
+            if unpacked is None:
+                what = "colour profile" if kind == b"iCCP" else "text"
+                remarks[f"A {what} of the source is damaged or too long, and is left out."] = None
+                continue
+            kind, data = unpacked
+            room -= len(data)
+        out.write(struct.pack(">I", len(data)) + kind + data)
+        out.write(struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))))
+    out.write(struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND")))
+    out.seek(0)
+    return out
+
+
+def _unpacked(kind: bytes, data: bytes, room: int) -> tuple[bytes, bytes] | None:
+    """Return a chunk of text or profile that is not compressed; None when it is damaged.
+
+    A damaged profile that is short is left to Pillow, which says nothing of it, and to the
+    look at the profile itself.
+    """
+    key, _, rest = data.partition(b"\0")
+    if kind == b"tEXt":
+        return (kind, data) if len(data) <= room else None
+    if kind == b"iTXt":
+        if len(rest) < 2:
+            return None
+        if rest[0] == 0:
+            return (kind, data) if len(data) <= room else None
+        language, _, rest_of = rest[2:].partition(b"\0")
+        translated, _, packed = rest_of.partition(b"\0")
+        text = _inflated(packed, room)
+        head = key + b"\0\0\0" + language + b"\0" + translated + b"\0"
+        return None if text is None else (kind, head + text)
+    text = _inflated(rest[1:], room)
+    if text is None:
+        return None
+    return (PROFILE_CHUNK, text) if kind == b"iCCP" else (b"tEXt", key + b"\0" + text)
+
+
+def _inflated(packed: bytes, room: int) -> bytes | None:
+    unpacking = zlib.decompressobj()
+    try:
+        text = unpacking.decompress(packed, max(room, 1))
+    except zlib.error:
+        return None
+    return text if unpacking.eof else None
+
+
+# JPEG files without an end marker.
+
+_END_OF_IMAGE = b"\xff\xd9"
+
+
+def with_end(file: BinaryIO) -> BinaryIO | None:
+    """Return a JPEG file with the end marker that it lacks; None where pixels are missing, too.
+
+    The decoder takes any data for the pixels that are still to come, and skips it where there
+    are none. So the pixels are whole when what follows them makes no difference.
+    """
+    file.seek(0)
+    data = file.read().rstrip(b"\xff")
+    filler = bytes(np.random.default_rng(0).integers(1, 255, 512, np.uint8))
+    pictures = []
+    for following in (b"", filler, filler[::-1]):
+        ended = io.BytesIO(data + following + _END_OF_IMAGE)
+        try:
+            image = JpegImagePlugin.JpegImageFile(ended)
+            image.load()
+            pictures.append(image.tobytes())
+        except Exception:  # a damaged file raises nearly anything
+            return None
+    if any(picture != pictures[0] for picture in pictures):
+        return None
+    return io.BytesIO(data + _END_OF_IMAGE)
+
+
+# BMP files whose channels have bits of their own.
+
+_BITFIELDS = (3, 6)
+
+
+def bit_fields(file: BinaryIO) -> Image.Image | None:
+    """Return the picture of a BMP file of any bit fields, of eight bits; None for other kinds.
+
+    The masks follow the header of 40 bytes, or are part of a longer one.
+    """
+    file.seek(0)
+    data = file.read()
+    if len(data) < 66:
+        return None
+    start, header = struct.unpack_from("<2I", data, 10)
+    if header < 40:
+        return None
+    width, height, _, bits, compression = struct.unpack_from("<2i2HI", data, 18)
+    if compression not in _BITFIELDS or bits not in (16, 32) or width < 1 or not height:
+        return None
+    has_alpha = (header >= 56 or compression == 6) and len(data) >= 70
+    masks = struct.unpack_from(f"<{4 if has_alpha else 3}I", data, 54)
+    row = (width * bits + 31) // 32 * 4
+    if start + row * abs(height) > len(data):
+        return None
+    rows = np.frombuffer(data, np.uint8, row * abs(height), start).reshape(abs(height), row)
+    values = rows[:, : width * bits // 8].copy().view(f"<u{bits // 8}").astype(np.uint32)
+    channels = [_field(values, mask) for mask in masks]
+    if has_alpha and (masks[3] == 0 or not channels[3].any()):
+        channels.pop()  # nothing would be seen: then the channel is not alpha
+    pixels = np.stack(channels, axis=2)[:: -1 if height > 0 else 1]
+    image = Image.fromarray(pixels)
+    image.format = "BMP"
+    return image
+
+
+def _field(values: NDArray[np.uint32], mask: int) -> NDArray[np.uint8]:
+    """Return one channel, 0..255, of packed pixels."""
+    if mask == 0:
+        return np.zeros(values.shape, np.uint8)
+    shift = (mask & -mask).bit_length() - 1
+    largest = mask >> shift
+    field = ((values & np.uint32(mask)) >> np.uint32(shift)).astype(np.float64)
+    return np.asarray(np.rint(np.minimum(field * (255 / largest), 255)), np.uint8)
+
+
+# What a file is that is not read.
+
+_KINDS = (
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "a JPEG XL picture"),
+    (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "), "a JPEG 2000 picture"),
+    (re.compile(rb"8BPS"), "a Photoshop document"),
+    (re.compile(rb"gimp xcf"), "a GIMP document"),
+    (re.compile(rb"%PDF"), "a PDF document"),
+    (re.compile(rb"\x76\x2f\x31\x01"), "an OpenEXR picture"),
+    (re.compile(rb"#\?R"), "a Radiance HDR picture"),
+    (re.compile(rb"DDS "), "a DDS texture"),
+    (re.compile(rb"qoif"), "a QOI picture"),
+    (re.compile(rb"P[1-7][\s#]"), "a PNM picture"),
+    (re.compile(rb"\0\0[\x01\x02]\0[\x01-\xff]\0"), "an icon or cursor of Windows"),
+    (re.compile(rb"icns"), "an icon of macOS"),
+    (re.compile(rb"FUJIFILMCCD-RAW|.{4}ftypcrx ", re.DOTALL), "a camera's raw file"),
+    (re.compile(rb".{4}ftyp(mp4|isom|qt  |M4V|3gp)", re.DOTALL), "a video"),
+    (re.compile(rb"\x1aE\xdf\xa3|RIFF.{4}AVI ", re.DOTALL), "a video"),
+    (re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<svg[\s>]", re.DOTALL), "an SVG drawing"),
+    (re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE), "a web page"),
+    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS, and not the file itself"),
+    (re.compile(rb"PK\x03\x04"), "a ZIP archive"),
+)
+_ADVICE = {
+    "a video": "take single pictures out of it as PNG or JPEG",
+    "a camera's raw file": "develop it and save it as TIFF, PNG or JPEG",
+    "a ZIP archive": "unpack it and give the pictures in it",
+    "a web page": "give the address or the file of the picture itself",
+    "a pointer of Git LFS, and not the file itself": "run `git lfs pull`",
+}
+
+
+def foreign_kind(file: BinaryIO) -> str | None:
+    """Return what a file is that tegula does not read, such as "a PDF document"."""
+    file.seek(0)
+    start = file.read(1024)
+    return next((what for pattern, what in _KINDS if pattern.match(start)), None)
+
+
+def not_supported(name: str, what: str) -> ImageError:
+    """Return the error for a sound file of a kind that is not read."""
+    advice = _ADVICE.get(what, "save it as PNG, JPEG or TIFF")
+    return ImageError(f"{name} is {what}, which is not supported; {advice}.")
+
+
+def damaged(name: str) -> ImageError:
+    """Return the error for a file whose pixels are not whole."""
+    return ImageError(f"{name} is a damaged or truncated image; save it again.")
+
+
+# HEIC, by a library that is optional.
+
+_HEIF_BRANDS = frozenset(
+    {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+    | {b"mif1", b"msf1", b"mif2", b"1pic"}
+)
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+INSTALL_HEIF = "pip install 'tegula[heic]'"
+
+
+def is_heif(file: BinaryIO) -> bool:
+    """Tell whether a file is HEIC by any of its brands, and not AVIF."""
+    file.seek(0)
+    head = file.read(512)
+    length = int.from_bytes(head[:4], "big")
+    if head[4:8] != b"ftyp" or not 16 <= length <= len(head):
+        return False
+    brands = {head[8:12], *(head[at : at + 4] for at in range(16, length, 4))}
+    return not brands & _AVIF_BRANDS and bool(brands & _HEIF_BRANDS)
+
+
+def open_heif(file: BinaryIO, name: str) -> Image.Image:
+    """Open a HEIC file.
+
+    Raises:
+        ImageError: the library for it is missing.
+        SyntaxError: the file is damaged.
+    """
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ImageError(
+            f"{name} is a HEIC picture, for which pillow-heif is not installed: "
+            f"{INSTALL_HEIF}, or save it as JPEG or PNG."
+        ) from None
+    file.seek(0)
+    image: ImageFile.ImageFile = HeifImageFile(file)
+    return image
