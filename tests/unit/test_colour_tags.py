@@ -144,6 +144,23 @@ def test_code_points_count_in_avif():
     assert avif_facts(io.BytesIO(data[:60])).codes is None
 
 
+def test_heic_is_read_at_its_depth_and_in_its_colours():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    ramp = np.linspace(0, 1, 64 * 64).reshape(64, 64)
+    values = np.repeat(np.rint(ramp * 1023).astype(np.uint16)[..., None] << 6, 3, axis=2)
+    buffer = io.BytesIO()
+    file = pillow_heif.from_bytes(mode="RGB;16", size=(64, 64), data=values.tobytes())
+    file.save(buffer, quality=100)
+    picture = read(buffer.getvalue())
+    assert picture.facts.depth == 10
+    assert picture.facts.warnings == ()
+    assert np.abs(picture.rgb - ramp[..., None]).max() < 4 / 1023
+    marked = bytearray(buffer.getvalue())
+    at = marked.index(b"nclx") + 4
+    marked[at : at + 4] = struct.pack(">2H", 9, 16)
+    assert read(bytes(marked)).facts.metadata.cicp == bytes([9, 16, 0, 1])
+
+
 @pytest.mark.parametrize("how", ["number", "dcf"])
 def test_adobe_rgb_by_exif_alone_is_adobe_rgb(how):
     exif = Image.Exif()

@@ -1,8 +1,9 @@
 """Colour that a file tells otherwise than by an ICC profile.
 
-PNG files have code points (cICP) or numbers (cHRM, gAMA), AVIF files code points (nclx), and
-cameras' JPEG files a word in EXIF. Each is turned into an ICC profile, which every format can
-carry on. High dynamic range is not: its values stay as they are, and with them their mark.
+PNG files have code points (cICP) or numbers (cHRM, gAMA), AVIF and HEIC files code points
+(nclx), and cameras' JPEG files a word in EXIF. Each is turned into an ICC profile, which every
+format can carry on. High dynamic range is not: its values stay as they are, and with them
+their mark.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class ColourTag:
 
 @dataclass(frozen=True)
 class AvifFacts:
-    """The properties of the picture proper of an AVIF file.
+    """The properties of the picture proper of an AVIF or HEIC file.
 
     bits: of a channel.
     codes: primaries, transfer and matrix as ITU-T H.273 numbers them; None when not given.
@@ -99,7 +100,7 @@ def colour_tag(image: Image.Image, file: BinaryIO | None) -> ColourTag:
                 if codes[2:] == b"\0\1":
                     return _by_codes(codes[0], codes[1], overrides=True)
                 return ColourTag(remark=_NOT_KNOWN.format(", ".join(map(str, codes))))
-        elif image.format == "AVIF" and file is not None:
+        elif image.format in ("AVIF", "HEIF") and file is not None:
             found = avif_facts(file).codes
             if found is not None:
                 return _by_codes(*found, overrides=False)
@@ -163,11 +164,11 @@ def _png_chunk(file: BinaryIO, wanted: bytes) -> bytes | None:
 
 
 def avif_facts(file: BinaryIO) -> AvifFacts:
-    """Return depth and code points of the first picture of an AVIF file (ISO/IEC 23008-12)."""
+    """Return depth and code points of the main picture of a file (ISO/IEC 23008-12)."""
     try:
         return _avif_facts(file)
     except (ValueError, IndexError, KeyError, StopIteration, struct.error):
-        return AvifFacts()  # libavif has the last word on damaged files
+        return AvifFacts()  # the decoder has the last word on damaged files
 
 
 def _avif_facts(file: BinaryIO) -> AvifFacts:
@@ -187,6 +188,10 @@ def _avif_facts(file: BinaryIO) -> AvifFacts:
         kind, data = properties[index - 1]
         if kind == b"colr" and data[:4] == b"nclx":
             codes = struct.unpack(">2H", data[4:8])
+        elif kind == b"hvcC":
+            bits = 8 + (data[17] & 7)
+        elif kind == b"pixi":  # of a picture of tiles, which have the others
+            bits = max(bits, data[5])
         elif kind == b"av1C":  # two flags: more than 8 bits, and of these 12
             bits = (8, 10, 8, 12)[data[2] >> 6 & 1 | data[2] >> 4 & 2]
     return AvifFacts(bits, codes)

@@ -82,11 +82,11 @@ def image_samples(image: Image.Image, file: BinaryIO | None) -> Samples:
         file.seek(0)
         bits, colour = file.read(_PNG_DEPTH_AND_COLOUR.stop)[_PNG_DEPTH_AND_COLOUR]
         is_grey_png = colour in _GREY_PNG_COLOURS
-    elif file is not None and image.format == "AVIF":
+    elif file is not None and image.format in ("AVIF", "HEIF"):
         bits = avif_facts(file).bits
     # Pillow narrows what is deeper to eight bits, but for grey PNG files without alpha.
     if file is not None and bits > _SHALLOW and not image.mode.startswith("I"):
-        samples = _deep_samples(file, 2**bits - 1)
+        samples = _deep_samples(image, file, bits)
         if samples is not None:
             # Of grey with alpha, OpenCV makes three equal channels and alpha.
             grey = samples.greyscale or is_grey_png
@@ -161,16 +161,23 @@ def tiff_samples(source: TiffValues, profile: bytes | None) -> Samples:
     return dataclasses.replace(samples, depth=depth, format="TIFF", remarks=remarks)
 
 
-def _deep_samples(file: BinaryIO, white: int) -> Samples | None:
-    """Decode a PNG or AVIF file at full depth; None when OpenCV cannot."""
+def _deep_samples(image: Image.Image, file: BinaryIO, bits: int) -> Samples | None:
+    """Decode a PNG, AVIF or HEIC file at full depth; None when OpenCV cannot."""
     file.seek(0)
+    if image.format == "HEIF":
+        from pillow_heif import open_heif  # it has opened the image already
+
+        # It gives the bits of a sample as the upper ones of sixteen.
+        upper = np.asarray(open_heif(file, convert_hdr_to_8bit=False))
+        white = (2**bits - 1) << (_DEEP - bits)
+        return _split(upper, white) if upper.dtype == np.uint16 else None
     try:
         values = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
     if values is None or values.dtype != np.uint16:
         return None
-    return _split(values, white, _BLUE_FIRST)
+    return _split(values, 2**bits - 1, _BLUE_FIRST)
 
 
 def channels_last(source: ArrayLike, name: str) -> NDArray[Any]:
