@@ -17,7 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tegula.cli.console import Console, Failure, Interruption, show_progress
+from tegula.cli.console import Console, Failure, Interruption, plural, show_progress
 from tegula.cli.models import Models, Runtime, load_upscaler
 from tegula.cli.targets import (
     Job,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from tegula.pipeline.prepare import Prepared
     from tegula.progress import OnPreview
     from tegula.upscaler import Upscaler, UpscaleResult
+
+_NAMES_SHOWN = 5
 
 _STOPPING = (CancelledError, ModelError, BrokenPipeError)
 """Errors that no later picture can escape."""
@@ -99,6 +101,7 @@ class Batch:
         """
         jobs = self.work.jobs
         check_side_files(self.request.side_files, self.request.options.max_pixels)
+        self._tell_left_out()
         try:
             if len(jobs) == 1 or self.request.debug:
                 for job in jobs:
@@ -110,6 +113,21 @@ class Batch:
             if len(jobs) > 1:
                 self._sum_up()
         return self._failures[0].exit_status if self._failures else 0
+
+    def _tell_left_out(self) -> None:
+        """Say which files of the folders are not read."""
+        files = self.work.left_out
+        if not files:
+            return
+        names = ", ".join(file.name for file in files[:_NAMES_SHOWN])
+        names += ", ..." if len(files) > _NAMES_SHOWN else ""
+        is_are = (
+            "is not a picture by its name and is"
+            if len(files) == 1
+            else ("are not pictures by their names and are")
+        )
+        self.console.message(f"{plural(len(files), 'file')} {is_are} left out: {names}.")
+        self.console.record({"left_out": [str(file) for file in files]})
 
     @cached_property
     def _upscaler(self) -> Upscaler:

@@ -20,7 +20,7 @@ from tegula.images.formats import EXTENSIONS, check_sides, format_for
 from tegula.options import UpscaleOptions, target_size
 
 STREAM = "-"
-PICTURES = frozenset({*EXTENSIONS, ".bmp", ".gif"})
+PICTURES = frozenset({*EXTENSIONS, ".apng", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif"})
 _WILDCARDS = frozenset("*?[")
 
 
@@ -64,11 +64,13 @@ class Work:
 
     resumes: results go into a folder, where those that exist already are skipped.
     guessed: the output is a bare last argument, which could have been meant as a picture.
+    left_out: files of the folders and patterns whose names are not those of pictures.
     """
 
     jobs: tuple[Job, ...]
     resumes: bool = False
     guessed: bool = False
+    left_out: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -211,9 +213,11 @@ def _folder_work(inputs: Sequence[str], place: str | None, naming: Naming) -> Wo
         )
     if folder.exists() and not folder.is_dir():
         raise PathError(f"{place} is a file, not a folder.")
-    found = [each for argument in inputs for each in _expanded(argument)]
+    left_out: list[Path] = []
+    found = [each for argument in inputs for each in _expanded(argument, left_out)]
     unique = {os.path.realpath(each.path): each for each in found}
-    return Work(tuple(_folder_job(each, folder, naming) for each in unique.values()), resumes=True)
+    jobs = tuple(_folder_job(each, folder, naming) for each in unique.values())
+    return Work(jobs, resumes=True, left_out=tuple(left_out))
 
 
 def _folder_job(found: _Found, folder: Path, naming: Naming) -> Job:
@@ -227,8 +231,11 @@ def _folder_job(found: _Found, folder: Path, naming: Naming) -> Job:
     return Job(source, target, format_of_target(target, naming.format))
 
 
-def _expanded(argument: str) -> Iterator[_Found]:
-    """Yield what an argument stands for: the pictures of a folder or pattern, or itself."""
+def _expanded(argument: str, left_out: list[Path]) -> Iterator[_Found]:
+    """Yield what an argument stands for: the pictures of a folder or pattern, or itself.
+
+    Other files of the folder or pattern, but hidden ones, are added to ``left_out``.
+    """
     path = Path(argument)
     if path.is_dir():
         try:
@@ -241,18 +248,15 @@ def _expanded(argument: str) -> Iterator[_Found]:
     else:
         yield _Found(path, Path(path.name))
         return
-    pictures = [file for file in files if _is_picture(file)]
+    seen = [file for file in files if not file.name.startswith(".") and file.is_file()]
+    pictures = [file for file in seen if file.suffix.lower() in PICTURES]
+    left_out += [file for file in seen if file.suffix.lower() not in PICTURES]
     if not pictures:
         raise InputError(
             f"{name} holds no picture; their names end in {', '.join(sorted(PICTURES))}."
         )
     for picture in pictures:
         yield _Found(picture, picture.relative_to(base), listed=True)
-
-
-def _is_picture(path: Path) -> bool:
-    hidden = path.name.startswith(".")
-    return not hidden and path.suffix.lower() in PICTURES and path.is_file()
 
 
 def _fixed_part(pattern: Path) -> Path:

@@ -31,6 +31,8 @@ from tegula.images.metadata import (
     SETTINGS_KEY,
     Metadata,
     add_settings,
+    keep_text,
+    photoshop_block,
     settings_of,
     to_json,
 )
@@ -56,7 +58,9 @@ _OPTIMISED_BELOW = 2**24
 # One segment of a JPEG file holds 65,533 bytes, the name of its content included.
 _JPEG_SEGMENT = 65_000
 
-_XMP_TAG = 700
+_XMP_TAG, _IPTC_TAG = 700, 33723
+_COMMENT = "Comment"
+"""The keyword of PNG's own for what JPEG keeps as a comment."""
 
 _LARGEST_WITH_SETTINGS = 100_000_000
 """Pixels; a stream is read no further than to what so large a picture can take."""
@@ -110,7 +114,7 @@ def encode(
         image, warnings = _flattened(image)
     if name != "png":
         kept, dropped = _fitting(kept, settings, name)
-        warnings += dropped
+        warnings += dropped + _left_out(kept, name)
         if kept.cicp is not None and name != "avif":
             warnings += (_NO_HIGH_RANGE.format(name.upper()),)
     parameters = _parameters(name, image, quality, kept, settings)
@@ -225,13 +229,38 @@ def _fitting(
     if settings is not None:
         packets = [add_settings(metadata.xmp, settings), add_settings(None, settings)]
     xmp = next((packet for packet in packets if len(packet or b"") <= longest), None)
-    too_long = name == "jpeg" and len(metadata.exif or b"") > longest
-    exif = None if too_long else metadata.exif
-    kept = dataclasses.replace(metadata, exif=exif, xmp=xmp)
+    kept = dataclasses.replace(metadata, xmp=xmp)
+    too_long = [
+        each
+        for each in ("exif", "iptc", "comment")
+        if name == "jpeg" and len(getattr(metadata, each) or b"") > longest
+    ]
+    if "exif" in too_long:
+        kept = dataclasses.replace(kept, exif=None)
+    if "iptc" in too_long:
+        kept = dataclasses.replace(kept, iptc=None)
+    if "comment" in too_long:
+        kept = dataclasses.replace(kept, comment=None)
+    if name == "jpeg" and len(kept.text.get(_COMMENT, "").encode()) > longest:
+        too_long.append(_COMMENT)
+        kept = dataclasses.replace(kept, text={k: v for k, v in kept.text.items() if k != _COMMENT})
     if xmp == packets[0] and not too_long:
         return kept, ()
     warning = f"Some metadata is too long for {name.upper()} and is left out; PNG would hold it."
     return kept, (warning,)
+
+
+def _left_out(metadata: Metadata, name: str) -> tuple[str, ...]:
+    """Return a sentence on what a format other than PNG has no place for."""
+    lost = {"IPTC": metadata.iptc is not None and name not in ("jpeg", "tiff")}
+    lost["a comment"] = metadata.comment is not None and name != "jpeg"
+    keys = [key for key in metadata.text if (name, key) != ("jpeg", _COMMENT)]
+    shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    lost[f"texts ({shown})"] = bool(keys)
+    what = " and ".join(each for each, is_lost in lost.items() if is_lost)
+    if not what:
+        return ()
+    return (f"{name.upper()} has no place for {what} of the source; PNG would hold that.",)
 
 
 def _parameters(
@@ -246,15 +275,7 @@ def _parameters(
     if name in ("png", "jpeg", "tiff"):
         given["dpi"] = metadata.dpi
     if name == "tiff":
-        # There, EXIF is part of the directory itself. Libtiff compresses, but cannot write
-        # the directories within EXIF; Pillow can.
-        tags = Image.Exif()
-        if metadata.exif is not None:
-            tags.load(metadata.exif)
-        if metadata.xmp is not None:
-            tags[_XMP_TAG] = metadata.xmp
-        is_nested = any(isinstance(tags.get(ifd), int | dict) for ifd in IFDS)
-        given |= {"tiffinfo": tags, "compression": "raw" if is_nested else "tiff_adobe_deflate"}
+        given |= _tiff_parameters(metadata)
     else:
         given["exif"] = metadata.exif
     if name == "png":
@@ -266,16 +287,55 @@ def _parameters(
     if name == "avif":
         given["speed"] = _AVIF_SPEED
     if name == "jpeg":
-        given["subsampling"] = 0 if quality >= _FULL_CHROMA_FROM else 2
-        given["optimize"] = image.width * image.height < _OPTIMISED_BELOW
+        given |= _jpeg_parameters(image, quality, metadata)
     return {key: value for key, value in given.items() if value is not None}
+
+
+def _tiff_parameters(metadata: Metadata) -> dict[str, Any]:
+    """Return the directory; EXIF is part of it, and not a block within.
+
+    Libtiff compresses, but cannot write the directories within EXIF; Pillow can.
+    """
+    tags = Image.Exif()
+    if metadata.exif is not None:
+        tags.load(metadata.exif)
+        keep_text(tags)
+    if metadata.iptc is not None:
+        tags[_IPTC_TAG] = metadata.iptc
+    if metadata.xmp is not None:
+        tags[_XMP_TAG] = metadata.xmp
+    is_nested = any(isinstance(tags.get(ifd), int | dict) for ifd in IFDS)
+    return {"tiffinfo": tags, "compression": "raw" if is_nested else "tiff_adobe_deflate"}
+
+
+def _jpeg_parameters(image: Image.Image, quality: int, metadata: Metadata) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "subsampling": 0 if quality >= _FULL_CHROMA_FROM else 2,
+        "optimize": image.width * image.height < _OPTIMISED_BELOW,
+        "comment": metadata.comment,
+    }
+    if metadata.comment is None and _COMMENT in metadata.text:
+        given["comment"] = metadata.text[_COMMENT].encode()
+    if metadata.iptc is not None:
+        block = b"Photoshop 3.0\0" + photoshop_block(metadata.iptc)
+        given["extra"] = b"\xff\xed" + (len(block) + 2).to_bytes(2, "big") + block
+    return given
 
 
 def _chunks(metadata: Metadata, settings: Mapping[str, Any] | None) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
-    for key, value in metadata.text.items():
+    texts = dict(metadata.text)
+    if metadata.comment is not None:
+        texts.setdefault(_COMMENT, _as_text(metadata.comment))
+    for key, value in texts.items():
         with contextlib.suppress(ValueError, UnicodeError):  # a key that PNG does not allow
             chunks.add_text(key, value)
+    if metadata.iptc is not None:
+        # As ImageMagick writes it, and most programs read it.
+        block = photoshop_block(metadata.iptc)
+        chunks.add_text(
+            "Raw profile type iptc", f"\niptc\n{len(block):8}\n{block.hex()}\n", zip=True
+        )
     if metadata.xmp is not None:
         chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
     if metadata.cicp is not None:
@@ -283,6 +343,13 @@ def _chunks(metadata: Metadata, settings: Mapping[str, Any] | None) -> PngImageP
     if settings is not None:
         chunks.add_itxt(SETTINGS_KEY, to_json(settings))
     return chunks
+
+
+def _as_text(comment: bytes) -> str:
+    try:
+        return comment.decode()
+    except UnicodeDecodeError:
+        return comment.decode("latin-1")
 
 
 # A before/after picture, small enough to look at and large enough to judge by.

@@ -15,6 +15,8 @@ EXTENSIONS: Mapping[str, str] = {
     ".png": "png",
     ".jpg": "jpeg",
     ".jpeg": "jpeg",
+    ".jpe": "jpeg",
+    ".jfif": "jpeg",
     ".webp": "webp",
     ".avif": "avif",
     ".tif": "tiff",

@@ -1,4 +1,4 @@
-"""What a file says beside its pixels: EXIF, XMP, text, colour profile, JPEG tables.
+"""What a file says beside its pixels: EXIF, XMP, IPTC, text, colour profile, JPEG tables.
 
 Metadata that cannot be read, hostile or damaged, is left out; the picture is still taken.
 """
@@ -48,6 +48,8 @@ class Metadata:
     xmp: an XMP packet, UTF-8, without orientation and tegula's settings; None also when it
         is damaged or longer than ``MAX_XMP``.
     text: PNG text chunks by keyword.
+    iptc: records of the IPTC's Information Interchange Model: captions, keywords, rights.
+    comment: of a JPEG or GIF file, in whatever encoding it was written.
     profile: the ICC profile that the pixels of the file are in.
     dpi: pixels per inch, horizontally and vertically.
     cicp: of a picture of high dynamic range, whose values stay as they are: primaries,
@@ -57,6 +59,8 @@ class Metadata:
     exif: bytes | None = None
     xmp: bytes | None = None
     text: Mapping[str, str] = field(default_factory=dict)
+    iptc: bytes | None = None
+    comment: bytes | None = None
     profile: bytes | None = None
     dpi: tuple[float, float] | None = None
     cicp: bytes | None = None
@@ -69,9 +73,18 @@ def read_metadata(image: Image.Image) -> tuple[Metadata, tuple[str, ...]]:
         That, and sentences on what no longer holds for a result and is left out.
     """
     chunks: Mapping[str, Any] = getattr(image, "text", None) or {}
-    xmp = _copied(_xmp(image))
+    packet = _xmp(image)
+    xmp = _copied(packet)
+    exif = _exif(image)
+    remarks = list(xmp.stale)
+    if packet and not xmp.body:
+        remarks.append("XMP of the source is damaged or too long, and is left out.")
+    if exif is None and _has_exif(image):
+        remarks.append("EXIF of the source is damaged and is left out.")
+    if xmp.turn not in ("", "1") and orientation(image) == 1:
+        remarks.append("The orientation that XMP alone tells does not count, as in browsers.")
     kept = Metadata(
-        exif=_exif(image),
+        exif=exif,
         xmp=f"{_BEGIN}{xmp.body}{_END}".encode() if xmp.has_properties else None,
         text={
             key: str(value)
@@ -80,10 +93,12 @@ def read_metadata(image: Image.Image) -> tuple[Metadata, tuple[str, ...]]:
             and key not in (SETTINGS_KEY, "XML:com.adobe.xmp")
             and not key.startswith("Raw profile type")
         },
+        iptc=_iptc(image),
+        comment=_comment(image),
         profile=image.info.get("icc_profile") or None,
         dpi=_dpi(image),
     )
-    return kept, tuple(xmp.stale)
+    return kept, tuple(remarks)
 
 
 def exif_of(image: Image.Image) -> Image.Exif:
@@ -99,6 +114,48 @@ def exif_of(image: Image.Image) -> Image.Exif:
         image.info.update(hidden)
 
 
+_EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/"
+
+
+def further_pictures(image: Image.Image, remarks: Sequence[str]) -> tuple[str, ...]:
+    """Return sentences on what else a file holds, which is not enlarged.
+
+    Args:
+        image: that Pillow opened.
+        remarks: what is told already, which is not told again.
+    """
+    try:
+        count = int(getattr(image, "n_frames", 1))
+    except Exception:  # a damaged later frame raises nearly anything
+        count = 1
+    found = []
+    auxiliary = " ".join(map(str, image.info.get("aux") or ()))
+    if "hdrgainmap" in auxiliary:
+        found.append(GAIN_MAP)
+    if image.info.get("depth_images"):
+        found.append("The depth map of the source is left out.")
+    if image.format == "MPO":
+        # Mostly the gain map or depth map, of which XMP has told.
+        if GAIN_MAP not in remarks and FURTHER not in remarks:
+            found.append(
+                "The source holds further pictures, such as a preview, gain map or depth "
+                "map, which are left out."
+            )
+    elif count > 1:
+        found.append(further_frames(count, "frame"))
+    if any(
+        kind == "APP1" and data.startswith(_EXTENDED_XMP)
+        for kind, data in getattr(image, "applist", ())
+    ):
+        found.append("XMP beyond its first segment is left out.")
+    return tuple(each for each in found if each not in remarks)
+
+
+def further_frames(count: int, what: str) -> str:
+    """Return the sentence on the frames or pages of a file; there are at least 2."""
+    return f"The source has {count} {what}s, of which only the first is enlarged."
+
+
 def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1..8; 1 when there is none or it cannot be read."""
     try:
@@ -108,20 +165,97 @@ def orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
+class _Text(str):
+    """Text of EXIF, which Pillow reads as Latin-1 and would write as ASCII: it keeps its bytes."""
+
+    def encode(self, encoding: str = "latin-1", errors: str = "strict") -> bytes:  # noqa: ARG002
+        return super().encode("latin-1", "replace")
+
+
+def _with_bytes(value: Any) -> Any:
+    if isinstance(value, str):
+        return _Text(value)
+    return tuple(map(_with_bytes, value)) if isinstance(value, tuple) else value
+
+
+def keep_text(exif: Image.Exif) -> Image.Exif:
+    """Let Pillow write the texts of an EXIF structure as the bytes that they were read from."""
+    for tag, value in list(exif.items()):
+        exif[tag] = _with_bytes(value)
+    for ifd in IFDS:
+        fields = exif.get_ifd(ifd)
+        fields |= {key: _with_bytes(value) for key, value in fields.items()}
+    return exif
+
+
 def _exif(image: Image.Image) -> bytes | None:
     try:
         exif = exif_of(image)
         kept = Image.Exif()
         for tag, value in exif.items():
             if tag not in IFDS and tag not in _LEFT_OUT_TAGS and tag < _FIRST_PRIVATE_TAG:
-                kept[tag] = value
+                kept[tag] = _with_bytes(value)
         for ifd in IFDS:
-            fields = {k: v for k, v in exif.get_ifd(ifd).items() if k not in _LEFT_OUT_FIELDS}
+            fields = {
+                key: _with_bytes(value)
+                for key, value in exif.get_ifd(ifd).items()
+                if key not in _LEFT_OUT_FIELDS
+            }
             if fields:
                 kept[ifd] = fields
         return kept.tobytes() if len(kept) else None
     except Exception:  # hostile EXIF raises nearly anything
         return None
+
+
+def _has_exif(image: Image.Image) -> bool:
+    """Tell whether there is EXIF with more than what is left out on purpose."""
+    try:
+        return any(tag not in _LEFT_OUT_TAGS for tag in exif_of(image) if tag < _FIRST_PRIVATE_TAG)
+    except Exception:  # hostile EXIF raises nearly anything
+        return bool(image.info.get("exif"))
+
+
+def _comment(image: Image.Image) -> bytes | None:
+    comments = [data for kind, data in getattr(image, "applist", ()) if kind == "COM"]
+    comment = b"\n".join(comments) or image.info.get("comment")
+    return bytes(comment) if isinstance(comment, bytes | bytearray) and comment else None
+
+
+# IPTC: in JPEG and PNG files inside a block of Photoshop's resources, in TIFF files bare.
+
+IPTC_RESOURCE = 0x0404
+_RESOURCE = b"8BIM"
+_IIM_MARKER = b"\x1c"
+
+
+def _iptc(image: Image.Image) -> bytes | None:
+    try:
+        found = (image.info.get("photoshop") or {}).get(IPTC_RESOURCE)
+        for kind in ("iptc", "8bim"):
+            text = image.info.get(f"Raw profile type {kind}")
+            if found is None and text is not None:
+                found = _resource(bytes.fromhex("".join(str(text).split("\n")[3:])))
+    except Exception:  # hostile blocks raise nearly anything
+        return None
+    return found if isinstance(found, bytes) and found.startswith(_IIM_MARKER) else None
+
+
+def _resource(data: bytes) -> bytes | None:
+    """Return the IPTC records of a block of Photoshop's resources, or of none."""
+    at = data.find(_RESOURCE + IPTC_RESOURCE.to_bytes(2, "big"))
+    if at < 0:
+        return data
+    at += 6
+    at += data[at] + 1 + (data[at] + 1) % 2
+    length = int.from_bytes(data[at : at + 4], "big")
+    return data[at + 4 : at + 4 + length]
+
+
+def photoshop_block(iptc: bytes) -> bytes:
+    """Return IPTC records inside a block of Photoshop's resources."""
+    head = _RESOURCE + IPTC_RESOURCE.to_bytes(2, "big") + b"\0\0"
+    return head + len(iptc).to_bytes(4, "big") + iptc + bytes(len(iptc) % 2)
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
@@ -151,12 +285,19 @@ _EMPTY = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
     '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"></rdf:RDF></x:xmpmeta>'
 )
+GAIN_MAP = (
+    "The gain map of the source, which brightens it on HDR screens, is left out, and its marks "
+    "in XMP with it."
+)
+FURTHER = (
+    "XMP tells of further pictures, a video or sound in the file, which are left out, and what "
+    "it says of them too."
+)
 # What XMP says of things that a result does not have.
 _STALE = (
     (
         re.compile("hdrgm:|HDRGainMap:"),
-        "The gain map of the source, which brightens it on HDR screens, is left out, and its "
-        "marks in XMP with it.",
+        GAIN_MAP,
     ),
     (
         re.compile("GPano:.*Pixels$"),
@@ -166,8 +307,7 @@ _STALE = (
         re.compile(
             "G?Container:|GImage:|GDepth:|GAudio:|(GCamera|Camera):(MicroVideo|MotionPhoto)"
         ),
-        "XMP tells of further pictures, a video or sound in the file, which are left out, and "
-        "what it says of them too.",
+        FURTHER,
     ),
 )
 _NOT_IN_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
@@ -234,6 +374,7 @@ class _XmpCopy(XMLGenerator):
     settings: the text of the settings that were left out.
     has_properties: there is more in the copy than ``_FRAME``.
     stale: sentences on what was left out because it does not hold for a result.
+    turn: the orientation that was left out.
     """
 
     def __init__(self) -> None:
@@ -242,6 +383,7 @@ class _XmpCopy(XMLGenerator):
         self._left_out: list[str] = []
         self._settings: list[str] = []
         self.has_properties = False
+        self.turn = ""
         self.stale: dict[str, None] = {}
 
     @property
@@ -265,7 +407,7 @@ class _XmpCopy(XMLGenerator):
             self._left_out.append(name)
             return
         self._settings.append(attributes.pop(_SETTINGS, ""))
-        attributes.pop(_ORIENTATION, None)
+        self.turn += attributes.pop(_ORIENTATION, "")
         attributes = {key: text for key, text in attributes.items() if not self._is_stale(key)}
         super().startElement(name, AttributesImpl(attributes))
         self.has_properties |= name not in _FRAME
@@ -287,6 +429,8 @@ class _XmpCopy(XMLGenerator):
             super().characters(content)
         elif self._left_out[-1] == _SETTINGS:
             self._settings.append(content)
+        elif self._left_out[-1] == _ORIENTATION:
+            self.turn += content.strip()
 
     def processingInstruction(self, target: str, data: str) -> None:  # noqa: N802
         """Write nothing: the copy gets a frame of its own."""

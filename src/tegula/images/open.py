@@ -27,8 +27,12 @@ from tegula.errors import ImageError, PathError, TooLargeError
 from tegula.images.colour_tags import ColourTag, colour_tag
 from tegula.images.deep import DeepPixels
 from tegula.images.metadata import (
+    IPTC_RESOURCE,
     Metadata,
     estimate_quality,
+    exif_of,
+    further_frames,
+    further_pictures,
     orientation,
     read_metadata,
 )
@@ -57,8 +61,10 @@ from tegula.images.samples import (
 )
 from tegula.images.tiff import (
     frame_for_pillow,
+    iptc_of,
     main_page,
     metadata_carrier,
+    page_count,
     read_values,
     size_of,
 )
@@ -149,10 +155,8 @@ def decode(source: Source, *, max_pixels: int) -> Picture:
         with guarded(name):
             image, no_end = _loaded(image, file, name)
             picture = _picture(image, file)
-            warnings = (*remarks, *no_end, *picture.facts.warnings)
-            return dataclasses.replace(
-                picture, facts=dataclasses.replace(picture.facts, warnings=warnings)
-            )
+            further = further_pictures(image, picture.facts.warnings)
+            return _with_remarks(picture, (*remarks, *no_end), further)
 
 
 def inverted(source: Source, max_pixels: int) -> Image.Image:
@@ -393,6 +397,11 @@ def _loaded(image: Image.Image, file: BinaryIO, name: str) -> tuple[Image.Image,
     return image, ()
 
 
+def _with_remarks(picture: Picture, before: tuple[str, ...], behind: tuple[str, ...]) -> Picture:
+    warnings = tuple(dict.fromkeys((*before, *picture.facts.warnings, *behind)))
+    return dataclasses.replace(picture, facts=dataclasses.replace(picture.facts, warnings=warnings))
+
+
 def _not_an_image(file: BinaryIO, name: str) -> ImageError:
     kind = foreign_kind(file)
     if kind is not None:
@@ -419,18 +428,23 @@ def _tiff_picture(
 ) -> Picture:
     """Take the picture of a directory; the image is what Pillow opened, if it did."""
     check_size(*size_of(page), max_pixels, name)
+    count = page_count(page)
+    further = (further_frames(count, "page"),) if count > 1 else ()
     with guarded(name):
         frame = None if image is None else frame_for_pillow(page)
         if image is not None and frame is not None:
             if frame > 0:
                 image.seek(frame)
+            exif_of(image)  # before Pillow looks at XMP for the orientation
             image.load()
-            return _picture(image, file)
+            image.info["photoshop"] = {IPTC_RESOURCE: iptc_of(page)}
+            return _with_remarks(_picture(image, file), (), further)
         values = read_values(page, file, name)
         if image is None or page.index != 0:
             image = metadata_carrier(page, file)
+        image.info["photoshop"] = {IPTC_RESOURCE: iptc_of(page)}
         samples = tiff_samples(values, image.info.get("icc_profile") or None)
-        return _finished(image, file, samples, values.turn)
+        return _with_remarks(_finished(image, file, samples, values.turn), (), further)
 
 
 def _finished(image: Image.Image, file: BinaryIO | None, samples: Samples, turn: int) -> Picture:

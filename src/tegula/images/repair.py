@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, JpegImagePlugin
 
 from tegula.errors import ImageError
+from tegula.images.metadata import GAIN_MAP, further_frames
 
 PROFILE_CHUNK = b"tgIC"
 """A chunk of a repaired PNG file: its ICC profile, not compressed."""
@@ -74,13 +75,16 @@ def repaired(file: BinaryIO, name: str, *, header: bool = False) -> Repaired:
     """
     file.seek(0)
     if file.read(len(_PNG)) != _PNG:
-        return Repaired(file)
+        return Repaired(file, (GAIN_MAP,) if _GAIN_MAP_BRAND in _brands(file) else ())
     chunks = list(_png_chunks(file, header=header))
     if any(not each.sound and each.kind in _PIXEL_CHUNKS for each in chunks):
         raise damaged(name)
     if b"CgBI" in (each.kind for each in chunks[:1]):
         raise not_supported(name, "a PNG file in the way of Apple's own tools (CgBI)")
     remarks: dict[str, None] = {}
+    frames = sum(each.kind == b"fcTL" for each in chunks)
+    if frames > 1:
+        remarks[further_frames(frames, "frame")] = None
     kinds = [each.kind for each in chunks]
     has_end = b"IEND" in kinds
     if not has_end:
@@ -325,18 +329,24 @@ _HEIF_BRANDS = frozenset(
     | {b"mif1", b"msf1", b"mif2", b"1pic"}
 )
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_GAIN_MAP_BRAND = b"tmap"
 INSTALL_HEIF = "pip install 'tegula[heic]'"
 
 
 def is_heif(file: BinaryIO) -> bool:
     """Tell whether a file is HEIC by any of its brands, and not AVIF."""
+    brands = _brands(file)
+    return not brands & _AVIF_BRANDS and bool(brands & _HEIF_BRANDS)
+
+
+def _brands(file: BinaryIO) -> set[bytes]:
+    """Return what kinds of ISO/IEC 14496-12 a file says to be of; none for other files."""
     file.seek(0)
     head = file.read(512)
     length = int.from_bytes(head[:4], "big")
     if head[4:8] != b"ftyp" or not 16 <= length <= len(head):
-        return False
-    brands = {head[8:12], *(head[at : at + 4] for at in range(16, length, 4))}
-    return not brands & _AVIF_BRANDS and bool(brands & _HEIF_BRANDS)
+        return set()
+    return {head[8:12], *(head[at : at + 4] for at in range(16, length, 4))}
 
 
 def open_heif(file: BinaryIO, name: str) -> Image.Image:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import zlib
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, BinaryIO
 
 import cv2
@@ -38,6 +39,7 @@ _COLOUR_CHANNELS = {0: 1, 1: 1, 2: 3, 5: 4, 8: 3, 9: 3}
 _NOT_COMPRESSED, _DEFLATE = 1, (8, 32946)
 _SURE_OF_LIBTIFF = (_NOT_COMPRESSED, 5, 8, 32773, 32946)  # also LZW and PackBits
 _PREDICTORS = (1, 2)  # none, and differences of integers; not that of floats
+_IPTC = 33723
 _DNG_VERSION, _SUB_DIRECTORIES, _ORIENTATION, _XMP, _PROFILE = 50706, 330, 274, 700, 34675
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
@@ -112,6 +114,21 @@ def _directories(first: tifffile.TiffPage) -> list[tifffile.TiffPage]:
     return found
 
 
+def page_count(page: tifffile.TiffPage) -> int:
+    """Return the number of pictures in the file of a directory, beside copies and masks of them.
+
+    No more than ``_MOST_DIRECTORIES`` are looked at.
+    """
+    try:
+        pages = list(islice(page.parent.pages, _MOST_DIRECTORIES))
+        return sum(
+            isinstance(each, tifffile.TiffPage) and not each.subfiletype & (_REDUCED | _MASK)
+            for each in pages
+        )
+    except Exception:  # a hostile directory raises nearly anything
+        return 1
+
+
 def frame_for_pillow(page: tifffile.TiffPage) -> int | None:
     """Return the frame that Pillow reads rightly as this picture; None when there is none."""
     is_shallow = max(_bits(page)) <= 8 and _number(page.sampleformat or 1) == _UNSIGNED
@@ -125,6 +142,14 @@ def size_of(page: tifffile.TiffPage) -> Size:
     """Return the width and height that a directory claims, upright."""
     size = int(page.imagewidth), int(page.imagelength)
     return size[::-1] if _turn(page) >= 5 else size
+
+
+def iptc_of(page: tifffile.TiffPage) -> bytes | None:
+    """Return the IPTC records of a directory, which some programs write as numbers of 32 bits."""
+    value = page.tags.valueof(_IPTC)
+    if isinstance(value, int | tuple):
+        return np.asarray(value, f"{page.parent.byteorder}u4").tobytes()
+    return bytes(value) if isinstance(value, bytes | bytearray) else None
 
 
 def metadata_carrier(page: tifffile.TiffPage, file: BinaryIO) -> Image.Image:
