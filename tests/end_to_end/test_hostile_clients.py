@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import logging
@@ -273,6 +274,18 @@ def test_a_client_that_speaks_no_tls_is_closed_and_counted(tmp_path, tls):
         heard(connect(live, stack, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"))
         assert time.monotonic() - began < 5
         eventually(lambda: closed(live, trusting(tls)) == {"its TLS handshake failed": 1})
+
+
+def test_a_handshake_for_which_no_file_is_left_leaves_nothing_behind(tmp_path, tls, monkeypatch):
+    def fail(_descriptor):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with live_server(tmp_path, tls) as live, ExitStack() as stack:
+        with monkeypatch.context() as full:
+            full.setattr("tegula.server.api.connections.os.dup", fail)
+            for _ in range(5):
+                assert heard(connect(live, stack)) == b""
+        assert closed(live, trusting(tls)) == {"its TLS handshake failed": 5}
 
 
 @pytest.mark.parametrize("loop", ["auto", "asyncio"])

@@ -321,10 +321,11 @@ class _Connection(HttpToolsProtocol):
     def _refuse(self, status: int, detail: str, close_after_s: float = 0.0) -> None:
         self._is_refused = True
         problem = json.dumps({"detail": detail, "status": status}).encode()
+        retry = "retry-after: 5\r\n" if status in (408, 503) else ""
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
             f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(problem)}\r\n"
-            "retry-after: 5\r\nconnection: close\r\n\r\n"
+            f"{retry}connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + problem)
         if close_after_s:
@@ -353,11 +354,14 @@ class _Handshake(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.address = _network(peer[0] if isinstance(peer, tuple) else "")
         if self._connection.table.admit(self):
-            accepted = transport.get_extra_info("socket")
-            with contextlib.suppress(OSError):  # no file is left for it
-                again = socket.socket(fileno=os.dup(accepted.fileno()))
-                again.settimeout(0)
-                self._begin(again)
+            try:
+                descriptor = os.dup(transport.get_extra_info("socket").fileno())
+            except OSError:  # no file is left
+                self._end()
+            else:
+                accepted = socket.socket(fileno=descriptor)
+                accepted.settimeout(0)
+                self._begin(accepted)
         transport.abort()
 
     def abort(self) -> None:
@@ -385,13 +389,17 @@ class _Handshake(asyncio.Protocol):
             if not self._has_begun:  # else it is the event loop's to close
                 accepted.close()
             self._connection.connections.discard(self)
-            if self._connection.table.forget(self) and not self._is_late:
-                self._connection.table.note("its TLS handshake failed", self.address)
+            self._end()
 
         self._connection.before = self
         self._connection.connections.add(self)  # type: ignore[arg-type]
         self._task = self._connection.loop.create_task(self._shake_hands(accepted))
         self._task.add_done_callback(end)
+
+    def _end(self) -> None:
+        """Note that it failed, unless it made way for the connection or for another one."""
+        if self._connection.table.forget(self) and not self._is_late:
+            self._connection.table.note("its TLS handshake failed", self.address)
 
     async def _shake_hands(self, accepted: socket.socket) -> None:
         self._has_begun = True
