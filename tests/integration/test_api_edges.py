@@ -364,6 +364,17 @@ def test_a_server_that_cannot_write_to_its_folder_is_not_ready(server: Server, t
     assert str(tmp_path) not in answer.text
 
 
+def test_what_cannot_be_kept_is_to_be_sent_again_later(server: Server, tmp_path):
+    shutil.rmtree(tmp_path / "files", ignore_errors=True)
+    (tmp_path / "files").write_text("in the way")
+    upload = server.client.post("/v1/files", files={"content": ("a.png", PNG)})
+    for answer in (upload, server.post("/v1/predictions", CREATE)):
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
+        detail = "The server cannot keep files at the moment; try again later."
+        assert answer.json()["detail"] == detail
+    assert server.get("/v1/predictions").json()["results"] == []
+
+
 def test_a_server_without_its_database_is_not_ready(server: Server, monkeypatch):
     def fail(_predictions):
         raise OperationalError("SELECT 1", {}, OSError("the server closed the connection"))

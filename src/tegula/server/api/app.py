@@ -24,12 +24,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from tegula import __version__
 from tegula.catalog import Catalog, packaged_fingerprint
-from tegula.errors import BusyError, ConflictError, InputError, NotFoundError, TegulaError
+from tegula.errors import (
+    BusyError,
+    ConflictError,
+    InputError,
+    NotFoundError,
+    PathError,
+    TegulaError,
+)
 from tegula.server.api import account, deployments, files, models, pages, predictions, streams
 from tegula.server.api.bodies import invalid_request
 from tegula.server.api.counters import RateLimiter
 from tegula.server.api.create import RetriedRequests
-from tegula.server.api.errors import ProblemError, not_found
+from tegula.server.api.errors import ProblemError, not_found, not_ready
 from tegula.server.api.gate import CREATE, OTHER, Gate, OnePrefix, without_secrets
 from tegula.server.api.library import Library
 from tegula.server.api.openapi import Api
@@ -226,4 +233,6 @@ def problem_of(error: TegulaError, path: str) -> ProblemError:
     if isinstance(error, InputError):
         return ProblemError(422, str(error), "Invalid request")
     log.error("%s: %s", without_secrets(path), error, exc_info=error)
+    if isinstance(error, PathError):  # a full disk, above all
+        return not_ready("The server cannot keep files at the moment; try again later.")
     return ProblemError(500, _INTERNAL, "Internal error")

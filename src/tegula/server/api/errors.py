@@ -178,7 +178,7 @@ def stopping() -> ProblemError:
 
 
 def not_ready(detail: str) -> ProblemError:
-    """Return the 503 of `/readyz` for a server that should get no new work."""
+    """Return the 503 of a server that cannot take new work, for a reason that may last."""
     return ProblemError(503, detail, "Service unavailable", headers={"retry-after": "30"})
 
 
