@@ -55,7 +55,7 @@ def sampled(values: Sequence[float]) -> bytes:
     return b"curv" + bytes(4) + struct.pack(f">I{len(numbers)}H", len(numbers), *numbers)
 
 
-def table_rgb(kind: str) -> bytes:
+def table_rgb(kind: str, *, back: bool = True) -> bytes:
     """A profile of tables that lead from RGB to L*a*b* and back along straight lines.
 
     L* is red, a* green and b* blue, in the encoding of the kind, so that a lattice of two
@@ -63,6 +63,7 @@ def table_rgb(kind: str) -> bytes:
 
     Args:
         kind: "mft1", "mft2", or "mAB " for that and "mBA ".
+        back: with the tables that lead back.
     """
     corners = [(r, g, b) for r in (0, 1) for g in (0, 1) for b in (0, 1)]
     skewed = [(r, (g + r * b) / 2, b) for r, g, b in corners]
@@ -90,6 +91,8 @@ def table_rgb(kind: str) -> bytes:
             ramps = struct.pack(">6H", *(0, 65535) * 3)
             numbers = struct.pack(">24H", *(round(v * 65535) for v in values))
             tables[tag] = head + struct.pack(">2H", 3, 2) + bent + numbers + ramps
+    if not back:
+        del tables[b"B2A0"]
     return _profile(b"RGB ", b"Lab ", {b"wtpt": _xyz(*WHITE), **tables}, b"prtr")
 
 

@@ -155,6 +155,16 @@ def test_grey_profiles_by_luminance_and_by_lightness_come_back():
         assert np.abs(finished.deep.samples.astype(int) - ramp).max() <= 2
 
 
+def test_a_profile_that_leads_one_way_is_applied_and_the_result_is_srgb():
+    pixels = np.uint8(np.rint(COLOURS * 255))[None]
+    both = decode(png(pixels, colour_profiles.table_rgb("mft2")), max_pixels=100)
+    one = decode(png(pixels, colour_profiles.table_rgb("mft2", back=False)), max_pixels=100)
+    assert np.array_equal(one.rgb, both.rgb)
+    assert one.beyond is None
+    assert one.facts.metadata.profile is None
+    assert "the result is sRGB" in one.facts.warnings[0]
+
+
 def test_a_grey_profile_is_no_use_to_colour():
     picture = decode(
         png(np.full((4, 4, 3), (9, 200, 30), np.uint8), colour_profiles.grey(1.8)),

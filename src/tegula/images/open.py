@@ -37,7 +37,7 @@ from tegula.images.metadata import (
     read_metadata,
 )
 from tegula.images.pixels import Float, Size, to_image
-from tegula.images.profiles import colour_space, into_srgb, is_nearly_srgb
+from tegula.images.profiles import colour_space, into_srgb, is_nearly_srgb, leads_back
 from tegula.images.repair import (
     NO_END,
     PROFILE_CHUNK,
@@ -463,6 +463,11 @@ def _finished(image: Image.Image, file: BinaryIO | None, samples: Samples, turn:
         space = colour_space(metadata.profile, greyscale=samples.greyscale)
         if space is not None:
             beyond = None if is_nearly_srgb(space) else into_srgb(rgb, space)
+            if not leads_back(space):
+                remarks.append(
+                    "Nothing leads back to the colour profile of the source; the result is sRGB."
+                )
+                metadata, beyond = dataclasses.replace(metadata, profile=None), None
         else:
             remarks.append("The colour profile of the source is unusable and is dropped.")
             metadata = dataclasses.replace(metadata, profile=None)

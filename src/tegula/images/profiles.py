@@ -69,10 +69,17 @@ def colour_space(profile: bytes, *, greyscale: bool) -> ColourSpace | None:
             space = _parsed(profile, greyscale=greyscale)
             if space is None:
                 return None
-            back = space.from_srgb(space.to_srgb(_LATTICE))
-            return space if np.isfinite(back).all() else None
+            probe = space.to_srgb(_LATTICE)
+            if leads_back(space):
+                probe = space.from_srgb(probe)
+            return space if np.isfinite(probe).all() else None
     except Exception:  # a hostile profile raises nearly anything
         return None
+
+
+def leads_back(space: ColourSpace) -> bool:
+    """Whether ``from_srgb`` works; the profiles of some scanners lead one way only."""
+    return not isinstance(space, TableSpace) or bool(space.back)
 
 
 def is_nearly_srgb(space: ColourSpace) -> bool:
@@ -162,7 +169,8 @@ class GreySpace:
 class TableSpace:
     """RGB by tables in either direction.
 
-    forward, back: stages from values to CIE L*a*b* and from there to values.
+    forward, back: stages from values to CIE L*a*b* and from there to values; none of the latter
+        where nothing leads back.
     """
 
     forward: Sequence[Stage]
@@ -319,13 +327,11 @@ def _parsed(profile: bytes, *, greyscale: bool) -> ColourSpace | None:
         next((tags[name] for name in names if name in tags), None)
         for names in ((b"A2B1", b"A2B0"), (b"B2A1", b"B2A0"))
     )
-    if forward is not None and back is not None:
+    if forward is not None and (back is not None or b"rXYZ" not in tags):
         return TableSpace(
             _stages(forward, connection, to_connection=True),
-            _stages(back, connection, to_connection=False),
+            [] if back is None else _stages(back, connection, to_connection=False),
         )
-    if forward is not None and b"rXYZ" not in tags:
-        return None  # nothing leads back
     return MatrixSpace(
         [_curve(tags[name])[0] for name in (b"rTRC", b"gTRC", b"bTRC")],
         np.stack([_fixed(tags[name], 8, 3) for name in (b"rXYZ", b"gXYZ", b"bXYZ")], axis=1),
