@@ -1,6 +1,6 @@
 """How the server bears load: durable creates a second, the time of a get, what a wait adds.
 
-    python -m bench.server [--clients 50] [--seconds 5]
+    python -m bench.server [--clients 50] [--seconds 5] [--steady 60] [--streams 300]
     python -m bench.server --soak 600 [--clients 4] [--bundle mini]
 
 Serves over SQLite on the loopback with an engine that does nothing, and drives it from a
@@ -13,6 +13,7 @@ import argparse
 import http.client
 import json
 import multiprocessing
+import os
 import random
 import resource
 import socket
@@ -21,9 +22,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
 
 from bench.soak import KEPT_S, background, soak
 
@@ -35,10 +39,17 @@ BODY = json.dumps({"version": "tegula/upscale", "input": {"image": PICTURE}})
 LINK = json.dumps(
     {"version": "tegula/upscale", "input": {"image": "https://pictures.example/a.png"}}
 )
+HELD = "never ends"
+HELD_BODY = json.dumps(
+    {"version": "tegula/upscale", "input": {"image": "https://a.example/a.png", "prompt": HELD}}
+)
 
 
 class NoOp:
-    """Ends every prediction at once, with a picture as its output if one is given."""
+    """Ends every prediction at once, with a picture as its output if one is given.
+
+    One whose prompt is ``HELD`` is begun and never ended.
+    """
 
     def __init__(self, store: Any, picture: bytes | None = None) -> None:
         self._store = store
@@ -69,6 +80,8 @@ class NoOp:
                 self._wake.wait(0.2)
                 continue
             queue.start(claimed.id, claimed.attempt)
+            if claimed.input.get("prompt") == HELD:
+                continue
             if self._picture is not None:
                 self._give(claimed, self._picture)
             queue.succeed(claimed.id, claimed.attempt)
@@ -176,12 +189,72 @@ def load(
     return len(times) / seconds, sorted(times)
 
 
+@dataclass
+class Steady:
+    """What clients at an even pace saw: the sorted seconds of each create and each get."""
+
+    creates: list[float] = field(default_factory=list)
+    gets: list[float] = field(default_factory=list)
+    failed: int = 0
+
+
+def steady(clients: list[Client], seconds: float) -> Steady:
+    """Let every client create a prediction once a second, and get it."""
+    seen = Steady()
+    began = time.perf_counter()
+
+    def run(number: int, client: Client) -> None:
+        for turn in range(int(seconds)):
+            due = began + turn + number / len(clients)
+            time.sleep(max(0.0, due - time.perf_counter()))
+            start = time.perf_counter()
+            try:
+                made = client.ask("POST", "/v1/predictions", LINK)["id"]
+                between = time.perf_counter()
+                client.ask("GET", f"/v1/predictions/{made}")
+            except (RuntimeError, OSError, http.client.HTTPException):
+                seen.failed += 1
+                continue
+            seen.creates.append(between - start)
+            seen.gets.append(time.perf_counter() - between)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seen.creates.sort()
+    seen.gets.sort()
+    return seen
+
+
+def idle_streams(client: Client, server: int, count: int, seconds: float = 10.0) -> float:
+    """Return the share of a core that the server takes for streams on which nothing happens."""
+    open_streams = []
+    for _ in range(count):
+        address = client.ask("POST", "/v1/predictions", HELD_BODY)["urls"]["stream"]
+        path = urlsplit(address).path
+        connection = socket.create_connection(("127.0.0.1", client.port))
+        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+        open_streams.append(connection)
+    process = psutil.Process(server)
+    time.sleep(5)  # until all of them are begun
+    before = process.cpu_times()
+    time.sleep(seconds)
+    after = process.cpu_times()
+    for connection in open_streams:
+        connection.close()
+    return float(after.user + after.system - before.user - before.system) / seconds
+
+
 def milliseconds(times: list[float], share: float) -> float:
     """Return a percentile of sorted times."""
     return round(1000 * times[min(len(times) - 1, int(len(times) * share))], 1)
 
 
-def measure(port: int, token: str, count: int, seconds: float) -> dict[str, Any]:
+def measure(
+    port: int, token: str, server: int, count: int, seconds: float, steady_s: float, streams: int
+) -> dict[str, Any]:
     """Return everything that is measured."""
     clients = [Client(port, token) for _ in range(count)]
     files, file_times = load(
@@ -202,16 +275,29 @@ def measure(port: int, token: str, count: int, seconds: float) -> dict[str, Any]
         seconds / 2,
         lambda c: ask_only(c, "POST", "/v1/predictions", LINK, prefer="wait=10"),
     )[1]
+    paced = steady(clients, steady_s)
+    while clients[0].ask("GET", "/readyz")["waiting"]:
+        time.sleep(0.2)
+    idle = idle_streams(clients[0], server, streams)
     return {
         "clients": count,
         "creates_with_a_file_per_second": round(files, 1),
         "creates_per_second": round(links, 1),
+        "create_p50_ms": milliseconds(link_times, 0.5),
         "create_p99_ms": milliseconds(link_times, 0.99),
         "create_with_a_file_p99_ms": milliseconds(file_times, 0.99),
         "gets_per_second": round(gets, 1),
         "get_p99_ms_at_full_load": milliseconds(get_times, 0.99),
         "get_p50_ms_polling": milliseconds(polls, 0.5),
         "get_p99_ms_polling": milliseconds(polls, 0.99),
+        "steady_creates_per_second": round(len(paced.creates) / steady_s, 1),
+        "steady_create_p50_ms": milliseconds(paced.creates, 0.5),
+        "steady_create_p99_ms": milliseconds(paced.creates, 0.99),
+        "steady_get_p50_ms": milliseconds(paced.gets, 0.5),
+        "steady_get_p99_ms": milliseconds(paced.gets, 0.99),
+        "steady_failed": paced.failed,
+        f"{streams}_idle_streams_share_of_a_core": round(idle, 3),
+        "load_of_the_machine": [round(load, 1) for load in os.getloadavg()],
         "wait_added_median_ms": round(1000 * statistics.median(waits), 1),
         "client_cpu_seconds": round(resource.getrusage(resource.RUSAGE_SELF).ru_utime, 1),
     }
@@ -228,6 +314,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--clients", type=int)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument(
+        "--steady", type=float, default=60.0, metavar="SECONDS", help="creates at an even pace"
+    )
+    parser.add_argument("--streams", type=int, default=300, help="streams that wait")
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="measure memory instead")
     parser.add_argument("--bundle", help="weights that the soaked worker runs; none by default")
     given = parser.parse_args()
@@ -248,7 +338,15 @@ def main() -> None:
                 clients = [Client(port, token) for _ in range(given.clients or 4)]
                 told = soak(clients, soaked_body, server.pid or 0, given.soak)
             else:
-                told = measure(port, token, given.clients or 50, given.seconds)
+                told = measure(
+                    port,
+                    token,
+                    server.pid or 0,
+                    given.clients or 50,
+                    given.seconds,
+                    given.steady,
+                    given.streams,
+                )
             print(json.dumps(told, indent=2))
         finally:
             server.kill()

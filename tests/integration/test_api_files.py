@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
 import threading
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from api_support import DATA_URI, PNG, Server, open_server
+from sqlalchemy import event
 
+from tegula.server.api.streams import stream
 from tegula.server.queue import Report
+from tegula.server.store import Store
 
 NOBODY = {"authorization": ""}
 
@@ -260,13 +266,48 @@ def test_odd_data_uris_are_read(server: Server):
 
 def test_a_silent_stream_is_kept_alive_by_comments(server: Server, monkeypatch):
     monkeypatch.setattr("tegula.server.api.streams.KEEP_ALIVE_S", 0.05)
-    monkeypatch.setattr("tegula.server.api.streams.LOOK_AGAIN_S", 0.02)
     made = server.create()
     timer = server.work_soon(0.5)
     text = server.get(made["urls"]["stream"]).text
     timer.join()
     assert text.count("\n: ") >= 2
     assert text.startswith(": ")
+
+
+def test_many_streams_on_which_nothing_happens_ask_the_database_together(server: Server):
+    """Else each would ask once a second, and 300 streams would keep the server busy."""
+    count, seconds = 40, 1.5
+    names = [server.create(prompt=str(number))["id"] for number in range(count)]
+    service = server.client.app.state.service
+    asked: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.startswith("SELECT"):
+            asked.append(statement)
+
+    async def follow() -> None:
+        async def drain(name: str) -> None:
+            async for _ in stream(service, name):
+                pass
+
+        following = asyncio.gather(*map(drain, names))
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(following, seconds)
+
+    event.listen(server.store.database.engine, "before_cursor_execute", note)
+    asyncio.run(follow())
+    assert len(asked) <= 2 * count + 5
+
+
+def test_a_stream_sees_what_another_process_does(server: Server):
+    made = server.create()
+    other = Store.open(server.store.settings)
+    timer = threading.Timer(0.3, other.predictions.cancel, [made["id"]])
+    timer.start()
+    happened = events_of(server.get(made["urls"]["stream"]).text)
+    timer.join()
+    other.close()
+    assert [kind for kind, _, _ in happened] == ["done"]
 
 
 def test_the_output_of_a_run_that_was_lost_is_not_streamed(server: Server):

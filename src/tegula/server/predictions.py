@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,6 +24,9 @@ from tegula.server.tables import (
     State,
     file_ids,
 )
+
+_MOST_NAMES = 500
+"""Names in one query; databases have limits."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,17 @@ class Predictions:
         )
         with self.database.read() as session:
             return tuple(session.scalars(query))
+
+    def last_events(self, prediction_ids: Sequence[str]) -> Mapping[str, int]:
+        """Return the number of the last event of each of some predictions that has any."""
+        found: dict[str, int] = {}
+        for start in range(0, len(prediction_ids), _MOST_NAMES):
+            names = prediction_ids[start : start + _MOST_NAMES]
+            query = select(Event.prediction_id, func.max(Event.seq))
+            query = query.where(Event.prediction_id.in_(names)).group_by(Event.prediction_id)
+            with self.database.read() as session:
+                found |= dict(session.execute(query).all())
+        return found
 
     def cancel(self, prediction_id: str, account_id: str | None = None) -> Prediction:
         """End a prediction at once; whoever runs it learns so and stops. Else do nothing.

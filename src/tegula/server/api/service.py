@@ -8,6 +8,7 @@ may wait without a thread each.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import threading
 import time
@@ -45,6 +46,7 @@ from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
 from tegula.server.tables import FILE_KEY, Account, Deployment, Prediction
 
+LOG = logging.getLogger("tegula.api")
 T = TypeVar("T")
 
 # How long a prediction is likely to run: as long as those of its model before it.
@@ -78,16 +80,29 @@ class RunTimeEstimates:
 # Waiting for a prediction to change, without a thread for each request that waits.
 
 LOOK_AGAIN_S = 1.0
-"""How often to look without a notice: a change may come from another process."""
+"""How often to look for changes that another process made."""
 
 
 class ChangeNotices:
-    """Wakes coroutines of one event loop when their prediction changes."""
+    """Wakes coroutines of one event loop when their prediction changes.
 
-    def __init__(self, pubsub: PubSub) -> None:
-        """Subscribe; must be called within the event loop."""
+    Changes within this process are published. For those of other processes one query a second
+    asks for everybody who waits, so that a stream on which nothing happens costs next to nothing.
+    """
+
+    def __init__(
+        self, pubsub: PubSub, last_events: Callable[[Sequence[str]], Mapping[str, int]]
+    ) -> None:
+        """Subscribe; must be called within the event loop.
+
+        Args:
+            pubsub: where changes within this process are published.
+            last_events: returns the number of the last event of predictions.
+        """
         self._loop = asyncio.get_running_loop()
+        self._last_events = last_events
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._looking: asyncio.Task[None] | None = None
         self.close = pubsub.subscribe(self._notify)
 
     @contextmanager
@@ -95,6 +110,9 @@ class ChangeNotices:
         """Give an event that is set at every change of a prediction from now on."""
         event = asyncio.Event()
         self._events[prediction_id].add(event)
+        loop = asyncio.get_running_loop()
+        if self._looking is None or self._looking.done() or self._looking.get_loop() is not loop:
+            self._looking = loop.create_task(self._look())
         try:
             yield event
         finally:
@@ -107,6 +125,22 @@ class ChangeNotices:
         for prediction_id in list(self._events):
             self._set_events(prediction_id)
 
+    async def _look(self) -> None:
+        """Wake those whose prediction has a new event, as long as anybody waits."""
+        seen: dict[str, int] = {}
+        while self._events:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            try:
+                last = await run_in_threadpool(self._last_events, list(self._events))
+            except Exception:  # the database may be back in a second
+                LOG.exception("cannot look for changes")
+                continue
+            for prediction_id, number in last.items():
+                # Of one that is new here an event may have come before the first look.
+                if seen.get(prediction_id) != number:
+                    self._set_events(prediction_id)
+            seen = dict(last)
+
     def _notify(self, prediction_id: str) -> None:
         """Called in the thread that changed the prediction."""
         if prediction_id in self._events and not self._loop.is_closed():
@@ -117,13 +151,14 @@ class ChangeNotices:
             event.set()
 
 
-async def next_change(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait until the event is set, or for ``timeout_s``, and clear it."""
+async def next_change(event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait until the event is set, and clear it; return False if it is not within ``timeout_s``."""
     try:
         await asyncio.wait_for(event.wait(), timeout_s)
     except asyncio.TimeoutError:
-        return
+        return False
     event.clear()
+    return True
 
 
 # The service.
@@ -174,7 +209,7 @@ class Service:
     @cached_property
     def changes(self) -> ChangeNotices:
         """Wakes requests that wait; created by the first of them, in the event loop."""
-        return ChangeNotices(self.store.pubsub)
+        return ChangeNotices(self.store.pubsub, self.store.predictions.last_events)
 
     @cached_property
     def estimates(self) -> RunTimeEstimates:
@@ -240,7 +275,7 @@ class Service:
                 and not self.stopping
                 and (left := end - loop.time()) > 0
             ):
-                await next_change(event, min(left, LOOK_AGAIN_S))
+                await next_change(event, left)
                 prediction = await self.read(prediction.id)
         return prediction
 

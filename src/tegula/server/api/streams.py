@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from tegula.server.api.errors import documented, not_found, problems
-from tegula.server.api.service import LOOK_AGAIN_S, Service, ServiceDep, next_change
+from tegula.server.api.service import Service, ServiceDep, next_change
 from tegula.server.tables import Event, State
 
 router = APIRouter(prefix="/v1", tags=["predictions"])
@@ -114,10 +114,9 @@ async def stream(
                 # its last event, and another process, or the next one, goes on from there.
                 yield f"retry: {_COME_BACK_MS}\n\n"
                 return
-            if time.monotonic() - last_sent > KEEP_ALIVE_S:
+            while not await next_change(changed, last_sent + KEEP_ALIVE_S - time.monotonic()):
                 last_sent = time.monotonic()
                 yield ": still here\n\n"
-            await next_change(changed, LOOK_AGAIN_S)
 
 
 def _messages(
