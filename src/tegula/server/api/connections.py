@@ -417,12 +417,15 @@ _Client = _Connection | _Handshake
 
 
 class _Config(uvicorn.Config):
-    """Lets ``_Handshake`` begin TLS in place of asyncio."""
+    """Lets ``_Handshake`` begin TLS in place of asyncio.
+
+    Not on Windows, whose event loop takes no socket a second time: handshakes have a minute there.
+    """
 
     def load(self) -> None:
         """Load what is configured."""
         super().load()
-        if self.ssl is not None:
+        if self.ssl is not None and sys.platform != "win32":
             connection = cast("type[_Connection]", self.http_protocol_class)
             self.http_protocol_class = partial(_begin, connection, self.ssl)  # type: ignore[assignment]
             self.ssl = None
