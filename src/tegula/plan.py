@@ -154,19 +154,22 @@ def runs_of(bundle: Bundle, options: ResolvedOptions) -> Iterator[Run]:
         size = options.width, options.height
         piece = canvas_piece(facts, *size, options.window, options.overlap)
         windows = count_places(options.placed_regions, piece.windows(factor), factor)
-        yield _run(bundle, options, options.creativity, piece, windows)
+        yield _run(bundle, options, _steps(bundle, options, options.creativity), piece, windows)
         return
     for tiles in redraw_plan(facts, options).passes:
+        # Once for all tiles: some schedulers take a fifth of a second to make.
+        steps = _steps(bundle, options, strength_of(tiles, options))
         for tile in tiles.tiles:
             piece = piece_of(tiles, tile, facts, options)
             windows = evaluations_of(tiles, tile, facts, options)
-            yield _run(bundle, options, strength_of(tiles, options), piece, windows)
+            yield _run(bundle, options, steps, piece, windows)
 
 
-def _run(
-    bundle: Bundle, options: ResolvedOptions, strength: float, piece: Piece, windows: int
-) -> Run:
-    steps = len(schedule_of(bundle.scheduler, options, strength))
+def _steps(bundle: Bundle, options: ResolvedOptions, strength: float) -> int:
+    return len(schedule_of(bundle.scheduler, options, strength))
+
+
+def _run(bundle: Bundle, options: ResolvedOptions, steps: int, piece: Piece, windows: int) -> Run:
     every = options.feature_reuse if isinstance(bundle.denoiser, SplitDenoiser) else 1
     return Run(
         windows,
