@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ Generators = torch.Generator | list[torch.Generator]
 
 Levels = NDArray[np.float64]
 """Sigmas, or timesteps that may lie between two that a model was trained at."""
+
+Walk = TypeVar("Walk", Levels, Tensor)
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,11 @@ class StepRule:
     without_last: frozenset[str] = frozenset()
     whole_timesteps: bool = True
 
+    def cut(self, levels: Walk, steps: int, strength: float) -> Walk:
+        """Return the levels of a schedule that are run, at least one."""
+        first = self.first(steps, strength, len(levels))
+        return levels[min(max(first, 0), len(levels) - 1) :]
+
 
 STEP_RULES: Mapping[str, StepRule] = {
     # diffusers' img2img pipelines.
@@ -299,7 +306,8 @@ def make_schedule(
     solver, rule = SOLVERS[choice.name], STEP_RULES[choice.rule]
     spacing = solver.spacing if choice.sigmas == "own" or solver.few_step else choice.sigmas
     if spacing is not None and solver.spacing is None:
-        # DDIM has no sigmas, and Euler's method equals it in result.
+        # diffusers' DDIM counts in timesteps; Euler's method, which equals it in result, walks
+        # any levels.
         solver = SOLVERS["euler"]
     scheduler = _scheduler(solver, config)
     preserving = solver.scheduler in _VARIANCE_PRESERVING
@@ -312,14 +320,15 @@ def make_schedule(
         prediction_type=str(config.get("prediction_type", "epsilon")),
     )
     if spacing is None:
-        timesteps = _timesteps_of_diffusers(scheduler, solver, rule, choice.steps, denoise_strength)
+        timesteps = _own_timesteps(scheduler, solver, rule, choice.steps, denoise_strength)
         return schedule(timesteps, torch.from_numpy(trained).float()[timesteps])
     length = rule.length(choice.steps, denoise_strength)
-    fewer = choice.name in rule.without_last
-    spaced = _spacing(spacing, solver, config)(trained, length + fewer)
-    levels = spaced[:-1] if fewer else spaced
-    first = rule.first(choice.steps, denoise_strength, len(levels))
-    levels = levels[min(max(first, 0), len(levels) - 1) :]
+    space = _spacing(spacing, solver, config)
+    if choice.name in rule.without_last:
+        levels = space(trained, length + 1)[:-1]
+    else:
+        levels = space(trained, length)
+    levels = rule.cut(levels, choice.steps, denoise_strength)
     sigmas = _walk(scheduler, torch.tensor([*levels, solver.last], dtype=torch.float64))
     seen = np.interp(np.log(sigmas), np.log(trained), np.arange(len(trained)))
     if rule.whole_timesteps and config.get("beta_schedule") != _COSINE:
@@ -370,7 +379,7 @@ def _rescaled_betas(config: Mapping[str, object]) -> list[float]:
     return betas
 
 
-def _timesteps_of_diffusers(
+def _own_timesteps(
     scheduler: Any, solver: Solver, rule: StepRule, steps: int, strength: float
 ) -> Tensor:
     """Return the timesteps of a run of a scheduler that spaces them itself."""
@@ -380,9 +389,8 @@ def _timesteps_of_diffusers(
         return few
     longest = int(scheduler.config.num_train_timesteps)
     scheduler.set_timesteps(min(rule.length(steps, strength), longest))
-    first = rule.first(min(steps, longest), strength, len(scheduler.timesteps))
-    timesteps: Tensor = scheduler.timesteps[min(max(first, 0), len(scheduler.timesteps) - 1) :]
-    return timesteps
+    timesteps: Tensor = scheduler.timesteps
+    return rule.cut(timesteps, steps, strength)
 
 
 def _few_step_arguments(scheduler: Any, steps: int, strength: float) -> dict[str, object]:
