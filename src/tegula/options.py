@@ -215,7 +215,7 @@ class UpscaleOptions(CheckedOptions):
     webui_steps: bool = Field(
         default=False,
         description="Counts steps as AUTOMATIC1111's web UI does in img2img: steps x creativity "
-        "and one more, from a higher noise level.",
+        "and one more, from a higher noise level. LCM and TCD run theirs.",
     )
     seed: Seed | None = Field(
         default=None,

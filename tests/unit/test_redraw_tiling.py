@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import options
 
-from tegula.pipeline.redraw_plan import CropRule, blur_reach, grow, overlap, plan_redraw
+from tegula.pipeline.redraw_plan import CropRule, blur_reach, grow, lay_out_tiles, overlap
 from tegula.pipeline.windows import Window
 
 RULE = CropRule(64, 8)
 
 
 def plan(width, height, rule=RULE, **changes):
-    return plan_redraw(width, height, options(**changes), rule)
+    return lay_out_tiles(width, height, options(**changes), rule)
 
 
 def boxes(windows):
@@ -221,7 +221,7 @@ def layouts(draw):
     )
     width = columns * tile[0] - draw(st.integers(0, tile[0] - 1))
     height = rows * tile[1] - draw(st.integers(0, tile[1] - 1))
-    return plan_redraw(width, height, settings, draw(st.sampled_from([RULE, CropRule(32, 16)])))
+    return lay_out_tiles(width, height, settings, draw(st.sampled_from([RULE, CropRule(32, 16)])))
 
 
 @settings(deadline=None, max_examples=150)

@@ -1,4 +1,4 @@
-"""faces: every face is turned upright, restored by a net, and laid back over the result.
+"""Faces: every face is turned upright, restored by a net, and laid back over the result.
 
 A face is brought onto the template that face models are trained on: the five landmarks of
 the FFHQ photographs at 512 x 512 pixels, by the turn, scale and shift that fit best. What

@@ -1,4 +1,4 @@
-"""prescale: a feed-forward net brings the picture to the size of the result.
+"""Prescale: a feed-forward net brings the picture to the size of the result.
 
 The picture runs through the net in tiles, and each tile's result is resampled to its
 place in the target at once, so that memory holds the source, the target and one tile,

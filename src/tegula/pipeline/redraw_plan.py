@@ -129,7 +129,7 @@ class RedrawPlan:
     passes: tuple[RedrawPass, ...]
 
 
-def plan_redraw(width: int, height: int, options: ResolvedOptions, rule: CropRule) -> RedrawPlan:
+def lay_out_tiles(width: int, height: int, options: ResolvedOptions, rule: CropRule) -> RedrawPlan:
     """Lay out the tiles of a picture and of the seam fix.
 
     Args:
@@ -150,7 +150,7 @@ def plan_redraw(width: int, height: int, options: ResolvedOptions, rule: CropRul
 
 def redraw_plan(facts: BundleFacts, options: ResolvedOptions) -> RedrawPlan:
     """Return the passes of an upscale that change anything, with crops that the model takes."""
-    return plan_redraw(options.width, options.height, options, _rule(facts))
+    return lay_out_tiles(options.width, options.height, options, _rule(facts))
 
 
 def strength_of(tiles: RedrawPass, options: ResolvedOptions) -> float:
