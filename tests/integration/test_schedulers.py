@@ -11,10 +11,9 @@ from tegula.catalog import RunContext, find, validate
 from tegula.models.mini.bundle import SCHEDULER as MINI
 from tegula.models.sd15.facts import SCHEDULER, scheduler_settings
 from tegula.options import SCHEDULERS, SIGMAS
+from tegula.pipeline.noise_levels import SPACINGS, STEP_RULES
 from tegula.pipeline.schedulers import (
     SOLVERS,
-    SPACINGS,
-    STEP_RULES,
     ScheduleChoice,
     make_schedule,
     schedule_of,
