@@ -15,7 +15,7 @@ from tegula.errors import OptionError, TooLargeError
 from tegula.images.adjust import lock_colour, soften_blocks
 from tegula.images.encode import encode
 from tegula.images.pixels import enlarge_alpha, enlarge_lanczos, fill_hidden, to_bytes, to_image
-from tegula.options import UpscaleOptions
+from tegula.options import UpscaleOptions, with_context
 from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import MENDED_BELOW, MENDED_BELOW_FOR_RESAMPLING, prepare
 
@@ -91,11 +91,16 @@ def test_cmyk_ends_as_rgb_with_a_warning():
     assert "CMYK" in finished.warnings[0]
 
 
-def test_a_crop_is_cut_and_the_whole_size_remembered():
-    prepared = prepare(encoded(portrait()), UpscaleOptions(crop=(5, 7, 20, 10)))
-    assert prepared.size == (20, 10)
-    assert prepared.facts.size == (48, 40)
-    cut = np.asarray(portrait().crop((5, 7, 25, 17)))
+def test_a_crop_is_cut_with_what_lies_around_it_and_the_whole_size_remembered():
+    options = UpscaleOptions(crop=(500, 300, 20, 10))
+    prepared = prepare(encoded(portrait(1200, 700)), options)
+    assert prepared.facts.size == (1200, 700)
+    crop = with_context(options, (1200, 700)).crop
+    assert crop is not None
+    x, y, width, height = crop
+    assert x <= 500 < 520 <= x + width < 1200
+    assert y <= 300 < 310 <= y + height < 700
+    cut = np.asarray(portrait(1200, 700).crop((x, y, x + width, y + height)))
     assert np.array_equal(np.asarray(to_image(prepared.rgb, prepared.alpha)), cut)
 
 

@@ -61,6 +61,8 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
     else:
         picture = decode(source, max_pixels=options.max_pixels)
     rgb, alpha, facts, beyond = picture.rgb, picture.alpha, picture.facts, picture.beyond
+    # Of the whole picture, so that a crop shows what the whole will show.
+    fills = alpha is not None and not options.keep_hidden_colour and not goes_on_hidden(rgb, alpha)
     crop = with_context(options, facts.size).crop
     if crop is not None:
         x, y, width, height = crop
@@ -69,7 +71,7 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
         rgb = rgb[part].copy()
         alpha = None if alpha is None else alpha[part].copy()
         beyond = None if beyond is None else beyond[part].copy()
-    if alpha is not None and not options.keep_hidden_colour and not goes_on_hidden(rgb, alpha):
+    if alpha is not None and fills:
         rgb = fill_hidden(rgb, alpha)
         beyond = None if beyond is None else fill_hidden(beyond, alpha)
     is_resampled = options.prescaler == LANCZOS
