@@ -8,7 +8,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sd15_support import result
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -488,6 +488,13 @@ def test_a_path_names_no_lora(files, style):
     upscaler = Upscaler(load_sd15(str(files.folder)))
     (warning,) = upscaled(upscaler, f"a cat <lora:{style}:1>").warnings
     assert "there is no LoRA of that name" in warning
+
+
+def test_the_words_in_the_file_of_a_lora_are_said_to_be_unknown(files, style):
+    state = {**load_file(style), "bundle_emb.mood.string_to_param.*": torch.ones(2, 16)}
+    save_file(state, style)
+    warnings = upscaled(Upscaler(load_sd15(str(files.folder))), "mood <lora:style:0.7>").warnings
+    assert any("The word mood of Style.safetensors" in warning for warning in warnings)
 
 
 def test_weights_come_back_when_a_run_fails(files, style):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tegula.models.bundle import Bundle, BundleFacts, ControlImage, Features, WindowBatch
 from tegula.models.sd15.facts import PRESETS
-from tegula.models.sd15.lora import open_loras
+from tegula.models.sd15.lora import Loras, open_loras
 from tegula.models.sd15.lora_names import TEXT, UNET
 from tegula.models.sd15.text import Inversion, SdTextEncoder
 
@@ -354,10 +354,19 @@ def merged(networks: Networks, loras: Sequence[tuple[str, float]]) -> Iterator[t
                 before = weight.to("cpu", copy=True)
                 own.append((weight, before))
                 weight.copy_(found.merge(network, name, before, weight.dtype))
-        yield found.warnings
+        yield (*found.warnings, *_words_not_learned(found))
     finally:
         for weight, before in own:
             weight.copy_(before)
+
+
+def _words_not_learned(loras: Loras) -> Iterator[str]:
+    """Yield a sentence for each embedding that a LoRA has with it: a run teaches no words."""
+    for path, word, _ in loras.words:
+        yield (
+            f"The word {word} of {path.name} is not known to a prompt that names the LoRA; give "
+            f"the LoRA when the model is loaded."
+        )
 
 
 def move(
