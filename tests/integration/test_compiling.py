@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from sd15_support import batch_of
 from support import options, photograph
 
@@ -130,5 +131,20 @@ def test_compiled_pictures_are_the_same_and_no_canvas_compiles_again(monkeypatch
             expected = refine_canvas(RefineJob(plain, picture, picture, knobs))
             got = refine_canvas(RefineJob(compiled, picture, picture, knobs))
             np.testing.assert_allclose(got, expected, atol=1e-4)
+        # LoRAs of a single run are merged into the weights that compiled networks read.
+        lora = {
+            f"lora_unet_mid_block_resnets_0_conv1.lora_{name}.weight": torch.ones(*shape) / 4
+            for name, shape in (("down", (1, 16, 3, 3)), ("up", (16, 1, 1, 1)))
+        }
+        save_file(lora, tmp_path / "lora.safetensors")
+        loras = [(str(tmp_path / "lora.safetensors"), 1.0)]
+        jobs = [RefineJob(each, picture, picture, knobs) for each in (plain, compiled)]
+        assert plain.with_loras is not None
+        assert compiled.with_loras is not None
+        with plain.with_loras(loras), compiled.with_loras(loras):
+            changed, got = map(refine_canvas, jobs)
+        np.testing.assert_allclose(got, changed, atol=1e-4)
+        assert np.abs(changed - expected).max() > 1e-3
+        np.testing.assert_allclose(refine_canvas(jobs[1]), expected, atol=1e-4)
     assert any((tmp_path / "inductor").rglob("*.so"))
     assert compiling.cache_folder() == tmp_path
