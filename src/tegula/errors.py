@@ -7,6 +7,7 @@ TegulaError
 │   ├── FetchError             the input's URL may not, or cannot, be fetched
 │   └── TooLargeError          input or output exceeds the pixel limit
 ├── PathError                  a file or folder cannot be read or written
+│   └── FullDiskError          there is no room for it
 ├── ModelError                 weights
 │   ├── UnknownModelError      no bundle or prescaler has that name
 │   ├── MissingWeightsError    known, but its files are not on this machine
@@ -74,6 +75,12 @@ class PathError(TegulaError):
 
     code = "path"
     exit_status = 5
+
+
+class FullDiskError(PathError):
+    """There is no room left on the disk."""
+
+    code = "full_disk"
 
 
 class ModelError(TegulaError):

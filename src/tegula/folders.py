@@ -19,13 +19,17 @@ import logging
 import os
 import secrets
 import stat
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
-from tegula.errors import PathError
+from tegula.errors import FullDiskError, PathError
 
 log = logging.getLogger(__name__)
+
+_OTHERS = 0o077  # what group and world may do
 
 CACHE_VARIABLE = "TEGULA_CACHE"
 MODELS_VARIABLE = "TEGULA_MODELS"
@@ -35,8 +39,8 @@ SERVER_VARIABLE = "TEGULA_FOLDER"
 def cache_folder() -> Path:
     """Return ``$TEGULA_CACHE``, or the platform's folder for files that can be made again."""
     # Without these two arguments Windows would add folders named after an author and `Cache`.
-    return _from_environment(CACHE_VARIABLE) or platformdirs.user_cache_path(
-        "tegula", appauthor=False, opinion=False
+    return _from_environment(CACHE_VARIABLE) or _of_platform(
+        lambda: platformdirs.user_cache_path("tegula", appauthor=False, opinion=False), "cache"
     )
 
 
@@ -51,12 +55,42 @@ def server_folder() -> Path:
 
 
 def _data_folder() -> Path:
-    return platformdirs.user_data_path("tegula", appauthor=False)
+    return _of_platform(lambda: platformdirs.user_data_path("tegula", appauthor=False), "data")
+
+
+def _of_platform(find: Callable[[], Path], name: str) -> Path:
+    """Return the platform's folder; a user without a home, as in containers, has a temporary one.
+
+    Raises:
+        PathError: the temporary folder belongs to somebody else.
+    """
+    try:
+        folder = find()
+        if not str(folder).startswith("~"):
+            return folder
+    except RuntimeError:
+        pass
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"tegula-{user}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        facts = folder.lstat()
+    except OSError as error:
+        raise PathError(f"{folder} cannot be created: {error.strerror}; set HOME.") from error
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_mode & _OTHERS or facts.st_uid != user:
+        raise PathError(
+            f"There is no home folder, and {folder} belongs to somebody else; set HOME, or "
+            f"{CACHE_VARIABLE} and {MODELS_VARIABLE}."
+        )
+    return folder / name
 
 
 def _from_environment(variable: str) -> Path | None:
     path = os.environ.get(variable)
     return Path(path).expanduser() if path else None
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -65,10 +99,13 @@ def write_atomically(path: Path, data: bytes) -> None:
     Pipes and devices, such as /dev/stdout, are written to directly.
 
     Raises:
+        FullDiskError: there is no room left.
         PathError: the path is a folder, or cannot be written.
     """
     try:
         target = Path(os.path.realpath(path))  # a link stays a link; what it points to is replaced
+        if path.exists() and not path.is_file():
+            target = path  # the real path of a pipe names nothing that can be opened
         if target.is_dir():
             raise PathError(f"{path} is a folder; give the name of a file.")
         if target.exists() and not target.is_file():
@@ -76,7 +113,22 @@ def write_atomically(path: Path, data: bytes) -> None:
         else:
             _replace(target, data)
     except (OSError, ValueError) as error:
-        raise PathError(_why_not_written(path, error)) from error
+        kind = FullDiskError if getattr(error, "errno", None) in _FULL else PathError
+        raise kind(_why_not_written(path, error)) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it, unless it is there.
+
+    Raises:
+        FullDiskError: there is no room left.
+        PathError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        kind = FullDiskError if error.errno in _FULL else PathError
+        raise kind(f"{folder} cannot be created: {error.strerror}.") from error
 
 
 def _replace(target: Path, data: bytes) -> None:
@@ -96,12 +148,9 @@ def _why_not_written(path: Path, error: Exception) -> str:
     number = getattr(error, "errno", None)
     if number == errno.ENOENT:
         return f"{path} cannot be written: its folder does not exist."
-    if number in (errno.ENOSPC, errno.EDQUOT):
+    if number in _FULL:
         return f"{path} cannot be written: the disk is full."
     return f"{path} cannot be written: {getattr(error, 'strerror', None) or error}."
-
-
-_OTHERS = 0o077  # what group and world may do
 
 
 def make_private(path: Path, *, inside: bool = True) -> None:

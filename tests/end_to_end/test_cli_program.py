@@ -208,3 +208,47 @@ def test_an_upscale_with_mini_does_without_the_compiler(tmp_path):
         "sys.exit(any(name in sys.modules for name in ('torch._dynamo', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def start(*words, shell="", **environment):
+    command = ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-m", "tegula", *words]
+    settings = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, env=settings, timeout=60)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_pipes_are_utf_8_whatever_the_locale(encoding, tmp_path):
+    name = tmp_path / "\u5199\u771f.png"
+    settings = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = start("upscale", str(name), **settings)
+    assert done.returncode == 5
+    assert "\u5199\u771f.png does not exist" in done.stderr.decode("utf-8")
+    as_json = start("upscale", "--json", str(name), **settings).stdout
+    assert name.name in json.loads(as_json)["error"]["message"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no such names")
+def test_a_name_that_is_not_utf_8_is_escaped_as_json_has_it(tmp_path):
+    done = start("upscale", "--json", os.fsdecode(b"b\xff.png"))
+    assert "b\udcff.png" in json.loads(done.stdout)["error"]["message"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such shell")
+def test_closed_streams_are_no_traceback(tmp_path):
+    source = put(tmp_path / "a.png")
+    for shell in ("<&-", "2>&-", "<&- >&- 2>&-"):
+        assert start("models", shell=shell).returncode == 0
+    assert start("upscale", str(tmp_path / "no.png"), shell=">&- 2>&-").returncode == 5
+    closed = start("upscale", str(source), "-", shell=">&-")
+    assert closed.returncode == 5
+    assert b"Standard output is closed" in closed.stderr
+    empty = start("upscale", "-", "-", shell="<&-")
+    assert (empty.returncode, b"is empty" in empty.stderr) == (3, True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has a full device")
+def test_a_full_output_is_one_sentence():
+    done = start("models", shell="> /dev/full")
+    assert done.returncode == 5
+    assert done.stderr.count(b"\n") == 1
+    assert b"Standard output cannot be written" in done.stderr

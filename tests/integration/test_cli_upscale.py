@@ -8,6 +8,7 @@ import pytest
 from cli_support import PLAIN, names_in, picture, picture_bytes, put, run, size_of, upscale
 from PIL import ExifTags, Image
 
+from tegula import folders as folders_module
 from tegula import upscaler as upscaler_module
 from tegula.errors import CancelledError, MissingWeightsError
 from tegula.images.encode import read_settings
@@ -349,3 +350,36 @@ def test_the_options_reach_the_upscaler(folder):
     used = records(result)[0]["options"]
     assert (used["steps"], used["scheduler"], used["preset"]) == (2, "euler", "fast")
     assert used["guess_mode"]
+
+
+def test_a_full_disk_stops_a_batch_and_is_said_once(folder, monkeypatch):
+    for name in "abcd":
+        put(folder / "in" / f"{name}.png")
+    whole = folders_module._replace
+
+    def full_after_one(target, data):
+        if target.name != "a.png":
+            raise OSError(errno.ENOSPC, "no room")
+        whole(target, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folders_module, "_replace", full_after_one)
+        result = upscale("in", "out/")
+    assert result.exit_code == 5
+    assert result.stderr.count("cannot be written: the disk is full") == 1
+    assert "goes on from here" in result.stderr
+    assert "not begun" in result.stderr
+    assert names_in(folder / "out") == ["a.png"]
+    assert upscale("in", "out/").exit_code == 0
+    assert names_in(folder / "out") == ["a.png", "b.png", "c.png", "d.png"]
+
+
+def test_files_of_a_folder_that_are_no_pictures_are_told_once(folder):
+    put(folder / "in" / "a.png")
+    (folder / "in" / "notes.txt").write_text("no picture")
+    result = upscale("in", "out/")
+    assert result.stderr.count("notes.txt") == 1
+    assert "1 file is not a picture by its name and is left out: notes.txt." in result.stderr
+    again = records(upscale("in", "out/", "--json", "--overwrite"))
+    assert again[0] == {"left_out": ["in/notes.txt"]}
+    assert len(again) == 2

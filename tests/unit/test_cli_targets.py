@@ -1,6 +1,7 @@
 """Which pictures are read, and where each result goes."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ from cli_support import put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tegula.cli.targets import Job, Naming, SideFiles, find_work, format_of_target
+from tegula.cli.targets import Job, Naming, SideFiles, check_job, find_work, format_of_target
 from tegula.errors import InputError, OptionError, PathError, TegulaError
+from tegula.folders import write_atomically
+from tegula.options import UpscaleOptions
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +73,51 @@ def test_a_folder_that_is_there_needs_no_slash():
     assert targets("a.jpg", "large") == ["large/a.jpg"]
 
 
+def test_several_pictures_make_the_folder_that_is_not_there():
+    holiday()
+    assert targets("holiday", "large") == ["large/a.jpg", "large/b.PNG"]
+    assert targets("a.jpg", "b.jpg", "v1.2") == ["v1.2/a.jpg", "v1.2/b.jpg"]
+
+
+def test_a_link_beside_its_target_is_a_picture_of_its_own_name():
+    put(Path("holiday/a.jpg"))
+    Path("holiday/latest.jpg").symlink_to("a.jpg")
+    assert targets("holiday", "large/") == ["large/a.jpg", "large/latest.jpg"]
+    assert targets("holiday/a.jpg", "x/../holiday/a.jpg", "large/") == ["large/a.jpg"]
+
+
+def test_devices_of_streams_are_streams():
+    assert work("/dev/stdin", "/dev/stdout").jobs == (Job(None, None, "png"),)
+    assert work("a.jpg", "/dev/fd/1", format="webp").jobs == (Job(Path("a.jpg"), None, "webp"),)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_needs_no_ending_and_is_written_to():
+    os.mkfifo("pipe")
+    (job,) = work("a.jpg", "pipe").jobs
+    assert job.format == "png"
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(Path("pipe").read_bytes)
+        write_atomically(Path("pipe"), b"a picture")
+        assert read.result() == b"a picture"
+    reading, writing = os.pipe()
+    write_atomically(Path(f"/dev/fd/{writing}"), b"more")
+    assert os.read(reading, 10) == b"more"
+    assert work("a.jpg", f"/dev/fd/{writing}").jobs[0].format == "png"
+
+
+def test_a_name_too_long_for_its_comparison_is_found_before_the_work():
+    put(Path("a.png"))
+    job = Job(Path("a.png"), Path("o" * 248 + ".png"), "png")
+    options = UpscaleOptions()
+    check_job(job, job.source, options, makes_folder=False)
+    with pytest.raises(PathError, match="its name has 260 bytes"):
+        check_job(job, job.source, options, makes_folder=False, compares=True)
+    longer = Job(Path("a.png"), Path("ö" * 130 + ".png"), "png")
+    with pytest.raises(PathError, match="its name has 264 bytes"):
+        check_job(longer, longer.source, options, makes_folder=True)
+
+
 def test_a_pattern_keeps_the_subfolders_below_its_fixed_part():
     holiday()
     expected = ["large/a.jpg", "large/sub/c.webp"]
@@ -103,7 +151,9 @@ def test_streams():
         (("a.jpg", "b.jpg", "c.jpg"), OptionError, "c.jpg does not exist.*slash"),
         (("holiday",), OptionError, "FOLDER/"),
         (("holiday", "-"), OptionError, "FOLDER/"),
-        (("holiday", "large"), OptionError, "large does not exist.*slash"),
+        (("https://example.org/a.jpg",), InputError, "https://example.org/a.jpg is an address"),
+        (("a.jpg", "HTTP://example.org/a.png"), InputError, "is an address"),
+        (("data:image/png;base64,AAAA", "b.png"), InputError, "is an address"),
         (("holiday", "holiday/a.jpg"), OptionError, "is a file"),
         (("a.jpg", "b.jpg", "holiday/a.jpg/"), PathError, "is a file"),
         (("holiday", "holiday/"), InputError, "among their sources"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tegula import folders
+from tegula.errors import PathError
 
 VARIABLES = ("TEGULA_CACHE", "TEGULA_MODELS", "TEGULA_FOLDER", "XDG_CACHE_HOME", "XDG_DATA_HOME")
 
@@ -47,3 +48,20 @@ def test_the_server_takes_its_folder_from_the_same_place(monkeypatch, variable):
         monkeypatch.setenv("TEGULA_FOLDER", variable)
     assert settings.ServerSettings().folder == folders.server_folder()
     assert settings.load_settings().folder == folders.server_folder()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others always have a home")
+def test_a_user_without_a_home_has_private_temporary_folders(monkeypatch, tmp_path):
+    def nobody(_):
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cache, models = folders.cache_folder(), folders.models_folder()
+    assert cache.parent == models.parent.parent
+    assert cache.parent.parent == tmp_path
+    assert cache.parent.stat().st_mode & 0o077 == 0
+    cache.parent.chmod(0o777)
+    with pytest.raises(PathError, match="set HOME"):
+        folders.cache_folder()

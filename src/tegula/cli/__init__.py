@@ -6,11 +6,13 @@ Nothing here imports torch, numpy or Pillow before a command has work for it, so
 
 from __future__ import annotations
 
+from tegula.cli.console import prepare_streams
 from tegula.cli.program import PROGRAM
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    prepare_streams()
     PROGRAM(prog_name="tegula")
 
 

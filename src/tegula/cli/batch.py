@@ -27,7 +27,14 @@ from tegula.cli.targets import (
     check_side_files,
     read_source,
 )
-from tegula.errors import CancelledError, InputError, ModelError, PathError, TegulaError
+from tegula.errors import (
+    CancelledError,
+    FullDiskError,
+    InputError,
+    ModelError,
+    PathError,
+    TegulaError,
+)
 from tegula.options import UpscaleOptions
 
 if TYPE_CHECKING:
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
 
 _NAMES_SHOWN = 5
 
-_STOPPING = (CancelledError, ModelError, BrokenPipeError)
+_STOPPING = (CancelledError, ModelError, FullDiskError, BrokenPipeError)
 """Errors that no later picture can escape."""
 
 
@@ -109,6 +116,12 @@ class Batch:
             else:
                 steps = (self._decode, self._upscale, self._finish, self._fail)
                 staggered(jobs, *steps, _STOPPING)
+        except FullDiskError:
+            if self.work.resumes:
+                self.console.message(
+                    "The disk is full. The same command goes on from here once there is room."
+                )
+            raise
         finally:
             if len(jobs) > 1:
                 self._sum_up()
@@ -139,7 +152,13 @@ class Batch:
         if self._is_done(job):
             return None
         source = read_source(job, self.request.options.max_pixels)
-        check_job(job, source, self.request.options, makes_folder=self.work.resumes)
+        check_job(
+            job,
+            source,
+            self.request.options,
+            makes_folder=self.work.resumes,
+            compares=self.request.side_files.compare,
+        )
         return source
 
     def _is_done(self, job: Job) -> bool:
@@ -218,7 +237,7 @@ class Batch:
         self, job: Job, result: UpscaleResult, settings: Mapping[str, Any]
     ) -> tuple[str, ...]:
         """Write the result and return what its format could not hold."""
-        from tegula.folders import write_atomically
+        from tegula.folders import make_folder, write_atomically
 
         encoded = result.encoded(job.format, quality=self.request.quality, settings=settings)
         if job.target is None:
@@ -226,7 +245,7 @@ class Batch:
             sys.stdout.buffer.flush()
             return encoded.warnings
         if self.work.resumes:
-            job.target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(job.target.parent)
         write_atomically(job.target, encoded.data)
         return encoded.warnings
 
@@ -300,6 +319,12 @@ def _save_preview(path: Path | None) -> OnPreview | None:
     return lambda picture: save(picture, path)
 
 
+def _look_at(writing: Future[None] | None) -> None:
+    """Let what stopped the writing stop everything, before the next long work begins."""
+    if writing is not None and writing.done():
+        writing.result()
+
+
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 Worked = TypeVar("Worked")
@@ -342,6 +367,7 @@ def staggered(
         coming: list[Future[Read]] = [reader.submit(read, item) for item in items[:1]]
         writing: Future[None] | None = None
         for item, following in zip_longest(items, items[1:]):
+            _look_at(writing)
             ready = coming.pop()
             if following is not None:
                 coming.append(reader.submit(read, following))

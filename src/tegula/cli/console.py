@@ -6,6 +6,8 @@ object per line, errors included, and there are no messages.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import signal
@@ -25,6 +27,37 @@ from tegula.errors import CancelledError, OutOfMemoryError, PathError, TegulaErr
 from tegula.progress import Cancel, OnProgress, Progress
 
 _CONSOLE = "tegula.cli.console"
+_STREAM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
+
+
+def prepare_streams() -> None:
+    """Make the standard streams fit for any name, and stand in for those that are closed.
+
+    What goes into a pipe or file is UTF-8 whatever the locale says, as programs expect of
+    JSON; a terminal keeps its encoding. What cannot be written, such as half of a name that
+    is not UTF-8, is escaped, in the form that JSON has for it.
+    """
+    # The next files that are opened would take the numbers of closed streams, and be written to.
+    spare = os.open(os.devnull, os.O_RDWR)
+    while spare < 2:
+        spare = os.open(os.devnull, os.O_RDWR)
+    if spare > 2:
+        os.close(spare)
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - for good
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        elif stream.isatty():
+            stream.reconfigure(errors="backslashreplace")
+        else:
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def is_stdout_closed() -> bool:
+    """Tell whether the program was started without standard output."""
+    return sys.__stdout__ is None
 
 
 @dataclass(frozen=True)
@@ -44,6 +77,8 @@ class Failure:
             error = OutOfMemoryError("Memory ran out; ask for a smaller result.")
         elif isinstance(error, OSError) and error.filename is not None:
             error = PathError(f"{error.filename} cannot be used: {error.strerror}.")
+        elif isinstance(error, OSError) and error.errno in _STREAM_ERRORS:
+            error = PathError(f"Standard output cannot be written: {error.strerror}.")
         words = " ".join(str(error).split())
         if isinstance(error, TegulaError):
             return cls(error.code, words, error.exit_status)
@@ -85,16 +120,18 @@ class Console:
         return not (self.quiet or self.json)
 
     def message(self, sentence: str) -> None:
-        """Print a sentence on what is going on."""
+        """Print a sentence on what is going on; that nobody can read it stops no work."""
         if self.talks:
-            click.echo(sentence, err=True)
+            with contextlib.suppress(OSError):
+                click.echo(sentence, err=True)
 
     def error(self, failure: Failure) -> None:
         """Print why the command, or one picture of it, failed."""
         if self.json:
             self.record({"error": failure.as_json()})
         else:
-            click.echo(f"tegula: {failure.message}", err=True)
+            with contextlib.suppress(OSError):
+                click.echo(f"tegula: {failure.message}", err=True)
 
     def text(self, line: str = "") -> None:
         """Print a line of the data that was asked for, where people read it."""

@@ -196,9 +196,15 @@ def findings() -> list[Finding]:
         )
         found.append(Finding("face model", row["name"], row["installed"], todo))
     for name, (modules, use, command) in _EXTRAS.items():
-        here = all(importlib.util.find_spec(module) is not None for module in modules)
+        here = all(map(_is_installed, modules))
         found.append(Finding("extra", name, here, f"Optional, for {use}: {command}"))
     return found
+
+
+def _is_installed(module: str) -> bool:
+    """Tell whether a module is there; a bare folder of its name, in the current one, is not."""
+    found = importlib.util.find_spec(module)
+    return found is not None and found.origin is not None
 
 
 def describe_files() -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from tegula.cli.console import is_stdout_closed
 from tegula.errors import InputError, OptionError, PathError
 from tegula.images.formats import EXTENSIONS, check_sides, format_for
 from tegula.options import UpscaleOptions, target_size
@@ -22,6 +24,11 @@ from tegula.options import UpscaleOptions, target_size
 STREAM = "-"
 PICTURES = frozenset({*EXTENSIONS, ".apng", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif"})
 _WILDCARDS = frozenset("*?[")
+_STDIN = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
+_STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:[a-z]+/", re.IGNORECASE)
+_LONGEST_NAME = 255
+"""Bytes of a file name on nearly all file systems; others are asked for theirs."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,14 @@ def find_work(
         place = inputs.pop()
     elif output is None and inputs == [STREAM]:
         place = STREAM
+    inputs = [STREAM if each in _STDIN else each for each in inputs]
+    place = STREAM if place in _STDOUT else place
+    for argument in (*inputs, place or "", str(side_files.mask), str(side_files.strength_map)):
+        if _ADDRESS.match(argument.replace(":/", "://", 1) if "://" not in argument else argument):
+            raise InputError(
+                f"{argument} is an address, and tegula upscale takes files: download it first, "
+                "or pipe it in, as in curl ADDRESS | tegula upscale - large.png."
+            )
     many = len(inputs) > 1 or Path(inputs[0]).is_dir() or _is_pattern(inputs[0])
     if STREAM in inputs:
         work = _stream_work(inputs, place, naming)
@@ -178,6 +193,8 @@ def format_of_target(target: Path, wanted: str | None) -> str:
     own = EXTENSIONS.get(target.suffix.lower())
     if own is not None and wanted not in (None, own):
         raise OptionError(f"{target.name} says {own} and --format says {wanted}; give one of them.")
+    if wanted is None and not target.suffix and _is_stream(target):
+        return "png"  # a pipe needs no ending
     return format_for(target, wanted)
 
 
@@ -205,7 +222,9 @@ def _folder_work(inputs: Sequence[str], place: str | None, naming: Naming) -> Wo
             "give --output FOLDER/."
         )
     folder = Path(place)
-    if not is_folder(place):
+    # What is called like a picture was meant as one; anything else can only be the folder.
+    is_like_picture = folder.suffix.lower() in PICTURES and not is_folder(place)
+    if (folder.exists() and not is_folder(place)) or is_like_picture:
         state = "is a file" if folder.exists() else "does not exist"
         raise OptionError(
             f"{place} {state}, and several pictures need a folder for their results: end "
@@ -215,7 +234,8 @@ def _folder_work(inputs: Sequence[str], place: str | None, naming: Naming) -> Wo
         raise PathError(f"{place} is a file, not a folder.")
     left_out: list[Path] = []
     found = [each for argument in inputs for each in _expanded(argument, left_out)]
-    unique = {os.path.realpath(each.path): each for each in found}
+    # A link beside its target is a picture of its own name; one name given twice is one.
+    unique = {(os.path.realpath(each.path.parent), each.path.name): each for each in found}
     jobs = tuple(_folder_job(each, folder, naming) for each in unique.values())
     return Work(jobs, resumes=True, left_out=tuple(left_out))
 
@@ -325,7 +345,12 @@ def _is_stream(path: Path) -> bool:
 
 
 def check_job(
-    job: Job, source: Path | bytes, options: UpscaleOptions, *, makes_folder: bool
+    job: Job,
+    source: Path | bytes,
+    options: UpscaleOptions,
+    *,
+    makes_folder: bool,
+    compares: bool = False,
 ) -> None:
     """Refuse a source that is not a picture, a result too large, and a target not writable.
 
@@ -337,6 +362,10 @@ def check_job(
 
     if job.target is not None:
         check_place(job.target, makes_folder=makes_folder)
+        if compares and job.comparison is not None:
+            check_place(job.comparison, makes_folder=makes_folder)
+    elif is_stdout_closed():
+        raise PathError("Standard output is closed, and the picture has nowhere to go.")
     elif sys.stdout.isatty():
         raise OptionError(
             "Standard output is a terminal, which shows no picture; send it to a file or a pipe."
@@ -362,6 +391,18 @@ def check_side_files(side_files: SideFiles, max_pixels: int) -> None:
             upright_size(overlay, max_pixels=max_pixels)
 
 
+def _check_name(target: Path) -> None:
+    length, longest = len(os.fsencode(target.name)), _LONGEST_NAME
+    folder = target.parent
+    if hasattr(os, "pathconf") and folder.is_dir():
+        longest = os.pathconf(folder, "PC_NAME_MAX")
+    if length > longest:
+        raise PathError(
+            f"{target} cannot be written: its name has {length} bytes, and the file system takes "
+            f"{longest}."
+        )
+
+
 def check_place(target: Path, *, makes_folder: bool) -> None:
     """Refuse a place where no file can be written, by writing a nameless one there.
 
@@ -372,6 +413,7 @@ def check_place(target: Path, *, makes_folder: bool) -> None:
     Raises:
         PathError: says why.
     """
+    _check_name(target)
     if target.is_dir():
         raise PathError(f"{target} is a folder; give the name of a file.")
     if target.exists() and not target.is_file():
