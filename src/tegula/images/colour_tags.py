@@ -1,4 +1,4 @@
-"""Colour that a file tells otherwise than by an ICC profile.
+"""What files say of their colour otherwise than by an ICC profile.
 
 PNG files have code points (cICP) or numbers (cHRM, gAMA), AVIF and HEIC files code points
 (nclx), and cameras' JPEG files a word in EXIF. Each is turned into an ICC profile, which every
@@ -60,7 +60,7 @@ _ADOBE_BY_COLOUR_SPACE, _UNCALIBRATED = 2, 65_535
 
 @dataclass(frozen=True)
 class ColourTag:
-    """What a file tells of its colour beside ICC profiles.
+    """What a file says of its colour beside ICC profiles.
 
     profile: an ICC profile that says the same; None for sRGB and for high dynamic range.
     cicp: the code points of a picture of high dynamic range, as PNG has them.
@@ -87,7 +87,7 @@ class AvifFacts:
 
 
 def colour_tag(image: Image.Image, file: BinaryIO | None) -> ColourTag:
-    """Return what a file tells of its colour beside ICC profiles, or gamma alone.
+    """Return what a file says of its colour beside ICC profiles and gamma alone.
 
     Args:
         image: that Pillow opened.
@@ -110,7 +110,7 @@ def colour_tag(image: Image.Image, file: BinaryIO | None) -> ColourTag:
             curve = ParametricCurve(_ADOBE_GAMMA)
             return ColourTag(icc_profile("Adobe RGB (1998)", _ADOBE, curve))
     except (ValueError, struct.error, np.linalg.LinAlgError, ArithmeticError):
-        pass  # damaged or senseless numbers tell nothing
+        pass  # damaged or senseless numbers say nothing
     return ColourTag()
 
 

@@ -290,7 +290,7 @@ GAIN_MAP = (
     "in XMP with it."
 )
 FURTHER = (
-    "XMP tells of further pictures, a video or sound in the file, which are left out, and what "
+    "XMP describes further pictures, a video or sound in the file, which are left out, and what "
     "it says of them too."
 )
 # What XMP says of things that a result does not have.
