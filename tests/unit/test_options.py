@@ -221,3 +221,9 @@ def test_a_crop_gets_context_and_begins_where_the_nets_grid_has_a_line(scale, cr
 def test_a_crop_as_large_as_the_limit_allows_goes_without_context():
     options = UpscaleOptions(scale=2, crop=(50, 50, 20, 20), max_pixels=40 * 40)
     assert with_context(options, (200, 200)) == options
+
+
+def test_steps_are_counted_in_one_way():
+    assert UpscaleOptions(webui_steps=True, exact_steps=False).webui_steps
+    with pytest.raises(OptionError, match="both say how steps are counted"):
+        UpscaleOptions(webui_steps=True, exact_steps=True)
