@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TEGULA_THREADS", "1")
 os.environ.setdefault("TEGULA_LAYOUT", "contiguous")
+os.environ["TEGULA_CONFIG"] = ""  # the user's own defaults are none of the tests'
 
 if "TEGULA_CACHE" not in os.environ:
     # Every upscale leaves how long it took, and tests are no measure of the user's machine.

@@ -1,7 +1,7 @@
 """Where tegula keeps files on this machine, and how it writes them: whole or not at all.
 
-Three folders, each with an environment variable that moves it. The defaults are those that the
-platform has for such files; on Linux they follow the XDG base directory specification.
+Three folders and a file, each with an environment variable that moves it. The defaults are those
+that the platform has for such files; on Linux they follow the XDG base directory specification.
 
 ========================  ==================  ================================================
 what                      variable            default on Linux
@@ -9,6 +9,7 @@ what                      variable            default on Linux
 models that were fetched  ``TEGULA_MODELS``   ``~/.local/share/tegula/models``
 the server's data         ``TEGULA_FOLDER``   ``~/.local/share/tegula``
 caches                    ``TEGULA_CACHE``    ``~/.cache/tegula``
+defaults of the commands  ``TEGULA_CONFIG``   ``~/.config/tegula/config.toml``
 ========================  ==================  ================================================
 """
 
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 _OTHERS = 0o077  # what group and world may do
 
 CACHE_VARIABLE = "TEGULA_CACHE"
+CONFIG_VARIABLE = "TEGULA_CONFIG"
 MODELS_VARIABLE = "TEGULA_MODELS"
 SERVER_VARIABLE = "TEGULA_FOLDER"
 
@@ -42,6 +44,20 @@ def cache_folder() -> Path:
     return _from_environment(CACHE_VARIABLE) or _of_platform(
         lambda: platformdirs.user_cache_path("tegula", appauthor=False, opinion=False), "cache"
     )
+
+
+def config_file() -> Path | None:
+    """Return ``$TEGULA_CONFIG``, or ``config.toml`` in the platform's folder for settings.
+
+    None where there is no such place: the variable is empty, or the user has no home.
+    """
+    if CONFIG_VARIABLE in os.environ:
+        return _from_environment(CONFIG_VARIABLE)
+    try:
+        folder = platformdirs.user_config_path("tegula", appauthor=False)
+    except RuntimeError:
+        return None
+    return None if str(folder).startswith("~") else folder / "config.toml"
 
 
 def models_folder() -> Path:

@@ -1,9 +1,12 @@
 """Options of an upscale as options of the command line, and progress as lines."""
 
+import re
+
 import click
 import pytest
 from cli_support import run
 
+from tegula.cli import upscale as upscale_module
 from tegula.cli.console import ProgressLines, stage_text, time_left
 from tegula.cli.models import Models, models_like
 from tegula.cli.options import given_options, option_name, options_like
@@ -55,7 +58,7 @@ def test_flags_can_be_switched_off():
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_help_shows_the_effect_of_every_option(name):
-    shown = "".join(run("upscale", "--help").stdout.split())
+    shown = "".join(run("upscale", "--help-all").stdout.split())
     effect = "".join(OPTIONS[name]["description"].removeprefix("Redraw mode: ").split())
     assert effect[1:] in shown
     assert option_name(name) in shown
@@ -212,3 +215,85 @@ def test_models_record_only_what_was_given():
     assert Models().given() == {}
     assert Models(vae="x").given() == {"vae": "x"}
     assert set(Models.model_fields) <= set(parsed())
+
+
+def test_the_help_shows_everyday_options_and_says_where_the_others_are():
+    everyday, every = run("upscale", "--help").stdout, run("upscale", "--help-all").stdout
+    for name in ("--scale", "--prompt", "--creativity", "--model", "--quality"):
+        assert name in everyday
+    assert "--help-all" in everyday
+    assert "--scheduler" not in everyday
+    assert "--scheduler" in every
+    assert len(everyday) < len(every) / 2
+    (quality,) = re.findall(r"--quality.*?\n  --", "".join(everyday), re.DOTALL)
+    assert "".join(quality.split()).count("100") == 1
+    assert run("plan", "--help").stdout.count("--scheduler") == 0
+
+
+def configured(tmp_path, monkeypatch, text):
+    file = tmp_path / "config.toml"
+    file.write_text(text, "utf-8")
+    monkeypatch.setenv("TEGULA_CONFIG", str(file))
+
+
+def requests(monkeypatch, *words):
+    """Return what a command would do."""
+    found = []
+    monkeypatch.setattr(
+        upscale_module, "work_of", lambda _, request: found.append(request) or 1 / 0
+    )
+    result = run("upscale", "a.png", *words)
+    assert found, result.stderr
+    return found[0]
+
+
+DEFAULTS = """
+[upscale]
+quality = 80
+scale = 4
+creativity = 0.2
+negative-prompt = "blurry"
+model = "mine"
+lora = ["a:0.5", "b"]
+overwrite = true
+"""
+
+
+def test_defaults_come_from_a_file_of_the_user(tmp_path, monkeypatch):
+    configured(tmp_path, monkeypatch, DEFAULTS)
+    found = requests(monkeypatch)
+    assert (found.quality, found.overwrite) == (80, True)
+    assert found.options == UpscaleOptions(scale=4, creativity=0.2, negative_prompt="blurry")
+    assert found.models == Models(bundle="mine", loras=(("a", 0.5), ("b", 1.0)))
+
+
+def test_what_is_given_goes_before_the_file_of_the_user(tmp_path, monkeypatch):
+    configured(tmp_path, monkeypatch, DEFAULTS)
+    options = requests(monkeypatch, "--resolution", "500", "--creativity", "0.6").options
+    assert options == UpscaleOptions(resolution=500, creativity=0.6, negative_prompt="blurry")
+    options = requests(monkeypatch, "--preset", "creative").options
+    assert options.changed() == {"scale": 4.0, "preset": "creative"}
+    monkeypatch.setattr(upscale_module, "read_like", lambda _: {"scale": 3, "asked": {"scale": 3}})
+    like = requests(monkeypatch, "--like", "b.png")
+    assert like.options == UpscaleOptions(scale=3)
+    assert (like.models, like.quality) == (Models(), 80)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[upscale]\nqualty = 1", "sets qualty of upscale, which has no such option"),
+        ("[upscal]\nquality = 1", "sets upscal, which is no section"),
+        ("quality = 1", "sets quality, which is no section"),
+        ("[upscale", "is not TOML"),
+        ("[upscale]\nquality = 101", "101"),
+    ],
+)
+def test_mistakes_in_the_file_of_the_user_are_named(tmp_path, monkeypatch, text, says):
+    configured(tmp_path, monkeypatch, text)
+    result = run("upscale", "a.png")
+    assert result.exit_code == 2
+    assert says in result.stderr
+    monkeypatch.setenv("TEGULA_CONFIG", str(tmp_path / "other.toml"))
+    assert run("upscale", "a.png").exit_code == 5
+    assert "other.toml, which TEGULA_CONFIG names, does not exist" in run("models").stderr

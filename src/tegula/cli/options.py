@@ -79,8 +79,16 @@ JSON = flag(["--json"], "Print JSON for programs, one object per line.")
 QUIET = flag(["-q", "--quiet"], "Print errors only.")
 
 
+_HELP_ALL = "tegula.cli.options.help_all"
+
+
 class SectionedCommand(click.Command):
-    """A command whose help lists options under headings."""
+    """A command whose help lists options under headings, and the rarer ones on demand.
+
+    Args:
+        everyday: the parameters that ``--help`` shows; all of them when there are none.
+            ``--help-all`` shows the others, too.
+    """
 
     def __init__(
         self,
@@ -91,26 +99,47 @@ class SectionedCommand(click.Command):
         *,
         help_text: str,
         short_help: str,
+        everyday: Sequence[str] = (),
     ) -> None:
         options = [option for section in sections.values() for option in section]
+        self._help_all = Option(
+            ["--help-all"],
+            f"Show all {len(options)} options and exit.",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=self._show_all,
+        )
         super().__init__(
             name,
             callback=callback,
-            params=[*arguments, *options],
+            params=[*arguments, *options, *([self._help_all] if everyday else [])],
             help=help_text,
             short_help=short_help,
         )
         self._sections = sections
+        self._everyday = frozenset(everyday)
+
+    def _show_all(self, ctx: click.Context, _: click.Parameter, wanted: Any) -> None:
+        if wanted and not ctx.resilient_parsing:
+            ctx.meta[_HELP_ALL] = True
+            click.echo(ctx.get_help(), color=ctx.color)
+            ctx.exit()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one list per section; the last one has ``--help``, too."""
         help_option = self.get_help_option(ctx)
         *_, last = self._sections
+        shows_all = not self._everyday or ctx.meta.get(_HELP_ALL, False)
         for name, options in self._sections.items():
-            shown = [*options, help_option] if help_option and name == last else options
+            shown = [each for each in options if shows_all or each.name in self._everyday]
+            if name == last:
+                ways = (help_option, self._help_all if self._help_all in self.params else None)
+                shown += [option for option in ways if option is not None]
             records = [option.get_help_record(ctx) for option in shown]
-            with formatter.section(name):
-                formatter.write_dl([record for record in records if record], col_max=28)
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl([record for record in records if record], col_max=28)
 
 
 def upscale_sections() -> Mapping[str, Sequence[click.Option]]:
@@ -222,7 +251,7 @@ def whole_numbers(form: str, count: int) -> Callable[[str], tuple[int, ...]]:
 
 # ``--like``: the settings of a result, for another picture.
 
-_SIZES = ("scale", "resolution", "size")
+SIZES = ("scale", "resolution", "size")
 _LEFT_BEHIND = ("crop", "max_pixels", "window_batch")
 
 
@@ -254,13 +283,13 @@ def options_like(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Upsca
         InputError: the settings are damaged.
     """
     asked = settings_part(settings, "asked")
-    as_asked = {name: asked.get(name) for name in OPTIONS if name in _SIZES or _is_repeated(name)}
+    as_asked = {name: asked.get(name) for name in OPTIONS if name in SIZES or _is_repeated(name)}
     found = {**settings, **settings_part(settings, "redraw"), **as_asked}
     if "preset" in given:
         found |= {name: asked.get(name) for name in PresetValues.model_fields}
     values = {name: found.get(name) for name in OPTIONS if name not in _LEFT_BEHIND}
-    if any(name in given for name in _SIZES):
-        values |= dict.fromkeys(_SIZES)
+    if any(name in given for name in SIZES):
+        values |= dict.fromkeys(SIZES)
     kept = {name: value for name, value in values.items() if value is not None}
     try:
         kept = UpscaleOptions(**kept).changed()

@@ -11,7 +11,7 @@ import click
 from tegula.cli.console import Console, Interruption, format_bytes, plural
 from tegula.cli.options import SectionedCommand
 from tegula.cli.targets import Job, read_source
-from tegula.cli.upscale import PICTURES, SECTIONS, request_of, work_of
+from tegula.cli.upscale import EVERYDAY, PICTURES, SECTIONS, request_of, work_of
 from tegula.progress import STAGES
 
 if TYPE_CHECKING:
@@ -90,4 +90,5 @@ PLAN = SectionedCommand(
     SECTIONS,
     help_text=_HELP,
     short_help="Show what an upscale would take.",
+    everyday=EVERYDAY,
 )

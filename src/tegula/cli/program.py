@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 from tegula import __version__
 from tegula.cli.console import Console, Failure, quieten_libraries
@@ -16,6 +24,63 @@ from tegula.cli.run import RUN
 from tegula.cli.serve import SERVE
 from tegula.cli.tokens import TOKENS, WEBHOOKS
 from tegula.cli.upscale import UPSCALE
+from tegula.errors import OptionError, PathError
+from tegula.folders import CONFIG_VARIABLE, config_file
+
+
+def read_defaults(commands: Mapping[str, click.Command]) -> Mapping[str, Mapping[str, Any]]:
+    """Read the user's defaults for options, by command and the names that click has for them.
+
+    What the file says of `upscale` counts for `plan`, too.
+
+    Raises:
+        PathError: the file cannot be read, or a file was named and is not there.
+        OptionError: it is not TOML, or names no command or option of it.
+    """
+    file = config_file()
+    if file is None:
+        return {}
+    try:
+        text = file.read_text("utf-8")
+    except FileNotFoundError:
+        if CONFIG_VARIABLE not in os.environ:
+            return {}
+        raise PathError(f"{file}, which {CONFIG_VARIABLE} names, does not exist.") from None
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{file} is not TOML: it is not UTF-8.") from error
+    except OSError as error:
+        raise PathError(f"{file} cannot be read: {error.strerror}.") from error
+    try:
+        sections = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise OptionError(f"{file} is not TOML: {error}.") from error
+    found = {}
+    for section, values in sections.items():
+        command = commands.get(section)
+        if not isinstance(values, dict) or command is None or isinstance(command, click.Group):
+            raise OptionError(
+                f"{file} sets {section}, which is no section of it; options stand below the name "
+                "of a command, such as [upscale]."
+            )
+        found[section] = _by_parameter(values, command, str(file))
+    if "upscale" in found:
+        found["plan"] = {**found["upscale"], **found.get("plan", {})}
+    return found
+
+
+def _by_parameter(values: Mapping[str, Any], command: click.Command, file: str) -> dict[str, Any]:
+    names = {
+        spelling.lstrip("-"): str(parameter.name)
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and parameter.expose_value
+        for spelling in parameter.opts
+    }
+    unknown = [key for key in values if key.replace("_", "-") not in names]
+    if unknown:
+        raise OptionError(
+            f"{file} sets {', '.join(unknown)} of {command.name}, which has no such option."
+        )
+    return {names[key.replace("_", "-")]: value for key, value in values.items()}
 
 
 class _Program(click.Group):
@@ -27,6 +92,7 @@ class _Program(click.Group):
         if not debug:
             quieten_libraries()
         try:
+            ctx.default_map = dict(read_defaults(self.commands))
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise

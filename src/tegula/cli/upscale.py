@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from tegula.cli.batch import Batch, Request
 from tegula.cli.console import Console, Interruption
@@ -13,6 +14,7 @@ from tegula.cli.models import MODEL_OPTIONS, Models, Runtime, models_like
 from tegula.cli.options import (
     JSON,
     QUIET,
+    SIZES,
     Option,
     SectionedCommand,
     flag,
@@ -25,7 +27,7 @@ from tegula.cli.options import (
 from tegula.cli.targets import Naming, SideFiles, Work, find_work
 from tegula.errors import OptionError
 from tegula.images.formats import FORMATS, format_for
-from tegula.options import UpscaleOptions
+from tegula.options import OPTIONS, PresetValues, UpscaleOptions
 
 _HELP = """Make pictures larger and better.
 
@@ -63,6 +65,7 @@ def _upscale(**parameters: Any) -> None:
 def request_of(parameters: Mapping[str, Any], *, debug: bool) -> Request:
     """Return what the options of the command line ask for."""
     settings = {} if parameters["like"] is None else read_like(parameters["like"])
+    parameters = _over_defaults(parameters)
     given = given_options(parameters)
     models = Models(**{name: parameters[name] for name in Models.model_fields})
     return Request(
@@ -75,6 +78,31 @@ def request_of(parameters: Mapping[str, Any], *, debug: bool) -> Request:
         debug=debug,
         fingerprint=settings.get("fingerprint"),
     )
+
+
+def _over_defaults(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out defaults of the user's file that what is given takes the place of.
+
+    A result's settings go before them, one size before another, and a preset fills anew.
+    """
+    context = click.get_current_context()
+    by_file = {
+        name
+        for name in parameters
+        if context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP
+    }
+    left_out: set[str] = set()
+    if parameters["like"] is not None:
+        left_out |= {*OPTIONS, *Models.model_fields}
+    given = {name for name, value in parameters.items() if value not in (None, ())} - by_file
+    if given & set(SIZES):
+        left_out |= set(SIZES)
+    if "preset" in given:
+        left_out |= set(PresetValues.model_fields)
+    empty = {
+        name: () if isinstance(parameters[name], tuple) else None for name in left_out & by_file
+    }
+    return {**parameters, **empty}
 
 
 def work_of(parameters: Mapping[str, Any], request: Request) -> Work:
@@ -143,6 +171,14 @@ SECTIONS: Mapping[str, Sequence[click.Option]] = {
     **{name: _BY_NAME[name] for name in ("Diffusion", "Redraw mode")},
     "Messages": (JSON, QUIET),
 }
+EVERYDAY = (
+    *("output", "format", "quality", "overwrite", "like", "compare"),
+    *("scale", "resolution", "size", "crop"),
+    *("preset", "prompt", "negative_prompt", "creativity", "resemblance", "seed", "faces"),
+    *("bundle", "json", "quiet"),
+)
+"""What the help shows; ``--help-all`` shows the others, too."""
+
 UPSCALE = SectionedCommand(
     "upscale",
     _upscale,
@@ -150,4 +186,5 @@ UPSCALE = SectionedCommand(
     SECTIONS,
     help_text=_HELP,
     short_help="Make pictures larger and better.",
+    everyday=EVERYDAY,
 )
