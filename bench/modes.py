@@ -22,7 +22,8 @@ from PIL import Image
 
 from bench.seams import border_gradient
 from tegula.options import UpscaleOptions
-from tegula.upscaler import Upscaler, UpscaleResult
+from tegula.result import UpscaleResult
+from tegula.upscaler import Upscaler
 
 WINDOW = 256
 PRESCALER = "realesrgan-animevideov3"

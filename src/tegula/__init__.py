@@ -1,8 +1,8 @@
 """tegula: makes pictures larger and better on one's own machine.
 
 Example:
-    >>> from tegula import Upscaler, UpscaleOptions
-    >>> Upscaler.load().upscale("photo.jpg", UpscaleOptions(scale=4)).image.save("large.png")
+    >>> from tegula import Upscaler
+    >>> Upscaler.load().upscale("photo.jpg", scale=4).save("large.png")
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from tegula.errors import TegulaError
 from tegula.options import UpscaleOptions
 
 if TYPE_CHECKING:
-    from tegula.upscaler import Upscaler, UpscaleResult
+    from tegula.result import UpscaleResult
+    from tegula.upscaler import Upscaler
 
 __version__ = "0.1.0"
 __all__ = ["TegulaError", "UpscaleOptions", "UpscaleResult", "Upscaler", "__version__"]

@@ -9,32 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from tegula import __version__, rates
 from tegula.errors import OptionError
-from tegula.folders import write_atomically
 from tegula.images.adjust import fuse_exposures, lock_colour
-from tegula.images.deep import DeepPixels
-from tegula.images.encode import Encoded, encode
-from tegula.images.formats import format_for
-from tegula.images.metadata import Metadata
 from tegula.images.open import Source
 from tegula.images.pixels import Size, enlarge_lanczos, to_image
 from tegula.models import DEFAULT_BUNDLE
-from tegula.models.bundle import Bundle, SplitDenoiser
+from tegula.models.bundle import Bundle
 from tegula.models.compiled import default_window_batch, optimise_bundle
 from tegula.models.costs import BundleCost, Cost, bundle_cost, prescaler_flops
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.faces.networks import FaceRestorer, load_detector, load_restorer
-from tegula.models.library import FileKind, find_file
 from tegula.models.load import load_bundle
 from tegula.models.prescalers import Prescaler
 from tegula.models.prescalers.load import load_prescaler
-from tegula.models.prompt import PromptStyle, split_tags
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve, with_context
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish
@@ -42,7 +32,7 @@ from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
 from tegula.pipeline.prescale import prescale
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
-from tegula.pipeline.sampler import prompts_of
+from tegula.pipeline.remarks import ignored_options, loras_of_prompts
 from tegula.pipeline.sharing import in_order, shared
 from tegula.plan import Costs, Memory, Plan, expected_memory, make_plan
 from tegula.progress import (
@@ -55,100 +45,12 @@ from tegula.progress import (
     StageProgress,
     never_cancelled,
 )
-from tegula.regions import parse_region
+from tegula.result import UpscaleResult
 
 _FACE_PRESCALER = "realesrgan-x4plus"
 _USUAL_SIDE = 1024
 """Of the usual picture, by whose seconds a server estimates a model that it has not run yet."""
 _REFINE = {"canvas": refine_canvas, "redraw": refine_redraw}
-
-
-@dataclass(frozen=True)
-class UpscaleResult:
-    """What an upscale yields.
-
-    image: the result, of mode L, LA, RGB or RGBA.
-    source: the source as it was enlarged: upright, cropped, sRGB.
-    options: the settings with nothing left open.
-    settings: the same and the models, as a result's file keeps them.
-    metadata: what the file of the source hands on to the file of the result.
-    timings: seconds by stage.
-    plan: the work that was done.
-    warnings: sentences on options that could not be followed.
-    deep: the result with sixteen bits a channel, when the source has more than eight; PNG and
-        TIFF files are written of it.
-    """
-
-    image: Image.Image
-    source: Image.Image
-    options: ResolvedOptions
-    settings: Mapping[str, object]
-    metadata: Metadata
-    timings: Mapping[str, float]
-    plan: Plan
-    warnings: tuple[str, ...]
-    deep: DeepPixels | None = None
-
-    @property
-    def seed(self) -> int:
-        """The seed that gives this result again."""
-        return self.options.seed
-
-    def encoded(
-        self,
-        file_format: str = "png",
-        *,
-        quality: int = 95,
-        settings: Mapping[str, object] | None = None,
-    ) -> Encoded:
-        """Return the bytes of a file with the source's profile and metadata and the settings.
-
-        Args:
-            file_format: png, jpeg, webp, avif or tiff.
-            quality: 1..100, for JPEG, WebP and AVIF.
-            settings: instead of those of the result, to be read by ``tegula upscale --like``.
-
-        Raises:
-            OptionError: unknown format, or quality out of bounds.
-            InputError: a side is longer than the format allows.
-        """
-        return encode(
-            self.image,
-            file_format,
-            quality=quality,
-            metadata=self.metadata,
-            settings=self.settings if settings is None else settings,
-            deep=self.deep,
-        )
-
-    def save(
-        self, path: str | Path, *, file_format: str | None = None, quality: int = 95
-    ) -> tuple[str, ...]:
-        """Write the result as ``tegula upscale`` does, at once or not at all.
-
-        Profile, metadata and settings are kept, and sixteen bits where there are any;
-        ``image.save`` would lose them.
-
-        Args:
-            path: of the file; its ending says the format, unless ``file_format`` does.
-            file_format: png, jpeg, webp, avif or tiff.
-            quality: 1..100, for JPEG, WebP and AVIF.
-
-        Returns:
-            Sentences on what the format could not hold.
-
-        Raises:
-            OptionError, InputError: as ``encoded`` does.
-            PathError: the file cannot be written; nothing is left of it then.
-        """
-        target = Path(path)
-        written = self.encoded(format_for(target, file_format), quality=quality)
-        write_atomically(target, written.data)
-        return written.warnings
-
-    def _repr_png_(self) -> bytes:
-        """Show the result in a notebook."""
-        return self.encoded().data
 
 
 @dataclass
@@ -285,7 +187,7 @@ class Upscaler:
             enlarged = enlarge_lanczos(prepared.rgb, size)
             prescaled = lock_colour(prescaled, enlarged, resolved, out=prescaled)
             prescaled = fuse_exposures(prescaled, resolved.hdr)
-        loras, left_out = self._find_loras(options)
+        loras, left_out = loras_of_prompts(self.bundle, options)
         with clock("refine"), self._merged(loras if resolved.refines else ()) as merged:
             strength, refined = control.strength(prescaled, resolved.flat_skip), prescaled
             if resolved.refines:
@@ -335,7 +237,7 @@ class Upscaler:
             plan=plan,
             warnings=(
                 *self.bundle.warnings,
-                *self._ignored(options, resolved),
+                *ignored_options(self.bundle, options, resolved),
                 *(left_out if resolved.refines else ()),
                 *merged,
                 *finished.warnings,
@@ -384,7 +286,7 @@ class Upscaler:
                     source, options, cancelled=lambda: given_up.is_set() or cancelled()
                 )
 
-        loras, _ = self._find_loras(options or UpscaleOptions())
+        loras, _ = loras_of_prompts(self.bundle, options or UpscaleOptions())
         with self._merged(loras), ThreadPoolExecutor(at_once) as pool:
             try:
                 yield from in_order(pool, one, sources, at_once)
@@ -481,31 +383,6 @@ class Upscaler:
             options,
         )
 
-    def _find_loras(self, options: UpscaleOptions) -> tuple[list[tuple[str, float]], list[str]]:
-        """Return the LoRAs that prompts name, file and weight, and sentences on those left out.
-
-        They are found by the names of files alone: a prompt may come from anywhere.
-        """
-        weighting, facts = options.prompt_weighting, self.bundle.facts
-        prompts = [options.prompt, *(parse_region(text).prompt for text in options.regions)]
-        loras, left_out = [], []
-        for tag in (tag for prompt in prompts for tag in split_tags(prompt, weighting)[1]):
-            reason, file = tag.fault, None
-            if not reason and self.bundle.with_loras is None:
-                reason = f"the networks of {facts.name} cannot be changed for a single run"
-            elif not reason:
-                file = find_file(tag.name, FileKind.LORA)
-                reason = "there is no LoRA of that name; `tegula models` lists those there are"
-            if file is not None and tag.weight is not None:
-                loras.append((str(file), tag.weight))
-            else:
-                left_out.append(tag.left_out(reason))
-        left_out += [
-            tag.left_out("it counts in the prompt, not in the negative prompt")
-            for tag in split_tags(options.negative_prompt or "", weighting)[1]
-        ]
-        return loras, left_out
-
     @contextmanager
     def _merged(self, loras: Sequence[tuple[str, float]]) -> Iterator[Sequence[str]]:
         """Run with LoRAs in the networks, and take them out again; returns warnings."""
@@ -514,31 +391,6 @@ class Upscaler:
             return
         with self.bundle.with_loras(loras) as warnings:
             yield warnings
-
-    def _ignored(self, options: UpscaleOptions, resolved: ResolvedOptions) -> Iterator[str]:
-        """Yield sentences on options that the bundle cannot follow."""
-        if not resolved.refines:
-            return
-        facts, scale = self.bundle.facts, options.guidance_scale
-        if scale is not None and scale > resolved.guidance_scale:
-            yield (
-                f"{facts.name} takes a guidance scale of up to {facts.strongest_guidance:g}; "
-                f"{scale:g} was held to it."
-            )
-        if resolved.feature_reuse > 1 and not isinstance(self.bundle.denoiser, SplitDenoiser):
-            yield f"{facts.name} runs as a whole, so feature_reuse has no effect."
-        if resolved.clip_skip > 1 and facts.family == "mini":
-            yield f"{facts.name} has no CLIP, so clip_skip has no effect."
-        positive, negative = prompts_of(resolved)
-        ignored = self.bundle.text.ignored_words(" ".join((*positive, negative)))
-        if ignored:
-            yield f"{facts.name} does not know and ignores: {', '.join(ignored)}."
-        used = [*positive, negative] if resolved.guidance_scale > 1 else positive
-        for word in self.bundle.text.unused_words(used, PromptStyle.of(resolved)):
-            yield (
-                f"The embedding {word} is loaded and has no effect: its word stands in no prompt, "
-                f"nor in a negative prompt with a guidance scale above 1."
-            )
 
 
 def _part(at: Size, wanted: Size, size: Size) -> tuple[int, int, int, int]:

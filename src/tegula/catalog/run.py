@@ -14,7 +14,8 @@ from tegula.progress import Cancelled, OnProgress, Progress, never_cancelled
 # The catalogue is listed without numpy and torch, which the first run loads.
 if TYPE_CHECKING:
     from tegula.images.open import Picture, Source
-    from tegula.upscaler import Upscaler, UpscaleResult
+    from tegula.result import UpscaleResult
+    from tegula.upscaler import Upscaler
 
 
 Provider = Callable[[Sequence[tuple[str, float]]], "Upscaler"]

@@ -40,7 +40,8 @@ from tegula.options import UpscaleOptions
 if TYPE_CHECKING:
     from tegula.pipeline.prepare import Prepared
     from tegula.progress import OnPreview
-    from tegula.upscaler import Upscaler, UpscaleResult
+    from tegula.result import UpscaleResult
+    from tegula.upscaler import Upscaler
 
 _NAMES_SHOWN = 5
 

@@ -2,7 +2,7 @@
 
 Pillow decodes nearly everything, but narrows the deeper colour of PNG and AVIF files to eight
 bits. OpenCV reads it; it is only given files whose size and checksums have been checked. TIFF
-files that Pillow does not read rightly have a module of their own. Arrays and tensors need no
+files that Pillow does not read correctly have a module of their own. Arrays and tensors need no
 decoder.
 """
 

@@ -1,4 +1,4 @@
-"""TIFF files beyond what Pillow reads rightly: deep, planar, float, inverted, L*a*b*, raw.
+"""TIFF files beyond what Pillow reads correctly: deep, planar, float, inverted, L*a*b*, raw.
 
 What the tags say of the samples is read before the samples are. Pillow decodes the common
 kinds of eight bits; the others are decoded by tifffile, which takes planes, tiles, half
@@ -76,7 +76,7 @@ class TiffValues:
 def main_page(file: BinaryIO, name: str) -> tifffile.TiffPage | None:
     """Return the directory of the picture proper; None when the file cannot be parsed.
 
-    The first one, unless it says to be a smaller copy of another.
+    The first one, unless it says that it is a smaller copy of another.
 
     Raises:
         ImageError: the file holds what a camera's sensor saw, and only a small picture of it.
@@ -130,11 +130,11 @@ def page_count(page: tifffile.TiffPage) -> int:
 
 
 def frame_for_pillow(page: tifffile.TiffPage) -> int | None:
-    """Return the frame that Pillow reads rightly as this picture; None when there is none."""
+    """Return the frame that Pillow reads correctly as this picture; None when there is none."""
     is_shallow = max(_bits(page)) <= 8 and _number(page.sampleformat or 1) == _UNSIGNED
     if not is_shallow or _number(page.photometric) not in _BY_PILLOW:
         return None
-    # A directory within another has several numbers, and is no frame.
+    # A directory within another has several numbers, and is not a frame.
     return page.index if isinstance(page.index, int) else None
 
 

@@ -333,7 +333,7 @@ def _read_object(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PathError(f"The settings file {file} is no readable JSON: {error}.") from error
+        raise PathError(f"The settings file {file} cannot be read as JSON: {error}.") from error
     if not isinstance(values, dict):
         raise OptionError(f"The settings file {file} must hold one JSON object.")
     return values

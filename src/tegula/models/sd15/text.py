@@ -49,7 +49,7 @@ def read_inversions(
 
     Raises:
         MissingWeightsError: a file is not there.
-        BrokenWeightsError: a file is damaged, no textual inversion, or of another family.
+        BrokenWeightsError: a file is damaged, not a textual inversion, or of another family.
         OptionError: two of them have the same name.
     """
     paths = [existing_file(reference) for reference in references]
@@ -82,7 +82,7 @@ def _read_inversion(path: Path, width: int) -> Inversion:
         refuse_other(path, identify(shapes), "an embedding", (EMBEDDING,))
     if len(tensors) != 1:
         raise BrokenWeightsError(
-            f"{path} is no textual inversion for {SD15}; give one with the vectors of one word."
+            f"{path} is not a textual inversion for {SD15}; give one with the vectors of one word."
         )
     name, part = next(iter(tensors.items()))
     own = () if isinstance(wrapped, Mapping) or name == "emb_params" else (name,)

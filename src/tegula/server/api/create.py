@@ -73,7 +73,7 @@ def parse_prefer(value: str | None) -> Wait | None:
     taken as a minute.
 
     Raises:
-        ProblemError: the wait is no number of seconds from 1.
+        ProblemError: the wait is not a number of seconds from 1 up.
     """
     for part in (value or "").replace(";", ",").split(","):
         preference = part.strip().replace('"', "")

@@ -1,0 +1,105 @@
+"""What an upscale yields, and how it is written to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from tegula.folders import write_atomically
+from tegula.images.deep import DeepPixels
+from tegula.images.encode import Encoded, encode
+from tegula.images.formats import format_for
+from tegula.images.metadata import Metadata
+from tegula.options import ResolvedOptions
+from tegula.plan import Plan
+
+
+@dataclass(frozen=True)
+class UpscaleResult:
+    """What an upscale yields.
+
+    image: the result, of mode L, LA, RGB or RGBA.
+    source: the source as it was enlarged: upright, cropped, sRGB.
+    options: the settings with nothing left open.
+    settings: the same and the models, as a result's file keeps them.
+    metadata: what the file of the source hands on to the file of the result.
+    timings: seconds by stage.
+    plan: the work that was done.
+    warnings: sentences on options that could not be followed.
+    deep: the result with sixteen bits a channel, when the source has more than eight; PNG and
+        TIFF files are written of it.
+    """
+
+    image: Image.Image
+    source: Image.Image
+    options: ResolvedOptions
+    settings: Mapping[str, object]
+    metadata: Metadata
+    timings: Mapping[str, float]
+    plan: Plan
+    warnings: tuple[str, ...]
+    deep: DeepPixels | None = None
+
+    @property
+    def seed(self) -> int:
+        """The seed that gives this result again."""
+        return self.options.seed
+
+    def encoded(
+        self,
+        file_format: str = "png",
+        *,
+        quality: int = 95,
+        settings: Mapping[str, object] | None = None,
+    ) -> Encoded:
+        """Return the bytes of a file with the source's profile and metadata and the settings.
+
+        Args:
+            file_format: png, jpeg, webp, avif or tiff.
+            quality: 1..100, for JPEG, WebP and AVIF.
+            settings: instead of those of the result, to be read by ``tegula upscale --like``.
+
+        Raises:
+            OptionError: unknown format, or quality out of bounds.
+            InputError: a side is longer than the format allows.
+        """
+        return encode(
+            self.image,
+            file_format,
+            quality=quality,
+            metadata=self.metadata,
+            settings=self.settings if settings is None else settings,
+            deep=self.deep,
+        )
+
+    def save(
+        self, path: str | Path, *, file_format: str | None = None, quality: int = 95
+    ) -> tuple[str, ...]:
+        """Write the result as ``tegula upscale`` does, at once or not at all.
+
+        Profile, metadata and settings are kept, and sixteen bits where there are any;
+        ``image.save`` would lose them.
+
+        Args:
+            path: of the file; its ending says the format, unless ``file_format`` does.
+            file_format: png, jpeg, webp, avif or tiff.
+            quality: 1..100, for JPEG, WebP and AVIF.
+
+        Returns:
+            Sentences on what the format could not hold.
+
+        Raises:
+            OptionError, InputError: as ``encoded`` does.
+            PathError: the file cannot be written; nothing is left of it then.
+        """
+        target = Path(path)
+        written = self.encoded(format_for(target, file_format), quality=quality)
+        write_atomically(target, written.data)
+        return written.warnings
+
+    def _repr_png_(self) -> bytes:
+        """Show the result in a notebook."""
+        return self.encoded().data
