@@ -383,3 +383,53 @@ def test_files_of_a_folder_that_are_no_pictures_are_told_once(folder):
     again = records(upscale("in", "out/", "--json", "--overwrite"))
     assert again[0] == {"left_out": ["in/notes.txt"]}
     assert len(again) == 2
+
+
+def animation(folder, name="a.gif", **parameters):
+    frames = [picture(), picture().transpose(Image.Transpose.ROTATE_180), picture()]
+    frames[0].save(folder / name, save_all=True, append_images=frames[1:], **parameters)
+
+
+def test_the_first_frame_is_enlarged_with_a_warning_or_all_of_them(folder):
+    animation(folder, duration=[50, 70, 90])
+    result = upscale("a.gif", "first.png")
+    assert result.stderr.count("has 3 frames, of which only the first is enlarged") == 1
+    result = run(
+        "upscale",
+        "a.gif",
+        "all.png",
+        "--frames",
+        "all",
+        "--json",
+        "--steps",
+        "4",
+        "--prescaler",
+        "lanczos",
+        "--creativity",
+        "0.5",
+    )
+    (record,) = records(result)
+    assert (record["frames"], record["warnings"]) == (3, [])
+    with Image.open("all.png") as image:
+        assert (image.n_frames, image.size) == (3, (24, 16))
+        shown = []
+        for number in range(3):
+            image.seek(number)
+            shown.append((image.convert("RGB"), image.info["duration"]))
+    assert [duration for _, duration in shown] == [50, 70, 90]
+    # The noise belongs to the place, so that equal frames stay equal, with a random seed, too.
+    assert shown[0][0].tobytes() == shown[2][0].tobytes() != shown[1][0].tobytes()
+    assert read_settings("all.png")["seed"] == record["seed"]
+
+
+def test_all_pages_go_into_a_folder_of_results_and_jpeg_is_refused(folder):
+    (folder / "in").mkdir()
+    animation(folder / "in", "a.tif")
+    put(folder / "in" / "b.png")
+    assert upscale("in", "out", "--frames", "all").exit_code == 0
+    with Image.open("out/a.tif") as image:
+        assert (image.n_frames, image.size) == (3, (24, 16))
+    assert size_of("out/b.png") == (24, 16)
+    refused = upscale("in/a.tif", "a.jpg", "--frames", "all")
+    assert refused.exit_code == 2
+    assert "JPEG holds one picture, and the source has 3 pages" in refused.stderr

@@ -38,6 +38,10 @@ from tegula.errors import (
 from tegula.options import UpscaleOptions
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from tegula.images.deep import DeepPixels
+    from tegula.images.frames import FrameFacts
     from tegula.pipeline.prepare import Prepared
     from tegula.progress import OnPreview
     from tegula.result import UpscaleResult
@@ -57,6 +61,7 @@ class Request:
     overwrite: whether results that exist are made again.
     debug: whether the first error stops the batch, for its traceback.
     fingerprint: of the model that made the result which ``--like`` names.
+    all_frames: whether all frames and pages are enlarged, or the first.
     """
 
     options: UpscaleOptions
@@ -67,6 +72,7 @@ class Request:
     overwrite: bool
     debug: bool
     fingerprint: str | None = None
+    all_frames: bool = False
 
     def load_upscaler(self, console: Console) -> Upscaler:
         """Load the models; the fast preset looks for a LoRA for few steps.
@@ -80,10 +86,15 @@ class Request:
 
 @dataclass(frozen=True)
 class _Upscaled:
-    """A result on its way to its file, and when its work began."""
+    """A result on its way to its file, and when its work began.
+
+    frames: those of an animation or the pages of a file, the first of them the result.
+    """
 
     result: UpscaleResult
     began: float
+    facts: FrameFacts | None = None
+    frames: tuple[tuple[Image, DeepPixels | None], ...] = ()
 
 
 @dataclass
@@ -177,22 +188,58 @@ class Batch:
             )
         return False
 
-    def _decode(self, job: Job) -> Prepared | None:
+    def _decode(self, job: Job) -> Path | bytes | Prepared | None:
         """Read and decode ahead of time, for the upscale to start at once."""
         from tegula.pipeline.prepare import prepare
 
         source = self._read(job)
-        return None if source is None else prepare(source, self.request.options)
+        if source is None or self.request.all_frames:
+            return source  # all frames together may take more memory than there is
+        return prepare(source, self.request.options)
 
     def _upscale(self, job: Job, source: Path | bytes | Prepared | None) -> _Upscaled | None:
         if source is None:
             return None
         began = time.perf_counter()
+        if self.request.all_frames and isinstance(source, Path | bytes):
+            from tegula.images.frames import frame_facts
+
+            facts = frame_facts(source, self.request.options.max_pixels)
+            if facts.count > 1:
+                return self._upscale_frames(job, source, facts, began)
+        return _Upscaled(self._upscale_one(job.name, source, self.request.options), began)
+
+    def _upscale_frames(
+        self, job: Job, source: Path | bytes, facts: FrameFacts, began: float
+    ) -> _Upscaled:
+        """Upscale frame by frame, all from the noise of the first, so that they do not flicker."""
+        from tegula.images.frames import check_frames, read_frames
+        from tegula.pipeline.prepare import prepare
+
+        check_frames(facts, job.format)
+        options, first = self.request.options, None
+        frames: list[tuple[Image, DeepPixels | None]] = []
+        warnings: dict[str, None] = {}
+        for picture in read_frames(source, facts, options.max_pixels):
+            name = f"{job.name}, {facts.kind} {len(frames) + 1} of {facts.count}"
+            result = self._upscale_one(name, prepare(picture, options), options)
+            if first is None:
+                first, options = result, options.replaced(seed=result.seed)
+            frames.append((result.image, result.deep))
+            warnings |= dict.fromkeys(result.warnings)
+        if first is None:
+            raise InputError(f"{job.name} has no frames.")
+        first = dataclasses.replace(first, warnings=tuple(warnings))
+        return _Upscaled(first, began, facts, tuple(frames))
+
+    def _upscale_one(
+        self, name: str, source: Path | bytes | Prepared, options: UpscaleOptions
+    ) -> UpscaleResult:
         upscaler, side_files = self._upscaler, self.request.side_files
-        with show_progress(self.console, job.name) as on_progress, self.interruption.polled():
+        with show_progress(self.console, name) as on_progress, self.interruption.polled():
             result = upscaler.upscale(
                 source,
-                self.request.options,
+                options,
                 mask=side_files.mask,
                 strength_map=side_files.strength_map,
                 on_progress=on_progress,
@@ -204,7 +251,7 @@ class Batch:
                 "The result that --like names was made with other weights; this one will differ."
             )
             result = dataclasses.replace(result, warnings=(warning, *result.warnings))
-        return _Upscaled(result, began)
+        return result
 
     def _finish(self, job: Job, upscaled: _Upscaled | None) -> None:
         """Write the result and report it."""
@@ -215,7 +262,7 @@ class Batch:
             return
         result = upscaled.result
         settings = {**result.settings, "models": self.request.models.given()}
-        warnings = (*result.warnings, *self._write(job, result, settings))
+        warnings = (*result.warnings, *self._write(job, upscaled, settings))
         comparison = self._compare(job, result)
         self._done += 1
         self._report(job, result, warnings, comparison, time.perf_counter() - upscaled.began)
@@ -226,6 +273,7 @@ class Batch:
                 **({} if comparison is None else {"compare": str(comparison)}),
                 "width": result.image.width,
                 "height": result.image.height,
+                **({} if upscaled.facts is None else {"frames": len(upscaled.frames)}),
                 "seed": result.seed,
                 "options": result.options.settings(),
                 "timings": dict(result.timings),
@@ -234,13 +282,24 @@ class Batch:
             }
         )
 
-    def _write(
-        self, job: Job, result: UpscaleResult, settings: Mapping[str, Any]
-    ) -> tuple[str, ...]:
+    def _write(self, job: Job, upscaled: _Upscaled, settings: Mapping[str, Any]) -> tuple[str, ...]:
         """Write the result and return what its format could not hold."""
         from tegula.folders import make_folder, write_atomically
 
-        encoded = result.encoded(job.format, quality=self.request.quality, settings=settings)
+        result, quality = upscaled.result, self.request.quality
+        if upscaled.facts is None:
+            encoded = result.encoded(job.format, quality=quality, settings=settings)
+        else:
+            from tegula.images.frames import encode_frames
+
+            encoded = encode_frames(
+                upscaled.frames,
+                upscaled.facts,
+                job.format,
+                quality=quality,
+                metadata=result.metadata,
+                settings=settings,
+            )
         if job.target is None:
             sys.stdout.buffer.write(encoded.data)
             sys.stdout.buffer.flush()

@@ -38,6 +38,11 @@ def _plan(**parameters: Any) -> None:
         upscaler = request.load_upscaler(console)
         for job in work.jobs:
             source = read_source(job, request.options.max_pixels)
+            count = 1
+            if request.all_frames:
+                from tegula.images.frames import frame_facts
+
+                count = frame_facts(source, request.options.max_pixels).count
             plan, memory = upscaler.forecast(source, request.options)
             seconds = upscaler.expected_seconds(plan)
             if seconds is not None:
@@ -45,6 +50,7 @@ def _plan(**parameters: Any) -> None:
             console.record(
                 {
                     "input": job.input,
+                    **({} if count == 1 else {"frames": count}),
                     **dataclasses.asdict(plan),
                     "flops": plan.flops,
                     "memory": dataclasses.asdict(memory),
@@ -53,6 +59,8 @@ def _plan(**parameters: Any) -> None:
             )
             for line in _lines(job, plan, memory, seconds):
                 console.text(line)
+            if count > 1:
+                console.text(f"  frames    {count}, each of them as the first, above")
 
 
 def _lines(

@@ -77,6 +77,7 @@ def request_of(parameters: Mapping[str, Any], *, debug: bool) -> Request:
         overwrite=parameters["overwrite"],
         debug=debug,
         fingerprint=settings.get("fingerprint"),
+        all_frames=parameters["frames"] == "all",
     )
 
 
@@ -149,6 +150,12 @@ _FILE_OPTIONS: Sequence[click.Option] = (
         "RESULT",
     ),
     flag(["--compare"], "Write a before/after picture beside the result, as NAME.compare.png."),
+    Option(
+        ["--frames"],
+        "Of animations and files of several pages: the first picture, or all of them.",
+        type=click.Choice(["first", "all"]),
+        default="first",
+    ),
     path_option(
         ["--preview"],
         "Keep a small picture of the work so far in this file, replaced now and then.",

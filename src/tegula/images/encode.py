@@ -108,12 +108,12 @@ def encode(
     if not 1 <= quality <= 100:
         raise OptionError(f"quality is between 1 and 100, not {quality}.")
     check_sides(*image.size, name)
-    kept = metadata if metadata is not None else Metadata()
+    given = metadata if metadata is not None else Metadata()
     warnings: tuple[str, ...] = ()
     if name == "jpeg":
         image, warnings = _flattened(image)
+    kept, dropped = _fitting(given, settings, name)
     if name != "png":
-        kept, dropped = _fitting(kept, settings, name)
         warnings += dropped + _left_out(kept, name)
         if kept.cicp is not None and name != "avif":
             warnings += (_NO_HIGH_RANGE.format(name.upper()),)
@@ -221,9 +221,12 @@ def _fitting(
 ) -> tuple[Metadata, tuple[str, ...]]:
     """Put the settings into the XMP packet, and leave out what is too long for the format.
 
-    JPEG holds EXIF and XMP in one segment each; the other formats hold any length, and
+    PNG has a place of its own for settings, and holds any length. JPEG holds EXIF and XMP in one
+    segment each; the other formats hold any length, and
     tegula reads XMP of ``MAX_XMP`` bytes. The settings go last.
     """
+    if name == "png":
+        return metadata, ()
     longest = _JPEG_SEGMENT if name == "jpeg" else MAX_XMP
     packets = [metadata.xmp]
     if settings is not None:
@@ -248,6 +251,25 @@ def _fitting(
         return kept, ()
     warning = f"Some metadata is too long for {name.upper()} and is left out; PNG would hold it."
     return kept, (warning,)
+
+
+def writer_parameters(
+    name: str,
+    image: Image.Image,
+    quality: int,
+    metadata: Metadata,
+    settings: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return what Pillow's writer of a format is given for metadata and settings.
+
+    Args:
+        name: one of ``formats.FORMATS``.
+        image: what is written.
+        quality: as ``encode`` takes it.
+        metadata: as ``encode`` takes it.
+        settings: as ``encode`` takes them.
+    """
+    return _parameters(name, image, quality, _fitting(metadata, settings, name)[0], settings)
 
 
 def _left_out(metadata: Metadata, name: str) -> tuple[str, ...]:

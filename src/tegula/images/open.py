@@ -148,7 +148,7 @@ def decode(source: Source, *, max_pixels: int) -> Picture:
         if image is None or image.format == "TIFF":
             page = main_page(file, name)
             if page is not None:
-                return _tiff_picture(page, image, file, max_pixels, name)
+                return tiff_picture(page, image, file, max_pixels, name)
         if image is None:
             raise _not_an_image(file, name)
         check_size(*image.size, max_pixels, name)
@@ -423,7 +423,7 @@ def _picture(image: Image.Image, file: BinaryIO | None) -> Picture:
     return _finished(image, file, samples, orientation(image))
 
 
-def _tiff_picture(
+def tiff_picture(
     page: TiffPage, image: Image.Image | None, file: BinaryIO, max_pixels: int, name: str
 ) -> Picture:
     """Take the picture of a directory; the image is what Pillow opened, if it did."""

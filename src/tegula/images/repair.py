@@ -62,13 +62,16 @@ class _Chunk:
     sound: bool
 
 
-def repaired(file: BinaryIO, name: str, *, header: bool = False) -> Repaired:
+def repaired(
+    file: BinaryIO, name: str, *, header: bool = False, animated: bool = False
+) -> Repaired:
     """Return the file, or one with the same pixels that decoders take.
 
     Args:
         file: that is open at any place.
         name: what messages call it.
         header: only what stands beside the pixels is wanted; these are not read.
+        animated: the frames of a PNG file are kept.
 
     Raises:
         ImageError: a PNG file whose pixels are damaged.
@@ -91,9 +94,10 @@ def repaired(file: BinaryIO, name: str, *, header: bool = False) -> Repaired:
         remarks[NO_END] = None
     # The header is what counts for the size; what stands behind the pixels may turn them.
     is_odd = not has_end or (header and kinds[-2:-1] != [b"IDAT"])
-    is_odd |= any(
-        not each.sound or each.kind in _ANIMATION_CHUNKS or _may_be_long(each) for each in chunks
-    )
+    if not animated:
+        is_odd |= any(kind in _ANIMATION_CHUNKS for kind in kinds)
+        chunks = [each for each in chunks if each.kind not in _ANIMATION_CHUNKS]
+    is_odd |= any(not each.sound or _may_be_long(each) for each in chunks)
     if not is_odd:
         return Repaired(file)
     if header:
@@ -141,7 +145,7 @@ def _png_of(file: BinaryIO, chunks: list[_Chunk], remarks: dict[str, None]) -> B
     out.write(_PNG)
     for chunk in chunks:
         kind = chunk.kind
-        if kind in _ANIMATION_CHUNKS or kind == b"IEND":
+        if kind == b"IEND":
             continue
         if not chunk.sound:
             what = "text" if kind in _TEXT_CHUNKS else f"chunk {kind.decode()}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import zlib
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, BinaryIO
 
 import cv2
@@ -117,16 +116,19 @@ def _directories(first: tifffile.TiffPage) -> list[tifffile.TiffPage]:
 def page_count(page: tifffile.TiffPage) -> int:
     """Return the number of pictures in the file of a directory, beside copies and masks of them.
 
-    No more than ``_MOST_DIRECTORIES`` are looked at.
+    Of more than ``_MOST_DIRECTORIES`` the kinds are not looked at.
     """
     try:
-        pages = list(islice(page.parent.pages, _MOST_DIRECTORIES))
-        return sum(
-            isinstance(each, tifffile.TiffPage) and not each.subfiletype & (_REDUCED | _MASK)
-            for each in pages
-        )
+        count = len(page.parent.pages)
+        return count if count > _MOST_DIRECTORIES else len(whole_pages(page))
     except Exception:  # a hostile directory raises nearly anything
         return 1
+
+
+def whole_pages(page: tifffile.TiffPage) -> list[tifffile.TiffPage]:
+    """Return the pictures in the file of a directory, beside copies and masks of them."""
+    pages = (each for each in page.parent.pages if isinstance(each, tifffile.TiffPage))
+    return [each for each in pages if not each.subfiletype & (_REDUCED | _MASK)]
 
 
 def frame_for_pillow(page: tifffile.TiffPage) -> int | None:
