@@ -13,11 +13,12 @@ from colour_profiles import wide_rgb
 from PIL import ExifTags, Image, PngImagePlugin
 
 from tegula.images.colour_tags import avif_facts, icc_profile
+from tegula.images.curves import ParametricCurve
 from tegula.images.encode import encode
 from tegula.images.metadata import Metadata
 from tegula.images.open import decode, in_srgb
 from tegula.images.pixels import to_image
-from tegula.images.profiles import ParametricCurve, colour_space, srgb_decoded
+from tegula.images.profiles import colour_space, srgb_decoded
 
 COLOURS = np.uint8([[[200, 40, 40], [10, 20, 30], [64, 200, 30], [250, 90, 20]]])
 P3_PRIMARIES = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06)

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
-from tegula.images.profiles import D50, ParametricCurve
+from tegula.images.curves import ParametricCurve
+from tegula.images.profiles import D50
 
 # Chromaticities of red, green, blue and white: x and y of each.
 _D65 = (0.3127, 0.3290)

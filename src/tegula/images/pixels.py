@@ -22,6 +22,10 @@ Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels, not necessarily whole."""
 
+OVERSHOOT = 0.5
+"""Floats of a source beyond 0..1 by more than this are in another range, such as -1..1 or 0..255;
+less is the overshoot of a resampling kernel, and is cut off."""
+
 _ROWS_PER_BAND = 1024
 
 

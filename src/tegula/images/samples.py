@@ -19,7 +19,7 @@ from PIL import Image
 
 from tegula.errors import ImageError
 from tegula.images.colour_tags import avif_facts
-from tegula.images.pixels import Float
+from tegula.images.pixels import OVERSHOOT, Float
 from tegula.images.profiles import cmyk_to_srgb, lab_to_srgb, srgb_of_lab
 from tegula.images.tiff import TiffValues
 
@@ -30,10 +30,6 @@ _GREY_PNG_COLOURS = (0, 4)
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _GREY_MODES = ("1", "L", "LA", "La")
 _RED_FIRST, _BLUE_FIRST = slice(3), slice(2, None, -1)
-
-# Floats beyond 0..1 by more than this are in another range, such as -1..1 or 0..255; less
-# is the overshoot of a resampling kernel, and is cut off.
-_OVERSHOOT = 0.5
 
 
 @runtime_checkable
@@ -228,7 +224,7 @@ def array_samples(values: NDArray[Any], name: str) -> Samples:
     if white is None and values.size:
         # These two pass over NaN, and say nothing of an array that holds nothing else.
         low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
-        if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+        if low < -OVERSHOOT or high > 1 + OVERSHOOT:
             raise ImageError(
                 f"{name} holds floats from {low:g} to {high:g}; give floats from 0 to 1, or uint8."
             )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from tegula.errors import ImageError
-from tegula.images.pixels import Size
+from tegula.images.pixels import OVERSHOOT, Size
 
 # What tifffile and OpenCV think of damaged files would be printed, or fill a server's log.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -48,9 +48,6 @@ _MOST_DIRECTORIES = 32
 
 _MOST_SAMPLES = 16
 """Of a pixel; a file that claims more would take much memory for little picture."""
-
-_OVERSHOOT = 0.5
-"""Floats above white by more than this are in another range than 0..1."""
 
 
 @dataclass(frozen=True)
@@ -355,7 +352,7 @@ def _scaled(values: NDArray[Any], bits: int, photometric: int, name: str) -> NDA
     if kind == "f":
         np.nan_to_num(out, copy=False, nan=0.0, posinf=1.0, neginf=0.0)
         low, high = float(out.min()), float(out.max())
-        if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+        if low < -OVERSHOOT or high > 1 + OVERSHOOT:
             raise ImageError(
                 f"{name} holds floats from {low:g} to {high:g}, of which white is not known; "
                 "save it with floats from 0 to 1, or with 16 bits a channel."
