@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sqlite3
 import stat
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -26,6 +29,8 @@ from tegula.errors import BusyError, ConflictError, NotFoundError, OptionError, 
 from tegula.server.db import Database
 from tegula.server.predictions import NewPrediction
 from tegula.server.queue import PREFER_LOADED, Report
+from tegula.server.settings import ServerSettings
+from tegula.server.store import Store
 from tegula.server.tables import Base, Deployment, State, UserModel, UserVersion
 
 
@@ -582,9 +587,59 @@ def test_listeners_hear_of_every_change_until_they_leave(store, run):
 
 
 def test_sqlite_keeps_what_it_accepts(tmp_path, monkeypatch):
-    monkeypatch.setattr("tegula.server.db._FULL", 3)
-    with pytest.raises(ServiceError, match="FULL"):
+    monkeypatch.setattr("tegula.server.db._NORMAL", 3)
+    with pytest.raises(ServiceError, match="NORMAL"):
         Database(f"sqlite:///{tmp_path / 'a.sqlite3'}")
+
+
+@pytest.fixture
+def on_sqlite(tmp_path):
+    opened = Store.open(ServerSettings(folder=tmp_path))
+    yield opened
+    opened.close()
+
+
+def test_what_is_written_is_flushed_to_the_disk_before_anybody_hears(on_sqlite, monkeypatch):
+    path, happened = on_sqlite.database.engine.url.database, []
+
+    def flush(log: str) -> None:
+        with sqlite3.connect(path) as other:
+            happened.append((log, other.execute("SELECT count(*) FROM predictions").fetchone()[0]))
+
+    monkeypatch.setattr("tegula.server.db._flush", flush)
+    on_sqlite.pubsub.subscribe(lambda _id: happened.append("heard"))
+    account = on_sqlite.accounts.ensure("ada")
+    happened.clear()
+    on_sqlite.predictions.create(NewPrediction(account.id, "a/b", "ab" * 32, {}))
+    assert happened == [(f"{path}-wal", 1), "heard"]
+
+
+def test_one_flush_serves_all_who_commit_meanwhile(on_sqlite, monkeypatch):
+    account = on_sqlite.accounts.ensure("ada")
+    flushes = []
+
+    def slowly(_log: str) -> None:
+        time.sleep(0.05)
+        flushes.append(1)
+
+    monkeypatch.setattr("tegula.server.db._flush", slowly)
+    new = NewPrediction(account.id, "a/b", "ab" * 32, {})
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(lambda _: on_sqlite.predictions.create(new), range(16)))
+    assert len({one.prediction.id for one in made}) == 16
+    assert 1 < len(flushes) < 12
+
+
+def test_a_disk_that_cannot_flush_is_an_error(on_sqlite, monkeypatch):
+    account = on_sqlite.accounts.ensure("ada")
+
+    def refuse(_handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("tegula.server.db.os.fdatasync", refuse, raising=False)
+    monkeypatch.setattr("tegula.server.db.os.fsync", refuse)
+    with pytest.raises(ServiceError, match="Input/output error"):
+        on_sqlite.predictions.create(NewPrediction(account.id, "a/b", "ab" * 32, {}))
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "mysql://x/y", "nonsense"])

@@ -57,8 +57,8 @@ def new_secret() -> str:
 
 # Transactions: SQLite by default, PostgreSQL by URL, migrated when opened.
 
-_FULL = 2
-"""SQLite's number for ``synchronous=FULL``."""
+_NORMAL = 1
+"""SQLite's number for ``synchronous=NORMAL``."""
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 """Endings of the files of one SQLite database."""
 
@@ -66,11 +66,57 @@ _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 _MIGRATION_LOCK, _ALONE_LOCK = 7_386_118_114, 7_386_118_115
 
 
+class _SharedFlush:
+    """Brings SQLite's log to the disk, once for all transactions that committed meanwhile.
+
+    With ``synchronous=FULL`` SQLite would do so within every commit, and one after the other: it
+    holds the lock of all who write meanwhile, for milliseconds. With NORMAL a commit is whole but
+    may be lost with the power, until the log is flushed; that happens here, outside of the lock.
+    """
+
+    def __init__(self, database: str) -> None:
+        self._log = f"{database}-wal"
+        self._asked = 0  # commits that are to be on the disk
+        self._flushed = 0  # those that are
+        self._counting, self._flushing = threading.Lock(), threading.Lock()
+
+    def __call__(self) -> None:
+        """Return once whatever the caller committed is on the disk.
+
+        Raises:
+            ServiceError: the disk refuses.
+        """
+        with self._counting:
+            self._asked += 1
+            own = self._asked
+        with self._flushing:
+            if self._flushed < own:
+                asked = self._asked
+                try:
+                    _flush(self._log)
+                except OSError as error:
+                    raise ServiceError(f"The disk keeps nothing: {error.strerror}.") from error
+                self._flushed = asked
+
+
+def _flush(path: str) -> None:
+    try:
+        # SQLite holds no locks on its log: those on other files would end with this handle.
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return  # the last connection closed, and by that brought everything into the database
+    try:
+        getattr(os, "fdatasync", os.fsync)(handle)
+    finally:
+        os.close(handle)
+
+
 class Database:
     """Transactions on one database; safe to use from many threads.
 
-    A commit is on the disk when it returns: SQLite runs in WAL mode with synchronous
-    FULL, PostgreSQL with synchronous_commit on, and ``__init__`` refuses anything less.
+    What was written is on the disk when ``write`` is left: SQLite runs in WAL mode, and its log is
+    flushed after each commit; PostgreSQL runs with synchronous_commit on. ``__init__`` refuses
+    anything less.
 
     Raises:
         OptionError: the URL names no database that tegula knows.
@@ -90,6 +136,8 @@ class Database:
         self._turn: AbstractContextManager[Any] = (
             threading.Lock() if self.is_sqlite else nullcontext()
         )
+        # PostgreSQL flushes by itself, and several commits at once.
+        self._flush = _SharedFlush(str(self.engine.url.database)) if self.is_sqlite else None
         try:
             self._check()
             self._migrate()
@@ -99,7 +147,7 @@ class Database:
 
     @contextmanager
     def write(self, *, alone: bool = False) -> Iterator[Session]:
-        """Open a transaction that writes; it commits when left without an error.
+        """Open a transaction that writes; left without an error, it is on the disk.
 
         No two that are opened ``alone`` run at the same time, in any process; in SQLite
         no two that write ever do.
@@ -111,7 +159,11 @@ class Database:
         ):
             if alone and not self.is_sqlite:
                 _lock_others_out(session, _ALONE_LOCK)
+            connection: Any = session.connection().connection.dbapi_connection
+            before = connection.total_changes if self._flush else 0
             yield session
+        if self._flush and connection.total_changes > before:
+            self._flush()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -127,15 +179,15 @@ class Database:
         with self.engine.connect() as connection:
             if self.is_sqlite:
                 mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
-                full = connection.exec_driver_sql("PRAGMA synchronous").scalar()
-                kept = mode == "wal" and full == _FULL
+                normal = connection.exec_driver_sql("PRAGMA synchronous").scalar()
+                kept = mode == "wal" and normal == _NORMAL
             else:
                 kept = connection.execute(text("SHOW synchronous_commit")).scalar() != "off"
                 kept = kept and connection.execute(text("SHOW fsync")).scalar() == "on"
         if not kept:
             raise ServiceError(
                 "The database must keep what it accepts: SQLite in WAL mode with synchronous "
-                "FULL, PostgreSQL with fsync and synchronous_commit on."
+                "NORMAL, PostgreSQL with fsync and synchronous_commit on."
             )
 
     def _migrate(self) -> None:
@@ -147,6 +199,8 @@ class Database:
                 _lock_others_out(connection, _MIGRATION_LOCK)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+        if self._flush:
+            self._flush()
 
 
 def _lock_others_out(connection: Connection | Session, lock: int) -> None:
@@ -198,7 +252,7 @@ def _sqlite(path: str | None) -> Engine:
     def configure(connection: Any, _record: Any) -> None:
         # Python's driver would begin transactions by itself, and only before the first change.
         connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
