@@ -16,7 +16,8 @@ from tegula.options import OPTIONS, PRESETS, PresetValues
 from tegula.schema import span
 from tegula.server.api import connections, create, files, receiving
 from tegula.server.api import models as api_models
-from tegula.server.queue import MOST_LOSSES, TRANSITIONS, Trigger
+from tegula.server.lifecycle import TRANSITIONS, Trigger
+from tegula.server.queue import MOST_LOSSES
 from tegula.server.settings import describe_settings
 from tegula.server.tables import State
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from store_support import NOON, VERSION, TurnedClock, ask, open_store
 
-from tegula.server.queue import TRANSITIONS, Lifecycle, Report, Trigger
+from tegula.server.lifecycle import TRANSITIONS, Lifecycle, Trigger
+from tegula.server.queue import Report
 from tegula.server.tables import ACTIVE, WEBHOOK_EVENTS, Prediction, State
 
 TERMINAL = frozenset(State) - frozenset(ACTIVE)

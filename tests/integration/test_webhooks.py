@@ -90,7 +90,7 @@ def test_only_what_was_asked_for_is_written(store):
 
 def test_a_change_that_is_taken_back_leaves_no_message(store, monkeypatch):
     name, attempt = hooked(store, "https://example.com/hook", ("completed",))
-    monkeypatch.setattr("tegula.server.queue.UsageRecord", lambda **_: 1 / 0)
+    monkeypatch.setattr("tegula.server.lifecycle.UsageRecord", lambda **_: 1 / 0)
     store.queue.start(name, attempt)
     with pytest.raises(ZeroDivisionError):
         store.queue.succeed(name, attempt)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from docs.generate import FOLDER, LIMITS, PAGES, with_diagram, with_limits, with_settings
-from tegula.server.queue import TRANSITIONS
+from tegula.server.lifecycle import TRANSITIONS
 from tegula.server.settings import ServerSettings
 
 ROOT = FOLDER.parent

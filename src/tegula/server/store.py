@@ -15,9 +15,10 @@ from tegula.server.accounts import Accounts, Deployments, Usage, UserModels
 from tegula.server.blobs import Blobs
 from tegula.server.db import Clock, Database, utc_now
 from tegula.server.files import Files
+from tegula.server.lifecycle import Lifecycle
 from tegula.server.links import Links, Signer, compact_json, prediction_answer
 from tegula.server.predictions import Predictions
-from tegula.server.queue import Lifecycle, PubSub, Queue
+from tegula.server.queue import PubSub, Queue
 from tegula.server.settings import ServerSettings
 from tegula.server.tables import Prediction, SecretKey
 from tegula.server.webhooks import Webhooks
