@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cli_support import put
+from cli_support import put, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -219,3 +219,10 @@ def test_no_result_replaces_a_source_or_another_result(tmp_path_factory, words, 
     assert len(set(places)) == len(places)
     assert sources.isdisjoint(places)
     assert len(jobs) == 1 or all(job.target is not None for job in jobs)
+
+
+def test_an_address_is_an_address_for_named_models_too():
+    for words in ("image=https://example.org/a.png", "image=@https://example.org/a.png"):
+        result = run("run", "tegula/upscale", words)
+        assert result.exit_code == 2
+        assert "https://example.org/a.png is an address" in result.stderr

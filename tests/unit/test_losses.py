@@ -59,6 +59,14 @@ def test_text_of_exif_keeps_its_bytes(name):
     assert facts(encode(picture(), name, metadata=facts(data).metadata).data).metadata.exif
 
 
+def test_exif_that_is_damaged_is_told_and_what_describes_old_pixels_is_not():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x8769] = 1, {0xA002: 24, 0xA003: 16}
+    assert facts(encoded(picture(), "JPEG", exif=exif.tobytes())).warnings == ()
+    found = facts(encoded(picture(), "JPEG", exif=b"Exif\0\0XX*\0" + bytes(20)))
+    assert found.warnings == ("EXIF of the source is damaged and is left out.",)
+
+
 def jpeg_with_iptc():
     return encode(picture(), "jpeg", metadata=Metadata(iptc=IPTC, comment=CAPTION)).data
 

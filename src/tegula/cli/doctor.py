@@ -279,8 +279,11 @@ def _lines(
     }
     for name, fact in facts.items():
         yield f"{name:<10} {fact}"
+    on_gpu = not machine.device.startswith("cpu")
     for each in found:
         state = "installed" if each.here else f"missing. {each.todo}"
+        if each.name == "openvino" and on_gpu and not each.here:
+            state = "missing, and of no use here: it runs on processors, and this machine has a GPU"
         yield f"{each.kind:<10} {each.name}: {state}"
     for row in files:
         yield f"file       {row['path']}: {row['what']}"

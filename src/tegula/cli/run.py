@@ -12,6 +12,7 @@ import click
 from tegula.cli.console import Console, Interruption, show_progress
 from tegula.cli.models import DEVICE, LIBRARY, MODEL, PRECISION, Models, Runtime, load_upscaler
 from tegula.cli.options import JSON, QUIET, Option
+from tegula.cli.targets import refuse_address
 from tegula.errors import OptionError, PathError
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def _parse_inputs(version: Version, arguments: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         OptionError: an argument has no equals sign, or a name comes twice.
+        InputError: an address stands where a file is taken.
     """
     from tegula.catalog import from_text
 
@@ -122,6 +124,9 @@ def _parse_inputs(version: Version, arguments: Sequence[str]) -> dict[str, Any]:
         if name in texts:
             raise OptionError(f"The input {name} is given twice.")
         texts[name] = value
+    for field in version.fields:
+        if field.kind == "file":
+            refuse_address(texts.get(field.name, "").removeprefix("@"))
     files = {name: Path(value[1:]) for name, value in texts.items() if value.startswith("@")}
     return {**from_text(version, texts), **files}
 

@@ -156,12 +156,8 @@ def find_work(
         place = STREAM
     inputs = [STREAM if each in _STDIN else each for each in inputs]
     place = STREAM if place in _STDOUT else place
-    for argument in (*inputs, place or "", str(side_files.mask), str(side_files.strength_map)):
-        if _ADDRESS.match(argument.replace(":/", "://", 1) if "://" not in argument else argument):
-            raise InputError(
-                f"{argument} is an address, and tegula upscale takes files: download it first, "
-                "or pipe it in, as in curl ADDRESS | tegula upscale - large.png."
-            )
+    for argument in (*inputs, place or "", side_files.mask, side_files.strength_map):
+        refuse_address(argument)
     many = len(inputs) > 1 or Path(inputs[0]).is_dir() or _is_pattern(inputs[0])
     if STREAM in inputs:
         work = _stream_work(inputs, place, naming)
@@ -177,6 +173,21 @@ def find_work(
         work = Work((job,), guessed=place is not None and output is None)
     _check_distinct(work.jobs, side_files)
     return work
+
+
+def refuse_address(argument: str | Path | None) -> None:
+    """Refuse an address where a file is taken.
+
+    Raises:
+        InputError: says what to do with it.
+    """
+    # A path has lost one of the two slashes.
+    text = re.sub(r"^([A-Za-z][\w+.-]+):/(?!/)", r"\1://", str(argument))
+    if _ADDRESS.match(text):
+        raise InputError(
+            f"{text} is an address, and tegula takes files: download it first, or pipe it in, as "
+            "in curl ADDRESS | tegula upscale - large.png."
+        )
 
 
 def is_folder(argument: str) -> bool:

@@ -75,11 +75,11 @@ def read_metadata(image: Image.Image) -> tuple[Metadata, tuple[str, ...]]:
     chunks: Mapping[str, Any] = getattr(image, "text", None) or {}
     packet = _xmp(image)
     xmp = _copied(packet)
-    exif = _exif(image)
+    exif, is_exif_damaged = _exif(image)
     remarks = list(xmp.stale)
     if packet and not xmp.body:
         remarks.append("XMP of the source is damaged or too long, and is left out.")
-    if exif is None and _has_exif(image):
+    if is_exif_damaged:
         remarks.append("EXIF of the source is damaged and is left out.")
     if xmp.turn not in ("", "1") and orientation(image) == 1:
         remarks.append("The orientation that XMP alone tells does not count, as in browsers.")
@@ -188,9 +188,13 @@ def keep_text(exif: Image.Exif) -> Image.Exif:
     return exif
 
 
-def _exif(image: Image.Image) -> bytes | None:
+def _exif(image: Image.Image) -> tuple[bytes | None, bool]:
+    """Return what is kept of EXIF, and whether it is damaged."""
     try:
         exif = exif_of(image)
+        if not len(exif) and image.info.get("exif"):
+            # Pillow may have failed at it before, in search of a resolution, and keeps silent.
+            Image.Exif().load(image.info["exif"])
         kept = Image.Exif()
         for tag, value in exif.items():
             if tag not in IFDS and tag not in _LEFT_OUT_TAGS and tag < _FIRST_PRIVATE_TAG:
@@ -203,17 +207,9 @@ def _exif(image: Image.Image) -> bytes | None:
             }
             if fields:
                 kept[ifd] = fields
-        return kept.tobytes() if len(kept) else None
+        return (kept.tobytes() if len(kept) else None), False
     except Exception:  # hostile EXIF raises nearly anything
-        return None
-
-
-def _has_exif(image: Image.Image) -> bool:
-    """Tell whether there is EXIF with more than what is left out on purpose."""
-    try:
-        return any(tag not in _LEFT_OUT_TAGS for tag in exif_of(image) if tag < _FIRST_PRIVATE_TAG)
-    except Exception:  # hostile EXIF raises nearly anything
-        return bool(image.info.get("exif"))
+        return None, True
 
 
 def _comment(image: Image.Image) -> bytes | None:
