@@ -36,22 +36,23 @@ def facts(data):
     return decode(data, max_pixels=10_000).facts
 
 
-def exif_with_bytes():
-    """Return EXIF whose copyright and camera owner are UTF-8 in fields of ASCII."""
+def exif_with_bytes(kind=2):
+    """Return EXIF whose copyright and camera owner are UTF-8, in fields of ASCII or of UTF-8."""
     text = AUTHOR + b"\0"
     inner = 8 + 2 + 2 * 12 + 4
     after = inner + 2 + 12 + 4
     body = b"II*\0" + struct.pack("<I", 8)
     body += struct.pack("<H", 2)
-    body += struct.pack("<HHII", 0x8298, 2, len(text), after)
+    body += struct.pack("<HHII", 0x8298, kind, len(text), after)
     body += struct.pack("<HHII", 0x8769, 4, 1, inner) + bytes(4)
-    body += struct.pack("<H", 1) + struct.pack("<HHII", 0xA430, 2, len(text), after) + bytes(4)
+    body += struct.pack("<H", 1) + struct.pack("<HHII", 0xA430, kind, len(text), after) + bytes(4)
     return b"Exif\0\0" + body + text
 
 
+@pytest.mark.parametrize("kind", [2, 129], ids=["ASCII", "UTF-8"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_text_of_exif_keeps_its_bytes(name):
-    source = encoded(picture(), "JPEG", exif=exif_with_bytes())
+def test_text_of_exif_keeps_its_bytes(name, kind):
+    source = encoded(picture(), "JPEG", exif=exif_with_bytes(kind))
     data = encode(picture(), name, metadata=facts(source).metadata).data
     exif = Image.open(io.BytesIO(data)).getexif()
     for value in (exif[0x8298], exif.get_ifd(0x8769)[0xA430]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +108,13 @@ def exif_of(image: Image.Image) -> Image.Exif:
     Pillow would add an orientation that stands in XMP alone, which viewers do not follow, and
     would decode a PNG file in search of EXIF behind its pixels.
     """
+    raw = image.info.get("exif")
+    if isinstance(raw, bytes) and len(raw) <= _LARGEST_EXIF:
+        readable = _utf8_as_ascii(raw)
+        if readable != raw:
+            exif = Image.Exif()
+            exif.load(readable)
+            return exif
     hidden = {key: image.info.pop(key) for key in _XMP_KEYS if key in image.info}
     try:
         return Image.Image.getexif(image)
@@ -154,6 +162,35 @@ def further_pictures(image: Image.Image, remarks: Sequence[str]) -> tuple[str, .
 def further_frames(count: int, what: str) -> str:
     """Return the sentence on the frames or pages of a file; there are at least 2."""
     return f"The source has {count} {what}s, of which only the first is enlarged."
+
+
+_ASCII, _UTF8 = 2, 129
+_LARGEST_EXIF = 2**20  # what is larger is a whole TIFF file
+
+
+def _utf8_as_ascii(exif: bytes) -> bytes:
+    """Return EXIF whose fields of EXIF 3.0's type for UTF-8, which Pillow skips, are ASCII.
+
+    The bytes of the texts stay. Most programs write UTF-8 into fields of ASCII anyway.
+    """
+    data = bytearray(exif)
+    start = 6 if exif.startswith(b"Exif\0\0") else 0
+    order = {b"II": "<", b"MM": ">"}.get(exif[start : start + 2])
+    if order is None:
+        return exif
+    try:
+        places = list(struct.unpack_from(f"{order}I", data, start + 4))
+        for place in places:
+            (count,) = struct.unpack_from(f"{order}H", data, start + place)
+            for at in range(start + place + 2, start + place + 2 + 12 * count, 12):
+                tag, kind, _, value = struct.unpack_from(f"{order}HHII", data, at)
+                if kind == _UTF8:
+                    struct.pack_into(f"{order}H", data, at + 2, _ASCII)
+                if tag in IFDS and len(places) <= len(IFDS):
+                    places.append(value)
+    except struct.error:
+        pass  # what is damaged is for Pillow to judge
+    return bytes(data)
 
 
 def orientation(image: Image.Image) -> int:
