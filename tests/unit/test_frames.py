@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tegula.errors import InputError
@@ -131,3 +134,16 @@ def test_formats_of_one_picture_are_refused_before_the_work():
         with pytest.raises(InputError, match=r"holds one picture.*4 .*--frames all"):
             check_frames(facts, name)
     check_frames(frame_facts(encoded(moving(1), "GIF"), LIMIT), "jpeg")
+
+
+@pytest.mark.parametrize("name", ["GIF", "WEBP", "PNG", "TIFF"])
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_animation_gives_frames_or_a_sentence(name, changes):
+    data = bytearray(encoded(moving(3), name))
+    for place, value in changes:
+        data[place % len(data)] = value
+    with contextlib.suppress(InputError):
+        facts = frame_facts(bytes(data), LIMIT)
+        for picture in read_frames(bytes(data), facts, LIMIT):
+            assert np.isfinite(picture.rgb).all()

@@ -115,6 +115,7 @@ def _parse_inputs(version: Version, arguments: Sequence[str]) -> dict[str, Any]:
         InputError: an address stands where a file is taken.
     """
     from tegula.catalog import from_text
+    from tegula.catalog.inputs import FILE
 
     texts: dict[str, str] = {}
     for argument in arguments:
@@ -125,7 +126,7 @@ def _parse_inputs(version: Version, arguments: Sequence[str]) -> dict[str, Any]:
             raise OptionError(f"The input {name} is given twice.")
         texts[name] = value
     for field in version.fields:
-        if field.kind == "file":
+        if field.kind == FILE:
             refuse_address(texts.get(field.name, "").removeprefix("@"))
     files = {name: Path(value[1:]) for name, value in texts.items() if value.startswith("@")}
     return {**from_text(version, texts), **files}

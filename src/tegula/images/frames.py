@@ -73,7 +73,8 @@ def frame_facts(source: str | Path | bytes, max_pixels: int) -> FrameFacts:
         image = open_image(file, name)
         if image is None or image.format == "TIFF":
             page = main_page(file, name)
-            return one if page is None else FrameFacts("page", max(1, len(whole_pages(page))))
+            with guarded(name):
+                return one if page is None else FrameFacts("page", max(1, len(whole_pages(page))))
         if image.format not in _ANIMATIONS:
             return one
         check_size(*image.size, max_pixels, name)
@@ -130,7 +131,9 @@ def read_frames(
 
 def _pages(file: BinaryIO, name: str, max_pixels: int) -> Iterator[Picture]:
     main = main_page(file, name)
-    for page in () if main is None else whole_pages(main):
+    with guarded(name):
+        pages = [] if main is None else whole_pages(main)
+    for page in pages:
         # Pillow keeps to the first page that it was asked for.
         yield tiff_picture(page, open_image(file, name), file, max_pixels, name)
 
