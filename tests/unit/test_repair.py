@@ -242,3 +242,10 @@ def test_heic_is_read_like_any_other_picture():
         assert b"a description" in found.facts.metadata.exif
         if found.facts.size == smooth.size:
             assert np.abs(found.rgb - np.asarray(smooth) / 255).mean() < 0.02
+
+
+def test_more_chunks_than_anybody_writes_are_refused():
+    many = with_chunks(encoded(picture(), "PNG"), before=chunk(b"tEXt", b"a\0b") * 70_000)
+    for look in (decode, upright_size):
+        with pytest.raises(ImageError, match="more than 65536 chunks, which is not supported"):
+            look(many, max_pixels=10_000)

@@ -38,6 +38,9 @@ have more than a thousandth of that; what is longer is unpacked here to see."""
 _LONGEST_TEXTS = 2**25
 """Bytes of all texts and the profile of a file, unpacked; what would exceed it is left out."""
 
+_MOST_CHUNKS = 2**16
+"""Beside those of pixels; more than anybody writes, and each takes its time."""
+
 _BLOCK = 2**20
 
 
@@ -80,6 +83,8 @@ def repaired(
     if file.read(len(_PNG)) != _PNG:
         return Repaired(file, (GAIN_MAP,) if _GAIN_MAP_BRAND in _brands(file) else ())
     chunks = list(_png_chunks(file, header=header))
+    if sum(each.kind != b"IDAT" for each in chunks) > _MOST_CHUNKS:
+        raise not_supported(name, f"a PNG file of more than {_MOST_CHUNKS} chunks")
     if any(not each.sound and each.kind in _PIXEL_CHUNKS for each in chunks):
         raise damaged(name)
     if b"CgBI" in (each.kind for each in chunks[:1]):
@@ -107,12 +112,13 @@ def repaired(
 
 def _png_chunks(file: BinaryIO, *, header: bool) -> Iterator[_Chunk]:
     """Yield the chunks up to the end of the picture, with a look at their checksums."""
-    end, at = file.seek(0, 2), len(_PNG)
-    while at + 8 <= end:
+    end, at, others = file.seek(0, 2), len(_PNG), 0
+    while at + 8 <= end and others <= _MOST_CHUNKS:
         file.seek(at)
         length, kind = struct.unpack(">I4s", file.read(8))
         if not kind.isalpha():
             return
+        others += kind != b"IDAT"
         whole = at + 12 + length <= end
         sound = whole
         if kind == b"IDAT" and header:
