@@ -247,8 +247,9 @@ def test_closed_streams_are_no_traceback(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has a full device")
-def test_a_full_output_is_one_sentence():
-    done = start("models", shell="> /dev/full")
+@pytest.mark.parametrize("arguments", [("models",), ("models", "--json")])
+def test_a_full_output_is_one_sentence(arguments):
+    done = start(*arguments, shell="> /dev/full")
     assert done.returncode == 5
     assert done.stderr.count(b"\n") == 1
     assert b"Standard output cannot be written" in done.stderr

@@ -169,6 +169,14 @@ def test_arrays_of_other_layouts_in_memory_decode():
     assert np.array_equal(read(grey > 128).rgb, read((grey > 128).astype(np.float32)).rgb)
 
 
+def test_floats_of_a_pillow_image_are_held_to_what_those_of_an_array_are():
+    grey = noise().convert("F")
+    with pytest.raises(ImageError, match="give floats from 0 to 1"):
+        read(grey)
+    half = Image.fromarray(np.full((4, 4), 0.5, np.float32))
+    assert np.array_equal(read(half).rgb, np.full((4, 4, 3), 0.5, np.float32))
+
+
 def test_floats_of_an_array_are_clipped_and_nan_is_black():
     rgb = read(np.array([[[-0.1, 0.5, 1.1], [np.nan] * 3]])).rgb
     assert np.array_equal(rgb, np.float32([[[0, 0.5, 1], [0, 0, 0]]]))

@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -127,22 +127,40 @@ class Console:
 
     def error(self, failure: Failure) -> None:
         """Print why the command, or one picture of it, failed."""
-        if self.json:
-            self.record({"error": failure.as_json()})
-        else:
-            with contextlib.suppress(OSError):
-                click.echo(f"tegula: {failure.message}", err=True)
+        if self.json and self.current().json:
+            with contextlib.suppress(PathError):
+                self.record({"error": failure.as_json()})
+                return
+        with contextlib.suppress(OSError):
+            click.echo(f"tegula: {failure.message}", err=True)
 
     def text(self, line: str = "") -> None:
         """Print a line of the data that was asked for, where people read it."""
         if not self.json:
-            click.echo(line)
+            self._print(line)
 
     def record(self, value: Mapping[str, Any]) -> None:
         """Print the same data as one JSON object on a line, where programs read it."""
         if self.json:
-            click.echo(json.dumps(value, ensure_ascii=False, default=str))
+            self._print(json.dumps(value, ensure_ascii=False, default=str))
+
+    def _print(self, line: str) -> None:
+        """Print a line on standard output at once.
+
+        Raises:
+            PathError: it takes no more, as on a full disk.
+            BrokenPipeError: nobody reads it any longer.
+        """
+        try:
+            click.echo(line)
             sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # What waits in the buffer would fail once more, and with a traceback, at the exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            click.get_current_context().meta[_CONSOLE] = replace(self, json=False)
+            raise PathError(f"Standard output cannot be written: {error.strerror}.") from error
 
 
 def plural(count: int, noun: str) -> str:

@@ -96,7 +96,7 @@ def _pillow_samples(image: Image.Image, bits: int) -> Samples:
     """Return the samples that Pillow decoded; ``bits`` is the depth of those in the file."""
     key = image.info.get("transparency")
     if image.mode == "F":
-        return Samples(_as_rgb(_to_floats(np.asarray(image), 1)), None, greyscale=True)
+        return array_samples(np.asarray(image), "The input")
     if image.mode.startswith("I"):
         values = np.asarray(image)
         # Mode I has 32 bits, of which files mostly use sixteen.
