@@ -630,6 +630,18 @@ def test_one_flush_serves_all_who_commit_meanwhile(on_sqlite, monkeypatch):
     assert 1 < len(flushes) < 12
 
 
+def test_a_write_outlives_a_pool_that_closes_its_connection(on_sqlite):
+    engine = on_sqlite.database.engine
+    account = on_sqlite.accounts.ensure("ada")
+    engine.dispose()
+    held = [engine.connect() for _ in range(10)]  # as many as the pool keeps
+    with on_sqlite.database.write() as session:
+        for connection in held:
+            connection.close()
+        session.add(Deployment("ada", "a", account.id, 1, "a/b", "1", "cpu", 0, 1, NOON))
+    assert on_sqlite.deployments.get("ada", "a") is not None
+
+
 def test_a_disk_that_cannot_flush_is_an_error(on_sqlite, monkeypatch):
     account = on_sqlite.accounts.ensure("ada")
 

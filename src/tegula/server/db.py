@@ -162,7 +162,10 @@ class Database:
             connection: Any = session.connection().connection.dbapi_connection
             before = connection.total_changes if self._flush else 0
             yield session
-        if self._flush and connection.total_changes > before:
+            session.flush()
+            # Before the end: the pool may close the connection then.
+            changed = self._flush is not None and connection.total_changes > before
+        if self._flush and changed:
             self._flush()
 
     @contextmanager
