@@ -272,6 +272,14 @@ def test_a_file_that_is_not_there_is_reported(tmp_path):
         load(tmp_path / "gone.safetensors")
 
 
+def test_what_is_there_and_is_no_prescaler_is_not_said_to_be_missing(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UnknownModelError, match=r"a\.png is a file ending in \.png, no prescaler"):
+        load(tmp_path / "a.png")
+    with pytest.raises(UnknownModelError, match="is a folder, no prescaler; choose "):
+        load(tmp_path)
+
+
 def foreign_file(tmp_path):
     return save({"layers.0.norm1.weight": torch.ones(3)}, tmp_path / "swinir.safetensors")
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from sd15_support import changed_checkpoint, load_single_file, result
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError
+from tegula.models.load import load_bundle
 from tegula.models.sd15.find import _vocabulary
 from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.parts import STANDARD_CONFIG, tokenizer_from_folder
@@ -31,6 +32,19 @@ def test_a_missing_file_is_named(files, tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(MissingWeightsError, match=r"no folder .*gone"):
         load_sd15(str(tmp_path / "gone"))
+
+
+def test_what_is_there_and_is_no_model_is_not_said_to_be_missing(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/a.png", "plain"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"text")
+    with pytest.raises(BrokenWeightsError, match=r"^photos/a\.png is a file ending in \.png, not"):
+        load_bundle("photos/a.png")  # not a hub id either
+    with pytest.raises(BrokenWeightsError, match=r"plain is a file without an ending, not a model"):
+        load_sd15(str(files.folder), controlnet=str(tmp_path / "plain"))
+    with pytest.raises(MissingWeightsError, match=r"photos is a folder, not a weights file"):
+        load_sd15(str(files.folder), embeddings=[str(tmp_path / "photos")])
 
 
 def test_an_incomplete_folder_names_what_it_lacks(folder):

@@ -40,9 +40,11 @@ def existing_file(reference: str | Path, kind: str = "weights") -> Path:
     """Return the path of a file of this kind.
 
     Raises:
-        MissingWeightsError: there is no such file.
+        MissingWeightsError: there is no such file, or it is a folder.
     """
     path = Path(reference).expanduser()
+    if path.is_dir():
+        raise MissingWeightsError(f"{path} is a folder, not a {kind} file; give the file in it.")
     if not path.is_file():
         raise MissingWeightsError(f"There is no {kind} file {path}; check the path.")
     return path

@@ -63,6 +63,16 @@ def is_weights_file(reference: str) -> bool:
     return Path(reference).suffix.lower() in WEIGHTS_SUFFIXES
 
 
+def what_is_there(reference: str | Path) -> str | None:
+    """Return what lies at a path that is no model, for a refusal; None where nothing lies."""
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return "a folder"
+    if not path.exists():
+        return None
+    return f"a file ending in {path.suffix}" if path.suffix else "a file without an ending"
+
+
 # On this machine.
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tegula.errors import MissingWeightsError, UnknownModelError
+from tegula.models.hub import what_is_there
 
 if TYPE_CHECKING:
     import torch
@@ -167,8 +168,12 @@ def find_packaged(name: str) -> PackagedPrescaler | None:
         if entry.facts.name == name:
             return entry
     names = ", ".join(facts.name for facts in list_prescalers())
+    there = what_is_there(name)
+    fault = (
+        f"There is no prescaler {name!r}" if there is None else f"{name} is {there}, no prescaler"
+    )
     raise UnknownModelError(
-        f"There is no prescaler {name!r}; choose {names}, or give the path of a "
+        f"{fault}; choose {names}, or give the path of a "
         ".safetensors or .pth file, or the name of one that `tegula models` lists."
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tegula.errors import MissingWeightsError
+from tegula.errors import BrokenWeightsError, MissingWeightsError
 from tegula.folders import models_folder
 from tegula.models.files import existing_file, open_tensors, read_json
 from tegula.models.hub import (
@@ -22,6 +22,7 @@ from tegula.models.hub import (
     is_hub_id,
     is_weights_file,
     missing_files,
+    what_is_there,
 )
 from tegula.models.identify import AUTOENCODER as AUTOENCODER_FILE
 from tegula.models.identify import (
@@ -272,11 +273,15 @@ class _Finder:
             if missing:
                 raise MissingWeightsError(f"{folder} lacks {', '.join(missing)}; put them there.")
             return folder
+        there = what_is_there(folder)
+        choice = (
+            "give a diffusers folder, a .safetensors file, a name that `tegula models` lists or a "
+            f"hub id like {facts.DEFAULT_MODEL}."
+        )
+        if there is not None:
+            raise BrokenWeightsError(f"{reference} is {there}, not a model; {choice}")
         if not is_hub_id(reference):
-            raise MissingWeightsError(
-                f"There is no folder {reference}; give a diffusers folder, a .safetensors file, a "
-                f"name that `tegula models` lists or a hub id like {facts.DEFAULT_MODEL}."
-            )
+            raise MissingWeightsError(f"There is no folder {reference}; {choice}")
         repository = HubRepository(reference, files)
         found = find(repository)
         if found is None:
