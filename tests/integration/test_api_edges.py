@@ -144,6 +144,12 @@ def test_head_is_answered_wherever_get_is(server: Server):
         assert {key: text for key, text in head.headers.items() if key not in varying} == expected
 
 
+def test_a_method_that_is_not_answered_is_told_all_that_are(server: Server):
+    refused = server.client.delete("/v1/predictions")
+    assert refused.status_code == 405
+    assert refused.headers["allow"] == "GET, HEAD, POST"
+
+
 def test_head_of_a_stream_does_not_wait_for_its_end(server: Server):
     head = server.client.head(server.create()["urls"]["stream"])
     assert head.status_code == 200

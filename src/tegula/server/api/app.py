@@ -21,6 +21,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from tegula import __version__
 from tegula.catalog import Catalog, packaged_fingerprint
@@ -209,13 +210,23 @@ def _add_handlers(app: FastAPI) -> None:
         return error.problem().response()
 
     @app.exception_handler(HTTPException)
-    def refused(_request: Request, error: HTTPException) -> Response:
+    def refused(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
+        if error.status_code == 405:
+            # Starlette names the methods of the first route of the path alone.
+            headers["Allow"] = ", ".join(_methods_at(request))
         return ProblemError(error.status_code, error.detail, headers=headers).response()
 
     @app.exception_handler(Exception)
     def broken(_request: Request, _error: Exception) -> Response:
         return ProblemError(500, _INTERNAL, "Internal error").response()
+
+
+def _methods_at(request: Request) -> Sequence[str]:
+    """Return the methods that the path of a request answers, each once, in order."""
+    routes = [route for router in (*_ROUTERS, _heads()) for route in router.routes]
+    matching = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
+    return sorted({m for r in matching if isinstance(r, APIRoute) for m in r.methods})
 
 
 def problem_of(error: TegulaError, path: str) -> ProblemError:
