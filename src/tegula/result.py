@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
+from tegula.errors import PathError
 from tegula.folders import write_atomically
 from tegula.images.deep import DeepPixels
 from tegula.images.encode import Encoded, encode
@@ -76,15 +79,16 @@ class UpscaleResult:
         )
 
     def save(
-        self, path: str | Path, *, file_format: str | None = None, quality: int = 95
+        self, target: str | Path | BinaryIO, *, file_format: str | None = None, quality: int = 95
     ) -> tuple[str, ...]:
-        """Write the result as ``tegula upscale`` does, at once or not at all.
+        """Write the result as ``tegula upscale --overwrite`` does, at once or not at all.
 
         Profile, metadata and settings are kept, and sixteen bits where there are any;
-        ``image.save`` would lose them.
+        ``image.save`` would lose them. A file that is there is replaced.
 
         Args:
-            path: of the file; its ending says the format, unless ``file_format`` does.
+            target: a path, whose ending says the format unless ``file_format`` does; or a
+                file opened for writing in binary mode, which gets PNG unless it does.
             file_format: png, jpeg, webp, avif or tiff.
             quality: 1..100, for JPEG, WebP and AVIF.
 
@@ -93,11 +97,20 @@ class UpscaleResult:
 
         Raises:
             OptionError, InputError: as ``encoded`` does.
-            PathError: the file cannot be written; nothing is left of it then.
+            PathError: the target is neither, or the file at the path cannot be written;
+                nothing is left of it then.
         """
-        target = Path(path)
-        written = self.encoded(format_for(target, file_format), quality=quality)
-        write_atomically(target, written.data)
+        path = Path(target) if isinstance(target, str | Path) else None
+        written = self.encoded(format_for(path, file_format), quality=quality)
+        if path is not None:
+            write_atomically(path, written.data)
+        elif isinstance(target, io.TextIOBase) or not hasattr(target, "write"):
+            raise PathError(
+                f"A result cannot be saved to a {type(target).__name__}; give a path, or a file "
+                "opened for writing in binary mode."
+            )
+        else:
+            target.write(written.data)
         return written.warnings
 
     def _repr_png_(self) -> bytes:

@@ -148,6 +148,7 @@ def test_a_method_that_is_not_answered_is_told_all_that_are(server: Server):
     refused = server.client.delete("/v1/predictions")
     assert refused.status_code == 405
     assert refused.headers["allow"] == "GET, HEAD, POST"
+    assert refused.json()["title"] == "Method not allowed"
 
 
 def test_head_of_a_stream_does_not_wait_for_its_end(server: Server):

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 from support import photograph
 
 from tegula import UpscaleOptions, Upscaler
-from tegula.errors import CancelledError, ImageError, OptionError, TooLargeError
+from tegula.errors import CancelledError, ImageError, OptionError, PathError, TooLargeError
 from tegula.images.encode import read_settings
 from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler, list_prescalers
@@ -256,6 +256,18 @@ def test_a_result_of_sixteen_bits_is_saved_with_them_and_shows_itself_in_a_noteb
     assert cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED).dtype == np.uint16
     with Image.open(io.BytesIO(result._repr_png_())) as shown:
         assert shown.size == result.image.size
+
+
+def test_a_result_is_saved_to_an_open_file_and_to_nothing_else(upscaler):
+    result = upscaler.upscale(picture(8, 8), asked(creativity=0.0))
+    stream = io.BytesIO()
+    result.save(stream, file_format="webp")
+    assert Image.open(stream).format == "WEBP"
+    result.save(stream := io.BytesIO())
+    assert Image.open(stream).format == "PNG"
+    for wrong in (io.StringIO(), 7):
+        with pytest.raises(PathError, match="give a path"):
+            result.save(wrong)
 
 
 def test_a_result_is_not_saved_under_an_ending_of_no_format(upscaler, tmp_path):

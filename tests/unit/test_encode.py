@@ -337,3 +337,11 @@ def test_a_disk_that_is_really_full_is_said_in_words():
         pytest.skip("needs /dev/full")
     with pytest.raises(PathError, match="the disk is full"):
         write_atomically(full, b"x")
+
+
+def test_long_texts_of_a_png_are_compressed():
+    text = {"workflow": "a node, " * 10_000}
+    data = encode(Image.new("RGB", (8, 8)), metadata=Metadata(text=text)).data
+    assert len(data) < 5_000
+    with Image.open(io.BytesIO(data)) as read:
+        assert read.text["workflow"] == text["workflow"]

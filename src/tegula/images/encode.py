@@ -59,6 +59,9 @@ _OPTIMISED_BELOW = 2**24
 _JPEG_SEGMENT = 65_000
 
 _XMP_TAG, _IPTC_TAG = 700, 33723
+
+# Characters from which a text of a PNG file is compressed, as the specification advises.
+_LONG_TEXT = 1024
 _COMMENT = "Comment"
 """The keyword of PNG's own for what JPEG keeps as a comment."""
 
@@ -351,7 +354,7 @@ def _chunks(metadata: Metadata, settings: Mapping[str, Any] | None) -> PngImageP
         texts.setdefault(_COMMENT, _as_text(metadata.comment))
     for key, value in texts.items():
         with contextlib.suppress(ValueError, UnicodeError):  # a key that PNG does not allow
-            chunks.add_text(key, value)
+            chunks.add_text(key, value, zip=len(value) > _LONG_TEXT)
     if metadata.iptc is not None:
         # As ImageMagick writes it, and most programs read it.
         block = photoshop_block(metadata.iptc)

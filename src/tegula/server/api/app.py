@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -215,7 +216,8 @@ def _add_handlers(app: FastAPI) -> None:
         if error.status_code == 405:
             # Starlette names the methods of the first route of the path alone.
             headers["Allow"] = ", ".join(_methods_at(request))
-        return ProblemError(error.status_code, error.detail, headers=headers).response()
+        title = HTTPStatus(error.status_code).phrase.capitalize()
+        return ProblemError(error.status_code, error.detail, title, headers=headers).response()
 
     @app.exception_handler(Exception)
     def broken(_request: Request, _error: Exception) -> Response:
@@ -226,7 +228,7 @@ def _methods_at(request: Request) -> Sequence[str]:
     """Return the methods that the path of a request answers, each once, in order."""
     routes = [route for router in (*_ROUTERS, _heads()) for route in router.routes]
     matching = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
-    return sorted({m for r in matching if isinstance(r, APIRoute) for m in r.methods})
+    return sorted({m for r in matching if isinstance(r, APIRoute) for m in r.methods or ()})
 
 
 def problem_of(error: TegulaError, path: str) -> ProblemError:
