@@ -177,6 +177,23 @@ def test_floats_of_a_pillow_image_are_held_to_what_those_of_an_array_are():
     assert np.array_equal(read(half).rgb, np.full((4, 4, 3), 0.5, np.float32))
 
 
+def test_integers_of_a_pillow_image_to_255_are_eight_bits_unless_a_file_says_otherwise():
+    grey = noise().convert("L")
+    picture = read(grey.convert("I"))
+    assert np.array_equal(picture.rgb, read(grey).rgb)
+    assert picture.facts.depth == 8
+    assert len(picture.facts.warnings) == 1
+    assert "0 to 255" in picture.facts.warnings[0]
+    deep = Image.fromarray(np.asarray(grey).astype(np.int32) * 257)
+    assert np.allclose(read(deep).rgb, picture.rgb)
+    assert read(deep).facts.warnings == ()
+    dark = np.asarray(grey).astype(np.int32)
+    opened = Image.open(io.BytesIO(encoded(Image.fromarray(dark), "TIFF")))
+    assert opened.mode == "I"
+    assert read(opened).rgb.max() < 0.01
+    assert read(opened).facts.warnings == ()
+
+
 def test_floats_of_an_array_are_clipped_and_nan_is_black():
     rgb = read(np.array([[[-0.1, 0.5, 1.1], [np.nan] * 3]])).rgb
     assert np.array_equal(rgb, np.float32([[[0, 0.5, 1], [0, 0, 0]]]))

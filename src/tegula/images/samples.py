@@ -73,6 +73,9 @@ def image_samples(image: Image.Image, file: BinaryIO | None) -> Samples:
         image: of any mode but CMYK and LAB.
         file: that it was read from, if any.
     """
+    if _is_widened(image):
+        remark = "The source is of mode I and nowhere above 255; it is read as 0 to 255."
+        return dataclasses.replace(_pillow_samples(image.convert("L"), _SHALLOW), remarks=(remark,))
     bits, is_grey_png = 8, False
     if file is not None and image.format == "PNG":
         file.seek(0)
@@ -90,6 +93,17 @@ def image_samples(image: Image.Image, file: BinaryIO | None) -> Samples:
     depth = _DEEP if image.mode.startswith("I") else _SHALLOW
     remarks = () if bits <= depth else (f"The source is read with {depth} of its {bits} bits.",)
     return dataclasses.replace(_pillow_samples(image, bits), depth=depth, remarks=remarks)
+
+
+def _is_widened(image: Image.Image) -> bool:
+    """Whether an image is eight bits in the wide mode I, as ``convert("I")`` leaves them.
+
+    Of sixteen bits it would be all but black. An image that was opened from a file has the
+    depth of that, however dark it is.
+    """
+    if image.mode != "I" or image.format is not None:
+        return False
+    return 0 < int(np.asarray(image).max(initial=0)) <= _EIGHT_BIT
 
 
 def _pillow_samples(image: Image.Image, bits: int) -> Samples:
