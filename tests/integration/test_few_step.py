@@ -178,7 +178,7 @@ def test_a_lora_is_named_by_its_recipe_or_its_file(tmp_path):
 
 def test_mini_takes_no_few_step_lora_but_goes_on_with_what_is_automatic(tmp_path):
     assert load_bundle("mini", few_step="auto").facts.name == "mini"
-    with pytest.raises(Exception, match="mini bundle takes no"):
+    with pytest.raises(Exception, match="packaged model takes no"):
         load_bundle("mini", few_step="lcm")
 
 

@@ -264,9 +264,11 @@ def _mini_folder(wanted: BundleSettings) -> Path | None:
         return None
     few_step = wanted.few_step not in (None, "auto", "none")
     if any((wanted.controlnet, wanted.vae, wanted.loras, wanted.embeddings, few_step)):
+        name = "packaged model" if wanted.bundle == _MINI else f"model {wanted.bundle}"
         raise ModelError(
-            "The mini bundle takes no ControlNet, VAE, LoRA or embedding of Stable "
-            "Diffusion; load a Stable Diffusion 1.5 bundle for them."
+            f"The {name} takes no ControlNet, VAE, LoRA or embedding of Stable Diffusion; add "
+            "--model (bundle= in Python) with a Stable Diffusion 1.5 model, such as one that "
+            "`tegula models` lists."
         )
     return path
 
