@@ -156,8 +156,10 @@ def find_work(
         place = STREAM
     inputs = [STREAM if each in _STDIN else each for each in inputs]
     place = STREAM if place in _STDOUT else place
-    for argument in (*inputs, place or "", side_files.mask, side_files.strength_map):
+    for argument in (*inputs, side_files.mask, side_files.strength_map):
         refuse_address(argument)
+    for result in (place, side_files.preview):
+        refuse_address(result, is_output=True)
     many = len(inputs) > 1 or Path(inputs[0]).is_dir() or _is_pattern(inputs[0])
     if STREAM in inputs:
         work = _stream_work(inputs, place, naming)
@@ -169,14 +171,19 @@ def find_work(
         source = Path(inputs[0])
         beside = source.with_name(naming.file_name(source, beside=True))
         target = beside if place is None else Path(place)
+        if naming.format is None and not target.suffix and not target.exists():
+            raise OptionError(
+                f"{place} has no ending that tells the format; write {place}.png, say, or {place}/ "
+                "for a folder."
+            )
         job = Job(source, target, format_of_target(target, naming.format))
         work = Work((job,), guessed=place is not None and output is None)
     _check_distinct(work.jobs, side_files)
     return work
 
 
-def refuse_address(argument: str | Path | None) -> None:
-    """Refuse an address where a file is taken.
+def refuse_address(argument: str | Path | None, *, is_output: bool = False) -> None:
+    """Refuse an address where a file is taken, or written if ``is_output``.
 
     Raises:
         InputError: says what to do with it.
@@ -184,6 +191,11 @@ def refuse_address(argument: str | Path | None) -> None:
     # A path has lost one of the two slashes.
     text = re.sub(r"^([A-Za-z][\w+.-]+):/(?!/)", r"\1://", str(argument))
     if _ADDRESS.match(text):
+        if is_output:
+            raise InputError(
+                f"{text} is an address, and results go into files: name a file or folder, or - for "
+                "a pipe."
+            )
         raise InputError(
             f"{text} is an address, and tegula takes files: download it first, or pipe it in, as "
             "in curl ADDRESS | tegula upscale - large.png."
