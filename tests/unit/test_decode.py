@@ -195,9 +195,22 @@ def test_integers_of_a_pillow_image_to_255_are_eight_bits_unless_a_file_says_oth
 
 
 def test_floats_of_an_array_are_clipped_and_nan_is_black():
-    rgb = read(np.array([[[-0.1, 0.5, 1.1], [np.nan] * 3]])).rgb
-    assert np.array_equal(rgb, np.float32([[[0, 0.5, 1], [0, 0, 0]]]))
-    assert read(np.full((2, 2), np.nan)).rgb.max() == 0
+    picture = read(np.array([[[-0.1, 0.5, 1.1], [np.nan] * 3]]))
+    assert np.array_equal(picture.rgb, np.float32([[[0, 0.5, 1], [0, 0, 0]]]))
+    assert picture.facts.warnings == (
+        "1 pixel of the source holds NaN, not a number, which is read as black.",
+        "The source holds floats from -0.1 to 1.1; what is beyond 0 to 1 is cut off.",
+    )
+    hole = Image.fromarray(np.full((2, 2), np.nan, np.float32))
+    for source in (np.full((2, 2), np.nan), hole):
+        assert read(source).rgb.max() == 0
+        assert read(source).facts.warnings == (
+            "4 pixels of the source hold NaN, not a number, which is read as black.",
+        )
+
+
+def test_floats_beyond_one_by_rounding_are_clipped_without_a_word():
+    assert read(np.array([[-0.003, 1.003]])).facts.warnings == ()
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,19 @@ def test_orientation_is_undone_where_pillow_does_not_read_the_file(turn):
     assert upright_size(data, max_pixels=1000) == picture.facts.size
 
 
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_nan_is_black_with_a_warning_and_what_is_beyond_one_is_cut_off_with_another(photometric):
+    values = RAMP.astype(np.float32)
+    values[3, 4], values[5, 6] = np.nan, 1.25
+    picture = read(tiff(values, photometric=photometric))
+    assert picture.rgb[3, 4].max() == 0
+    assert picture.rgb[5, 6].max() == (photometric == "minisblack")
+    assert picture.facts.warnings == (
+        "1 pixel of the source holds NaN, not a number, which is read as black.",
+        "The source holds floats from 0 to 1.25; what is beyond 0 to 1 is cut off.",
+    )
+
+
 def test_a_smaller_copy_before_the_picture_is_not_taken_for_it():
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:

@@ -494,7 +494,15 @@ def _finished(image: Image.Image, file: BinaryIO | None, samples: Samples, turn:
 def _bare_picture(samples: Samples, file_format: str | None) -> Picture:
     """Make a picture of samples that are upright sRGB and come without metadata."""
     size = (samples.rgb.shape[1], samples.rgb.shape[0])
-    facts = Facts(size, file_format, samples.greyscale, samples.depth, None, Metadata(), ())
+    facts = Facts(
+        size,
+        file_format,
+        samples.greyscale,
+        samples.depth,
+        jpeg_quality=None,
+        metadata=Metadata(),
+        warnings=samples.remarks,
+    )
     return Picture(samples.rgb, samples.alpha, facts)
 
 

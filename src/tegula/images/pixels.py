@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,6 +27,9 @@ OVERSHOOT = 0.5
 """Floats of a source beyond 0..1 by more than this are in another range, such as -1..1 or 0..255;
 less is the overshoot of a resampling kernel, and is cut off."""
 
+_ROUNDED_OFF = 1 / 255
+"""Floats beyond 0..1 by less than this, a step of eight bits, are taken for rounding."""
+
 _ROWS_PER_BAND = 1024
 
 
@@ -33,6 +37,28 @@ def bands(height: int) -> Iterator[slice]:
     """Yield slices of rows to work through, so that no temporary is as large as a picture."""
     for top in range(0, height, _ROWS_PER_BAND):
         yield slice(top, min(height, top + _ROWS_PER_BAND))
+
+
+def float_remarks(values: NDArray[Any]) -> tuple[str, ...]:
+    """Return sentences on floats of a source that are NaN, or are cut off to 0..1.
+
+    Args:
+        values: floats [height, width] or [height, width, channels], as the source has them.
+    """
+    remarks = []
+    unknown = np.isnan(values)
+    count = int(np.count_nonzero(unknown.any(axis=2) if values.ndim == 3 else unknown))
+    if count:
+        holders = "1 pixel" if count == 1 else f"{count:,} pixels"
+        verb = "holds" if count == 1 else "hold"
+        remarks.append(f"{holders} of the source {verb} NaN, not a number, which is read as black.")
+    # These two pass over NaN.
+    low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
+    if low < -_ROUNDED_OFF or high > 1 + _ROUNDED_OFF:
+        remarks.append(
+            f"The source holds floats from {low:g} to {high:g}; what is beyond 0 to 1 is cut off."
+        )
+    return tuple(remarks)
 
 
 def to_bytes(values: Float) -> NDArray[np.uint8]:

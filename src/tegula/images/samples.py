@@ -19,7 +19,7 @@ from PIL import Image
 
 from tegula.errors import ImageError
 from tegula.images.colour_tags import avif_facts
-from tegula.images.pixels import OVERSHOOT, Float
+from tegula.images.pixels import OVERSHOOT, Float, float_remarks
 from tegula.images.profiles import cmyk_to_srgb, lab_to_srgb, srgb_of_lab
 from tegula.images.tiff import TiffValues
 
@@ -92,7 +92,8 @@ def image_samples(image: Image.Image, file: BinaryIO | None) -> Samples:
             return dataclasses.replace(samples, greyscale=grey, depth=bits)
     depth = _DEEP if image.mode.startswith("I") else _SHALLOW
     remarks = () if bits <= depth else (f"The source is read with {depth} of its {bits} bits.",)
-    return dataclasses.replace(_pillow_samples(image, bits), depth=depth, remarks=remarks)
+    samples = _pillow_samples(image, bits)
+    return dataclasses.replace(samples, depth=depth, remarks=(*samples.remarks, *remarks))
 
 
 def _is_widened(image: Image.Image) -> bool:
@@ -235,6 +236,7 @@ def array_samples(values: NDArray[Any], name: str) -> Samples:
         raise ImageError(
             f"{name} holds {values.dtype.name}; give uint8, uint16, or floats from 0 to 1."
         )
+    remarks: tuple[str, ...] = ()
     if white is None and values.size:
         # These two pass over NaN, and say nothing of an array that holds nothing else.
         low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
@@ -242,8 +244,9 @@ def array_samples(values: NDArray[Any], name: str) -> Samples:
             raise ImageError(
                 f"{name} holds floats from {low:g} to {high:g}; give floats from 0 to 1, or uint8."
             )
+        remarks = float_remarks(values)
     depth = _DEEP if values.dtype == np.uint16 else _SHALLOW
-    return dataclasses.replace(_split(values, white or 1), depth=depth)
+    return dataclasses.replace(_split(values, white or 1), depth=depth, remarks=remarks)
 
 
 def _split(values: NDArray[Any], white: float, order: slice = _RED_FIRST) -> Samples:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from tegula.errors import ImageError
-from tegula.images.pixels import OVERSHOOT, Size
+from tegula.images.pixels import OVERSHOOT, Size, float_remarks
 
 # What tifffile and OpenCV think of damaged files would be printed, or fill a server's log.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -188,6 +188,8 @@ def read_values(page: tifffile.TiffPage, file: BinaryIO, name: str) -> TiffValue
     values, extra = values[..., :colours], values[..., colours:]
     floats = _scaled(values, bits[0], photometric, name)
     alpha, remarks = _alpha(page, extra, bits[0], name)
+    if values.dtype.kind == "f" and photometric not in (_CIELAB, _ICCLAB):
+        remarks = (*float_remarks(values), *remarks)
     if photometric == _CMYK:
         inks = np.rint(np.clip(floats, 0, 1) * 255).astype(np.uint8)
         return TiffValues(inks, "cmyk", bits[0], _turn(page), remarks)
@@ -350,7 +352,8 @@ def _scaled(values: NDArray[Any], bits: int, photometric: int, name: str) -> NDA
     white = {"u": 2.0**bits - 1, "i": 2.0 ** (bits - 1) - 1}.get(kind, 1.0)
     out = np.multiply(values, np.float32(1 / white), dtype=np.float32)
     if kind == "f":
-        np.nan_to_num(out, copy=False, nan=0.0, posinf=1.0, neginf=0.0)
+        black = 1.0 if photometric in (_WHITE_IS_ZERO, _CMYK) else 0.0
+        np.nan_to_num(out, copy=False, nan=black, posinf=1.0, neginf=0.0)
         low, high = float(out.min()), float(out.max())
         if low < -OVERSHOOT or high > 1 + OVERSHOOT:
             raise ImageError(
