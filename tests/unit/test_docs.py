@@ -54,6 +54,13 @@ def test_links_between_pages_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PROSE, ids=lambda path: path.name)
+def test_a_page_says_a_thing_in_one_place(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#{1,3} .*", text, re.MULTILINE)
+    assert len(headings) == len(set(headings))
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda path: path.name)
 def test_the_modules_that_pages_name_are_there(page):
     for name in re.findall(r"`([\w./]+\.py)`", page.read_text()):
         assert any((folder / name).exists() for folder in (ROOT, ROOT / "src" / "tegula")), name
