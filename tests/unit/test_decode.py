@@ -427,6 +427,9 @@ def test_formats_that_are_not_needed_are_not_opened():
 
 
 def test_paths_that_cannot_be_read_are_path_errors(tmp_path):
+    for address in ("https://example.com/a.png", Path("https://example.com/a.png")):
+        with pytest.raises(PathError, match=r"^https://example.com/a.png is an address"):
+            read(address)
     with pytest.raises(PathError, match="does not exist"):
         read(tmp_path / "missing.png")
     with pytest.raises(PathError, match="is a folder"):

@@ -226,6 +226,9 @@ def upright_size(source: str | Path | bytes, *, max_pixels: int) -> Size:
 _UNSUPPORTED = re.compile(r"^(unsupported|cannot handle|unknown \w+ (mode|category|method))", re.I)
 """How Pillow's messages begin for kinds of a format that it does not read."""
 
+_ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+:)/{1,2}", re.I)
+"""How addresses begin; a ``Path`` has lost one of their two slashes."""
+
 _BYTES_PER_PIXEL = 16
 _HEADROOM = 64 * 2**20
 
@@ -265,9 +268,15 @@ def _open_path(path: Path) -> BinaryIO:
         if path.is_dir():
             raise PathError(f"{path} is a folder, not an image file.")
         return path.open("rb")
-    except FileNotFoundError as error:
-        raise PathError(f"{path} does not exist.") from error
     except (OSError, ValueError) as error:
+        if _ADDRESS.match(str(path)):
+            address = _ADDRESS.sub(r"\1//", str(path))
+            raise PathError(
+                f"{address} is an address, and pictures are read from files; download it first, "
+                "and give its path or its bytes."
+            ) from error
+        if isinstance(error, FileNotFoundError):
+            raise PathError(f"{path} does not exist.") from error
         reason = getattr(error, "strerror", None) or error
         raise PathError(f"{path} cannot be read: {reason}.") from error
 
