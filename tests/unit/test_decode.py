@@ -177,6 +177,21 @@ def test_floats_of_a_pillow_image_are_held_to_what_those_of_an_array_are():
     assert np.array_equal(read(half).rgb, np.full((4, 4, 3), 0.5, np.float32))
 
 
+def test_a_closed_pillow_image_is_called_that():
+    data = encoded(noise(), "PNG")
+    made, loaded, opened = noise(), Image.open(io.BytesIO(data)), Image.open(io.BytesIO(data))
+    loaded.load()
+    for image in (made, loaded, opened):
+        image.close()
+    with Image.open(io.BytesIO(data)) as left:
+        pass
+    with io.BytesIO(data) as file:
+        over = Image.open(file)
+    for image in (made, loaded, opened, left, over):
+        with pytest.raises(ImageError, match="a Pillow image that is closed"):
+            read(image)
+
+
 def test_integers_of_a_pillow_image_to_255_are_eight_bits_unless_a_file_says_otherwise():
     grey = noise().convert("L")
     picture = read(grey.convert("I"))

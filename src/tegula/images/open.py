@@ -136,7 +136,7 @@ def decode(source: Source, *, max_pixels: int) -> Picture:
     if isinstance(source, Image.Image):
         check_size(*source.size, max_pixels, name)
         with guarded(name):
-            source.load()
+            _load_given(source)
             return _picture(source, None)
     if isinstance(source, ArrayLike):
         values = channels_last(source, name)
@@ -404,6 +404,24 @@ def _loaded(image: Image.Image, file: BinaryIO, name: str) -> tuple[Image.Image,
         again.load()
         return again, (NO_END,)
     return image, ()
+
+
+def _load_given(image: Image.Image) -> None:
+    """Decode the pixels of a caller's image.
+
+    Raises:
+        ImageError: it, or the file that it was to be read from, is closed.
+    """
+    try:
+        image.load()
+    except (ValueError, AssertionError, AttributeError) as error:
+        # Pillow says so, but for a file that it closed itself, and then has no longer.
+        if "closed" in str(error) or getattr(image, "fp", image) is None:
+            raise ImageError(
+                "The input is a Pillow image that is closed; give it before it is closed, or "
+                "open it again."
+            ) from error
+        raise
 
 
 def _with_remarks(picture: Picture, before: tuple[str, ...], behind: tuple[str, ...]) -> Picture:
