@@ -192,6 +192,21 @@ def test_a_closed_pillow_image_is_called_that():
             read(image)
 
 
+@pytest.mark.parametrize(("kind", "what"), [("GIF", "frame"), ("TIFF", "page"), ("PNG", "frame")])
+def test_an_opened_pillow_image_of_several_frames_warns_as_its_file_does(kind, what):
+    frames = [Image.new("RGB", (8, 8), (60 * number, 0, 0)) for number in range(4)]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    sentence = f"The source has 4 {what}s, of which only the first is enlarged."
+    image = Image.open(io.BytesIO(data))
+    assert read(data).facts.warnings == read(image).facts.warnings == (sentence,)
+    image.seek(2)
+    picture = read(image)
+    assert eight_bit(picture.rgb)[0, 0, 0] == 120
+    assert picture.facts.warnings == (sentence.replace("the first", "number 3"),)
+    assert image.tell() == 2
+    assert read(image.copy()).facts.warnings == ()
+
+
 def test_integers_of_a_pillow_image_to_255_are_eight_bits_unless_a_file_says_otherwise():
     grey = noise().convert("L")
     picture = read(grey.convert("I"))

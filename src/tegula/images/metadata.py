@@ -129,7 +129,7 @@ def further_pictures(image: Image.Image, remarks: Sequence[str]) -> tuple[str, .
     """Return sentences on what else a file holds, which is not enlarged.
 
     Args:
-        image: that Pillow opened.
+        image: that Pillow opened, at the frame that is enlarged.
         remarks: what is told already, which is not told again.
     """
     try:
@@ -150,7 +150,8 @@ def further_pictures(image: Image.Image, remarks: Sequence[str]) -> tuple[str, .
                 "map, which are left out."
             )
     elif count > 1:
-        found.append(further_frames(count, "frame"))
+        what = "page" if image.format == "TIFF" else "frame"
+        found.append(further_frames(count, what, image.tell()))
     if any(
         kind == "APP1" and data.startswith(_EXTENDED_XMP)
         for kind, data in getattr(image, "applist", ())
@@ -159,9 +160,16 @@ def further_pictures(image: Image.Image, remarks: Sequence[str]) -> tuple[str, .
     return tuple(each for each in found if each not in remarks)
 
 
-def further_frames(count: int, what: str) -> str:
-    """Return the sentence on the frames or pages of a file; there are at least 2."""
-    return f"The source has {count} {what}s, of which only the first is enlarged."
+def further_frames(count: int, what: str, number: int = 0) -> str:
+    """Return the sentence on the frames or pages of a file; there are at least 2.
+
+    Args:
+        count: how many there are.
+        what: "frame" or "page".
+        number: of the one that is enlarged, from 0.
+    """
+    which = "the first" if number == 0 else f"number {number + 1}"
+    return f"The source has {count} {what}s, of which only {which} is enlarged."
 
 
 _ASCII, _UTF8 = 2, 129

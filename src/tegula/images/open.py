@@ -137,7 +137,8 @@ def decode(source: Source, *, max_pixels: int) -> Picture:
         check_size(*source.size, max_pixels, name)
         with guarded(name):
             _load_given(source)
-            return _picture(source, None)
+            picture = _picture(source, None)
+            return _with_remarks(picture, (), further_pictures(source, picture.facts.warnings))
     if isinstance(source, ArrayLike):
         values = channels_last(source, name)
         check_size(values.shape[1], values.shape[0], max_pixels, name)
