@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tegula.result import UpscaleResult
     from tegula.upscaler import Upscaler
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["TegulaError", "UpscaleOptions", "UpscaleResult", "Upscaler", "__version__"]
 
 
