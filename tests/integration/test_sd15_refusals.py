@@ -41,6 +41,8 @@ def test_what_is_there_and_is_no_model_is_not_said_to_be_missing(files, tmp_path
         (tmp_path / name).write_bytes(b"text")
     with pytest.raises(BrokenWeightsError, match=r"^photos/a\.png is a file ending in \.png, not"):
         load_bundle("photos/a.png")  # not a hub id either
+    with pytest.raises(BrokenWeightsError, match=r"photos is a folder, not a model; give a diff"):
+        load_bundle("photos")
     with pytest.raises(BrokenWeightsError, match=r"plain is a file without an ending, not a model"):
         load_sd15(str(files.folder), controlnet=str(tmp_path / "plain"))
     with pytest.raises(MissingWeightsError, match=r"photos is a folder, not a weights file"):

@@ -270,9 +270,11 @@ class _Finder:
         """Return the folder that a path or hub id names, with these files in it or to come."""
         if folder.is_dir():
             missing = missing_files(folder, files)
-            if missing:
+            if not missing:
+                return folder
+            # Of a part the whole model's folder may have been given, which is a model.
+            if files == facts.PART_FILES or len(missing) < len(files):
                 raise MissingWeightsError(f"{folder} lacks {', '.join(missing)}; put them there.")
-            return folder
         there = what_is_there(folder)
         choice = (
             "give a diffusers folder, a .safetensors file, a name that `tegula models` lists or a "
