@@ -3,12 +3,14 @@
     python -m bench.server --soak 600 [--bundle mini]
 
 Clients create predictions with a picture and a webhook and wait for them, get, stream and
-list them, upload files and read outputs, while retention removes what is a minute old. The
+list them and read outputs, while retention removes what is a minute old. As many slow
+clients beside them send the body of a create a few bytes at a time, or read an answer so. The
 engine's worker is a process of its own; without ``--bundle`` its model does nothing.
 """
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import urllib.request
@@ -23,6 +25,7 @@ KEPT_S = 60
 _EVERY_S = 5.0
 _WARM_UP = 0.3
 _PAUSE_S = 0.25
+_DRIP_S, _DRIP_BYTES, _DRIPS = 0.1, 64, 100
 
 Cycle = Callable[[], None]
 
@@ -102,6 +105,33 @@ def cycle(client: Any, body: str) -> int:
     return 6
 
 
+def dawdle(client: Any, body: str) -> None:
+    """Create a prediction or list them over a connection of its own, a few bytes at a time.
+
+    The server may end it for being slow; that is no failure.
+    """
+    drips = [body[at : at + _DRIP_BYTES] for at in range(0, _DRIPS * _DRIP_BYTES, _DRIP_BYTES)]
+    head = f"Host: 127.0.0.1\r\nAuthorization: Bearer {client.token}\r\n"
+    create = (
+        f"POST /v1/predictions HTTP/1.1\r\n{head}Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", client.port)) as connection:
+        try:
+            connection.sendall(create.encode())
+            for drip in drips:
+                connection.sendall(drip.encode())
+                time.sleep(_DRIP_S)
+            connection.sendall(body[len("".join(drips)) :].encode())
+            connection.recv(_DRIP_BYTES)
+            connection.sendall(f"GET /v1/predictions HTTP/1.1\r\n{head}\r\n".encode())
+            for _ in range(_DRIPS):
+                connection.recv(_DRIP_BYTES)
+                time.sleep(_DRIP_S)
+        except OSError:
+            time.sleep(_PAUSE_S)
+
+
 @dataclass(frozen=True)
 class Sample:
     """Resident memory in MiB at a moment, in seconds from the start."""
@@ -146,7 +176,7 @@ def soak(
     clients: list[Any], body: Callable[[str], str], pid: int, seconds: float
 ) -> dict[str, Any]:
     """Use the server for so long and return what became of its memory."""
-    samples, done, failures = [], [0] * len(clients), []
+    samples, done, slow, failures = [], [0] * len(clients), [0], []
     start = time.monotonic()
     with receiving() as (url, webhooks):
 
@@ -158,13 +188,19 @@ def soak(
             except Exception as error:
                 failures.append(repr(error))
 
+        def use_slowly(client: Any) -> None:
+            while time.monotonic() - start < seconds:
+                dawdle(client, body(url))
+                slow[0] += 1
+
         threads = [threading.Thread(target=use, args=(number,)) for number in range(len(clients))]
+        threads += [threading.Thread(target=use_slowly, args=(client,)) for client in clients]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
             time.sleep(_EVERY_S)
             samples.append(sample(time.monotonic() - start, pid))
-    told = {"seconds": seconds, "requests": sum(done), "webhooks": webhooks[0]}
+    told = {"seconds": seconds, "requests": sum(done), "webhooks": webhooks[0], "slow": slow[0]}
     return {**told, "failures": failures, **_memory(samples)}
 
 
