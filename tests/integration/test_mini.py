@@ -222,6 +222,17 @@ def test_unknown_words_are_named_once_and_stop_words_never():
     assert encoder.ignored_words("[sharp:1.5] BREAK 16:9") == ()
 
 
+def test_unknown_words_of_a_region_are_warned_of_as_those_of_the_prompt():
+    mini = Upscaler(load_mini(torch.device("cpu"), torch.float32))
+    options = UpscaleOptions(
+        prescaler="lanczos", steps=2, prompt="a zyzzyva", regions=("0,0,8,8:a wombat of brick",)
+    )
+    picture = Image.fromarray((photograph(16, 16) * 255).astype(np.uint8))
+    assert "mini does not know and ignores: zyzzyva, wombat, brick." in (
+        mini.upscale(picture, options).warnings
+    )
+
+
 def test_every_synonym_leads_to_a_known_word():
     assert set(words.SYNONYMS.values()) <= set(words.VOCABULARY)
     assert not set(words.SYNONYMS) & set(words.VOCABULARY)
