@@ -138,7 +138,8 @@ on_progress(Progress("refine", 3, 12, 0.75, 65.0))
 time.sleep(0.3)
 raise CancelledError("Cancelled.")
 """
-LOADING = 'print("busy", file=sys.stderr, flush=True); time.sleep(60)'
+# One long sleep could begin just after the signal, and then nothing would end it.
+LOADING = 'print("busy", file=sys.stderr, flush=True); [time.sleep(0.1) for _ in range(600)]'
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -120,7 +120,7 @@ def test_live_answers_are_as_the_document_says(tmp_path: Path, mode: str):
             count, faults = responses(found.ok(), mode, names, headers)
             sent, wrong = sent + count, wrong + faults
     assert not wrong, "\n".join(wrong)
-    assert sent > 100
+    assert sent > 50  # one for most of the operations, at least
 
 
 def test_the_document_is_valid_and_reads_as_what_it_is(server: Server):

@@ -49,7 +49,7 @@ class Evil:
 def test_a_pickled_file_with_code_is_refused_and_not_run(tmp_path, monkeypatch, reader):
     monkeypatch.chdir(tmp_path)
     torch.save({"params": Evil()}, tmp_path / "odd.pth")
-    with pytest.raises(BrokenWeightsError, match=r"odd\.pth (holds no weights|is no textual)"):
+    with pytest.raises(BrokenWeightsError, match=r"odd\.pth (holds no weights|is not a textual)"):
         reader(tmp_path / "odd.pth")
     assert not (tmp_path / "evil").exists()
 
