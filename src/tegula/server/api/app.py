@@ -226,9 +226,10 @@ def _add_handlers(app: FastAPI) -> None:
 
 def _methods_at(request: Request) -> Sequence[str]:
     """Return the methods that the path of a request answers, each once, in order."""
-    routes = [route for router in (*_ROUTERS, _heads()) for route in router.routes]
+    routes = [route for router in _ROUTERS for route in router.routes]
     matching = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
-    return sorted({m for r in matching if isinstance(r, APIRoute) for m in r.methods or ()})
+    methods = {m for r in matching if isinstance(r, APIRoute) for m in r.methods or ()}
+    return sorted({*methods, "HEAD"} if "GET" in methods else methods)
 
 
 def problem_of(error: TegulaError, path: str) -> ProblemError:
