@@ -26,9 +26,15 @@ class PositionMoments:
             sizes = [m.shape[1] for m in maps]
             self._sums = [(0.0, np.zeros(c), np.zeros((c, c))) for c in sizes]
         for i, feature in enumerate(maps):
-            x = feature[0].flatten(1).T.double().numpy()
+            # Single precision is enough about the picture's own mean, and twice as fast.
+            x = feature[0].flatten(1)
+            mean = x.double().mean(1)
+            centred = x - mean.float()[:, None]
+            spread = (centred @ centred.T).double().cpu().numpy()
+            places, means = x.shape[1], mean.cpu().numpy()
             count, first, second = self._sums[i]
-            self._sums[i] = (count + len(x), first + x.sum(0), second + x.T @ x)
+            second = second + spread + places * np.outer(means, means)
+            self._sums[i] = (count + places, first + places * means, second)
 
     def moments(self) -> list[Moments]:
         """Return mean and covariance per map."""
