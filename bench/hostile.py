@@ -1,24 +1,27 @@
 """What hostile connections do to somebody who uses the server as it is meant.
 
-    python -m bench.hostile [--seconds 10] [--plain]
+    python -m bench.hostile [--seconds 10] [--port 443] [--other-port 8443] [--plain]
 
-Serves on the loopback, over TLS with a certificate made for it and with the settings that are there
-by default, and attacks it in one way after the other, for so many seconds each and with a bounded
-number of connections. Meanwhile a well-behaved client of the same address creates predictions, asks
-for them until they are done, and reads their outputs, each request over a connection of its own.
-Prints one row for each attack; fails if a request of the well-behaved client did.
+Starts ``tegula serve --port 443`` on the loopback, as it is installed: over TLS with a certificate
+made for it, without a proxy, with the settings that are there by default and the packaged weights,
+in a folder that is deleted at the end. Then attacks it in one way after the other, for so many
+seconds each and with a bounded number of connections. Meanwhile a well-behaved client of the same
+address creates predictions, asks for them until they are done, and reads their outputs, each over a
+connection of its own. Prints one row for each attack; fails if a request of the well-behaved client
+did, or if the server logged an error of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import http.client
 import json
 import multiprocessing
+import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -29,18 +32,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from bench.server import BODY, PICTURE, NoOp
-from bench.soak import resident
+import psutil
+
+from bench.server import BODY
 
 HOST = "127.0.0.1"
 MANY = 1030
 SOME = 200
 MB = 1_000_000
-_LARGE_OUTPUT = 20 * MB
+_LARGE = 20 * MB
+_PNG = b"\x89PNG\r\n"
+_START_S = 120.0
+_STOP_S = 60.0
 _PACE_S = 0.2
 _PATIENCE_S = 60.0
 _WORDS = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=bench"
@@ -55,13 +63,19 @@ class Target:
     """The server as its clients see it.
 
     certificate: what it proves itself with; None without TLS.
-    output: the path of a large output.
+    download: the path of a large file that needs no token.
+    scale: the share of the connections and bytes of each attack.
     """
 
     port: int
     token: str
-    output: str
     certificate: str | None
+    download: str = ""
+    scale: float = 1.0
+
+    def share(self, count: int) -> int:
+        """Return this share of a number of connections or bytes, one at the least."""
+        return max(1, round(self.scale * count))
 
     def connect(self, timeout: float = 20.0) -> socket.socket:
         """Open a connection, and TLS on it."""
@@ -75,7 +89,13 @@ class Target:
             raw.close()
             raise
 
-    def ask(self, method: str, path: str, body: str | None = None) -> bytes:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: str | bytes | None = None,
+        content_type: str = "application/json",
+    ) -> bytes:
         """Return the body of an answer, over a connection of its own.
 
         Raises:
@@ -83,7 +103,7 @@ class Target:
         """
         connection = http.client.HTTPConnection(HOST, self.port)
         connection.sock = self.connect(_PATIENCE_S)
-        headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
+        headers = {"authorization": f"Bearer {self.token}", "content-type": content_type}
         with contextlib.closing(connection):
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
@@ -140,7 +160,7 @@ def _repeat(work: Callable[[], object], end: float, threads: int = 4) -> None:
 
 def half_open(target: Target, end: float) -> None:
     """Hold connections whose headers never end."""
-    held = _keep(target, MANY, b"GET / HTTP/1.1\r\nHost: x\r\n", end)
+    held = _keep(target, target.share(MANY), b"GET / HTTP/1.1\r\nHost: x\r\n", end)
     time.sleep(max(0.0, end - time.monotonic()))
     del held
 
@@ -148,7 +168,7 @@ def half_open(target: Target, end: float) -> None:
 def idle_handshakes(target: Target, end: float) -> None:
     """Hold connections on which TLS never begins."""
     held = []
-    for _ in range(MANY):
+    for _ in range(target.share(MANY)):
         with contextlib.suppress(OSError):
             held.append(socket.create_connection((HOST, target.port), timeout=20))
     time.sleep(max(0.0, end - time.monotonic()))
@@ -156,7 +176,7 @@ def idle_handshakes(target: Target, end: float) -> None:
 
 def slow_headers(target: Target, end: float) -> None:
     """Send headers a byte at a time."""
-    _drip(target, SOME, b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"y", end)
+    _drip(target, target.share(SOME), b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"y", end)
 
 
 def slow_bodies(target: Target, end: float) -> None:
@@ -165,7 +185,7 @@ def slow_bodies(target: Target, end: float) -> None:
         f"POST /v1/predictions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {target.token}\r\n"
         "Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
     )
-    _drip(target, SOME, head.encode(), b" ", end)
+    _drip(target, target.share(SOME), head.encode(), b" ", end)
 
 
 def huge_headers(target: Target, end: float) -> None:
@@ -192,9 +212,9 @@ def pipelined_junk(target: Target, end: float) -> None:
 
 
 def slow_readers(target: Target, end: float) -> None:
-    """Ask for large outputs and take a byte at a time."""
-    asked = f"GET {target.output} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-    readers = _keep(target, SOME, asked, end)
+    """Ask for large files and take a byte at a time."""
+    asked = f"GET {target.download} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    readers = _keep(target, target.share(SOME), asked, end)
     while time.monotonic() < end:
         for connection in readers:
             with contextlib.suppress(OSError):
@@ -204,7 +224,7 @@ def slow_readers(target: Target, end: float) -> None:
 
 def large_bodies(target: Target, end: float) -> None:  # noqa: ARG001 - ends with its bodies
     """Send eight bodies of sixty megabytes at once."""
-    picture = f"data:image/png;base64,{'A' * (60 * MB)}"
+    picture = f"data:image/png;base64,{'A' * target.share(60 * MB)}"
     body = json.dumps({"version": "tegula/upscale", "input": {"image": picture}})
 
     def send(_: int) -> None:
@@ -217,15 +237,25 @@ def large_bodies(target: Target, end: float) -> None:  # noqa: ARG001 - ends wit
 
 Attack = Callable[[Target, float], None]
 ATTACKS: Sequence[tuple[str, Attack]] = (
-    (f"{MANY} half-open requests", half_open),
-    (f"{MANY} connections without a TLS handshake", idle_handshakes),
-    (f"{SOME} dripping headers", slow_headers),
-    (f"{SOME} dripping bodies", slow_bodies),
+    ("{many} half-open requests", half_open),
+    ("{many} connections without a TLS handshake", idle_handshakes),
+    ("{some} dripping headers", slow_headers),
+    ("{some} dripping bodies", slow_bodies),
     ("headers of 10 MB, 4 at a time", huge_headers),
     ("2000 pipelined requests and junk, 4 at a time", pipelined_junk),
-    (f"{SOME} slow readers of 20 MB", slow_readers),
-    ("8 bodies of 60 MB", large_bodies),
+    ("{some} slow readers of {download:.0f} MB", slow_readers),
+    ("8 bodies of {body:.0f} MB", large_bodies),
 )
+
+
+def named(name: str, target: Target) -> str:
+    """Return the name of an attack with its numbers in it."""
+    return name.format(
+        many=target.share(MANY),
+        some=target.share(SOME),
+        download=target.share(_LARGE) / MB,
+        body=target.share(60 * MB) / MB,
+    )
 
 
 def attack(work: Attack, target: Target, seconds: float) -> None:
@@ -244,12 +274,14 @@ class Seen:
     """What happened while something went on.
 
     seconds: of each request that was answered.
+    memory_mib: resident memory of all processes of the server, again and again from the beginning
+        to a moment after the end; pages that two of them share are counted twice.
     refused: what the server refused or closed, by reason or status.
     """
 
     seconds: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    memory_mib: float = 0.0
+    memory_mib: list[float] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -271,14 +303,15 @@ def use(seen: Seen, target: Target) -> None:
     try:
         made = json.loads(timed(seen, target, "POST", "/v1/predictions", BODY))
         for _ in range(int(_PATIENCE_S / _PACE_S)):
-            if made["status"] == "succeeded":
+            if made["completed_at"] is not None:
                 break
             time.sleep(_PACE_S)
             made = json.loads(timed(seen, target, "GET", f"/v1/predictions/{made['id']}"))
-        path = made["output"].partition(f":{target.port}")[2]
-        if timed(seen, target, "GET", path) != base64.b64decode(PICTURE.partition(",")[2]):
-            seen.failures.append("the output is another")
-    except (OSError, RuntimeError, http.client.HTTPException, AttributeError) as error:
+        if made["status"] != "succeeded":
+            seen.failures.append(f"a prediction is {made['status']}: {made['error']}")
+        elif not timed(seen, target, "GET", urlsplit(made["output"]).path).startswith(_PNG):
+            seen.failures.append("an output is no picture")
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         seen.failures.append(repr(error))
 
 
@@ -295,12 +328,24 @@ def watch(target: Target, pid: int, goes_on: Callable[[], bool]) -> Seen:
     """Use the server for as long as something goes on."""
     seen, before = Seen(), refusals(target)
     client = threading.Thread(target=_use_while, args=(seen, target, goes_on))
+    seen.memory_mib.append(tree_mib(pid))
     client.start()
     while client.is_alive():
-        seen.memory_mib = max(seen.memory_mib, resident(pid))
-        time.sleep(0.1)
+        time.sleep(0.2)
+        seen.memory_mib.append(tree_mib(pid))
     seen.refused = refusals(target) - before
     return seen
+
+
+def tree_mib(pid: int) -> float:
+    """Return the resident memory in MiB of a process and all below it."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        server = psutil.Process(pid)
+        for process in (server, *server.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+    return total / 2**20
 
 
 def _use_while(seen: Seen, target: Target, goes_on: Callable[[], bool]) -> None:
@@ -312,50 +357,93 @@ def _use_while(seen: Seen, target: Target, goes_on: Callable[[], bool]) -> None:
 # The server.
 
 
-def serve(folder: str, port: int, certificate: tuple[str, str] | None, ready: Any) -> None:
-    """Serve until killed; puts two tokens and the path of a large output into the queue."""
-    from tegula.cli.serve import share_heaps
-    from tegula.server.api.app import GracefulServer, create_app
-    from tegula.server.api.connections import serving_config
-    from tegula.server.settings import ServerSettings
-    from tegula.server.store import Store
-
-    share_heaps()
-    scheme = "https" if certificate else "http"
-    url = f"{scheme}://{HOST}:{port}"
-    store = Store.open(ServerSettings(folder=Path(folder), public_url=url, inline_output_bytes=0))
-    accounts = [store.accounts.ensure(name).id for name in ("good", "bad")]
-    tokens = [store.accounts.create_token(account, account)[1] for account in accounts]
-    large = store.files.keep(accounts[0], "large.bin", b"\0" * _LARGE_OUTPUT)
-    link = store.links.output(store.files.reference(large))
-    app = create_app(store, background=[NoOp(store, base64.b64decode(PICTURE.partition(",")[2]))])
-    files = dict(zip(("ssl_certfile", "ssl_keyfile"), certificate or (), strict=False))
-    config = serving_config(app, host=HOST, port=port, log_level="error", **files)
-    ready.put((*tokens, link.removeprefix(url)))
-    GracefulServer(config, app.state.service).run()
+def choose_port(wanted: int, other: int) -> int:
+    """Return the wanted port, or the other and say so where that cannot be bound."""
+    try:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((HOST, wanted))
+    except OSError as error:
+        print(
+            f"Port {wanted} cannot be bound ({error.strerror}); serving on {other}.",
+            file=sys.stderr,
+        )
+        return other
+    return wanted
 
 
 @contextlib.contextmanager
-def serving(*, tls: bool) -> Iterator[tuple[Target, Target, int]]:
-    """Give the server as its well-behaved and as its hostile clients see it, and its process."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port = listener.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+def serving(port: int, scale: float, *, tls: bool) -> Iterator[tuple[Target, Target, int]]:
+    """Run `tegula serve`; give it as its well-behaved and as its hostile clients see it.
+
+    The third is its process.
+
+    Raises:
+        RuntimeError: it does not start, logs an error of its own, or does not end in order.
+    """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         files = make_certificate(Path(folder)) if tls else None
-        ready = context.Queue()
-        process = context.Process(target=serve, args=(f"{folder}/data", port, files, ready))
-        process.start()
+        good, bad = (
+            Target(port, _made_token(name, folder), files and files[0], scale=scale)
+            for name in ("good", "bad")
+        )
+        words = ["serve", "--host", HOST, "--port", str(port), "--folder", f"{folder}/data"]
+        words += ["--tls-cert", files[0], "--tls-key", files[1]] if files else []
+        log = Path(folder) / "log"
+        with log.open("wb") as errors:
+            server = _tegula(*words, stderr=errors)
         try:
-            good, bad, output = ready.get(timeout=60)
-            while socket.socket().connect_ex((HOST, port)):
-                time.sleep(0.05)
-            ends = [Target(port, token, output, files and files[0]) for token in (good, bad)]
-            yield ends[0], ends[1], process.pid or 0
+            _wait_until_ready(good, server, log)
+            download = _upload(good, b"\0" * good.share(_LARGE))
+            yield replace(good, download=download), replace(bad, download=download), server.pid
+            server.send_signal(signal.SIGTERM)
+            if ended := server.wait(_STOP_S):
+                raise RuntimeError(f"The server ended with status {ended}.")
+            wrong = [line for line in log.read_text().splitlines() if '"level": "error"' in line]
+            if wrong:
+                raise RuntimeError("The server logged:\n" + "\n".join(wrong[:5]))
         finally:
-            process.kill()
-            process.join()
+            server.kill()
+            server.wait()
+
+
+def _tegula(*words: str, **files: Any) -> subprocess.Popen[str]:
+    """Run the command with no setting but those of its words."""
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith("TEGULA_")}
+    command = [sys.executable, "-m", "tegula", *words]
+    return subprocess.Popen(command, env=inherited, text=True, **files)
+
+
+def _made_token(name: str, folder: str) -> str:
+    """Create an account with a token, and return that."""
+    words = ("tokens", "create", name, "--account", name, "--folder", f"{folder}/data")
+    return _tegula(*words, stdout=subprocess.PIPE).communicate()[0].strip()
+
+
+def _wait_until_ready(target: Target, server: subprocess.Popen[str], log: Path) -> None:
+    """Wait until the server answers, and its engine has run once.
+
+    Raises:
+        RuntimeError: the server ended, or is not ready in time.
+    """
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end and server.poll() is None:
+        with contextlib.suppress(OSError, RuntimeError, http.client.HTTPException):
+            target.ask("GET", "/readyz")
+            use(first := Seen(), target)
+            if not first.failures:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"The server does not start:\n{log.read_text()[-2000:]}")
+
+
+def _upload(target: Target, content: bytes) -> str:
+    """Upload a file; return the path at which everybody may download it."""
+    head = '--end\r\nContent-Disposition: form-data; name="content"; filename="large.bin"\r\n\r\n'
+    form = head.encode() + content + b"\r\n--end--\r\n"
+    kept = json.loads(target.ask("POST", "/v1/files", form, "multipart/form-data; boundary=end"))
+    parts = urlsplit(kept["urls"]["download"])
+    return f"{parts.path}?{parts.query}"
 
 
 def make_certificate(folder: Path) -> tuple[str, str]:
@@ -371,40 +459,50 @@ def make_certificate(folder: Path) -> tuple[str, str]:
 def row(name: str, seen: Seen, idle: Seen) -> str:
     """Return a line of the table."""
     refused = ", ".join(f"{count} {reason}" for reason, count in seen.refused.most_common())
+    memory = (seen.memory_mib[0], max(seen.memory_mib), seen.memory_mib[-1])
     cells = [
         name,
         f"{len(seen.failures)} of {len(seen.seconds) + len(seen.failures)}",
         f"{seen.worst_ms:.0f} ms",
         f"{seen.worst_ms / idle.worst_ms:.1f}",
         refused or "none",
-        f"{seen.memory_mib:.0f} MiB",
+        f"{', '.join(f'{mib:.0f}' for mib in memory)} MiB",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Attack, watch and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="for each attack")
+    parser.add_argument("--port", type=int, default=443, help="of the server")
+    parser.add_argument(
+        "--other-port", type=int, default=8443, help="where that cannot be bound", metavar="PORT"
+    )
     parser.add_argument("--plain", action="store_true", help="without TLS")
-    parser.add_argument("--only", help="attacks whose name has this in it")
-    given = parser.parse_args()
+    parser.add_argument("--only", help="attacks whose name has this in it", default="")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the connections and bytes, 0..1"
+    )
+    given = parser.parse_args(words)
+    port = choose_port(given.port, given.other_port)
     context = multiprocessing.get_context("spawn")
     failed = False
-    with serving(tls=not given.plain) as (target, attacked, pid):
+    with serving(port, min(1.0, given.scale), tls=not given.plain) as (target, attacked, pid):
         print("| attack | failed | worst | to idle | refused or closed | memory |")
         print("|---|---|---|---|---|---|", flush=True)
         end = time.monotonic() + given.seconds
         idle = watch(target, pid, lambda: time.monotonic() < end)
+        failed = bool(idle.failures)
         print(row("none", idle, idle), flush=True)
         for name, work in ATTACKS:
-            if (given.only or "") not in name or (given.plain and work is idle_handshakes):
+            if given.only not in name or (given.plain and work is idle_handshakes):
                 continue
             process = context.Process(target=attack, args=(work, attacked, given.seconds))
             process.start()
             seen = watch(target, pid, process.is_alive)
             process.join()
-            print(row(name, seen, idle), flush=True)
+            print(row(named(name, target), seen, idle), flush=True)
             for failure in seen.failures[:5]:
                 print(f"  {failure}", file=sys.stderr)
             failed = failed or bool(seen.failures)

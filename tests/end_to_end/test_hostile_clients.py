@@ -6,6 +6,7 @@ import errno
 import http.client
 import json
 import logging
+import re
 import socket
 import ssl
 import subprocess
@@ -20,6 +21,9 @@ import httpx
 import pytest
 from api_support import DATA_URI, PNG
 from live_server import Live, certificate, eventually, live_server
+from serve_support import free_port
+
+from bench import hostile
 
 MB = 1_000_000
 
@@ -358,3 +362,27 @@ store.close()
         "At most 1500 connections, because 2000 files may be open.",
         "At most 300 connections, because 400 files may be open.",
     ]
+
+
+# The bench that attacks the command itself.
+
+
+def test_the_bench_attacks_tegula_serve_and_its_client_notices_nothing(capfd):
+    port = str(hostile.choose_port(free_port(), 0))
+    hostile.main(
+        ["--port", port, "--seconds", "0.3", "--scale", "0.02", "--only", "dripping headers"]
+    )
+    shown, said = capfd.readouterr()
+    idle, attacked = shown.splitlines()[2:]
+    assert idle.startswith("| none | 0 of ")
+    assert re.match(r"\| 4 dripping headers \| 0 of \d+ \| \d+ ms \|", attacked)
+    assert re.search(r"\| \d{2,}, \d{2,}, \d{2,} MiB \|$", attacked)
+    assert said == ""
+
+
+def test_the_bench_takes_another_port_where_its_own_cannot_be_bound(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert hostile.choose_port(port, 8443) == 8443
+    said = capsys.readouterr().err
+    assert said == f"Port {port} cannot be bound (Address already in use); serving on 8443.\n"

@@ -49,6 +49,9 @@ def test_an_address_that_would_not_do_is_refused(settings, address, says):
     [
         (Address("127.0.0.1", 8000), "http://127.0.0.1:8000"),
         (Address("::1", 80, Path("c"), Path("k")), "https://[::1]:80"),
+        (Address("127.0.0.1", 443, Path("c"), Path("k")), "https://127.0.0.1"),
+        (Address("127.0.0.1", 80), "http://127.0.0.1"),
+        (Address("127.0.0.1", 443), "http://127.0.0.1:443"),
     ],
 )
 def test_the_url_of_an_address(address, url):

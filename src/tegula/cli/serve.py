@@ -86,7 +86,10 @@ class Address:
     def url(self) -> str:
         """How this machine itself reaches it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.cert else 'http'}://{host}:{self.port}"
+        scheme, usual_port = ("https", 443) if self.cert else ("http", 80)
+        # Browsers and clients leave the usual port out, and so do the links that they compare.
+        port = "" if self.port == usual_port else f":{self.port}"
+        return f"{scheme}://{host}{port}"
 
     @property
     def is_loopback(self) -> bool:
