@@ -29,8 +29,7 @@ _CODEFORMER_KEY = "idx_pred_layer.1.weight"
 def load_with_spandrel(state: Mapping[str, Tensor], what: str) -> Any:
     """Return spandrel's descriptor of the network that these tensors belong to.
 
-    None means that spandrel knows no such network, or none that turns one picture into
-    another.
+    None means that spandrel knows no such network.
 
     Args:
         state: tensors by name, without wrappers.
@@ -48,10 +47,9 @@ def load_with_spandrel(state: Mapping[str, Tensor], what: str) -> Any:
     if _CODEFORMER_KEY in state:
         _add_codeformer(what)
     try:
-        descriptor = spandrel.ModelLoader().load_from_state_dict(dict(state))
+        return spandrel.ModelLoader().load_from_state_dict(dict(state))
     except Exception:  # each architecture raises its own on tensors that do not fit it
         return None
-    return descriptor if isinstance(descriptor, spandrel.ImageModelDescriptor) else None
 
 
 def _add_codeformer(what: str) -> None:

@@ -216,8 +216,8 @@ def network_of(tensors: Tensors, where: str) -> RRDBNet | SRVGGNetCompact | None
     Raises:
         BrokenWeightsError: they are those of one of the two, and do not fit it.
     """
-    if any(".conv1x1." in name for name in tensors):
-        return None  # ESRGAN+, whose blocks have a branch more
+    if any(".conv1x1." in name or name.startswith("de_net.") for name in tensors):
+        return None  # ESRGAN+ has a branch more in its blocks, MM-RealSR a net beside them
     tensors = _unify_names(tensors)
     if "conv_first.weight" in tensors and "conv_body.weight" in tensors:
         network: RRDBNet | SRVGGNetCompact = _rrdb_of(tensors, where)
