@@ -24,6 +24,7 @@ from typing import Any
 KEPT_S = 60
 _EVERY_S = 5.0
 _WARM_UP = 0.3
+_FLAT_MIB_A_MINUTE = 0.25
 _PAUSE_S = 0.25
 _DRIP_S, _DRIP_BYTES, _DRIPS = 0.1, 64, 100
 
@@ -204,8 +205,13 @@ def soak(
     return {**told, "failures": failures, **_memory(samples)}
 
 
+def plateaus(first: float, last: float) -> bool:
+    """Whether memory comes to an end, by its growth in the first and the last third."""
+    return last < max(_FLAT_MIB_A_MINUTE, first / 4)
+
+
 def _memory(samples: list[Sample]) -> dict[str, Any]:
-    """Sum up, without the beginning, in which caches fill."""
+    """Sum up, without the beginning, in which caches fill; and compare the thirds of the whole."""
     warm = samples[int(len(samples) * _WARM_UP) :]
     times = [each.at for each in warm]
     told: dict[str, Any] = {}
@@ -213,6 +219,13 @@ def _memory(samples: list[Sample]) -> dict[str, Any]:
         values = [getattr(each, who) for each in warm]
         told[f"{who}_mib_first_and_last"] = [round(values[0], 1), round(values[-1], 1)]
         told[f"{who}_mib_a_minute"] = round(slope(times, values), 3)
+        third = max(1, len(samples) // 3)
+        first, last = (
+            slope([each.at for each in part], [getattr(each, who) for each in part])
+            for part in (samples[:third], samples[-third:])
+        )
+        told[f"{who}_mib_a_minute_in_first_and_last_third"] = [round(first, 3), round(last, 3)]
+        told[f"{who}_plateaus"] = plateaus(first, last)
         every = samples[:: max(1, len(samples) // 20)]
         told[f"{who}_mib_over_time"] = [round(getattr(each, who), 1) for each in every]
     return told

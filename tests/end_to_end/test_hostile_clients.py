@@ -23,7 +23,7 @@ from api_support import DATA_URI, PNG
 from live_server import Live, certificate, eventually, live_server
 from serve_support import free_port
 
-from bench import hostile
+from bench import hostile, soak
 
 MB = 1_000_000
 
@@ -378,6 +378,16 @@ def test_the_bench_attacks_tegula_serve_and_its_client_notices_nothing(capfd):
     assert re.match(r"\| 4 dripping headers \| 0 of \d+ \| \d+ ms \|", attacked)
     assert re.search(r"\| \d{2,}, \d{2,}, \d{2,} MiB \|$", attacked)
     assert said == ""
+
+
+def test_the_soak_tells_growth_that_ends_from_growth_that_goes_on():
+    def told(server):
+        return soak._memory([soak.Sample(5.0 * n, server(n), 40.0) for n in range(120)])
+
+    ends = told(lambda n: 100 + 20 * (1 - 0.95**n))
+    goes_on = told(lambda n: 100 + 0.2 * n)
+    assert (ends["server_plateaus"], goes_on["server_plateaus"]) == (True, False)
+    assert goes_on["server_mib_a_minute_in_first_and_last_third"] == [2.4, 2.4]
 
 
 def test_the_bench_takes_another_port_where_its_own_cannot_be_bound(capsys):

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import timedelta
 
 import pytest
@@ -597,6 +598,18 @@ def on_sqlite(tmp_path):
     opened = Store.open(ServerSettings(folder=tmp_path))
     yield opened
     opened.close()
+
+
+def test_connections_to_sqlite_keep_little_and_the_last_is_used_first(on_sqlite):
+    engine = on_sqlite.database.engine
+    with ExitStack() as stack:
+        connections = [stack.enter_context(engine.connect()) for _ in range(engine.pool.size())]
+        kib = [-one.exec_driver_sql("PRAGMA cache_size").scalar() for one in connections]
+        last = connections[0].connection.dbapi_connection
+    assert min(kib) > 0
+    assert sum(kib) <= 8 * 1024
+    with engine.connect() as again:  # the stack closes the first one last
+        assert again.connection.dbapi_connection is last
 
 
 def test_what_is_written_is_flushed_to_the_disk_before_anybody_hears(on_sqlite, monkeypatch):
