@@ -32,6 +32,8 @@ VERSION = ResolvedVersion("ab", ("image", "mask"), is_list=True)
 class Dripper:
     """Answers at once, but below /drip with headers alone, until it is enough.
 
+    Below /to it redirects to the rest of the path, under its own URL.
+
     begun: how often each path was asked for.
     closed: set when somebody closed a connection before that.
     """
@@ -43,6 +45,12 @@ class Dripper:
 
     def answer(self, request):
         self.begun[request.path] += 1
+        if request.path.startswith("/to/"):
+            request.send_response(302)
+            request.send_header("location", self.url + request.path.removeprefix("/to"))
+            request.send_header("content-length", "0")
+            request.end_headers()
+            return
         drips = request.path.startswith("/drip") and not self.enough.is_set()
         request.send_response(200)
         request.send_header("content-length", str(len(PNG)))
@@ -84,8 +92,8 @@ def store(tmp_path):
 def supervise(store):
     started = []
 
-    def start(engine, resolver=lambda _: VERSION, its_store=store):
-        inputs = InputFiles(its_store.files, FETCHER, 1000, 10.0)
+    def start(engine, resolver=lambda _: VERSION, its_store=store, fetcher=FETCHER):
+        inputs = InputFiles(its_store.files, fetcher, 1000, 10.0)
         supervisor = Supervisor(its_store, [engine], resolver, inputs)
         supervisor.start()
         started.append(supervisor)
@@ -175,6 +183,52 @@ def test_no_host_or_account_gets_more_than_its_share(store, supervise, dripper):
     assert len(dripper.begun) == 3
     dripper.enough.set()
     assert {ended(store, name).status for name in names} == {State.SUCCEEDED}
+
+
+def test_a_redirect_is_no_way_around_the_limit_of_the_host_that_it_leads_to(
+    store, supervise, dripper
+):
+    object.__setattr__(store.settings, "fetches_per_host", 1)
+    supervise(HereEngine())
+    elsewhere = dripper.url.replace("127.0.0.1", "localhost")
+    names = [ask_for(store, f"{dripper.url}/drip/a")]
+    until(lambda: dripper.begun["/drip/a"])
+    names.append(ask_for(store, f"{elsewhere}/to/drip/b"))
+    until(lambda: dripper.begun["/to/drip/b"])
+    # It waits for the other host and does not count at its first one any more.
+    assert ended(store, ask_for(store, f"{elsewhere}/quick")).status is State.SUCCEEDED
+    cancelled = ask_for(store, f"{elsewhere}/to/drip/c")
+    until(lambda: dripper.begun["/to/drip/c"])
+    store.predictions.cancel(cancelled)
+    until(lambda: [each.name for each in threading.enumerate()].count("fetch") == 2)
+    assert (dripper.begun["/drip/b"], dripper.begun["/drip/c"]) == (0, 0)
+    dripper.enough.set()
+    assert {ended(store, name).status for name in names} == {State.SUCCEEDED}
+
+
+def test_a_cancelled_fetch_counts_for_its_account_until_its_host_was_looked_up(
+    store, supervise, dripper
+):
+    object.__setattr__(store.settings, "fetches_per_account", 1)
+    asked, known = threading.Event(), threading.Event()
+
+    def resolve(host, port):
+        if host == "slow.test":
+            asked.set()
+            known.wait(10)
+        return ["127.0.0.1"]
+
+    fetcher = Fetcher(Policy(private=True, ports=()), resolve, ssl.create_default_context())
+    supervise(HereEngine(), fetcher=fetcher)
+    slow = ask_for(store, dripper.url.replace("127.0.0.1", "slow.test"))
+    assert asked.wait(5)
+    store.predictions.cancel(slow)
+    until(lambda: "fetch" not in [each.name for each in threading.enumerate()])
+    quick = ask_for(store, f"{dripper.url}/quick")
+    time.sleep(0.2)
+    assert not dripper.begun
+    known.set()
+    assert ended(store, quick).status is State.SUCCEEDED
 
 
 def test_stopping_hands_a_fetch_back_at_once_and_the_next_server_begins_again(

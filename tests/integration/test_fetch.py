@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -321,6 +322,73 @@ def test_a_fetch_is_ended_from_another_thread_by_closing_its_connection(receiver
         list(got.chunks)
     assert closed.wait(1)
     assert time.monotonic() - begun < 5
+
+
+def test_a_fetch_is_ended_while_its_host_is_looked_up(receiver):
+    token, known = CancelToken(), threading.Event()
+
+    def resolve(host, port):
+        threading.Timer(0.05, token.cancel).start()
+        known.wait(10)
+        return ["127.0.0.1"]
+
+    begun = time.monotonic()
+    fetcher = Fetcher(LOOPBACK, resolve, TLS)
+    with pytest.raises(CancelledError), fetcher.get(receiver.url, limit=9, seconds=9, token=token):
+        pass
+    assert time.monotonic() - begun < 5
+    # What was left behind connects to nothing.
+    left_behind = token.left_behind
+    known.set()
+    left_behind.join(5)
+    assert (token.left_behind, receiver.requests) == (None, [])
+
+
+def test_a_fetch_is_ended_while_it_connects():
+    token = CancelToken()
+    with socket.socket() as full, socket.socket() as first:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        first.connect(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}/"
+        threading.Timer(0.05, token.cancel).start()
+        begun = time.monotonic()
+        fetcher = Fetcher(LOOPBACK, tls=TLS)
+        with pytest.raises(CancelledError), fetcher.get(url, limit=9, seconds=20, token=token):
+            pass
+        assert time.monotonic() - begun < 5
+
+
+def test_looking_a_host_up_counts_into_the_time_of_a_fetch(receiver):
+    known = threading.Event()
+
+    def resolve(host, port):
+        known.wait(10)
+        return ["127.0.0.1"]
+
+    fetcher = Fetcher(LOOPBACK, resolve, TLS)
+    begun = time.monotonic()
+    with (
+        pytest.raises(FetchError, match="too slowly"),
+        open_url(fetcher, receiver.url, seconds=0.1),
+    ):
+        pass
+    assert time.monotonic() - begun < 5
+    known.set()
+
+
+def test_before_a_redirect_to_another_host_is_followed_somebody_may_make_it_wait(receiver, fetcher):
+    elsewhere = receiver.url.replace("127.0.0.1", "localhost")
+    receiver.handle = redirect({"/a": "/b", "/b": f"{elsewhere}/c"}.get)
+    admitted = []
+
+    def admit(host):
+        admitted.append((host, len(receiver.requests)))
+        time.sleep(0.3)  # more than the fetch has
+
+    with fetcher.get(f"{receiver.url}/a", limit=99, seconds=0.25, admit=admit) as fetched:
+        assert b"".join(fetched.chunks) == b"ok"
+    assert admitted == [("localhost", 2)]
 
 
 def test_a_token_that_was_cancelled_before_lets_nothing_be_fetched(receiver, fetcher):

@@ -7,12 +7,13 @@ Redirects are followed here, each checked anew, and proxies of the environment a
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +22,20 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 import httpcore
 
 from tegula.errors import CancelledError, FetchError
-from tegula.server.addresses import Policy, Resolve, may_reach, out_of_reach, system_resolve
+from tegula.server.addresses import (
+    Policy,
+    Resolve,
+    host_of,
+    may_reach,
+    out_of_reach,
+    system_resolve,
+)
+
+Admit = Callable[[str], None]
+"""Returns once the host that a redirect leads to may be talked to."""
 
 _READ_AT_MOST = 16_384
+_CONNECT_S = 10.0
 
 
 def _left_until(end: float) -> float:
@@ -41,14 +53,16 @@ def _left_until(end: float) -> float:
 class CancelToken:
     """Ends an exchange from another thread, however long its own would wait for the other side.
 
-    What waits for an answer wakes at once, because its connection is shut down. A host that is
-    being looked up, or an address that is being connected to, cannot be interrupted; the exchange
-    ends after that, which for an address takes ten seconds at most.
+    What waits for an answer wakes at once, because its connection is shut down. To look a host up
+    and to connect to an address cannot be interrupted. That is done in a thread of its own, which
+    is left to itself when the exchange ends; connecting takes it ten seconds at most.
     """
 
     def __init__(self) -> None:
         self._cancelled = False
         self._socket: socket.socket | None = None
+        self._opening: concurrent.futures.Future[httpcore.NetworkStream] | None = None
+        self._opener: threading.Thread | None = None
         self._lock = threading.RLock()
 
     @property
@@ -61,6 +75,53 @@ class CancelToken:
         with self._lock:
             self._cancelled = True
             self._shut_down()
+            if self._opening is not None:
+                self._opening.cancel()
+
+    @property
+    def left_behind(self) -> threading.Thread | None:
+        """The thread that still opens a connection which nobody waits for any more."""
+        return self._opener if self._opener is not None and self._opener.is_alive() else None
+
+    def open(
+        self, connect: Callable[[], httpcore.NetworkStream], end: float
+    ) -> httpcore.NetworkStream:
+        """Return the connection that a call opens, and watch it.
+
+        Raises:
+            httpcore.ConnectError: cancelled, before or meanwhile.
+            httpcore.ConnectTimeout: it is not open by the end.
+        """
+        opening: concurrent.futures.Future[httpcore.NetworkStream] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                stream = connect()
+            except BaseException as error:
+                with contextlib.suppress(concurrent.futures.InvalidStateError):
+                    opening.set_exception(error)
+                return
+            try:
+                opening.set_result(stream)
+            except concurrent.futures.InvalidStateError:
+                stream.close()  # nobody waits for it any more
+
+        with self._lock:
+            if self._cancelled:
+                raise httpcore.ConnectError
+            self._opening = opening
+        self._opener = threading.Thread(target=run, name="connect", daemon=True)
+        self._opener.start()
+        try:
+            stream = opening.result(_left_until(end))
+        except concurrent.futures.CancelledError:
+            raise httpcore.ConnectError from None
+        except concurrent.futures.TimeoutError:
+            if opening.cancel():
+                raise httpcore.ConnectTimeout from None
+            stream = opening.result()  # it came at the last moment
+        self.watch(stream.get_extra_info("socket"))
+        return stream
 
     def watch(self, connection: socket.socket) -> None:
         """Shut this connection down when cancelled, in place of one before it.
@@ -112,6 +173,15 @@ class CheckedBackend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         """Connect to the first address that answers, once all of them are checked."""
+
+        def connect() -> httpcore.NetworkStream:
+            return self._connect_first(host, port, local_address, socket_options)
+
+        return _TimedStream(self._token.open(connect, self._end), self._end, self._token)
+
+    def _connect_first(
+        self, host: str, port: int, local: str | None, options: Iterable[Any] | None
+    ) -> httpcore.NetworkStream:
         addresses = list(dict.fromkeys(self._resolve(host.strip("[]"), port)))
         if not addresses or not all(
             may_reach(address, private=self._private) for address in addresses
@@ -119,20 +189,18 @@ class CheckedBackend(httpcore.NetworkBackend):
             raise out_of_reach(host, private=self._private)
         for address in addresses[:-1]:
             try:
-                return self._connect(address, port, local_address, socket_options)
+                return self._connect(address, port, local, options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):  # noqa: PERF203
                 continue
-        return self._connect(addresses[-1], port, local_address, socket_options)
+        return self._connect(addresses[-1], port, local, options)
 
     def _connect(
         self, address: str, port: int, local: str | None, options: Iterable[Any] | None
     ) -> httpcore.NetworkStream:
         if self._token.cancelled:
             raise httpcore.ConnectError
-        left = _left_until(self._end)
-        stream = self._backend.connect_tcp(address, port, min(left, 10.0), local, options)
-        self._token.watch(stream.get_extra_info("socket"))
-        return _TimedStream(stream, self._end, self._token)
+        left = min(_left_until(self._end), _CONNECT_S)
+        return self._backend.connect_tcp(address, port, left, local, options)
 
 
 class _TimedStream(httpcore.NetworkStream):
@@ -211,15 +279,22 @@ class Fetcher:
 
     @contextmanager
     def get(
-        self, url: str, *, limit: int, seconds: float, token: CancelToken | None = None
+        self,
+        url: str,
+        *,
+        limit: int,
+        seconds: float,
+        token: CancelToken | None = None,
+        admit: Admit | None = None,
     ) -> Iterator[Fetched]:
         """Open a URL for reading.
 
         Args:
             url: at most three redirects are followed.
             limit: bytes after which reading fails.
-            seconds: time for everything.
+            seconds: time for everything, but for what ``admit`` takes.
             token: ends it from another thread.
+            admit: called before a redirect to another host is followed.
 
         Raises:
             FetchError: the URL may not or cannot be reached, or does not answer with 200; or,
@@ -230,17 +305,23 @@ class Fetcher:
         headers = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity"}
         for _ in range(MOST_REDIRECTS + 1):
             with self._exchange("GET", url, headers, None, end, token) as response:
-                if response.status in _REDIRECTS:
-                    url = _redirected(url, _header(response, b"location") or "")
-                    continue
-                if response.status != 200:
-                    raise FetchError(f"The URL answers with status {response.status}, not 200.")
-                if (_header(response, b"content-encoding") or "identity") != "identity":
-                    raise FetchError("The URL answers with compressed content, unasked.")
-                name = unquote(urlsplit(url).path).rpartition("/")[2]
-                kind = _header(response, b"content-type") or ""
-                yield Fetched(name, kind, _capped(response.iter_stream(), limit, end))
-                return
+                if response.status not in _REDIRECTS:
+                    if response.status != 200:
+                        raise FetchError(f"The URL answers with status {response.status}, not 200.")
+                    if (_header(response, b"content-encoding") or "identity") != "identity":
+                        raise FetchError("The URL answers with compressed content, unasked.")
+                    name = unquote(urlsplit(url).path).rpartition("/")[2]
+                    kind = _header(response, b"content-type") or ""
+                    yield Fetched(name, kind, _capped(response.iter_stream(), limit, end))
+                    return
+                before, url = url, _redirected(url, _header(response, b"location") or "")
+            # The connection to the host before is closed by now: nobody waits for one host while
+            # it holds on to another, so no two fetches wait for each other.
+            self.policy.check(url)
+            if admit is not None and host_of(url) != host_of(before):
+                waiting_since = time.monotonic()
+                admit(host_of(url))
+                end += time.monotonic() - waiting_since
         raise FetchError(f"The URL redirects more than {MOST_REDIRECTS} times.")
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str], *, seconds: float) -> Answer:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tegula.catalog import Catalog
+from tegula.errors import CancelledError
 from tegula.server.engine import Engine
 from tegula.server.fetch import CancelToken, Fetcher
 from tegula.server.runner import LocalEngine, Timeouts
@@ -47,11 +48,18 @@ class _Claim:
     """A prediction that this supervisor has claimed, to run it or to fetch an input of it.
 
     lost: cancelled once it is no longer ours: it ended, was cancelled, or another worker has it.
+    host: where it fetches from at present, or is to as soon as it need not wait any more; a
+        redirect leads to another.
     """
 
     prediction: Prediction
     since: float = field(default_factory=time.monotonic)
     lost: CancelToken = field(default_factory=CancelToken)
+    host: str = ""
+    waits: bool = False
+
+    def __post_init__(self) -> None:
+        self.host = self.prediction.fetch_host or ""
 
     @property
     def runs(self) -> bool:
@@ -68,8 +76,9 @@ class Supervisor:
 
     Inputs are fetched before that, so that no slow address keeps an engine waiting. One thread
     claims what is to be fetched and starts a thread for each, within limits for each account and
-    host. A thread counts until it has ended: one whose prediction was cancelled while it looks up
-    its host still takes up its place, else an account could fill the pool with such threads.
+    host, which count a fetch where a redirect has led it. A fetch that was cancelled while its host
+    was being looked up, or connected to, counts until that has ended, too: else an account could
+    fill the process with such threads.
 
     Several supervisors may work on one store, in one process or in many: a claim is a lease that
     runs out unless it is renewed, and what a worker writes after it lost a claim is ignored.
@@ -89,6 +98,7 @@ class Supervisor:
         self._claims: dict[str, _Claim] = {}
         self._lock = threading.Lock()
         self._fetches: dict[_Claim, threading.Thread] = {}
+        self._turns = threading.Condition(self._lock)  # a fetch ended, was lost or moved on
         # Stopping goes in three steps: claim nothing more; hand back what still runs; end.
         self._stopping = threading.Event()
         self._handing_back = threading.Event()
@@ -215,11 +225,15 @@ class Supervisor:
 
     def _claim_fetch(self, worker: str) -> Prediction | None:
         with self._lock:
-            fetched = [claim.prediction for claim in self._fetches]
-        if len(fetched) >= _MOST_FETCHES:
+            for claim, thread in list(self._fetches.items()):
+                if not thread.is_alive():  # what was left behind
+                    self._forget(claim)
+            fetches = list(self._fetches)
+        if len(fetches) >= _MOST_FETCHES:
             return None
-        accounts = Counter(prediction.account_id for prediction in fetched)
-        hosts = Counter(prediction.fetch_host or "" for prediction in fetched)
+        accounts = Counter(claim.prediction.account_id for claim in fetches)
+        # Whoever waits for a host counts as well, so that it comes before new fetches.
+        hosts = Counter(claim.host for claim in fetches)
         settings = self._store.settings
         return self._store.queue.claim_fetch(
             worker,
@@ -230,20 +244,54 @@ class Supervisor:
     def _fetch(self, claim: _Claim) -> None:
         try:
             with self._keeping(claim):
-                self._runner.fetch(claim.prediction, claim.lost)
+                self._runner.fetch(
+                    claim.prediction, claim.lost, lambda host: self._move_on(claim, host)
+                )
         except Exception:
             log.exception("A fetch met an error that nobody expected; its lease runs out.")
         finally:
             with self._lock:
-                del self._fetches[claim]
+                if (left_behind := claim.lost.left_behind) is not None:
+                    self._fetches[claim] = left_behind
+                else:
+                    self._forget(claim)
             self._fetch_wake.set()
+
+    def _forget(self, claim: _Claim) -> None:
+        del self._fetches[claim]
+        self._turns.notify_all()
+
+    def _move_on(self, claim: _Claim, host: str) -> None:
+        """Count a fetch at the host that a redirect leads to, once that has room for one more.
+
+        Raises:
+            CancelledError: the claim was lost meanwhile.
+        """
+        most = self._store.settings.fetches_per_host
+
+        def may_go_on() -> bool:
+            there = sum(each.host == host and not each.waits for each in self._fetches)
+            return claim.lost.cancelled or there < most
+
+        with self._turns:
+            claim.host, claim.waits = host, True
+            self._turns.notify_all()  # the host before has one less
+            self._turns.wait_for(may_go_on)
+            claim.waits = False
+        if claim.lost.cancelled:
+            raise CancelledError
+
+    def _give_up(self, claim: _Claim) -> None:
+        claim.lost.cancel()
+        with self._turns:
+            self._turns.notify_all()
 
     def _hand_back_fetches(self) -> None:
         self._fetcher.join()  # it claims no more
         with self._lock:
             fetches = dict(self._fetches)
         for claim in fetches:
-            claim.lost.cancel()
+            self._give_up(claim)
             try:
                 self._store.queue.release(claim.prediction.id, claim.prediction.attempt)
             except Exception:
@@ -268,7 +316,7 @@ class Supervisor:
     def _check(self, claim: _Claim) -> None:
         now = self._store.predictions.get(claim.prediction.id)
         if now.attempt != claim.prediction.attempt or now.status.terminal:
-            claim.lost.cancel()
+            self._give_up(claim)
 
     # The thread that keeps leases and deadlines.
 
@@ -299,7 +347,7 @@ class Supervisor:
         if not renew:
             self._check(claim)
         elif not queue.report(prediction.id, prediction.attempt):
-            claim.lost.cancel()
+            self._give_up(claim)
 
 
 # Wiring.

@@ -44,7 +44,7 @@ from tegula.server.engine import (
     progress_line,
     public_words,
 )
-from tegula.server.fetch import CancelToken, Fetcher
+from tegula.server.fetch import Admit, CancelToken, Fetcher
 from tegula.server.files import Files, RemoteInput
 from tegula.server.queue import Report
 from tegula.server.settings import ServerSettings
@@ -134,8 +134,20 @@ class InputFiles:
                 return remote
         return None
 
-    def fetch(self, prediction: Prediction, remote: RemoteInput, token: CancelToken) -> None:
+    def fetch(
+        self,
+        prediction: Prediction,
+        remote: RemoteInput,
+        token: CancelToken,
+        admit: Admit | None = None,
+    ) -> None:
         """Fetch an input; it is kept, and removed with the prediction.
+
+        Args:
+            prediction: whose input.
+            remote: where it is.
+            token: ends it from another thread.
+            admit: called before a redirect to another host is followed.
 
         Raises:
             FetchError: it may not be fetched, or cannot be.
@@ -144,7 +156,7 @@ class InputFiles:
         """
         try:
             with self.fetcher.get(
-                remote.url, limit=self.limit, seconds=self.seconds, token=token
+                remote.url, limit=self.limit, seconds=self.seconds, token=token, admit=admit
             ) as fetched:
                 self.files.keep(
                     prediction.account_id,
@@ -255,13 +267,16 @@ class PredictionRunner:
     inputs: InputFiles
     is_unsafe: Checker = allow_all
 
-    def fetch(self, prediction: Prediction, token: CancelToken) -> None:
-        """Fetch the next input and hand the prediction on, unless the token is cancelled."""
+    def fetch(self, prediction: Prediction, token: CancelToken, admit: Admit | None = None) -> None:
+        """Fetch the next input and hand the prediction on, unless the token is cancelled.
+
+        ``admit`` is called before a redirect to another host is followed.
+        """
         try:
             fields = self.resolver(prediction).files
             if remote := self.inputs.missing(prediction, fields):
                 log.info("Fetching %s from %s", remote.name, prediction.fetch_host)
-                self.inputs.fetch(prediction, remote, token)
+                self.inputs.fetch(prediction, remote, token, admit)
             self._hand_on(prediction, self.inputs.missing(prediction, fields))
         except CancelledError:
             log.info("The fetch was cancelled")
