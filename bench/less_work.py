@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from bench.networks import random_bundle
-from bench.quality.features import EarlyFeatures
-from bench.quality.measures import extract, perceptual_distance, psnr
+from bench.quality.judges import feature_distance, load_judge
+from bench.quality.measures import psnr
 from tegula.images.adjust import flatness
 from tegula.models.bundle import Bundle, ControlImage, Features, SplitDenoiser, WindowBatch
 from tegula.models.costs import Counter
@@ -73,7 +73,7 @@ def main() -> None:
     asked = parser.parse_args()
     device = pick_device(asked.device)
     picture = _photograph(asked.photograph)
-    features = EarlyFeatures()
+    judge = load_judge("lite0")
     print("| weights | computed | work | PSNR | perceptual distance |")
     print("|---|---|---:|---:|---:|")
     for name, bundle in _bundles(asked.model, device).items():
@@ -81,7 +81,7 @@ def main() -> None:
         full, all_flops = _refined(bundle, picture, cases[_FULL])
         for case, changes in cases.items():
             result, flops = _refined(bundle, picture, changes)
-            distance = perceptual_distance(extract(features, result), extract(features, full))
+            distance = feature_distance(judge.look(result), judge.look(full))
             same = np.array_equal(result, full)
             cells = ("", "0") if same else (f"{psnr(result, full):.1f}", f"{distance:.4f}")
             print(

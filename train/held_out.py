@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.quality.features import EarlyFeatures
+from bench.quality.judges import load_judge
 from bench.quality.recipes import DEGRADATIONS, degrade
-from bench.quality.scores import MethodScores, Truth, measure_truth
-from bench.quality.totals import PositionMoments
+from bench.quality.scores import Jury, MethodScores, Truth, score
 from tegula.models.bundle import ControlImage
 from tegula.models.mini.bundle import VOCABULARY_SIZE
 from tegula.models.mini.network import (
@@ -92,14 +91,11 @@ class HeldOut:
     def __init__(self, pairs: NDArray[np.float32]) -> None:
         """Take truth, prescaled and source of each pair, [n, side, side, 9] in 0..1."""
         self.pairs = pairs
-        self._features = EarlyFeatures("lite0", stages=3)
-        self._truths = [
-            measure_truth(str(i), row[..., :3], self._features) for i, row in enumerate(pairs)
-        ]
-        self._moments = PositionMoments()
+        jury = Jury([load_judge("lite0")])
+        self._truths = [Truth(str(i), row[..., :3], jury) for i, row in enumerate(pairs)]
+        self._measured = MethodScores()
         for truth in self._truths:
-            self._moments.add(truth.features)
-        self._natural = np.vstack([truth.natural for truth in self._truths])
+            self._measured.add(score(truth.picture, truth, None))
         self._prescaled = self._summary([row[..., 3:6] for row in pairs])
 
     def judge(self, name: str, network: MiniNetwork, preset: PresetValues) -> Verdict:
@@ -111,8 +107,8 @@ class HeldOut:
         found, before = self._summary(pictures), self._prescaled
         return Verdict(
             name,
-            frechet=found["frechet"] / before["frechet"],
-            perceptual=found["perceptual"] / before["perceptual"],
+            frechet=found["frechet_lite0"] / before["frechet_lite0"],
+            perceptual=found["distance_lite0"] / before["distance_lite0"],
             psnr=found["psnr"] - before["psnr"],
             texture=found["texture_middle"],
             flat=found["flat"],
@@ -133,12 +129,8 @@ class HeldOut:
     def _summary(self, pictures: Sequence[Picture]) -> Mapping[str, float]:
         scores = MethodScores()
         for picture, truth in zip(pictures, self._truths, strict=True):
-            scores.add(np.clip(picture, 0, 1), truth, _shrunk(truth), self._features)
-        return scores.summary(self._moments, self._natural)
-
-
-def _shrunk(truth: Truth) -> NDArray[np.uint8]:
-    return degrade(truth.picture, _FACTOR, "clean", truth.name)
+            scores.add(score(np.clip(picture, 0, 1), truth, None))
+        return scores.summary(self._measured)
 
 
 def _refine(

@@ -5,53 +5,78 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 
 import torch
 
 from bench.quality import report
-from bench.quality.methods import METHODS
+from bench.quality.brisque import read_brisque
+from bench.quality.cache import Cache
+from bench.quality.judges import JUDGES, Dists, load_judge
+from bench.quality.methods import METHODS, Runner, find_method
 from bench.quality.recipes import DEGRADATIONS
-from bench.quality.run import packaged_photographs, read_photographs, run
+from bench.quality.run import Bench, middle, packaged_photographs, read_photographs
+from bench.quality.scores import Jury
+from tegula.folders import cache_folder
+from tegula.models.device import pick_device, pick_dtype
 
 _MULTIPLE = 16
 
 
 def main() -> None:
-    """Parse the command line, run, and print the table."""
+    """Parse the command line, run, and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
     default = os.environ.get("TEGULA_PHOTOS")
     where = "folder of photographs; TEGULA_PHOTOS, else scikit-image's"
-    parser.add_argument("--photos", type=Path, default=default and Path(default), help=where)
-    parser.add_argument("--limit", type=int, help="use only the first photographs")
-    parser.add_argument("--scales", type=int, nargs="+", default=[4, 2], choices=(2, 4))
+    parser.add_argument("--folder", type=Path, default=default and Path(default), help=where)
+    parser.add_argument("--photos", type=int, metavar="N", help="use only the first N photographs")
     parser.add_argument(
-        "--degradations", nargs="+", default=list(DEGRADATIONS), choices=DEGRADATIONS
+        "--side", type=int, metavar="PX", help="use only the middle square of each photograph"
     )
-    parser.add_argument("--methods", nargs="+", help="only names that contain one of these")
+    parser.add_argument("--scales", type=int, nargs="+", default=[4, 2], choices=(2, 4))
+    parser.add_argument("--damages", nargs="+", default=list(DEGRADATIONS), choices=DEGRADATIONS)
+    only = "methods by name: bicubic, presets, and prescalers such as tegula-photo@0.35+colours"
+    parser.add_argument("--only", nargs="+", default=METHODS, metavar="METHOD", help=only)
+    extras = "over how many photographs seams and the spread over seeds are measured"
+    parser.add_argument("--seams", type=int, default=0, metavar="N", help=extras)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--fresh", action="store_true", help="take nothing from earlier runs")
     parser.add_argument("--out", type=Path, default=Path("out/quality"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.photos:
-        photographs = read_photographs(arguments.photos, arguments.limit, _MULTIPLE)
+    if arguments.folder:
+        photographs = read_photographs(arguments.folder, arguments.photos, _MULTIPLE)
     else:
-        photographs = packaged_photographs(_MULTIPLE)[: arguments.limit]
-    wanted = arguments.methods
-    methods = [m for m in METHODS if not wanted or any(w in m.name for w in wanted)]
+        photographs = packaged_photographs(_MULTIPLE)[: arguments.photos]
+    photographs = [(name, middle(picture, arguments.side)) for name, picture in photographs]
+    methods = [find_method(name) for name in arguments.only]
+    cache = Cache(None if arguments.fresh else cache_folder() / "bench")
+    dtype = pick_dtype(pick_device("cpu"), "auto")
+    jury = Jury([load_judge(name, dtype) for name in JUDGES], read_brisque(), Dists())
+    bench = Bench(Runner(cache), jury, cache, _show)
     began = time.perf_counter()
-    outcome = run(photographs, arguments.scales, arguments.degradations, methods,
-                  lambda line: print(f"\r{line:40}", end="", flush=True))  # fmt: skip
+    outcome = bench.run(
+        photographs, arguments.scales, arguments.damages, methods, extras=arguments.seams
+    )
     about = {
         "photographs": len(photographs),
-        "degradations": {name: DEGRADATIONS[name] for name in arguments.degradations},
+        "side": arguments.side,
+        "degradations": {name: DEGRADATIONS[name] for name in arguments.damages},
+        "judges_in": str(dtype),
         "seconds": round(time.perf_counter() - began),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    report.write(outcome, arguments.out, about)
-    print(f"\r{report.markdown(outcome)}\nWritten to {arguments.out}.")
+    text = report.markdown(outcome)
+    report.write(outcome, arguments.out, about, text)
+    print(f"{text}\nWritten to {arguments.out}.")
+
+
+def _show(line: str) -> None:
+    """Say on one line how far the run is."""
+    print(f"\r{line:100.100}", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

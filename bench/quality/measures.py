@@ -10,11 +10,7 @@ import math
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-from bench.quality.features import EarlyFeatures
 
 Picture = NDArray[np.float32]
 Plane = NDArray[np.float32]
@@ -99,24 +95,6 @@ def consistency(picture: Picture, small: NDArray[np.uint8]) -> float:
     size = (small.shape[1], small.shape[0])
     shrunk = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     return psnr(shrunk, small.astype(np.float32) / np.float32(255))
-
-
-def extract(features: EarlyFeatures, picture: Picture) -> list[Tensor]:
-    """Return four early feature maps, those after each stage but the stem's."""
-    batch = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
-    with torch.inference_mode():
-        return features(batch)[:4]  # type: ignore[no-any-return]
-
-
-def perceptual_distance(a: list[Tensor], b: list[Tensor]) -> float:
-    """Return the mean squared distance of unit-normalised features over four maps."""
-    return sum(
-        float((_unit(x) - _unit(y)).square().sum(1).mean()) for x, y in zip(a, b, strict=True)
-    ) / len(a)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt()
 
 
 def seam_score(luma: Plane, columns: list[int], rows: list[int]) -> float:

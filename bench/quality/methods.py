@@ -1,116 +1,152 @@
-"""The methods that the bench compares, all through tegula's own stages."""
+"""The methods that the bench compares, all through tegula's own upscaler."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tegula.images.adjust import lock_colour
-from tegula.images.pixels import enlarge_lanczos
-from tegula.models.prescalers import Prescaler
+from bench.quality.cache import Cache, remember_results
+from tegula.models.prescalers import Prescaler, list_prescalers
 from tegula.models.prescalers.load import load_prescaler
-from tegula.options import PRESETS, Preset, ResolvedOptions, UpscaleOptions
-from tegula.pipeline.finish import finish
-from tegula.pipeline.prepare import Prepared
-from tegula.pipeline.prescale import prescale
-from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.options import PRESETS, ResolvedOptions, UpscaleOptions
 from tegula.pipeline.windows import canvas_piece
 from tegula.upscaler import Upscaler
 
 Picture = NDArray[np.float32]
-PRESCALERS = ("realesrgan-x4plus", "realesrgan-x4plus-anime", "realesrgan-animevideov3")
 SEED = 1
+BASELINE = "realesrgan-x4plus"
+BICUBIC = "bicubic"
+TUNED_SHARE = 0.65
+"""How much of its tuning ``tegula-photo`` ships with: decision 3."""
+_HELD = "+colours"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A name and the options behind it; ``scale`` is filled in per run."""
+    """A name and the options behind it; the scale is filled in per run.
+
+    options: None is Pillow's bicubic resampling.
+    """
 
     name: str
-    options: UpscaleOptions
+    options: UpscaleOptions | None
+
+    @property
+    def refines(self) -> bool:
+        """Whether diffusion runs."""
+        return self.options is not None and self.options.creativity != 0
 
 
-def alone(prescaler: str) -> Method:
-    """Return a prescaler's net and nothing else."""
-    options = UpscaleOptions(prescaler=prescaler, creativity=0, colour_lock="none", seed=SEED)
-    return Method(prescaler, options)
+def find_method(name: str) -> Method:
+    """Return a method by its name on the command line.
 
+    ``bicubic``; a preset; or a prescaler, which is its net and nothing else. A prescaler may
+    be followed by ``@0.35``, the share of its tuning that is taken (of ``tegula-photo`` alone),
+    and by ``+colours``, for colours held to the source.
 
-def held(prescaler: str) -> Method:
-    """Return a prescaler whose colours are held to the source, without refine."""
+    Raises:
+        SystemExit: no method has that name.
+    """
+    if name == BICUBIC:
+        return Method(BICUBIC, None)
+    if name in PRESETS:
+        return Method(f"mini {name}", UpscaleOptions(preset=name, seed=SEED))
+    prescaler = name.removesuffix(_HELD)
+    known = [facts.name for facts in list_prescalers()]
+    if prescaler.partition("@")[0] not in known:
+        names = ", ".join([BICUBIC, *PRESETS, *known])
+        raise SystemExit(f"There is no method {name!r}; there are: {names}.")
     options = UpscaleOptions(prescaler=prescaler, creativity=0, seed=SEED)
-    return Method(f"{prescaler}, colours held", options)
-
-
-def preset(name: Preset) -> Method:
-    """Return a preset of the packaged model."""
-    return Method(f"mini {name}", UpscaleOptions(preset=name, seed=SEED))
+    if name.endswith(_HELD):
+        return Method(f"{prescaler}, colours held", options)
+    return Method(prescaler, options.replaced(colour_lock="none"))
 
 
 METHODS = (
-    alone("lanczos"),
-    *map(alone, PRESCALERS),
-    held(PRESCALERS[0]),
-    held("tegula-photo"),
-    *map(preset, PRESETS),
+    BICUBIC,
+    BASELINE,
+    "realesrgan-x4plus-anime",
+    "realesrgan-animevideov3",
+    f"{BASELINE}{_HELD}",
+    f"tegula-photo{_HELD}",
+    *PRESETS,
 )
+"""What a run compares where nothing else is named."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A picture, the seconds its refine took, and the borders of its windows."""
+    """A picture, and what is known of how it was made.
+
+    picture: [h, w, 3] in 0..1, of 8 bits, as a file holds it. seconds: what refine took. nets:
+    those that made it. columns, rows: borders of windows, in pixels.
+    """
 
     picture: Picture
-    seconds: float
-    columns: tuple[int, ...]
-    rows: tuple[int, ...]
+    seconds: float = 0.0
+    nets: tuple[str, ...] = ()
+    columns: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
 
 
-class Runner:
-    """Runs methods on one picture after another; the prescaled picture is shared."""
+class _Upscaler(Upscaler):
+    """An upscaler whose nets look into a cache, and take any share of their tuning."""
 
-    def __init__(self, upscaler: Upscaler) -> None:
-        self._upscaler = upscaler
-        self._prescalers: dict[str, Prescaler] = {}
-        self._kept: dict[tuple[int, str], Picture] = {}
-        self._kept_of: int | None = None
-
-    def run(self, small: NDArray[np.uint8], scale: int, options: UpscaleOptions) -> Result:
-        """Enlarge one picture with one method, as ``Upscaler.upscale`` does."""
-        image = Image.fromarray(small)
-        prepared, resolved, _ = self._upscaler.prepare(image, replace(options, scale=scale))
-        source = enlarge_lanczos(prepared.rgb, (resolved.width, resolved.height))
-        prescaled = lock_colour(self._prescaled(prepared, resolved, small), source, resolved)
-        if resolved.creativity == 0:
-            return Result(prescaled, 0.0, (), ())
-        began = time.perf_counter()
-        refined = refine_canvas(RefineJob(self._upscaler.bundle, prescaled, source, resolved))
-        seconds = time.perf_counter() - began
-        finished = finish(refined, prescaled, prepared, resolved)
-        picture = np.asarray(finished.image.convert("RGB"), np.float32) / np.float32(255)
-        return Result(picture, seconds, *self._borders(resolved))
-
-    def _prescaled(
-        self, prepared: Prepared, options: ResolvedOptions, small: NDArray[np.uint8]
-    ) -> Picture:
-        if self._kept_of != id(small):
-            self._kept, self._kept_of = {}, id(small)
-        key = (options.width, options.prescaler)
-        if key not in self._kept:
-            net = self._prescaler(options.prescaler)
-            self._kept[key] = prescale(prepared.rgb, (options.width, options.height), net)
-        return self._kept[key]
+    cache: Cache
 
     def _prescaler(self, name: str) -> Prescaler:
         if name not in self._prescalers:
-            bundle = self._upscaler.bundle
-            self._prescalers[name] = load_prescaler(name, bundle.device, bundle.dtype)
+            plain, _, share = name.partition("@")
+            prescaler = load_prescaler(plain, self.bundle.device, self.bundle.dtype)
+            if share:
+                base = load_prescaler(BASELINE, self.bundle.device, self.bundle.dtype)
+                take_share(prescaler, base, float(share))
+            for network in {prescaler.network, prescaler.full_precision} - {None}:
+                remember_results(network, self.cache)  # type: ignore[arg-type]
+            self._prescalers[name] = prescaler
         return self._prescalers[name]
+
+
+def take_share(tuned: Prescaler, base: Prescaler, share: float) -> None:
+    """Move a tuned net along the straight line from its base, at 0, through what ships."""
+    if tuned.network is None or tuned.full_precision is None or base.full_precision is None:
+        raise SystemExit(f"{tuned.facts.name} has no share: it is no net.")
+    before = base.full_precision.state_dict()
+    mixed = {
+        name: torch.lerp(before[name], weights, share / TUNED_SHARE)
+        for name, weights in tuned.full_precision.state_dict().items()
+    }
+    tuned.full_precision.load_state_dict(mixed)
+    tuned.network.load_state_dict(mixed)
+
+
+class Runner:
+    """Runs methods on one picture after another."""
+
+    def __init__(self, cache: Cache) -> None:
+        """Load the packaged model."""
+        self._upscaler = _Upscaler(Upscaler.load("mini").bundle, _learns=False)
+        self._upscaler.cache = cache
+
+    def run(self, small: NDArray[np.uint8], scale: int, method: Method) -> Result:
+        """Enlarge one picture with one method."""
+        image = Image.fromarray(small)
+        if method.options is None:
+            size = (image.width * scale, image.height * scale)
+            return Result(_in_unit_range(image.resize(size, Image.Resampling.BICUBIC)))
+        result = self._upscaler.upscale(image, method.options, scale=scale)
+        options = result.options
+        nets = (options.prescaler.partition("@")[0],)
+        picture = _in_unit_range(result.image.convert("RGB"))
+        if not options.refines:
+            return Result(picture, nets=nets)
+        seconds = float(result.timings["refine"])
+        return Result(picture, seconds, (*nets, "mini"), *self._borders(options))
 
     def _borders(self, options: ResolvedOptions) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return where windows begin or end inside the picture, in pixels."""
@@ -120,6 +156,10 @@ class Runner:
         factor = facts.latent_factor
         columns = _inside(grid.columns, grid.window_width, factor, options.width)
         return columns, _inside(grid.rows, grid.window_height, factor, options.height)
+
+
+def _in_unit_range(image: Image.Image) -> Picture:
+    return np.asarray(np.asarray(image, np.float32) / np.float32(255))
 
 
 def _inside(starts: Sequence[int], window: int, factor: int, side: int) -> tuple[int, ...]:

@@ -10,11 +10,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bench.quality.judges import JUDGES, relatives
+from bench.quality.methods import BASELINE
 from bench.quality.run import Crop, Outcome
 
-COLUMNS = {
-    "frechet": ("Fréchet", "{:.4f}"),
-    "perceptual": ("perceptual", "{:.4f}"),
+# A table a group, as one of all measures is too wide to read: their names, titles and forms.
+JUDGED = {
+    **{f"frechet_{name}": (f"Fréchet {facts.title}", "{:.4f}") for name, facts in JUDGES.items()},
+    **{f"distance_{name}": (f"distance {facts.title}", "{:.4f}") for name, facts in JUDGES.items()},
+    "dists": ("DISTS", "{:.4f}"),
+}
+MEASURED = {
     "psnr": ("PSNR", "{:.2f}"),
     "ssim": ("SSIM", "{:.4f}"),
     "texture_low": ("texture low", "{:.2f}"),
@@ -26,6 +32,7 @@ COLUMNS = {
     "naturalness": ("naturalness", "{:.2f}"),
     "brisque": ("BRISQUE", "{:.1f}"),
 }
+Columns = Mapping[str, tuple[str, str]]
 Table = Mapping[str, Mapping[str, float]]
 
 
@@ -42,42 +49,86 @@ def mean_over(tables: Mapping[str, Table]) -> dict[str, dict[str, float]]:
 
 
 def markdown(outcome: Outcome) -> str:
-    """Return all tables as Markdown, the means first."""
-    parts = []
+    """Return all tables as Markdown: what training saw, the means, then each degradation."""
+    parts = [_judges(outcome)]
     for scale, tables in outcome.tables.items():
-        parts.append(_table(f"{scale}x, mean over {', '.join(tables)}", mean_over(tables)))
-        parts += [_table(f"{scale}x, {name}", table) for name, table in tables.items()]
-    names = list(outcome.seams)
-    lines = [
-        "| method | refine s per megapixel | seam score | spread over seeds |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {n} | {outcome.seconds_per_megapixel[n]:.2f} | {outcome.seams[n]:.3f} "
-        f"| {outcome.spread[n]:.2f} |"
-        for n in names
-    ]
-    truth = f"BRISQUE of the photographs themselves: {outcome.truth_brisque:.1f}."
-    return "\n\n".join([*parts, truth, "\n".join(lines)]) + "\n"
+        together = {f"mean over {', '.join(tables)}": mean_over(tables), **tables}
+        for name, table in together.items():
+            parts += [
+                render(f"{scale}x, {name}: {group}", table, columns)
+                for group, columns in (("networks", JUDGED), ("measures", MEASURED))
+            ]
+        parts += _beside_baseline(scale, tables)
+    if outcome.truth_brisque is not None:
+        parts.append(f"BRISQUE of the photographs themselves: {outcome.truth_brisque:.1f}.")
+    if outcome.seams:
+        lines = ["| method | refine s per megapixel | seam score | spread over seeds |"]
+        lines += ["|---|---|---|---|"]
+        lines += [
+            f"| {n} | {outcome.seconds_per_megapixel[n]:.2f} | {outcome.seams[n]:.3f} "
+            f"| {outcome.spread[n]:.2f} |"
+            for n in outcome.seams
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
 
 
-def _table(title: str, table: Table) -> str:
-    head = "| method | " + " | ".join(label for label, _ in COLUMNS.values()) + " |"
-    rule = "|---" * (len(COLUMNS) + 1) + "|"
+def render(title: str, table: Table, columns: Columns) -> str:
+    """Return a table under a bold title; measures that no method has are left out."""
+    shown = {k: c for k, c in columns.items() if any(k in row for row in table.values())}
+    head = "| method | " + " | ".join(label for label, _ in shown.values()) + " |"
+    rule = "|---" * (len(shown) + 1) + "|"
     rows = [
         f"| {method} | "
-        + " | ".join(form.format(row[k]) for k, (_, form) in COLUMNS.items())
+        + " | ".join(form.format(row[k]) if k in row else "" for k, (_, form) in shown.items())
         + " |"
         for method, row in table.items()
     ]
     return "\n".join([f"**{title}**", "", head, rule, *rows])
 
 
-def write(outcome: Outcome, folder: Path, about: Mapping[str, object]) -> None:
+def _judges(outcome: Outcome) -> str:
+    """Say of each judge which relative of it the training of each method looked through."""
+    names = list(JUDGES)
+    lines = [
+        "**What training saw of each judge's family**",
+        "",
+        "| method | " + " | ".join(JUDGES[n].title for n in names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for method, nets in outcome.nets.items():
+        cells = [", ".join(relatives(name, nets)) or "nothing" for name in names]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _beside_baseline(scale: int, tables: Mapping[str, Table]) -> list[str]:
+    """Return each distance over that of x4plus alone, by degradation, if x4plus was run."""
+    parts = []
+    means = {"mean": mean_over(tables), **tables}
+    for measure, (title, _) in JUDGED.items():
+        whole = means["mean"]
+        if BASELINE not in whole or measure not in whole[BASELINE]:
+            continue
+        table = {
+            method: {
+                name: found[method][measure] / found[BASELINE][measure]
+                for name, found in means.items()
+            }
+            for method in whole
+            if method != BASELINE
+        }
+        columns = {name: (name, "{:.2f}") for name in means}
+        parts.append(render(f"{scale}x, {title}, of that of {BASELINE}", table, columns))
+    return parts
+
+
+def write(outcome: Outcome, folder: Path, about: Mapping[str, object], text: str) -> None:
     """Write ``quality.json``, ``quality.md``, ``index.html`` and ``crops/`` into a folder."""
     (folder / "crops").mkdir(parents=True, exist_ok=True)
     found = {
         "about": dict(about),
+        "nets": outcome.nets,
         "tables": outcome.tables,
         "truth_brisque": outcome.truth_brisque,
         "refine_seconds_per_megapixel": outcome.seconds_per_megapixel,
@@ -85,10 +136,10 @@ def write(outcome: Outcome, folder: Path, about: Mapping[str, object]) -> None:
         "spread_over_seeds": outcome.spread,
     }
     (folder / "quality.json").write_text(json.dumps(found, indent=2) + "\n")
-    (folder / "quality.md").write_text(markdown(outcome))
+    (folder / "quality.md").write_text(text)
     for number, crop in enumerate(outcome.crops):
         _strip(crop).save(folder / "crops" / f"{number:03d}.png")
-    (folder / "index.html").write_text(_page(outcome, outcome.crops))
+    (folder / "index.html").write_text(_page(text, outcome.crops))
 
 
 def _strip(crop: Crop) -> Image.Image:
@@ -96,7 +147,7 @@ def _strip(crop: Crop) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8))
 
 
-def _page(outcome: Outcome, crops: Sequence[Crop]) -> str:
+def _page(text: str, crops: Sequence[Crop]) -> str:
     figures = "\n".join(
         f"<figure><figcaption>{html.escape(crop.title)}: "
         f"{html.escape(' | '.join(name for name, _ in crop.columns))}</figcaption>"
@@ -107,5 +158,5 @@ def _page(outcome: Outcome, crops: Sequence[Crop]) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Quality bench</title>'
         f"<style>{style}</style><h1>Quality bench</h1>"
-        f"<pre>{html.escape(markdown(outcome))}</pre>{figures}</html>\n"
+        f"<pre>{html.escape(text)}</pre>{figures}</html>\n"
     )

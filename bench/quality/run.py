@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from bench.quality.brisque import read_brisque
-from bench.quality.features import EarlyFeatures
+from bench.quality.cache import Cache, digest
 from bench.quality.measures import luma_of, seam_score
-from bench.quality.methods import Method, Runner
+from bench.quality.methods import SEED, Method, Result, Runner
 from bench.quality.recipes import Picture, degrade
-from bench.quality.scores import MethodScores, Truth, measure_truth
-from bench.quality.totals import PositionMoments
-from tegula.upscaler import Upscaler
+from bench.quality.scores import Jury, MethodScores, PictureScores, Truth, score
 
 SEAM_WINDOW = 192
-SEEDS = (1, 2, 3)
+_SCORES = "1"
+"""To be raised where a measure changes, so that no older score is taken from the cache."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,30 @@ class Crop:
     columns: tuple[tuple[str, Picture], ...]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """tables[scale][degradation][method][measure]; seams and spread per method.
+Table = dict[str, dict[str, float]]
+"""Of each method, each measure."""
 
+
+@dataclass
+class Outcome:
+    """What a run found.
+
+    tables: by scale and degradation. nets: of each method, those that made its pictures.
+    seconds_per_megapixel: of refine. seams, spread: of methods that refine, where asked for.
     truth_brisque: mean BRISQUE of the photographs themselves.
     """
 
-    tables: dict[int, dict[str, dict[str, dict[str, float]]]]
-    seconds_per_megapixel: dict[str, float]
-    seams: dict[str, float]
-    spread: dict[str, float]
-    crops: list[Crop]
-    truth_brisque: float
+    tables: dict[int, dict[str, Table]]
+    nets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    seconds_per_megapixel: dict[str, float] = field(default_factory=dict)
+    seams: dict[str, float] = field(default_factory=dict)
+    spread: dict[str, float] = field(default_factory=dict)
+    crops: list[Crop] = field(default_factory=list)
+    truth_brisque: float | None = None
 
 
 def read_photographs(folder: Path, limit: int | None, multiple: int) -> list[tuple[str, Picture]]:
-    """Return (name, picture) of a folder, cut to sides that ``multiple`` divides."""
+    """Return (name, picture) of a folder, in order, cut to sides that ``multiple`` divides."""
     suffixes = {".png", ".jpg", ".jpeg", ".webp"}
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)[:limit]
     return [(path.stem, _read(path, multiple)) for path in paths]
@@ -73,94 +80,123 @@ def _cut(picture: Picture, multiple: int) -> Picture:
     return picture[:height, :width]
 
 
-def run(
-    photographs: Sequence[tuple[str, Picture]],
-    scales: Sequence[int],
-    degradations: Sequence[str],
-    methods: Sequence[Method],
-    on_progress: Callable[[str], None],
-) -> Outcome:
-    """Measure everything; the picture of each method is kept only as a crop."""
-    features = EarlyFeatures("lite0", stages=3)
-    truths = [measure_truth(name, picture, features) for name, picture in photographs]
-    runner = Runner(Upscaler.load("mini"))
-    bench = _Bench(truths, runner, features, methods, on_progress)
-    tables = {s: {d: bench.table(s, d) for d in degradations} for s in scales}
-    refined = [m for m in methods if m.options.creativity != 0]
-    return Outcome(
-        tables,
-        {name: sum(v) / len(v) for name, v in bench.seconds.items()},
-        {m.name: bench.seams(m, max(scales)) for m in refined},
-        {m.name: bench.spread(m, max(scales)) for m in refined},
-        bench.crops,
-        float(np.mean([bench.brisque.score(truth.luma) for truth in truths])),
-    )
+def middle(picture: Picture, side: int | None) -> Picture:
+    """Return the middle square of a picture, or all of it where it is no larger."""
+    if side is None:
+        return picture
+    top, left = (max(0, (length - side) // 2) for length in picture.shape[:2])
+    return picture[top : top + side, left : left + side]
 
 
-class _Bench:
-    """The loop over photographs with what it keeps."""
+@dataclass(frozen=True)
+class Bench:
+    """What measures photographs; everything it measures is kept in the cache."""
 
-    def __init__(
+    runner: Runner
+    jury: Jury
+    cache: Cache
+    on_progress: Callable[[str], None]
+
+    def run(
         self,
-        truths: list[Truth],
-        runner: Runner,
-        features: EarlyFeatures,
+        photographs: Sequence[tuple[str, Picture]],
+        scales: Sequence[int],
+        degradations: Sequence[str],
         methods: Sequence[Method],
-        on_progress: Callable[[str], None],
-    ) -> None:
-        self._truths, self._runner, self._features = truths, runner, features
-        self._methods, self._on_progress = methods, on_progress
-        self._truth_moments = PositionMoments()
-        for truth in truths:
-            self._truth_moments.add(truth.features)
-        self._natural = np.vstack([t.natural for t in truths])
-        self.brisque = read_brisque()
-        self.seconds: dict[str, list[float]] = {}
-        self.crops: list[Crop] = []
+        *,
+        extras: int = 0,
+    ) -> Outcome:
+        """Measure everything; the picture of each method is kept only as a crop.
 
-    def table(self, scale: int, degradation: str) -> dict[str, dict[str, float]]:
-        """Return the summary of every method under one degradation."""
-        scores = {m.name: MethodScores(self.brisque) for m in self._methods}
-        for number, truth in enumerate(self._truths):
-            self._on_progress(f"{scale}x {degradation} {number + 1}/{len(self._truths)}")
-            small = degrade(truth.picture, scale, degradation, truth.name)
-            pictures = []
-            for method in self._methods:
-                result = self._runner.run(small, scale, method.options)
-                scores[method.name].add(result.picture, truth, small, self._features)
-                pictures.append((method.name, result.picture))
-                if result.seconds:
-                    per_megapixel = result.seconds * 1e6 / truth.luma.size
-                    self.seconds.setdefault(method.name, []).append(per_megapixel)
-            self.crops.append(_crop(f"{truth.name} · {scale}x · {degradation}", truth, pictures))
-        return {n: s.summary(self._truth_moments, self._natural) for n, s in scores.items()}
+        extras: over how many photographs seams and the spread over seeds are measured.
+        """
+        outcome = Outcome({s: {d: {} for d in degradations} for s in scales})
+        truths = MethodScores()
+        found: dict[tuple[int, str, str], MethodScores] = {}
+        seconds: dict[str, list[float]] = {}
+        # Photographs outermost: what the judges see of a truth is large, and kept for it alone.
+        for number, (name, picture) in enumerate(photographs, 1):
+            truth = Truth(name, picture, self.jury)
+            truths.add(self._score(truth.picture, truth, None))
+            for scale in scales:
+                for degradation in degradations:
+                    title = f"{name} · {scale}x · {degradation}"
+                    small = degrade(picture, scale, degradation, name)
+                    pictures = []
+                    for method in methods:
+                        self.on_progress(f"{number}/{len(photographs)} {title} · {method.name}")
+                        result = self.runner.run(small, scale, method)
+                        key = (scale, degradation, method.name)
+                        scores = self._score(result.picture, truth, small)
+                        found.setdefault(key, MethodScores()).add(scores)
+                        outcome.nets[method.name] = result.nets
+                        if result.seconds:
+                            per_megapixel = result.seconds * 1e6 / truth.luma.size
+                            seconds.setdefault(method.name, []).append(per_megapixel)
+                        pictures.append((method.name, result.picture))
+                    outcome.crops.append(_crop(title, truth, pictures))
+        for (scale, degradation, method_name), one in found.items():
+            outcome.tables[scale][degradation][method_name] = one.summary(truths)
+        outcome.seconds_per_megapixel = {n: float(np.mean(s)) for n, s in seconds.items()}
+        if self.jury.brisque is not None:
+            outcome.truth_brisque = float(np.mean([row["brisque"] for row in truths.rows]))
+        for method in methods if extras else ():
+            if method.refines:
+                pieces = photographs[:extras]
+                outcome.seams[method.name] = self._seams(method, pieces, max(scales))
+                outcome.spread[method.name] = self._spread(method, pieces, max(scales))
+        return outcome
 
-    def seams(self, method: Method, scale: int) -> float:
-        """Return the mean seam score over four photographs, with small windows."""
+    def _score(
+        self, picture: Picture, truth: Truth, small: NDArray[np.uint8] | None
+    ) -> PictureScores:
+        parts: list[NDArray[Any]] = [picture, truth.picture]
+        parts += [] if small is None else [small]
+        words = [f"{judge.name} {judge.dtype}" for judge in self.jury.judges]
+        words += [str(self.jury.brisque is not None), str(self.jury.dists is not None)]
+        key = digest("scores", _SCORES, *words, *parts)
+        return PictureScores.from_arrays(
+            self.cache.arrays(key, lambda: score(picture, truth, small).arrays())
+        )
+
+    def _run(self, name: str, picture: Picture, scale: int, method: Method) -> Result:
+        return self.runner.run(degrade(picture, scale, "clean", name), scale, method)
+
+    def _seams(
+        self, method: Method, photographs: Sequence[tuple[str, Picture]], scale: int
+    ) -> float:
+        """Return the mean seam score, with small windows, over that of usual ones."""
         found = []
-        for truth in self._truths[:4]:
-            small = degrade(truth.picture, scale, "clean", truth.name)
-            options = replace(method.options, window=SEAM_WINDOW)
-            result = self._runner.run(small, scale, options)
-            luma = luma_of(result.picture)
-            plain = self._runner.run(small, scale, method.options)
+        for name, picture in photographs:
+            self.on_progress(f"seams · {name} · {method.name}")
+            result = self._run(name, picture, scale, _with(method, window=SEAM_WINDOW))
+            plain = luma_of(self._run(name, picture, scale, method).picture)
             columns, rows = list(result.columns), list(result.rows)
             found.append(
-                seam_score(luma, columns, rows) / seam_score(luma_of(plain.picture), columns, rows)
+                seam_score(luma_of(result.picture), columns, rows)
+                / seam_score(plain, columns, rows)
             )
         return float(np.mean(found))
 
-    def spread(self, method: Method, scale: int) -> float:
-        """Return the deviation of luma over seeds, in levels of 255, over four photographs."""
+    def _spread(
+        self, method: Method, photographs: Sequence[tuple[str, Picture]], scale: int
+    ) -> float:
+        """Return the deviation of luma over seeds, in levels of 255."""
         found = []
-        for truth in self._truths[:4]:
-            small = degrade(truth.picture, scale, "clean", truth.name)
+        for name, picture in photographs:
+            self.on_progress(f"seeds · {name} · {method.name}")
             lumas = [
-                luma_of(self._runner.run(small, scale, replace(method.options, seed=s)).picture)
-                for s in SEEDS
+                luma_of(self._run(name, picture, scale, _with(method, seed=SEED + n)).picture)
+                for n in range(3)
             ]
             found.append(float(np.std(lumas, axis=0).mean()) * 255)
         return float(np.mean(found))
+
+
+def _with(method: Method, **named: int) -> Method:
+    if method.options is None:
+        raise ValueError(f"{method.name} has no options")
+    return replace(method, options=method.options.replaced(**named))
 
 
 def _crop(title: str, truth: Truth, pictures: list[tuple[str, Picture]], side: int = 192) -> Crop:

