@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime, timedelta, timezone
 from urllib.parse import urljoin
 
 import pytest
 from api_support import DATA_URI, PNG, Server, open_server, png
 
+from tegula.server.api.gate import session_name
+from tegula.server.api.pages import SIGNED_IN_FOR
+
 NOBODY = {"authorization": ""}
-PAGES = ["/", "/docs", "/p/abc"]
+PAGES = ["/", "/history", "/catalog", "/docs", "/p/abc"]
 
 
 @pytest.fixture
@@ -63,7 +67,7 @@ def test_a_file_of_the_pages_is_sent_again_only_when_it_changed(server: Server):
     assert (again.status_code, again.content) == (304, b"")
 
 
-@pytest.mark.parametrize("name", ["nothing.js", "%2e%2e%2fhome.html", "api.js%00"])
+@pytest.mark.parametrize("name", ["nothing.js", "%2e%2e%2flayout.html", "api.js%00"])
 def test_only_files_of_the_pages_are_given(server: Server, name: str):
     assert server.get(f"/pages/{name}", headers=NOBODY).status_code in (400, 404)
 
@@ -163,3 +167,60 @@ def test_without_tokens_named_origins_are_served(tmp_path):
     server = open_server(tmp_path, no_auth=True, cors_origins=("https://app.example",))
     headers = {"origin": "https://app.example"}
     assert server.get("/v1/account", headers=headers).status_code == 200
+
+
+# Signing in once a browser.
+
+
+def signed_in(server: Server) -> str:
+    """Sign the client in; from then on it sends a cookie and no token."""
+    answer = server.post("/v1/session", headers={"origin": "https://tile.example"})
+    assert answer.status_code == 204
+    del server.client.headers["authorization"]
+    return str(answer.headers["set-cookie"])
+
+
+def test_a_browser_is_signed_in_by_a_cookie_that_no_script_reads(server: Server):
+    cookie = signed_in(server)
+    assert {"HttpOnly", "SameSite=strict", "Secure"} <= set(cookie.split("; "))
+    assert server.token not in cookie
+    assert server.get("/v1/account").json()["username"] == "ana"
+    foreign = {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"}
+    assert server.get("/v1/account", headers=foreign).status_code == 403
+    assert server.client.delete(
+        "/v1/session", headers={"origin": "https://tile.example"}
+    ).is_success
+    assert server.get("/v1/account").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "origin", [None, "null", "https://elsewhere.example", "https://a.tile.example"]
+)
+def test_a_cookie_changes_nothing_for_pages_of_others(server: Server, origin: str | None):
+    signed_in(server)
+    headers = {} if origin is None else {"origin": origin}
+    body = {"version": "tegula/upscale", "input": {"image": DATA_URI}}
+    assert server.post("/v1/predictions", body, headers=headers).status_code == 403
+    assert server.client.delete("/v1/predictions/x", headers=headers).status_code == 403
+    own = {"origin": "https://tile.example"}
+    assert server.get("/v1/predictions").json()["results"] == []
+    assert server.post("/v1/predictions", body, headers=own).status_code == 201
+
+
+def test_a_session_ends_with_its_token_and_after_its_time(tmp_path):
+    now = [datetime(2026, 11, 27, tzinfo=timezone.utc)]
+    opened = open_server(tmp_path, clock=lambda: now[0])
+    with opened.client:
+        signed_in(opened)
+        assert opened.get("/v1/account").status_code == 200
+        now[0] += SIGNED_IN_FOR - timedelta(seconds=1)
+        assert opened.get("/v1/account").status_code == 200
+        now[0] += timedelta(seconds=2)
+        assert opened.get("/v1/account").status_code == 401
+        now[0] -= timedelta(days=2)
+        opened.store.accounts.revoke("tests")
+        assert opened.get("/v1/account").status_code == 401
+        forged = opened.store.links.signer.token("output", "x-99999999999")
+        name = session_name(opened.store.settings)
+        assert opened.get("/v1/account", headers={"cookie": f"{name}={forged}"}).status_code == 401
+    opened.store.close()

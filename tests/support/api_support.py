@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from tegula.catalog import find
 from tegula.catalog.inputs import ARRAY
 from tegula.server.api.app import create_app
+from tegula.server.db import Clock, utc_now
 from tegula.server.queue import Report
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
@@ -94,10 +95,10 @@ class Server:
         return timer
 
 
-def open_server(folder: Path, **settings: Any) -> Server:
+def open_server(folder: Path, *, clock: Clock = utc_now, **settings: Any) -> Server:
     """A server with one account and its token."""
     given = {"folder": folder, "public_url": "https://tile.example", **SETTINGS, **settings}
-    store = Store.open(ServerSettings(**given))
+    store = Store.open(ServerSettings(**given), clock=clock)
     account = store.accounts.ensure("ana", "Ana")
     _, token = store.accounts.create_token(account.id, "tests")
     client = checked(TestClient(create_app(store), base_url="https://tile.example"))

@@ -20,7 +20,7 @@ from uuid import uuid4
 import pytest
 from api_support import PNG
 
-from tegula.catalog import find
+from tegula.catalog import Catalog, find, packaged_fingerprint
 from tegula.catalog.inputs import ARRAY
 from tegula.server.addresses import Policy
 from tegula.server.api.app import GracefulServer, create_app
@@ -30,6 +30,7 @@ from tegula.server.fetch import Fetcher
 from tegula.server.queue import Report
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
+from tegula.server.supervisor import Supervisor, local_engines, open_supervisor
 from tegula.server.tables import Prediction
 
 
@@ -80,6 +81,19 @@ class QuickEngine:
 
 
 @dataclass(frozen=True)
+class _Supervised:
+    """Engines that are stopped at once."""
+
+    supervisor: Supervisor
+
+    def start(self) -> None:
+        self.supervisor.start()
+
+    def stop(self) -> None:
+        self.supervisor.stop()
+
+
+@dataclass(frozen=True)
 class Live:
     """Where the server is, without ``/v1``, and a token for it."""
 
@@ -100,9 +114,14 @@ def live_server(
     tls: tuple[Path, Path] | None = None,
     port: int = 0,
     loop: str = "auto",
+    *,
+    packaged_model: bool = False,
     **settings: Any,
 ) -> Iterator[Live]:
-    """Serve until the block is left; ``tls`` is a certificate and its key, ``loop`` uvicorn's."""
+    """Serve until the block is left; ``tls`` is a certificate and its key, ``loop`` uvicorn's.
+
+    With ``packaged_model`` predictions run on it as they do for users, in a process of its own.
+    """
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
@@ -113,7 +132,14 @@ def live_server(
         token = store.accounts.create_token(store.accounts.ensure("ana").id, f"tests {uuid4()}")[1]
         webhooks = WebhookSender(store, Fetcher(Policy.of(store.settings)))
         engine = QuickEngine(store)
-        app = create_app(store, background=[webhooks, engine])
+        if packaged_model:
+            catalog = Catalog(packaged_fingerprint())
+            engines = local_engines(store.settings, catalog, ("cpu",))
+            fetcher = Fetcher(Policy.of(store.settings))
+            runner = _Supervised(open_supervisor(store, catalog, engines, fetcher))
+            app = create_app(store, catalog=catalog, background=[webhooks, runner])
+        else:
+            app = create_app(store, background=[webhooks, engine])
         files = {"ssl_certfile": str(tls[0]), "ssl_keyfile": str(tls[1])} if tls else {}
         config = serving_config(app, log_level="warning", lifespan="on", loop=loop, **files)
         server = GracefulServer(config, app.state.service)

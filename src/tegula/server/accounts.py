@@ -79,9 +79,16 @@ class Accounts:
         """Return whose token this is, or None if it is unknown or revoked."""
         with self.database.read() as session:
             found = session.execute(_BY_TOKEN, {"hash": _hash(plain)}).one_or_none()
-        if found is None:
-            return None
-        account, token = found
+        return None if found is None else self._used(*found)
+
+    def resume(self, token_id: str) -> tuple[Account, Token] | None:
+        """Return whose token has this id, as a browser's session has it; None if it is revoked."""
+        query = _TOKENS.where(Token.id == token_id)
+        with self.database.read() as session:
+            found = session.execute(query).one_or_none()
+        return None if found is None else self._used(*found)
+
+    def _used(self, account: Account, token: Token) -> tuple[Account, Token]:
         now = self.clock()
         if token.last_used_at is None or now - token.last_used_at >= _NOTE_USE_EVERY:
             with self.database.write() as session:
@@ -113,11 +120,12 @@ def _hash(plain: str) -> str:
 
 
 # Asked for with every request, so it is put together once.
-_BY_TOKEN = (
+_TOKENS = (
     select(Account, Token)
     .join(Token, Token.account_id == Account.id)
-    .where(Token.hash == bindparam("hash"), Token.revoked_at.is_(None))
+    .where(Token.revoked_at.is_(None))
 )
+_BY_TOKEN = _TOKENS.where(Token.hash == bindparam("hash"))
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,18 @@ class Links:
         token = self.signer.token("output", file[FILE_KEY])
         return f"{self.public_url}/o/{token}/{quote(file['name'])}"
 
+    def session(self, token_id: str, expiry: int) -> str:
+        """Return what a browser keeps in a cookie to stay signed in, until ``expiry``.
+
+        It is good for as long as the token is, and shows nothing of it.
+        """
+        return self.signer.token("session", f"{token_id}-{expiry}")
+
+    def session_of(self, cookie: str, now: float) -> str | None:
+        """Return the id of the token that a cookie stands for, unless it is over by ``now``."""
+        token_id, _, expiry = (self.signer.name_of("session", cookie) or "").rpartition("-")
+        return token_id if expiry and now < int(expiry) else None
+
     def streamed(self, token: str) -> str | None:
         """Return the id of the prediction that a stream's token opens."""
         return self.signer.name_of("stream", token)

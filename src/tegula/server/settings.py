@@ -43,7 +43,7 @@ from tegula.schema import faults
 
 MIB = 1 << 20
 
-_OWN_PATHS = ("docs", "o", "p", "pages")
+_OWN_PATHS = ("catalog", "docs", "history", "o", "p", "pages")
 
 
 def _refuse_truth_values(value: Any) -> Any:

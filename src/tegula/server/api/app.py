@@ -168,6 +168,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         Gate,
         settings=settings,
         authenticate=store.accounts.authenticate,
+        resume=service.resume,
         anonymous=service.local_account if settings.no_auth else None,
         limits=RateLimiter(per_minute, store.clock),
         metrics=service.metrics,

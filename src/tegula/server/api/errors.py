@@ -144,6 +144,16 @@ def foreign_page() -> ProblemError:
     )
 
 
+def foreign_change() -> ProblemError:
+    """Return the 403 for a change that a signed-in browser sends, but not from an own page."""
+    return ProblemError(
+        403,
+        "A browser that is signed in may change something from this server's own pages alone; "
+        "programs send a token.",
+        "Forbidden",
+    )
+
+
 def not_found(detail: str = "The requested resource could not be found.") -> ProblemError:
     """Return the 404 for something that does not exist or belongs to another account."""
     return ProblemError(404, detail, "Not found")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import ipaddress
 import logging
 import re
@@ -20,12 +21,14 @@ from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tegula.server.api.counters import Allowance, Metrics, RateLimiter
 from tegula.server.api.errors import (
     ProblemError,
+    foreign_change,
     foreign_page,
     stopping,
     throttled,
@@ -163,6 +166,33 @@ def from_foreign_page(headers: Headers, settings: ServerSettings) -> bool:
     return False  # no other site's name leads to a bare address
 
 
+_SAFE_METHODS = ("GET", "HEAD")
+
+
+def session_name(settings: ServerSettings) -> str:
+    """Return the name of the cookie of a browser that is signed in.
+
+    Browsers give a cookie to every port of a host. The name keeps servers beside each other apart.
+    """
+    return f"tegula-{hashlib.sha256(settings.public_url.encode()).hexdigest()[:8]}"
+
+
+def _session_cookie(headers: Headers, settings: ServerSettings) -> str | None:
+    """Return the value of that cookie, or None if there is none."""
+    return cookie_parser(headers.get("cookie", "")).get(session_name(settings))
+
+
+def _may_use_session(method: str, headers: Headers, settings: ServerSettings) -> bool:
+    """Whether a request with the cookie comes from a page of this server.
+
+    The cookie is SameSite=Strict, but the same site is every port of the host. So a request that
+    changes something needs an Origin of ours, and one that reads must not come from elsewhere.
+    """
+    if method not in _SAFE_METHODS:
+        return from_own_page(headers, settings)
+    return headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+
+
 def _is_own(origin: str, headers: Headers, settings: ServerSettings) -> bool:
     host = origin.partition("://")[2]
     return host != "" and host in {headers.get("host"), *_own_hosts(settings)}
@@ -221,6 +251,7 @@ class Gate:
     """ASGI middleware before all routes.
 
     authenticate: finds account and token by the token's text.
+    resume: finds both by the cookie of a browser that is signed in.
     anonymous: the account of every request on a server without tokens.
     is_stopping: whether creates are to go elsewhere, and connections are to close.
     """
@@ -228,6 +259,7 @@ class Gate:
     app: ASGIApp
     settings: ServerSettings
     authenticate: Callable[[str], tuple[Account, Token] | None]
+    resume: Callable[[str], tuple[Account, Token] | None]
     anonymous: Account | None
     limits: RateLimiter
     metrics: Metrics
@@ -275,7 +307,7 @@ class Gate:
         is_public = not path.startswith("/v1/") or _OWN_PROOF.fullmatch(path)
         if is_public or scope["method"] == "OPTIONS":
             return
-        caller = await self._caller(Headers(scope=scope))
+        caller = await self._caller(scope["method"], Headers(scope=scope))
         answer.account = caller.account.username
         scope.setdefault("state", {})["caller"] = caller
         creates = scope["method"] == "POST" and path.endswith("/predictions")
@@ -285,11 +317,19 @@ class Gate:
         if not answer.allowance.allowed:
             raise throttled(answer.allowance.reset_seconds)
 
-    async def _caller(self, headers: Headers) -> Caller:
+    async def _caller(self, method: str, headers: Headers) -> Caller:
         if self.anonymous is not None:
             if from_foreign_page(headers, self.settings):
                 raise foreign_page()
             return Caller(self.anonymous, None)
+        cookie = _session_cookie(headers, self.settings)
+        if cookie is not None and not headers.get("authorization"):
+            resumed = await run_in_threadpool(self.resume, cookie)
+            if resumed is None:
+                raise unauthenticated()
+            if not _may_use_session(method, headers, self.settings):
+                raise foreign_change()
+            return Caller(*resumed)
         kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.lower() not in ("bearer", "token") or not token.strip():
             raise unauthenticated()

@@ -1,9 +1,10 @@
-"""Pages for people: the start page, one for each prediction, and the API's documentation.
+"""Pages for people: the workbench, and the API's documentation.
 
-The pages run the server's own files and nothing else. The addresses in them are relative, so that
-they work wherever a gateway mounts the server. The documentation is written here, from the OpenAPI
-document: the ready-made viewers are far larger than all of the pages together (Redoc's file has
-1.1 MB and Scalar's 3.6 MB, against 40 kB).
+Every page is ``web/layout.html`` around a fragment of its own, and runs the server's own files and
+nothing else. A page holds no data: its script asks the API, as the account that the browser is
+signed in to. The addresses in pages are relative, so that they work wherever a gateway mounts the
+server. The documentation is written here, from the OpenAPI document: the ready-made viewers are
+far larger than all of the pages together (Redoc's file has 1.1 MB and Scalar's 3.6 MB).
 """
 
 from __future__ import annotations
@@ -12,19 +13,24 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from html import escape
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from tegula.server.api.errors import not_found
-from tegula.server.api.service import ServiceDep
+from tegula.server.api.gate import session_name
+from tegula.server.api.service import CallerDep, ServiceDep
 
 router = APIRouter(include_in_schema=False)
 
+SIGNED_IN_FOR = timedelta(days=30)
 _WEB = Path(__file__).parents[1] / "web"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _HEADERS = {
@@ -38,22 +44,126 @@ _HEADERS = {
 }
 
 
+# The pages.
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the layout is filled with.
+
+    name: of its fragment in ``web/``, and of its script and style sheet if it has any.
+    root: leads from its address to that of the start page.
+    """
+
+    name: str
+    title: str
+    heading: str
+    lead: str = ""
+    root: str = ""
+
+    def html(self, main: str | None = None) -> str:
+        """Return the page; ``main`` stands in place of the fragment."""
+        files = _assets()
+        sheets = [name for name in ("page.css", f"{self.name}.css") if name in files]
+        lines = [f'<link rel="stylesheet" href="{self.root}pages/{name}">' for name in sheets]
+        scripted = f"{self.name}.js" in files
+        if scripted:
+            address = f"{self.root}pages/{self.name}.js"
+            lines.append(f'<script type="module" src="{address}"></script>')
+        current = ' aria-current="page"'
+        links = (
+            f'<a href="{self.root}{address}"{current if name == self.name else ""}>{text}</a>'
+            for name, address, text in _LINKS
+        )
+        return Template(_text("layout.html")).substitute(
+            title=escape(self.title),
+            heading=escape(self.heading),
+            lead=f'<p class="soft">{self.lead}</p>' if self.lead else "",
+            root=self.root,
+            head="\n".join(lines),
+            links="\n    ".join(links),
+            noscript="<noscript><p>This page needs JavaScript.</p></noscript>" * scripted,
+            main=_text(f"{self.name}.html") if main is None else main,
+        )
+
+
+_LINKS = (
+    ("home", "./", "Home"),
+    ("history", "history", "History"),
+    ("catalog", "catalog", "Models"),
+    ("docs", "docs", "API"),
+)
+HOME = Page(
+    "home",
+    "Make a picture larger · tegula",
+    "Make a picture larger",
+    "It is sent to this server and nowhere else.",
+)
+HISTORY = Page("history", "History · tegula", "History", "What you made on this server.")
+CATALOG = Page("catalog", "Models · tegula", "Models", "What this server runs.")
+PREDICTION = Page(
+    "prediction", "Prediction · tegula", "Prediction", '<code id="id"></code>', root="../"
+)
+
+
 @router.get("/")
 def home() -> HTMLResponse:
     """Show the page that enlarges a picture; it uses the API as any client does."""
-    return HTMLResponse(_page("home.html"), headers=_HEADERS)
+    return HTMLResponse(HOME.html(), headers=_HEADERS)
+
+
+@router.get("/history")
+def history() -> HTMLResponse:
+    """Show what the account made."""
+    return HTMLResponse(HISTORY.html(), headers=_HEADERS)
+
+
+@router.get("/catalog")
+def catalog() -> HTMLResponse:
+    """Show the models; their own address, /models, is the API's."""
+    return HTMLResponse(CATALOG.html(), headers=_HEADERS)
 
 
 @router.get("/p/{prediction_id}")
 def prediction_page(prediction_id: str) -> HTMLResponse:  # noqa: ARG001 - the script reads it
-    """Show a prediction; the page holds no data and gets it from the API."""
-    return HTMLResponse(_page("prediction.html"), headers=_HEADERS)
+    """Show a prediction."""
+    return HTMLResponse(PREDICTION.html(), headers=_HEADERS)
 
 
 @router.get("/docs")
 def docs(request: Request) -> HTMLResponse:
     """Show the documentation of the API."""
     return HTMLResponse(documentation_page(request.app.openapi()), headers=_HEADERS)
+
+
+# A browser that is signed in sends a cookie, which scripts cannot read.
+
+
+@router.post("/v1/session", status_code=204)
+def sign_in(request: Request, service: ServiceDep, caller: CallerDep) -> Response:
+    """Give the browser a cookie that stands for the token of this request."""
+    answer = Response(status_code=204)
+    if caller.token is None:
+        return answer
+    until = service.store.clock() + SIGNED_IN_FOR
+    answer.set_cookie(
+        session_name(service.settings),
+        service.store.links.session(caller.token.id, int(until.timestamp())),
+        max_age=int(SIGNED_IN_FOR.total_seconds()),
+        httponly=True,
+        samesite="strict",
+        # By what the browser sees: a gateway may speak TLS before a server that does not.
+        secure=request.headers.get("origin", "").startswith("https:"),
+    )
+    return answer
+
+
+@router.delete("/v1/session", status_code=204)
+def sign_out(service: ServiceDep, caller: CallerDep) -> Response:  # noqa: ARG001 - it is somebody
+    """Take the cookie away."""
+    answer = Response(status_code=204)
+    answer.delete_cookie(session_name(service.settings), httponly=True, samesite="strict")
+    return answer
 
 
 @router.get("/pages/{name}")
@@ -80,7 +190,7 @@ def model_page(service: ServiceDep, owner: str, name: str) -> PlainTextResponse:
 
 
 @cache
-def _page(name: str) -> str:
+def _text(name: str) -> str:
     return (_WEB / name).read_text(encoding="utf-8")
 
 
@@ -97,19 +207,6 @@ def _assets() -> dict[str, tuple[str, bytes]]:
 
 # The documentation.
 
-_HEAD = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>The API of tegula</title>
-<link rel="icon" href="pages/icon.svg" type="image/svg+xml">
-<link rel="stylesheet" href="pages/page.css">
-<header class="bar">
-  <a class="brand" href="./">tegula</a>
-  <a href="./">Make a picture larger</a>
-</header>
-<main class="docs">
-"""
 _EXAMPLE = """curl -s $URL/v1/predictions \\
   -H "Authorization: Bearer $TOKEN" -H "Prefer: wait" -H "Content-Type: application/json" \\
   -d '{"version": "tegula/upscale", "input": {"image": "data:image/png;base64,..."}}'"""
@@ -129,12 +226,14 @@ def documentation_page(document: Mapping[str, Any]) -> str:
         for tag, text in sections.items()
     )
     info = document["info"]
-    return (
-        f"{_HEAD}<h1>The API of {escape(info['title'])} {escape(info['version'])}</h1>"
-        f"<p>{_inline(info['description'])} For programs: "
+    api = Page(
+        "docs", f"The API of {info['title']}", f"The API of {info['title']} {info['version']}"
+    )
+    return api.html(
+        f'<div class="docs"><p>{_inline(info["description"])} For programs: '
         '<a href="openapi.json">openapi.json</a>.</p>'
         f"<pre>{escape(_EXAMPLE)}</pre>"
-        f'<nav aria-label="Contents"><ul>{contents}</ul></nav>{parts}</main></html>'
+        f'<nav aria-label="Contents"><ul>{contents}</ul></nav>{parts}</div>'
     )
 
 
@@ -185,7 +284,7 @@ def _table(rows: Iterable[tuple[str, str, bool, str]]) -> str:
         f"<td>{_inline(description)}</td></tr>"
         for name, kind, required, description in rows
     )
-    return f'<div class="scroll"><table>{cells}</table></div>'
+    return f'<div class="scroll" tabindex="0"><table>{cells}</table></div>'
 
 
 def _types(field: Mapping[str, Any]) -> str:

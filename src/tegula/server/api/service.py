@@ -44,7 +44,7 @@ from tegula.server.links import Answer, PredictionAnswer, prediction_answer
 from tegula.server.queue import PubSub
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
-from tegula.server.tables import FILE_KEY, Account, Deployment, Prediction
+from tegula.server.tables import FILE_KEY, Account, Deployment, Prediction, Token
 
 LOG = logging.getLogger("tegula.api")
 T = TypeVar("T")
@@ -240,6 +240,11 @@ class Service:
     def local_account(self) -> Account:
         """The account of every request on a server without tokens."""
         return self.store.accounts.ensure("local", "Local")
+
+    def resume(self, cookie: str) -> tuple[Account, Token] | None:
+        """Return account and token of a browser that is signed in; None if it is no more."""
+        token_id = self.store.links.session_of(cookie, self.store.clock().timestamp())
+        return None if token_id is None else self.store.accounts.resume(token_id)
 
     async def stop(self) -> None:
         """Release everybody who waits, and return once the work is finished or handed back.

@@ -1,10 +1,11 @@
-// Talks to the API of the server that this page came from, and keeps the token for it.
+// Talks to the API of the server that this page came from. Nothing else calls the server.
 //
-// The token stays in this tab's session storage and is sent in one header, to this origin alone.
+// A browser that is signed in has a cookie, which no script can read; requests send it by themselves.
 
-const KEY = "tegula-token";
+import { element } from "./dom.js";
+
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
-const SILENT = "The server does not answer.";
+const SILENT = "The server does not answer; it may have been stopped. Try again in a moment.";
 
 // Where the server is mounted: a gateway may put a path before all of its addresses.
 const MOUNT = new URL("..", import.meta.url).href;
@@ -14,62 +15,109 @@ export function local(path) {
   return MOUNT + path.slice(1);
 }
 
+// An answer that is not a success, or none (`status` is 0); `message` is its sentence.
+// `problem` is the body of the answer; `wayOn` a link that leads on, or null.
 export class RequestError extends Error {
-  constructor(status, sentence) {
+  constructor(status, sentence, problem = {}) {
     super(sentence);
     this.status = status;
+    this.problem = problem;
+    this.wayOn = wayOn(status);
   }
 }
 
-// `tegula serve --demo` opens the page with its token behind the #, which browsers send nowhere.
-// Only pages of this machine accept it: elsewhere somebody could send people a link that signs them
-// in to an account of his own, and would then see their pictures.
-function readTokenFromAddress() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (given === null) return;
-  history.replaceState(null, "", location.pathname + location.search);
-  if (LOOPBACK.test(location.hostname)) keepToken(given);
+function wayOn(status) {
+  if (status === 404) return element("a", { href: local("/history"), textContent: "Look in your history." });
+  if (status !== 0) return null;
+  return element("a", { href: location.href, textContent: "Load this page again." });
 }
 
-export function keepToken(token) {
-  sessionStorage.setItem(KEY, token.trim());
+function problemError(status, text) {
+  let problem = {};
+  try {
+    problem = JSON.parse(text);
+  } catch {
+    // A gateway answers with pages of its own.
+  }
+  const detail = String(problem.detail || `The server answered ${status}.`);
+  const lines = detail.split("\n").map((line) => line.replace(/^- /, "")).filter(Boolean);
+  return new RequestError(status, lines.join("; "), problem);
 }
 
-export function forgetToken() {
-  sessionStorage.removeItem(KEY);
-}
-
-export function hasToken() {
-  return Boolean(sessionStorage.getItem(KEY));
-}
-
-async function request(method, path, body, accept) {
-  const token = sessionStorage.getItem(KEY);
-  const headers = { accept };
-  if (token) headers.authorization = `Bearer ${token}`;
-  if (body !== undefined && !(body instanceof FormData)) {
+async function request(method, path, body, headers) {
+  if (body !== undefined) {
     headers["content-type"] = "application/json";
     body = JSON.stringify(body);
   }
   const response = await fetch(local(path), { method, headers, body, cache: "no-store" }).catch(() => null);
   if (response === null) throw new RequestError(0, SILENT);
-  if (!response.ok) throw new RequestError(response.status, await sentence(response));
+  if (!response.ok) throw problemError(response.status, await response.text().catch(() => ""));
   return response;
 }
 
-async function sentence(response) {
-  const problem = await response.json().catch(() => ({}));
-  const detail = String(problem.detail || `The server answered ${response.status}.`);
-  return detail.split("\n").map((line) => line.replace(/^- /, "")).filter(Boolean).join("; ");
-}
-
+// Return the JSON of an answer, or null where it has none.
 export async function call(method, path, body) {
-  const response = await request(method, path, body, "application/json");
+  const response = await request(method, path, body, { accept: "application/json" });
   return response.status === 204 ? null : response.json();
 }
 
 export async function blob(path) {
-  return (await request("GET", path, undefined, "image/*")).blob();
+  return (await request("GET", path, undefined, { accept: "image/*" })).blob();
 }
 
-readTokenFromAddress();
+// Upload a file; `onProgress` gets the share that is sent, 0..1. Returns the file as the API has it.
+// An AbortSignal stops it. (fetch cannot tell how much of a body is sent.)
+export function upload(file, onProgress = () => {}, signal = null) {
+  return new Promise((resolve, reject) => {
+    const form = new FormData(), sender = new XMLHttpRequest();
+    form.append("content", file, file.name);
+    sender.open("POST", local("/v1/files"));
+    sender.upload.addEventListener("progress", (event) => onProgress(event.loaded / event.total));
+    sender.addEventListener("error", () => reject(new RequestError(0, SILENT)));
+    sender.addEventListener("abort", () => reject(new DOMException("The upload was stopped.", "AbortError")));
+    sender.addEventListener("load", () => {
+      if (sender.status >= 400) reject(problemError(sender.status, sender.responseText));
+      else resolve(JSON.parse(sender.responseText));
+    });
+    signal?.addEventListener("abort", () => sender.abort());
+    sender.send(form);
+  });
+}
+
+// Return an address of the API as one of this page's server: answers carry the public URL, and this
+// page may have been opened by another name. `urls` are those of any prediction.
+export function localAddress(address, urls) {
+  const base = urls.web.slice(0, urls.web.lastIndexOf("/p/"));
+  return address.startsWith(`${base}/`) ? local(address.slice(base.length)) : address;
+}
+
+// Follow the events of a prediction: `handlers` has functions by the name of the event, each called
+// with its data. Returns what ends it; after "done" it has ended.
+export function follow(prediction, handlers) {
+  const address = `${localAddress(prediction.urls.stream, prediction.urls)}?logs=1&previews=1`;
+  const stream = new EventSource(address);
+  for (const [name, handler] of Object.entries(handlers)) {
+    stream.addEventListener(name, (event) => event.data !== undefined && handler(event.data));
+  }
+  stream.addEventListener("done", () => stream.close());
+  return () => stream.close();
+}
+
+// Sign this browser in by a token.
+export async function signInWith(token) {
+  await request("POST", "/v1/session", undefined, { authorization: `Bearer ${token.trim()}` });
+}
+
+export async function signOut() {
+  await call("DELETE", "/v1/session");
+}
+
+// `tegula serve --demo` opens the page with its token behind the #, which browsers send nowhere.
+// Only pages of this machine accept it: elsewhere somebody could send people a link that signs them
+// in to an account of his own, and would then see their pictures.
+export function takeTokenFromAddress() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given === null) return null;
+  history.replaceState(null, "", location.pathname + location.search);
+  return LOOPBACK.test(location.hostname) ? given : null;
+}

@@ -1,7 +1,9 @@
 // The start page: choose a picture, a scale and a preset; the page of the prediction follows.
 
-import { call, local } from "./api.js";
+import { call, local, upload } from "./api.js";
+import { at, attempt, formatBytes } from "./dom.js";
 import { signIn } from "./signing-in.js";
+import { tell } from "./state.js";
 
 const MODEL = "/v1/models/tegula/upscale";
 const SCALES = [2, 4, 8];
@@ -13,7 +15,6 @@ const HINTS = {
 };
 const SHOWN = 8;
 
-const at = (name) => document.getElementById(name);
 let picture = null;
 let size = null;
 
@@ -51,10 +52,6 @@ function showSizes() {
   }
 }
 
-function formatSize(bytes) {
-  return bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
-}
-
 function choose(file) {
   at("page-error").textContent = "";
   if (!file) return;
@@ -65,7 +62,7 @@ function choose(file) {
   picture = file;
   size = null;
   at("go").disabled = false;
-  at("chosen").textContent = `${file.name} · ${formatSize(file.size)}`;
+  at("chosen").textContent = `${file.name} · ${formatBytes(file.size)}`;
   URL.revokeObjectURL(at("preview").src);
   at("preview").src = URL.createObjectURL(file);
   showSizes();
@@ -99,10 +96,10 @@ document.addEventListener("drop", (event) => {
 });
 
 async function send() {
-  const form = new FormData();
-  form.append("content", picture, picture.name);
-  at("status").textContent = "Sending the picture …";
-  const file = await call("POST", "/v1/files", form);
+  at("go").disabled = true;
+  const file = await upload(picture, (share) => {
+    at("status").textContent = `Sending the picture: ${Math.round(100 * share)} %`;
+  });
   const chosen = new FormData(at("upscale-form"));
   const input = {
     image: file.urls.get,
@@ -111,20 +108,15 @@ async function send() {
     prompt: at("prompt").value.trim(),
   };
   const prediction = await call("POST", `${MODEL}/predictions`, { input });
+  tell("predictions");
   location.assign(local(`/p/${encodeURIComponent(prediction.id)}`));
 }
 
 at("upscale-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  at("page-error").textContent = "";
-  at("go").disabled = true;
-  try {
-    await send();
-  } catch (error) {
-    at("page-error").textContent = error.message;
-    at("status").textContent = "";
-    at("go").disabled = false;
-  }
+  if (await attempt(send)) return;
+  at("status").textContent = "";
+  at("go").disabled = false;
 });
 
 function entry(prediction) {
@@ -137,8 +129,8 @@ function entry(prediction) {
   return item;
 }
 
-async function open() {
-  try {
+function open() {
+  return attempt(async () => {
     await signIn();
     const [model, recent] = await Promise.all([
       call("GET", MODEL),
@@ -148,9 +140,7 @@ async function open() {
     at("upscale-form").hidden = false;
     at("recent").hidden = recent.results.length === 0;
     at("list").replaceChildren(...recent.results.slice(0, SHOWN).map(entry));
-  } catch (error) {
-    at("page-error").textContent = error.message;
-  }
+  });
 }
 
 // A page that the browser restores from its memory still has its button disabled.

@@ -1,7 +1,8 @@
 // The page of one prediction: its state as it changes, its result beside its source, its sharing.
 
-import { blob, call, local } from "./api.js";
+import { blob, call, follow, localAddress } from "./api.js";
 import { comparison } from "./compare.js";
+import { at, attempt, formatSeconds, showError } from "./dom.js";
 import { signIn } from "./signing-in.js";
 
 const LINE = /^\s*(\d+)%\s*\|.+?\|\s*\d+\/\d+\s*\[([\d:]+)<([\d:]+)/;
@@ -10,7 +11,6 @@ const WORDS = { starting: "Waiting", processing: "Running", succeeded: "Done", f
   canceled: "Cancelled", aborted: "Deadline passed" };
 const LOOK_AGAIN_MS = 3000;
 
-const at = (name) => document.getElementById(name);
 const id = decodeURIComponent(location.pathname.split("/").pop());
 const share = new URLSearchParams(location.search).get("share");
 const path = share
@@ -22,17 +22,6 @@ let drawn = false;
 
 function seconds(clock) {
   return clock.split(":").reduce((sum, part) => 60 * sum + Number(part), 0);
-}
-
-function formatSeconds(total) {
-  if (total < 10) return `${Number(total.toFixed(1))} s`;
-  return total < 90 ? `${Math.round(total)} s` : `${Math.round(total / 60)} min`;
-}
-
-// Addresses carry the public URL of the server; this page may have been opened by another name.
-function localAddress(address) {
-  const base = shown.urls.web.slice(0, shown.urls.web.lastIndexOf("/p/"));
-  return address.startsWith(`${base}/`) ? local(address.slice(base.length)) : address;
 }
 
 function addresses(value) {
@@ -100,7 +89,7 @@ async function showOutput() {
   drawn = true;
   const source = await blob(`${path}/source`).then(URL.createObjectURL, () => null);
   const originals = addresses(shown.output);
-  const local = originals.map((one) => (one.startsWith("data:") ? objectUrl(one) : localAddress(one)));
+  const local = originals.map((one) => (one.startsWith("data:") ? objectUrl(one) : localAddress(one, shown.urls)));
   const many = local.length > 1;
   at("output").replaceChildren(
     ...local.map((address, number) =>
@@ -118,7 +107,7 @@ function showActions() {
 
 function show(prediction) {
   shown = prediction;
-  at("page-error").textContent = "";
+  showError("");
   at("shown").hidden = false;
   at("title").textContent = prediction.model;
   showState();
@@ -129,19 +118,17 @@ function show(prediction) {
 }
 
 // Log lines come as they are written; the prediction itself is asked for when its state changes.
-function follow() {
+function watchEvents() {
   if (stream) return;
   let logs = "";
-  stream = new EventSource(`${localAddress(shown.urls.stream)}?logs=1`);
-  stream.addEventListener("logs", (event) => {
-    logs += `${event.data.replace(/\n$/, "")}\n`;
-    at("logs").textContent = logs;
-    if (shown.status === "starting") refresh();
-    else showProgress(logs);
-  });
-  stream.addEventListener("done", () => {
-    stream.close();
-    refresh();
+  stream = follow(shown, {
+    logs(lines) {
+      logs += `${lines.replace(/\n$/, "")}\n`;
+      at("logs").textContent = logs;
+      if (shown.status === "starting") refresh();
+      else showProgress(logs);
+    },
+    done: refresh,
   });
 }
 
@@ -149,11 +136,11 @@ async function refresh() {
   try {
     show(await call("GET", path));
   } catch (error) {
-    at("page-error").textContent = error.message;
+    showError(error.message, error.wayOn);
     if (error.status) return;
   }
   if (shown && ACTIVE.includes(shown.status)) {
-    follow();
+    watchEvents();
     clearTimeout(refresh.timer);
     refresh.timer = setTimeout(refresh, LOOK_AGAIN_MS);
   }
@@ -163,15 +150,6 @@ function showSharing(link) {
   at("share").checked = Boolean(link);
   at("shared").hidden = !link;
   at("link").value = link || "";
-}
-
-async function attempt(work) {
-  at("page-error").textContent = "";
-  try {
-    await work();
-  } catch (error) {
-    at("page-error").textContent = error.message;
-  }
 }
 
 at("cancel").addEventListener("click", () => attempt(async () => {

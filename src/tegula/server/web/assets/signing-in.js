@@ -1,43 +1,53 @@
-// The form that asks for a token, and the button that forgets it.
+// Who the browser is signed in as: the form that asks for a token, and the button to sign out.
 
-import { call, forgetToken, hasToken, keepToken, local } from "./api.js";
+import { call, local, signInWith, signOut, takeTokenFromAddress } from "./api.js";
+import { at, attempt } from "./dom.js";
 
-const at = (name) => document.getElementById(name);
-
-// Show the form until a token is accepted; `reason` says why the last one was not.
-function askForToken(reason) {
+// Show the form until a token is accepted.
+function askForToken() {
   at("token-form").hidden = false;
-  at("token-error").textContent = reason;
   at("token").focus();
-  return new Promise((resolve) => {
-    at("token-form").addEventListener("submit", (event) => {
+  return new Promise((resolve, reject) => {
+    at("token-form").addEventListener("submit", async (event) => {
       event.preventDefault();
-      keepToken(at("token").value);
+      const token = at("token").value;
       at("token").value = "";
+      try {
+        await signInWith(token);
+      } catch (error) {
+        if (error.status !== 401) reject(error);
+        at("token-error").textContent =
+          "This server does not know that token; tegula tokens create NAME makes a new one.";
+        return;
+      }
       at("token-form").hidden = true;
       resolve();
-    }, { once: true });
+    });
   });
 }
 
-// Return the account, once there is a valid token; servers without tokens have an account, too.
+// Return the account, once there is one; servers without tokens have an account, too.
 export async function signIn() {
-  let reason = "";
-  for (;;) {
-    try {
-      const account = await call("GET", "/v1/account");
-      at("forget-token").hidden = !hasToken();
-      return account;
-    } catch (error) {
-      if (error.status !== 401) throw error;
-      reason = hasToken() ? "This server does not know that token." : reason;
-      forgetToken();
-      await askForToken(reason);
-    }
+  const given = takeTokenFromAddress();
+  if (given) await signInWith(given).catch(() => {});
+  let account = await call("GET", "/v1/account").catch((error) => {
+    if (error.status !== 401) throw error;
+    return null;
+  });
+  if (account === null) {
+    await askForToken();
+    account = await call("GET", "/v1/account");
   }
+  at("sign-out").hidden = account.username === "local";
+  return account;
 }
 
-at("forget-token").addEventListener("click", () => {
-  forgetToken();
-  location.assign(local("/"));
+// The link of the demo, opened in a tab that shows the page already.
+window.addEventListener("hashchange", () => {
+  if (location.hash.startsWith("#token=")) location.reload();
 });
+
+at("sign-out").addEventListener("click", () => attempt(async () => {
+  await signOut();
+  location.assign(local("/"));
+}));
