@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import signal
 import time
 from collections import Counter
-from pathlib import Path
 
-import chaos_support
 import pytest
-from chaos_support import PICTURE, open_chaos_store, serve, supervisor_of
+from chaos_support import PICTURE, forking, open_chaos_store, serve, supervisor_of
 from receiver_support import receiving
 from store_support import ask
 
@@ -24,8 +21,7 @@ from tegula.server.tables import FILE_KEY, State
 
 
 def started(folder, hook, *, accepting):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["chaos_support"])
+    context = forking()
     ours, theirs = context.Pipe(duplex=False)
     options = {"accepting": accepting}
     process = context.Process(target=serve, args=(folder, hook, theirs), kwargs=options)
@@ -57,9 +53,7 @@ def answer_in_halves(request):
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
-def test_nothing_accepted_is_lost_or_done_twice(tmp_path, kills, monkeypatch):
-    folder = str(Path(chaos_support.__file__).parent)
-    monkeypatch.setenv("PYTHONPATH", folder, prepend=os.pathsep)  # for the preloading
+def test_nothing_accepted_is_lost_or_done_twice(tmp_path, kills):
     moments, accepted = random.Random(5), []
     with receiving() as receiver:
         receiver.handle = answer_in_halves
@@ -68,7 +62,7 @@ def test_nothing_accepted_is_lost_or_done_twice(tmp_path, kills, monkeypatch):
             assert pipe.recv() == "imported"
             if moments.random() < 0.8:
                 assert pipe.recv() == "opened"
-            time.sleep(moments.uniform(0.0, 0.4))
+            time.sleep(moments.uniform(0.0, 0.25))
             process.kill()
             process.join()
             accepted += said(pipe)

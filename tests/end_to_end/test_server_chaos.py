@@ -79,7 +79,7 @@ def test_what_ends_while_the_server_stops_is_told_before_it_is_gone(tmp_path):
 
 
 def survive(folder, kills, *, seed, **settings):
-    program = Program(folder, **settings)
+    program = Program(folder, forked=kills > 5, **settings)
     try:
         with receiving() as receiver:
             clients = [Client(program, receiver.url, number) for number in range(CLIENTS)]
@@ -112,7 +112,7 @@ def kill_at_moments(program, kills, moments):
             program.kill()
             program.start()
             done["server"] += 1
-        elif program.kill_worker(moments.uniform(0.0, 0.3)):
+        elif program.kill_worker(moments.uniform(0.0, 0.4)):
             done["worker"] += 1
     return done
 

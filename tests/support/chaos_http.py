@@ -14,11 +14,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from api_support import PNG
-from chaos_program import ARRAY_MODEL, SINGLE_MODEL
+from chaos_program import ARRAY_MODEL, SINGLE_MODEL, run_forked
+from chaos_support import forking
 from serve_support import free_port
 
 PROGRAM = Path(__file__).with_name("chaos_program.py")
@@ -30,6 +32,7 @@ SETTINGS = {
     "creates_per_minute": "0",
     "requests_per_minute": "0",
     "retention_seconds": "0",
+    "max_waiting_seconds": "1e9",
 }
 TWICE = 0.3
 _PATIENCE_S = 60.0
@@ -37,14 +40,18 @@ _ENDED = ("succeeded", "failed", "canceled")
 
 
 class Program:
-    """`tegula serve` over one folder: started, killed in parts or whole, started again."""
+    """`tegula serve` over one folder: started, killed in parts or whole, started again.
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    forked: the process is forked from one that has imported the program, for many starts.
+    """
+
+    def __init__(self, folder: Path, *, forked: bool = False, **settings: str) -> None:
         self.folder, self.port = folder, free_port()
         given = {
             f"TEGULA_{name.upper()}": value for name, value in {**SETTINGS, **settings}.items()
         }
         self._environment = {**os.environ, **given}
+        self._forking = forking() if forked else None
         self._sessions: list[int] = []
         self._log = (folder / "log.jsonl").open("ab")
         where = [sys.executable, PROGRAM, "tokens", "create", "tests", "--folder", str(folder)]
@@ -54,17 +61,23 @@ class Program:
 
     def start(self) -> None:
         words = ["serve", "--port", str(self.port), "--device", "cpu", "--folder", str(self.folder)]
-        self._server = subprocess.Popen(
-            [sys.executable, PROGRAM, *words],
-            env=self._environment,
-            stderr=self._log,
-            start_new_session=True,
-        )
+        self._server: BaseProcess | subprocess.Popen[bytes]
+        if self._forking:
+            args = (words, self._environment, self._log.name)
+            self._server = self._forking.Process(target=run_forked, args=args)
+            self._server.start()
+        else:
+            self._server = subprocess.Popen(
+                [sys.executable, PROGRAM, *words],
+                env=self._environment,
+                stderr=self._log,
+                start_new_session=True,
+            )
         self._sessions.append(self._server.pid)
 
     def kill(self) -> None:
         self._server.kill()
-        self._server.wait()
+        self._wait()
 
     def kill_worker(self, moment: float) -> bool:
         """Kill the worker so long after it is seen; False if it went by itself."""
@@ -77,24 +90,36 @@ class Program:
         return True
 
     def workers(self) -> list[int]:
-        assert self._server.poll() is None, "the server ended by itself"
+        assert self._status() is None, "the server ended by itself"
         return [pid for pid in self._processes() if b"spawn_main" in command_of(pid)]
 
     def left_over(self) -> list[bytes]:
         """What still runs of all servers that were ever started."""
         return [command_of(pid) for pid in self._processes(*self._sessions)]
 
-    def stop(self) -> int:
+    def stop(self) -> int | None:
         """End it in good order and return its exit status."""
         self._server.terminate()
-        status = self._server.wait(_PATIENCE_S)
+        status = self._wait()
         self._log.close()
         return status
 
     def clean_up(self) -> None:
         for pid in self._processes(*self._sessions):
             os.kill(pid, signal.SIGKILL)
-        self._server.wait()
+        self._wait()
+
+    def _wait(self) -> int | None:
+        if isinstance(self._server, BaseProcess):
+            self._server.join(_PATIENCE_S)
+        else:
+            self._server.wait(_PATIENCE_S)
+        return self._status()
+
+    def _status(self) -> int | None:
+        if isinstance(self._server, BaseProcess):
+            return self._server.exitcode
+        return self._server.poll()
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """Ask until there is an answer, however often the server dies meanwhile."""

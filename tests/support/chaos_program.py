@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 HEAD = b"\x89PNG\r\n\x1a\n"
@@ -34,10 +37,25 @@ def result(picture: bytes, number: int) -> bytes:
     return HEAD + hashlib.sha256(picture).digest() + bytes([number])
 
 
-if __name__ == "__main__":
+def run_program() -> None:
     from tegula.cli import main
     from tegula.server import supervisor
     from tegula.server.runner import RunnerSpec
 
     supervisor.upscaling_spec = lambda *_: RunnerSpec("chaos_program:open_runner", {})
     main()
+
+
+def run_forked(words: Sequence[str], environment: dict[str, str], log: str) -> None:
+    """Run the program in a process that was forked instead of started, in a session of its own."""
+    os.setsid()
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, sys.stderr.fileno())
+    os.close(descriptor)
+    sys.argv = ["tegula", *words]
+    run_program()
+
+
+if __name__ == "__main__":
+    run_program()

@@ -1,13 +1,18 @@
-"""A server without its HTTP part, in a process that tests kill at any moment."""
+"""Processes that are forked in milliseconds, and in one a server without its HTTP part."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import ssl
 import time
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+import pytest
 from store_support import ask
 
 from tegula.server.addresses import Policy, host_of
@@ -22,6 +27,28 @@ from tegula.server.work import InputFiles, ResolvedVersion
 FETCHER = Fetcher(Policy(private=True, ports=()), tls=ssl.create_default_context())
 MOST_WAITING = 100
 PICTURE = b"hello"
+IMPORTED = (
+    "chaos_support",
+    "tegula.cli.program",
+    "tegula.server.api.app",
+    "tegula.server.api.connections",
+    "tegula.server.supervisor",
+    "uvicorn.server",
+)
+
+
+def forking() -> ForkServerContext:
+    """Return what starts processes by forking one that has imported the server.
+
+    Importing takes most of a second and most of the time until a server is ready, and a test
+    that kills 200 servers would do little else.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTED))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
+    return context
 
 
 class QuickEngine:
