@@ -111,6 +111,7 @@ class PrescalerProgram:
             "samples": state.samples,
             "pairs": chosen.pairs.count,
             "checkpoint": best.name,
+            "share": chosen.share,
             "held_out": {k: round(v, 4) for k, v in asdict(best).items() if k != "name"},
         }
         tuned = tuned_tensors(tensors, BLOCKS - chosen.blocks)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from bench.quality.cache import Cache, remember_results
 from tegula.models.prescalers import Prescaler, list_prescalers
-from tegula.models.prescalers.load import load_prescaler
+from tegula.models.prescalers.load import load_prescaler, with_share
 from tegula.options import PRESETS, ResolvedOptions, UpscaleOptions
 from tegula.pipeline.windows import canvas_piece
 from tegula.upscaler import Upscaler
@@ -21,8 +20,6 @@ Picture = NDArray[np.float32]
 SEED = 1
 BASELINE = "realesrgan-x4plus"
 BICUBIC = "bicubic"
-TUNED_SHARE = 0.65
-"""How much of its tuning ``tegula-photo`` ships with: decision 3."""
 _HELD = "+colours"
 
 
@@ -46,8 +43,9 @@ def find_method(name: str) -> Method:
     """Return a method by its name on the command line.
 
     ``bicubic``; a preset; or a prescaler, which is its net and nothing else. A prescaler may
-    be followed by ``@0.35``, the share of its tuning that is taken (of ``tegula-photo`` alone),
-    and by ``+colours``, for colours held to the source.
+    be followed by ``@0.35``, the share of its tuning that is taken (of ``tegula-photo`` alone;
+    without it the damage decides, as it does for users), and by ``+colours``, for colours held
+    to the source.
 
     Raises:
         SystemExit: no method has that name.
@@ -58,10 +56,13 @@ def find_method(name: str) -> Method:
         return Method(f"mini {name}", UpscaleOptions(preset=name, seed=SEED))
     prescaler = name.removesuffix(_HELD)
     known = [facts.name for facts in list_prescalers()]
-    if prescaler.partition("@")[0] not in known:
+    plain, _, share = prescaler.partition("@")
+    if plain not in known:
         names = ", ".join([BICUBIC, *PRESETS, *known])
         raise SystemExit(f"There is no method {name!r}; there are: {names}.")
-    options = UpscaleOptions(prescaler=prescaler, creativity=0, seed=SEED)
+    options = UpscaleOptions(
+        prescaler=plain, tuning=float(share) if share else None, creativity=0, seed=SEED
+    )
     if name.endswith(_HELD):
         return Method(f"{prescaler}, colours held", options)
     return Method(prescaler, options.replaced(colour_lock="none"))
@@ -95,34 +96,19 @@ class Result:
 
 
 class _Upscaler(Upscaler):
-    """An upscaler whose nets look into a cache, and take any share of their tuning."""
+    """An upscaler whose nets look into a cache."""
 
     cache: Cache
 
-    def _prescaler(self, name: str) -> Prescaler:
-        if name not in self._prescalers:
-            plain, _, share = name.partition("@")
-            prescaler = load_prescaler(plain, self.bundle.device, self.bundle.dtype)
-            if share:
-                base = load_prescaler(BASELINE, self.bundle.device, self.bundle.dtype)
-                take_share(prescaler, base, float(share))
+    def _prescaler(self, name: str, tuning: float | None = None) -> Prescaler:
+        key = f"{name}@{tuning}"
+        if key not in self._prescalers:
+            loaded = load_prescaler(name, self.bundle.device, self.bundle.dtype)
+            prescaler = with_share(loaded, tuning)
             for network in {prescaler.network, prescaler.full_precision} - {None}:
                 remember_results(network, self.cache)  # type: ignore[arg-type]
-            self._prescalers[name] = prescaler
-        return self._prescalers[name]
-
-
-def take_share(tuned: Prescaler, base: Prescaler, share: float) -> None:
-    """Move a tuned net along the straight line from its base, at 0, through what ships."""
-    if tuned.network is None or tuned.full_precision is None or base.full_precision is None:
-        raise SystemExit(f"{tuned.facts.name} has no share: it is no net.")
-    before = base.full_precision.state_dict()
-    mixed = {
-        name: torch.lerp(before[name], weights, share / TUNED_SHARE)
-        for name, weights in tuned.full_precision.state_dict().items()
-    }
-    tuned.full_precision.load_state_dict(mixed)
-    tuned.network.load_state_dict(mixed)
+            self._prescalers[key] = prescaler
+        return self._prescalers[key]
 
 
 class Runner:
@@ -141,7 +127,7 @@ class Runner:
             return Result(_in_unit_range(image.resize(size, Image.Resampling.BICUBIC)))
         result = self._upscaler.upscale(image, method.options, scale=scale)
         options = result.options
-        nets = (options.prescaler.partition("@")[0],)
+        nets = (options.prescaler,)
         picture = _in_unit_range(result.image.convert("RGB"))
         if not options.refines:
             return Result(picture, nets=nets)

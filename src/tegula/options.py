@@ -259,6 +259,12 @@ class UpscaleOptions(CheckedOptions):
         description="Share of the steps after which control ends; lower lets late steps invent.",
     )
     prescaler: PrescalerName | None = None
+    tuning: Share | None = Field(
+        default=None,
+        description="Share of its tuning that the prescaler tegula-photo takes: 0 smooths as "
+        "x4plus does, 1 keeps the most texture, and noise and traces of JPEG with it. Left open, "
+        "the damage found in the source decides.",
+    )
     colour_lock: Literal["wavelet", "adain", "none"] = Field(
         default="wavelet",
         description="Holds the colours of the result to the source: local tones, overall "
@@ -545,8 +551,12 @@ def resolve(
     presets: Mapping[str, PresetValues],
     default_window: int,
     source_size: tuple[int, int],
+    chosen: Mapping[str, Any] | None = None,
 ) -> ResolvedOptions:
     """Fill what the caller left open from the preset, and draw a seed if none is given.
+
+    What was chosen by the look of the source goes before the preset, and what the caller gives
+    before both.
 
     Raises:
         TooLargeError: the result would have more pixels than ``options.max_pixels``.
@@ -559,6 +569,7 @@ def resolve(
         **dict(presets[options.preset]),
         "window": default_window,
         "seed": secrets.randbits(31),
+        **(chosen or {}),
     }
     given = {name: value for name, value in options if value is not None}
     whole, offset = None, (0, 0)

@@ -14,6 +14,7 @@ from typing import Any
 from tegula import __version__, rates
 from tegula.errors import OptionError
 from tegula.images.adjust import fuse_exposures, lock_colour
+from tegula.images.look import Damage
 from tegula.images.open import Source
 from tegula.images.pixels import Size, enlarge_lanczos, to_image
 from tegula.models import DEFAULT_BUNDLE
@@ -23,9 +24,10 @@ from tegula.models.costs import BundleCost, Cost, bundle_cost, prescaler_flops
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.faces.networks import FaceRestorer, load_detector, load_restorer
 from tegula.models.load import load_bundle
-from tegula.models.prescalers import Prescaler
-from tegula.models.prescalers.load import load_prescaler
+from tegula.models.prescalers import Prescaler, is_tuned
+from tegula.models.prescalers.load import load_prescaler, with_share
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve, with_context
+from tegula.pipeline.choices import share_of_tuning
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
@@ -66,6 +68,7 @@ class Upscaler:
 
     bundle: Bundle
     _prescalers: dict[str, Prescaler] = field(default_factory=dict, repr=False)
+    _shares: dict[str, Prescaler] = field(default_factory=dict, repr=False)
     _restorers: dict[str, FaceRestorer] = field(default_factory=dict, repr=False)
     _prescaler_costs: dict[str, Cost] = field(default_factory=dict, repr=False)
     _learns: bool = field(default=True, repr=False)
@@ -177,6 +180,7 @@ class Upscaler:
         clock = StageClock(cancel)
         with clock("prepare"):
             prepared, resolved, plan = self.prepare(source, options)
+            prescaler = self._prescaler(resolved.prescaler, resolved.tuning)
             wider = with_context(options, prepared.facts.size)
             control = read_spatial_control(mask, strength_map, wider, resolved, prepared)
             restore_faces = self._face_work(resolved)
@@ -215,7 +219,9 @@ class Upscaler:
         seen = to_image(prepared.rgb, prepared.alpha)
         if options.crop is not None and wider.crop is not None:
             # What was enlarged with it for the sake of its edges is cut away.
-            middle = self._resolved(options.replaced(seed=resolved.seed), prepared.facts.size)
+            middle = self._resolved(
+                options.replaced(seed=resolved.seed), prepared.facts.size, prepared.damage
+            )
             size = (middle.width, middle.height)
             box = _part(resolved.offset, middle.offset, size)
             image, deep = image.crop(box), None if deep is None else deep.crop(box)
@@ -303,7 +309,7 @@ class Upscaler:
         """
         prepared = source if isinstance(source, Prepared) else prepare(source, options)
         size = prepared.facts.size
-        resolved = self._resolved(with_context(options, size), size)
+        resolved = self._resolved(with_context(options, size), size, prepared.damage)
         plan = self._plan(self._prescaler(resolved.prescaler), prepared.size, resolved)
         return prepared, resolved, plan
 
@@ -326,16 +332,20 @@ class Upscaler:
         if not self._learns:
             return
         size = _USUAL_SIDE, _USUAL_SIDE
-        options = self._resolved(UpscaleOptions(seed=0), size)
+        options = self._resolved(UpscaleOptions(seed=0), size, Damage(None, 0.0))
         prescaler = self._prescalers.get(options.prescaler)
         usual = None if prescaler is None else self._plan(prescaler, size, options)
         rates.remember(rates.setting_of(self.bundle), plan, seconds, usual)
 
-    def _resolved(self, options: UpscaleOptions, source_size: tuple[int, int]) -> ResolvedOptions:
+    def _resolved(
+        self, options: UpscaleOptions, source_size: tuple[int, int], damage: Damage
+    ) -> ResolvedOptions:
         facts = self.bundle.facts
-        resolved = resolve(options, facts.presets, facts.window, source_size)
+        chosen = {"tuning": share_of_tuning(damage)}
+        resolved = resolve(options, facts.presets, facts.window, source_size, chosen)
         guidance_scale = min(resolved.guidance_scale, facts.strongest_guidance)
-        return resolved.replaced(guidance_scale=guidance_scale)
+        tuning = resolved.tuning if is_tuned(resolved.prescaler) else None
+        return resolved.replaced(guidance_scale=guidance_scale, tuning=tuning)
 
     def _plan(
         self, prescaler: Prescaler, source_size: tuple[int, int], options: ResolvedOptions
@@ -362,10 +372,15 @@ class Upscaler:
         total = sum(seconds.values()) or 1.0
         return Reporter(on_progress, {s: n / total for s, n in seconds.items()}, total)
 
-    def _prescaler(self, name: str) -> Prescaler:
+    def _prescaler(self, name: str, tuning: float | None = None) -> Prescaler:
         if name not in self._prescalers:
             self._prescalers[name] = load_prescaler(name, self.bundle.device, self.bundle.dtype)
-        return self._prescalers[name]
+        if tuning is None:
+            return self._prescalers[name]
+        # The last share is kept: most pictures of a folder are alike.
+        last = with_share(self._shares.get(name, self._prescalers[name]), tuning)
+        self._shares[name] = last
+        return last
 
     def _face_work(self, options: ResolvedOptions) -> FaceWork | None:
         """Load what restores faces, before any work is done; None where none is asked for."""

@@ -21,7 +21,7 @@ from tegula.models import prescalers
 from tegula.models.device import is_out_of_memory, pick_device, pick_dtype
 from tegula.models.prescalers import is_installed, list_prescalers
 from tegula.models.prescalers import load as load_module
-from tegula.models.prescalers.load import load_prescaler, read_ncnn
+from tegula.models.prescalers.load import load_prescaler, read_ncnn, with_share
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
 from tegula.models.spandrel_networks import torchvision_replaced
 from tegula.pipeline.prescale import run_network
@@ -82,7 +82,40 @@ def test_only_the_last_layers_are_tuned():
     changed = {name for name in stock if not torch.equal(stock[name], tuned[name])}
     assert changed
     assert all(not name.startswith("conv_first") for name in changed)
+    untuned = load(PHOTO).line.untuned
+    assert all(torch.equal(untuned[name], stock[name]) for name in changed)
     assert min(int(n.split(".")[1]) for n in changed if n.startswith("body.")) >= 15
+
+
+def test_every_share_of_the_tuning_lies_on_the_line_between_both_ends():
+    shipped = load(PHOTO)
+    line, own = shipped.line, shipped.network.state_dict()
+    assert (line.share, line.at) == (0.65, 0.65)
+    assert not torch.equal(line.untuned["conv_last.weight"], own["conv_last.weight"])
+    half = with_share(shipped, 0.325)
+    assert half.line.at == 0.325
+    for name, mixed in half.network.state_dict().items():
+        middle = (line.untuned.get(name, own[name]) + own[name]) / 2
+        torch.testing.assert_close(mixed, middle, rtol=0, atol=1e-6)
+    # Also by the way of another share, as pictures of a folder come.
+    for share, end in {0.0: line.untuned, 0.65: own}.items():
+        weights = with_share(half, share).network.state_dict()
+        assert all(torch.equal(weights[name], end.get(name, own[name])) for name in weights)
+
+
+def test_shares_have_in_common_what_was_not_tuned_and_leave_each_other_alone():
+    shipped = load(PHOTO, torch.bfloat16)
+    before = shipped.network.conv_last.weight.clone()
+    other = with_share(shipped, 0.2)
+    assert torch.equal(shipped.network.conv_last.weight, before)
+    assert not torch.equal(other.network.conv_last.weight, before)
+    assert other.network.conv_last.weight.dtype == torch.bfloat16
+    for one, two in ((other.network, shipped.network), (other.full_precision,) * 2):
+        assert one.conv_first.weight is two.conv_first.weight
+        assert one.body[14].rdb3.conv5.weight is two.body[14].rdb3.conv5.weight
+    video = load(VIDEO)
+    assert with_share(video, 0.2) is video
+    assert with_share(shipped, None) is shipped
 
 
 def test_the_tuned_net_does_not_ring_at_the_edges_of_a_picture():

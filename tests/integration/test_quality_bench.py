@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,7 +15,7 @@ from bench.quality import measures, recipes, report, totals
 from bench.quality.brisque import PlainUnpickler, read_brisque
 from bench.quality.cache import Cache, remember_results
 from bench.quality.judges import feature_distance, load_judge
-from bench.quality.methods import BASELINE, METHODS, find_method, take_share
+from bench.quality.methods import BASELINE, METHODS, find_method
 from bench.quality.run import Crop, Outcome, middle
 from bench.quality.scores import Jury, MethodScores, PictureScores, Truth, score
 
@@ -199,6 +198,7 @@ def test_methods_are_found_by_name():
     )
     assert share.name == "tegula-photo@0.35, colours held"
     assert share.options.colour_lock != "none"
+    assert (share.options.prescaler, share.options.tuning) == ("tegula-photo", 0.35)
     assert preset.refines
     assert not any(method.refines for method in (bicubic, net, share))
     with pytest.raises(SystemExit, match="no method 'x5plus'; there are: bicubic"):
@@ -250,19 +250,6 @@ def test_a_net_computes_once_for_the_same_picture_and_weights(tmp_path):
         network.weight.data *= 2
         assert (network(pictures[0]) - one).abs().max() > 0.01
     assert len(calls) == 3
-
-
-def test_a_share_lies_on_the_line_from_x4plus():
-    def prescaler(name):
-        network = torch.nn.Linear(1, 1)
-        torch.nn.init.constant_(network.weight, {"tegula-photo": 3.0, BASELINE: 1.0}[name])
-        torch.nn.init.zeros_(network.bias)
-        facts = SimpleNamespace(name=name)
-        return SimpleNamespace(facts=facts, network=network, full_precision=network)
-
-    tuned = prescaler("tegula-photo")
-    take_share(tuned, prescaler(BASELINE), 0.325)
-    assert float(tuned.network.weight.detach()) == pytest.approx(2.0)
 
 
 def test_what_is_measured_is_the_middle_square(photograph):

@@ -16,6 +16,8 @@ from tegula.errors import CancelledError, ImageError, OptionError, PathError, To
 from tegula.images.encode import read_settings
 from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler, list_prescalers
+from tegula.pipeline.choices import CLEAN_SHARE, DAMAGED_SHARE
+from tegula.pipeline.prescale import prescale
 from tegula.pipeline.schedulers import NoiseSchedule
 from tegula.progress import STAGES
 from tests.tiny.networks import tiny_bundle
@@ -275,3 +277,35 @@ def test_a_result_is_not_saved_under_an_ending_of_no_format(upscaler, tmp_path):
     with pytest.raises(OptionError):
         result.save(tmp_path / "a.bmp")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_share_of_tuning_follows_the_damage_of_the_source_and_is_told(upscaler, monkeypatch):
+    run = []
+
+    def watched(rgb, size, prescaler, **named):
+        run.append(prescaler.line.at)
+        return prescale(rgb, size, prescaler, **named)
+
+    monkeypatch.setattr("tegula.upscaler.prescale", watched)
+    damaged = np.asarray(picture(96, 96)) + np.random.default_rng(2).normal(0, 9, (96, 96, 3))
+    sources = {
+        "clean": picture(96, 96),
+        "noisy": Image.fromarray(damaged.clip(0, 255).astype(np.uint8)),
+    }
+    cheap = {"prescaler": "tegula-photo", "creativity": 0.0, "scale": 1}
+    shares = {
+        name: upscaler.upscale(source, asked(**cheap)).settings["tuning"]
+        for name, source in sources.items()
+    }
+    assert shares == {"clean": CLEAN_SHARE, "noisy": DAMAGED_SHARE}
+    given = upscaler.upscale(sources["noisy"], asked(**cheap, tuning=0.9))
+    assert given.settings["tuning"] == 0.9
+    assert run == [CLEAN_SHARE, DAMAGED_SHARE, 0.9]
+    assert given.warnings == ()
+
+
+def test_a_share_for_a_prescaler_without_tuning_is_said_to_have_no_effect(upscaler):
+    result = upscaler.upscale(picture(), asked(tuning=0.9))
+    assert result.settings["tuning"] is None
+    assert any("tuning has no effect" in warning for warning in result.warnings)
+    assert upscaler.upscale(picture(), asked()).warnings == ()

@@ -146,7 +146,7 @@ def test_the_pixel_limit_counts_the_crop_not_the_whole():
 
 
 def test_every_option_of_a_preset_is_filled_and_none_is_left_open():
-    stay_open = {"scale", "resolution", "size", "crop", "window_batch", "whole"}
+    stay_open = {"scale", "resolution", "size", "crop", "window_batch", "whole", "tuning"}
     for preset in PRESETS:
         resolved = resolve(UpscaleOptions(preset=preset), SD15, 512, (10, 10))
         assert {name for name, value in resolved if value is None} == stay_open

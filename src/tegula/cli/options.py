@@ -34,6 +34,7 @@ _SECTIONS: Mapping[str, Sequence[str]] = {
         "sharpen",
         "colour_lock",
         "prescaler",
+        "tuning",
         "regions",
         "keep_hidden_colour",
     ),

@@ -17,6 +17,7 @@ from xml.sax.xmlreader import AttributesImpl
 
 import defusedxml.sax
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 SETTINGS_KEY = "tegula"
@@ -499,7 +500,12 @@ def estimate_quality(tables: Mapping[int, Sequence[int]] | None) -> int | None:
     if table.shape != _LUMINANCE.shape:
         return None
     qualities = np.arange(1, 101)
-    percent = np.where(qualities < 50, 5000 // qualities, 200 - 2 * qualities)
-    candidates = np.clip((_LUMINANCE * percent[:, None] + 50) // 100, 1, 255)
+    candidates = quantisation_tables(qualities)
     distance = np.abs(np.log(candidates) - np.log(np.maximum(table, 1))).sum(axis=1)
     return int(qualities[distance.argmin()])
+
+
+def quantisation_tables(qualities: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """Return the luminance tables [n, 64] of qualities 1..100, row by row."""
+    percent = np.where(qualities < 50, 5000 // qualities, 200 - 2 * qualities)
+    return np.asarray(np.clip((_LUMINANCE * percent[:, None] + 50) // 100, 1, 255))

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from tegula.images.adjust import flatness, soften_blocks
+from tegula.images.look import Damage, find_damage
 from tegula.images.open import Facts, Picture, Source, decode
 from tegula.images.pixels import Float, Size, fill_hidden, goes_on_hidden
 from tegula.models.prescalers import LANCZOS
@@ -29,12 +30,14 @@ class Prepared:
     beyond: what sRGB cannot hold of the source, to be added to the result; as in ``Picture``.
     facts: what the source is beside its pixels; its size is that of the whole source.
     mended: JPEG damage was reduced.
+    damage: what was found in the whole source before.
     """
 
     rgb: Float
     alpha: Float | None
     facts: Facts
     mended: bool
+    damage: Damage
     beyond: Float | None = None
 
     @property
@@ -63,6 +66,7 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
     rgb, alpha, facts, beyond = picture.rgb, picture.alpha, picture.facts, picture.beyond
     # Of the whole picture, so that a crop shows what the whole will show.
     fills = alpha is not None and not options.keep_hidden_colour and not goes_on_hidden(rgb, alpha)
+    damage = find_damage(rgb, facts.jpeg_quality)
     crop = with_context(options, facts.size).crop
     if crop is not None:
         x, y, width, height = crop
@@ -77,9 +81,9 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
     is_resampled = options.prescaler == LANCZOS
     limit = MENDED_BELOW_FOR_RESAMPLING if is_resampled else MENDED_BELOW
     if facts.jpeg_quality is None or facts.jpeg_quality >= limit:
-        return Prepared(rgb, alpha, facts, mended=False, beyond=beyond)
+        return Prepared(rgb, alpha, facts, mended=False, damage=damage, beyond=beyond)
     mended = soften_blocks(rgb, facts.jpeg_quality)
-    return Prepared(mended, alpha, facts, mended=True, beyond=beyond)
+    return Prepared(mended, alpha, facts, mended=True, damage=damage, beyond=beyond)
 
 
 # Where the picture may change, and how much: mask, strength map, flat areas.

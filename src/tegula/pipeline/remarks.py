@@ -43,7 +43,9 @@ def loras_of_prompts(
 def ignored_options(
     bundle: Bundle, options: UpscaleOptions, resolved: ResolvedOptions
 ) -> Iterator[str]:
-    """Yield sentences on options that the bundle cannot follow."""
+    """Yield sentences on options that the bundle or the prescaler cannot follow."""
+    if options.tuning is not None and resolved.tuning is None:
+        yield f"The prescaler {resolved.prescaler} is not tuned, so tuning has no effect."
     if not resolved.refines:
         return
     facts, scale = bundle.facts, options.guidance_scale

@@ -11,6 +11,7 @@ This module does not import torch; ``tegula.models.prescalers.load`` does.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from tegula.models.hub import what_is_there
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,31 @@ class PrescalerFacts:
 
 
 @dataclass(frozen=True)
+class TuningLine:
+    """The straight line from a net's weights to those that it was tuned to.
+
+    All nets on it are good ones, and each weighs differently what either end does well.
+
+    untuned, tuned: the tensors of both ends by name, float32; those that tuning left alone are
+        in neither.
+    share: how far the tuned end lies on the way to what training made, 0..1.
+    at: the share of the prescaler that has this line.
+    """
+
+    untuned: Mapping[str, Tensor]
+    tuned: Mapping[str, Tensor]
+    share: float
+    at: float
+
+
+@dataclass(frozen=True)
 class Prescaler:
     """A prescaler ready to run.
 
     network: maps float32 [n, 3, h, w] in 0..1 to float32, ``factor`` times as large, not
         clamped; computes in ``dtype``. None: resampling alone.
     full_precision: the same network in float32, for tiles that overflow ``dtype``.
+    line: where other shares of its tuning lie; None where there is no tuning.
     """
 
     facts: PrescalerFacts
@@ -62,6 +82,7 @@ class Prescaler:
     full_precision: nn.Module | None
     device: torch.device
     dtype: torch.dtype
+    line: TuningLine | None = None
 
 
 # The prescalers that have a name.
@@ -176,6 +197,11 @@ def find_packaged(name: str) -> PackagedPrescaler | None:
         f"{fault}; choose {names}, or give the path of a "
         ".safetensors or .pth file, or the name of one that `tegula models` lists."
     )
+
+
+def is_tuned(name: str) -> bool:
+    """Tell whether a name is that of a prescaler whose share of tuning can be chosen."""
+    return any(entry.facts.name == name and entry.tuned is not None for entry in _PACKAGED)
 
 
 def packaged_files(entry: PackagedPrescaler) -> tuple[Path, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import math
 import struct
@@ -30,6 +31,7 @@ from tegula.models.prescalers import (
     PackagedPrescaler,
     Prescaler,
     PrescalerFacts,
+    TuningLine,
     find_packaged,
     list_prescalers,
     packaged_files,
@@ -70,15 +72,65 @@ def load_prescaler(
     if entry is None:
         plain = next(facts for facts in list_prescalers() if facts.factor is None)
         return Prescaler(plain, None, None, device, dtype)
-    return _ready(entry.facts, _packaged_network(entry, tuned or WEIGHTS), device, dtype)
+    network, line = _packaged_network(entry, tuned or WEIGHTS)
+    return _ready(entry.facts, network, device, dtype, line)
+
+
+def with_share(prescaler: Prescaler, share: float | None) -> Prescaler:
+    """Return a prescaler with another share of its tuning; it takes a tenth of a second.
+
+    What tuning left alone is common to both. The one that was given stays as it is, so that
+    another thread may be running it.
+
+    Args:
+        prescaler: returned as it is when it has no tuning.
+        share: 0 is the net before tuning, 1 all of it; None leaves the share as it is.
+    """
+    line = prescaler.line
+    network, full = prescaler.network, prescaler.full_precision
+    if line is None or network is None or full is None or share is None:
+        return prescaler
+    if share == line.at:
+        return prescaler
+    # At the end of the line ``lerp`` gives the very numbers of that end.
+    mixed = {
+        name: torch.lerp(tensor, line.tuned[name], share / line.share)
+        for name, tensor in line.untuned.items()
+    }
+    other = _with_tensors(full, mixed)
+    fast = other if network is full else _with_tensors(network, mixed)
+    line = dataclasses.replace(line, at=share)
+    return dataclasses.replace(prescaler, network=fast, full_precision=other, line=line)
+
+
+def _with_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return a network with some tensors replaced, which shares all others with the first."""
+    memo: dict[int, Any] = {}
+    for name, own in network.named_parameters():
+        new = own
+        if name in tensors:
+            format_ = torch.channels_last if own.dim() == 4 else torch.preserve_format
+            new = nn.Parameter(tensors[name].to(own, memory_format=format_), requires_grad=False)
+        memo[id(own)] = new
+    return copy.deepcopy(network, memo)
 
 
 def _ready(
-    facts: PrescalerFacts, network: nn.Module, device: torch.device, dtype: torch.dtype
+    facts: PrescalerFacts,
+    network: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    line: TuningLine | None = None,
 ) -> Prescaler:
     full = _for_inference(network, device)
     fast = full if dtype == torch.float32 else copy.deepcopy(full).to(dtype)
-    return Prescaler(facts, fast, full, device, dtype)
+    if line is not None:
+        untuned, tuned = (
+            {name: tensor.to(device) for name, tensor in end.items()}
+            for end in (line.untuned, line.tuned)
+        )
+        line = TuningLine(untuned, tuned, line.share, line.at)
+    return Prescaler(facts, fast, full, device, dtype, line)
 
 
 _LAYOUT = torch.channels_last
@@ -214,7 +266,7 @@ def _grid_of(network: nn.Module) -> int:
 # Packaged weights: those of Real-ESRGAN, as ncnn models, and what tegula tuned of them.
 
 
-def _packaged_network(entry: PackagedPrescaler, tuned: Path) -> nn.Module:
+def _packaged_network(entry: PackagedPrescaler, tuned: Path) -> tuple[nn.Module, TuningLine | None]:
     network = SRVGGNetCompact() if entry.blocks is None else RRDBNet(entry.blocks)
     arrays = read_ncnn(*packaged_files(entry))
     # Both sides list their tensors in the order in which the layers run; a surplus on
@@ -222,19 +274,26 @@ def _packaged_network(entry: PackagedPrescaler, tuned: Path) -> nn.Module:
     names = [*network.state_dict(), *(f"surplus.{n}" for n in range(len(arrays)))]
     tensors = {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=False)}
     fill(network, tensors, f"{entry.file}.bin")
-    if entry.tuned is not None:
-        own = _read_tuned(entry.tuned, tuned)
-        fill(network, {**network.state_dict(), **own}, entry.tuned)
-    return network
+    if entry.tuned is None:
+        return network, None
+    own, share = _read_tuned(entry.tuned, tuned)
+    untuned = {name: tensor.clone() for name, tensor in network.state_dict().items() if name in own}
+    fill(network, {**network.state_dict(), **own}, entry.tuned)
+    own = {name: tensor.float() for name, tensor in own.items()}
+    return network, TuningLine(untuned, own, share, share)
 
 
-def _read_tuned(name: str, folder: Path) -> dict[str, Tensor]:
+def _read_tuned(name: str, folder: Path) -> tuple[dict[str, Tensor], float]:
+    """Return the tensors that were tuned, and what share of the tuning they are."""
     config = folder / f"{name}.json"
     try:
-        sha256 = str(json.loads(read_packaged(config))["sha256"])
+        content = json.loads(read_packaged(config))
+        sha256, share = str(content["sha256"]), float(content["training"]["share"])
+        if not 0 < share <= 1:
+            raise ValueError(f"a share of {share}")
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenWeightsError(f"{config} is damaged; install tegula again.") from error
-    return read_packaged_tensors(folder / f"{name}.safetensors", sha256)
+    return read_packaged_tensors(folder / f"{name}.safetensors", sha256), share
 
 
 # ncnn models: a text file of layers and a binary file of numbers.
