@@ -27,9 +27,10 @@ SCALE ?= 2
 OUT ?= out
 ARGS ?=
 TEST_ARGS ?=
-# Tests run side by side, one process for each core, each on one thread. A file stays in one process,
-# which shares its server, browser or nets; the longest files, end_to_end/, come first.
-JOBS ?= logical
+# Tests run side by side, each process on one thread, and one process more than there are cores, since
+# tests of servers wait for half of their time. A file stays in one process, which shares its server,
+# browser or nets; the longest files, end_to_end/, come first.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help

@@ -60,8 +60,10 @@ def test_nothing_accepted_is_lost_or_done_twice(tmp_path, kills):
         for _ in range(kills):
             process, pipe = started(tmp_path, receiver.url, accepting=True)
             assert pipe.recv() == "imported"
-            if moments.random() < 0.8:
+            if (depth := moments.random()) < 0.8:
                 assert pipe.recv() == "opened"
+            if depth < 0.6:
+                assert pipe.poll(20), "it accepted nothing"
             time.sleep(moments.uniform(0.0, 0.25))
             process.kill()
             process.join()
