@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from tegula.errors import TegulaError
-from tegula.images.open import Picture, decode, upright_size
+from tegula.images.decode import Picture, decode
+from tegula.images.open import upright_size
 
 MAX_PIXELS = 2**27
 TOLERANCE = 3.0

@@ -145,7 +145,7 @@ class Upscaler:
 
         Args:
             source: a path, the bytes of a file, a binary file, a Pillow image, a numpy array
-                or a torch tensor, as ``tegula.images.open.decode`` takes them; or what
+                or a torch tensor, as ``tegula.images.decode.decode`` takes them; or what
                 ``tegula.pipeline.prepare`` made of one with the same options.
             options: what to do; the balanced preset at 2x by default.
             mask: a picture of any size, laid over the source: white is refined, black

@@ -9,7 +9,7 @@ from PIL import Image
 from support import photograph
 
 from tegula.errors import ImageError
-from tegula.images.open import decode
+from tegula.images.decode import decode
 from tegula.images.pixels import to_bytes
 from tegula.options import UpscaleOptions
 from tegula.upscaler import Upscaler

@@ -14,8 +14,9 @@ from support import photograph
 
 from tegula.catalog import find, run, validate
 from tegula.errors import CancelledError, ImageError, TooLargeError
+from tegula.images.decode import decode, reopened
 from tegula.images.encode import encode, read_settings
-from tegula.images.open import decode, opened_file, reopened
+from tegula.images.open import opened_file
 from tegula.options import UpscaleOptions
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
@@ -173,7 +174,8 @@ def test_a_source_is_decoded_once(tiny, picture, monkeypatch, reference, inputs)
         decoded.append(source)
         return opened_file(source, max_pixels)
 
-    monkeypatch.setattr("tegula.images.open.opened_file", counting)
+    for module in ("open", "decode"):
+        monkeypatch.setattr(f"tegula.images.{module}.opened_file", counting)
     ran(tiny, reference, picture, **inputs)
     assert decoded == [picture]
 

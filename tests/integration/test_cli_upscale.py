@@ -11,8 +11,9 @@ from PIL import ExifTags, Image
 from tegula import folders as folders_module
 from tegula import upscaler as upscaler_module
 from tegula.errors import CancelledError, MissingWeightsError
+from tegula.images.decode import decode
 from tegula.images.encode import read_settings
-from tegula.images.open import decode, upright_size
+from tegula.images.open import upright_size
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
 

@@ -13,7 +13,7 @@ from support import options, photograph
 
 from tegula.errors import OptionError
 from tegula.images.adjust import flatness, scale_detail, sharpen
-from tegula.images.open import inverted
+from tegula.images.decode import inverted
 from tegula.images.pixels import margins, unwrapped, wrapped
 from tegula.options import UpscaleOptions
 from tegula.pipeline.prepare import read_mask

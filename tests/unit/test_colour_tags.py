@@ -14,9 +14,9 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from tegula.images.colour_tags import avif_facts, icc_profile
 from tegula.images.curves import ParametricCurve
+from tegula.images.decode import decode, in_srgb
 from tegula.images.encode import encode
 from tegula.images.metadata import Metadata
-from tegula.images.open import decode, in_srgb
 from tegula.images.pixels import to_image
 from tegula.images.profiles import colour_space, srgb_decoded
 

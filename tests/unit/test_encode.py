@@ -15,10 +15,10 @@ from PIL import Image
 
 from tegula.errors import ImageError, InputError, OptionError, PathError
 from tegula.folders import write_atomically
+from tegula.images.decode import decode
 from tegula.images.encode import encode, read_settings, save
 from tegula.images.formats import FORMATS, format_for
 from tegula.images.metadata import Metadata, add_settings, read_metadata
-from tegula.images.open import decode
 
 AWKWARD = 'a <b> & "c" \u00fc \u732b ]]> \\'
 SETTINGS = {"prompt": AWKWARD, "creativity": 0.35, "seed": 2**53, "hdr": None}

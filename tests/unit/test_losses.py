@@ -10,10 +10,11 @@ import pytest
 from PIL import Image, IptcImagePlugin, PngImagePlugin
 
 from tegula.cli.targets import Naming, find_work
+from tegula.images.decode import decode
 from tegula.images.encode import encode
 from tegula.images.formats import FORMATS
 from tegula.images.metadata import Metadata
-from tegula.images.open import decode, upright_size
+from tegula.images.open import upright_size
 from tegula.images.repair import repaired
 
 AUTHOR = "© 2024 José".encode()

@@ -13,10 +13,10 @@ from PIL import Image
 from support import options as resolved
 
 from tegula.images import profiles
+from tegula.images.decode import decode, reopened
 from tegula.images.deep import DeepPixels
 from tegula.images.encode import encode, read_settings
 from tegula.images.metadata import Metadata
-from tegula.images.open import decode, reopened
 from tegula.images.pixels import enlarge_lanczos
 from tegula.options import UpscaleOptions
 from tegula.pipeline.finish import finish

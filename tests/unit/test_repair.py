@@ -10,9 +10,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tegula.errors import ImageError
+from tegula.images.decode import decode
 from tegula.images.encode import encode, read_settings
 from tegula.images.metadata import Metadata
-from tegula.images.open import decode, upright_size
+from tegula.images.open import upright_size
 
 NO_END = "The end marker of the source is missing; its pixels are whole."
 

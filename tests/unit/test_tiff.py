@@ -13,7 +13,8 @@ from colour_profiles import wide_rgb
 from PIL import Image, TiffImagePlugin
 
 from tegula.errors import ImageError
-from tegula.images.open import decode, upright_size
+from tegula.images.decode import decode
+from tegula.images.open import upright_size
 
 HEIGHT, WIDTH = 12, 20
 RAMP = np.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)

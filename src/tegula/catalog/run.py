@@ -13,7 +13,8 @@ from tegula.progress import Cancelled, OnProgress, Progress, never_cancelled
 
 # The catalogue is listed without numpy and torch, which the first run loads.
 if TYPE_CHECKING:
-    from tegula.images.open import Picture, Source
+    from tegula.images.decode import Picture
+    from tegula.images.open import Source
     from tegula.result import UpscaleResult
     from tegula.upscaler import Upscaler
 
@@ -65,7 +66,7 @@ def run(
         InputError, ModelError, NumericalError, OutOfMemoryError, CancelledError: as
             ``Upscaler.upscale`` does, or because the model cannot run here.
     """
-    from tegula.images.open import decode, inverted, reopened
+    from tegula.images.decode import decode, inverted, reopened
 
     log = on_log or (lambda _sentence: None)
     sources = {**dict(inputs.values), **(files or {})}
@@ -160,7 +161,7 @@ def _upscale_seamless(
     An eighth of the picture is repeated beyond each edge, enlarged along, and faded into
     the edge that it repeats. The result is sRGB and has no metadata of the source.
     """
-    from tegula.images.open import decode
+    from tegula.images.decode import decode
     from tegula.images.pixels import margins, to_image, unwrapped, wrapped
 
     image = to_image(picture.rgb, picture.alpha)

@@ -312,8 +312,8 @@ class Batch:
     def _compare(self, job: Job, result: UpscaleResult) -> Path | None:
         if not self.request.side_files.compare or job.comparison is None:
             return None
+        from tegula.images.decode import in_srgb
         from tegula.images.encode import save, side_by_side
-        from tegula.images.open import in_srgb
 
         after = in_srgb(result.image, result.metadata)
         save(side_by_side(result.source, after), job.comparison)

@@ -16,19 +16,11 @@ from typing import Any, BinaryIO, Literal
 from PIL import Image, TiffImagePlugin
 
 from tegula.errors import InputError
+from tegula.images.decode import Picture, decode, tiff_picture
 from tegula.images.deep import DeepPixels
 from tegula.images.encode import Encoded, encode, writer_parameters
 from tegula.images.metadata import Metadata, further_frames
-from tegula.images.open import (
-    Picture,
-    check_size,
-    decode,
-    guarded,
-    name_of,
-    open_image,
-    opened_file,
-    tiff_picture,
-)
+from tegula.images.open import check_size, guarded, name_of, open_image, opened_file
 from tegula.images.repair import repaired
 from tegula.images.tiff import main_page, whole_pages
 

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from tegula.images.adjust import flatness, soften_blocks
+from tegula.images.decode import Facts, Picture, decode
 from tegula.images.look import Damage, find_damage
-from tegula.images.open import Facts, Picture, Source, decode
+from tegula.images.open import Source
 from tegula.images.pixels import Float, Size, fill_hidden, goes_on_hidden
 from tegula.models.prescalers import LANCZOS
 from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part, with_context
