@@ -67,12 +67,14 @@ def test_tile_borders_are_as_steep_as_without_tiles(upscaler, photographs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "most"), [({}, 0.8), ({"tile_blur": 0, "tile_padding": 0}, 0.9)]
+    ("options", "most", "count"),
+    # Tiles that fade show in any photograph; what a hard cut does depends on what lies under it.
+    [({}, 0.8, 1), ({"tile_blur": 0, "tile_padding": 0}, 0.9, 3)],
 )
 def test_the_measure_sees_tiles_that_fade_into_each_other_or_are_cut_hard(
-    upscaler, photographs, options, most
+    upscaler, photographs, options, most, count
 ):
-    assert against_no_tiles(upscaler, photographs, **options) < most
+    assert against_no_tiles(upscaler, photographs[:count], **options) < most
 
 
 def test_the_measure_is_1_where_no_line_is_special_and_sees_a_step():

@@ -29,19 +29,30 @@ _NET: dict[str, Any] = {
 }
 
 
-def tiny_networks(seed: int = 0) -> Networks:
+_FLAT_NET = {
+    **_NET,
+    "block_out_channels": (8,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+}
+
+
+def tiny_networks(seed: int = 0, *, flat: bool = False) -> Networks:
     """Return seeded random networks, float32 on the CPU, in evaluation mode.
 
     The same seed gives the same weights; the global random state is left alone.
+
+    Args:
+        seed: same seed, same weights.
+        flat: one resolution in place of two, for what takes its time by the layer.
     """
+    net = _FLAT_NET if flat else _NET
+    up = ("CrossAttnUpBlock2D",) if flat else ("UpBlock2D", "CrossAttnUpBlock2D")
     tokenizer = _tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks = Networks(
-            UNet2DConditionModel(
-                sample_size=8, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **_NET
-            ),
-            ControlNetModel(conditioning_embedding_out_channels=(4, 4, 8, 8), **_NET),
+            UNet2DConditionModel(sample_size=8, up_block_types=up, **net),
+            ControlNetModel(conditioning_embedding_out_channels=(4, 4, 8, 8), **net),
             _autoencoder(),
             _text_model(tokenizer),
             tokenizer,
@@ -58,6 +69,7 @@ def tiny_bundle(
     dtype: torch.dtype = torch.float32,
     *,
     control: bool = True,
+    flat: bool = False,
 ) -> Bundle:
     """Return a bundle of seeded random weights.
 
@@ -66,8 +78,9 @@ def tiny_bundle(
         device: where it runs.
         dtype: the precision it runs in.
         control: False leaves the ControlNet out.
+        flat: one resolution in place of two.
     """
-    networks = tiny_networks(seed)
+    networks = tiny_networks(seed, flat=flat)
     if not control:
         networks = dataclasses.replace(networks, controlnet=None)
     return assemble(
