@@ -16,7 +16,9 @@ from support import options, photograph
 from tegula import UpscaleOptions, Upscaler, rates
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
 from tegula.models.costs import Counter, bundle_cost, prescaler_flops
+from tegula.models.prescalers import Prescaler, PrescalerFacts
 from tegula.models.prescalers.load import load_prescaler
+from tegula.models.prescalers.networks import RRDBNet
 from tegula.pipeline.prepare import prepare
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.progress import Reporter
@@ -93,6 +95,18 @@ def test_real_esrgan_takes_what_its_convolutions_add_up_to():
     kernels = [each for each in prescaler.network.parameters() if each.ndim == 4]
     weights = sum(kernel.numel() for kernel in kernels)
     assert prescaler_flops(prescaler).of(100) == pytest.approx(100 * 2 * weights)
+
+
+@pytest.mark.parametrize("shape", [{}, {"unshuffle": 2}, {"upsamples": 3}])
+def test_what_an_esrgan_takes_is_what_torch_counts(shape):
+    network = RRDBNet(blocks=1, features=8, growth=4, **shape).eval()
+    facts = PrescalerFacts(
+        name="", description="", net="", factor=network.factor, overlap=0, licence=""
+    )
+    prescaler = Prescaler(facts, network, network, torch.device("cpu"), torch.float32)
+    with torch.no_grad(), Counter() as counter:
+        network(torch.zeros(1, 3, 16, 16))
+    assert prescaler_flops(prescaler).of(256) == pytest.approx(counter.flops)
 
 
 def test_a_plan_counts_the_context_of_tiles_and_nothing_without_a_net(bundle):

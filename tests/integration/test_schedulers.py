@@ -399,3 +399,33 @@ def test_prediction_type_and_zero_snr_of_a_folder_are_kept(name):
     assert found.prediction_type == "v_prediction"
     assert found.scheduler.config.prediction_type == "v_prediction"
     assert found.scheduler.alphas_cumprod[-1] < 1e-6
+
+
+@pytest.mark.parametrize("name", ["one", "each"])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize(
+    "config",
+    [MINI, *CONFIGS.values(), {**NOISE, "beta_schedule": "linear", "clip_sample": True}],
+)
+def test_the_consistency_solver_is_diffusers_own_to_the_bit(config, steps, name):
+    walk = make_schedule(ScheduleChoice("lcm", steps), config, 0.7)
+    noise = {k: v for k, v in config.items() if k != "rescale_betas_zero_snr"}
+    if "rescale_betas_zero_snr" in config:
+        noise["trained_betas"] = walk.scheduler.config.trained_betas
+    theirs = diffusers.LCMScheduler.from_config(noise)
+    theirs.set_timesteps(steps, strength=0.7)
+    assert theirs.timesteps.tolist() == walk.timesteps.tolist()
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    mine = latents
+
+    def generators():
+        seeds = [5] if name == "one" else [5, 6]
+        made = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return made[0] if name == "one" else made
+
+    ours, others = generators(), generators()
+    for step, timestep in enumerate(theirs.timesteps):
+        answer = torch.sin(latents + step)
+        latents = theirs.step(answer, timestep, latents, others).prev_sample
+        mine = walk.step(answer, step, mine, ours)
+        assert torch.equal(mine, latents)

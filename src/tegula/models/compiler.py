@@ -2,8 +2,8 @@
 
 Importing it takes longer than importing torch itself. When diffusers is imported, it asks the
 compiler for one decorator, and goes without where there is none. So diffusers is first imported
-here, with the compiler hidden from it; whoever needs it before a bundle is loaded takes it from
-here.
+here, with the compiler hidden from it, and only where a bundle or a solver needs it: the packaged
+bundle does not.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any
 
 import torch
 
-__all__ = ["diffusers", "uncompiled"]
 _COMPILER = "torch._dynamo"
 
 
@@ -33,9 +33,12 @@ def _without_compiler() -> Iterator[None]:
         del sys.modules[_COMPILER]
 
 
-with _without_compiler():
-    import diffusers
-    import diffusers.utils.torch_utils
+def import_diffusers() -> ModuleType:
+    """Return diffusers, imported without torch's compiler."""
+    with _without_compiler():
+        import diffusers
+        import diffusers.utils.torch_utils
+    return diffusers
 
 
 def uncompiled() -> AbstractContextManager[object]:

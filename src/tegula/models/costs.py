@@ -32,7 +32,6 @@ from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
 
 T = TypeVar("T")
 _AREAS = ((1, 1), (1, 2), (2, 2))
-_SMALL_TILE = 16
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,12 @@ def prescaler_flops(prescaler: Prescaler) -> Cost:
     network = prescaler.network
     if network is None:
         return Cost()
-    if not isinstance(network, RRDBNet | SRVGGNetCompact):
-        # Networks from spandrel convolve at the size of the source nearly throughout.
-        return Cost(linear=2 * sum(parameter.numel() for parameter in network.parameters()))
-    picture = torch.zeros(1, 3, _SMALL_TILE, _SMALL_TILE, device=prescaler.device)
-    flops, _ = _counted(lambda: network(picture))[1]
-    return Cost(linear=flops / _SMALL_TILE**2)
+    # Networks from spandrel convolve at the size of the source nearly throughout.
+    sizes = network.sizes() if isinstance(network, RRDBNet) else {}
+    weights = (each for each in network.named_parameters() if each[1].ndim > 1)
+    return Cost(
+        linear=2 * sum(w.numel() * sizes.get(name.partition(".")[0], 1.0) for name, w in weights)
+    )
 
 
 def prescaler_memory(prescaler: Prescaler, tile: int) -> Cost:
@@ -172,6 +171,18 @@ _FORMULAS: Mapping[Any, Callable[..., int]] = {
 }
 
 
+_WHOLE = frozenset(
+    {
+        # It exists in Python alone, and raises when it is asked for its parts.
+        torch.ops.prim.device.default,
+        # They multiply nothing, and torch imports its symbolic shapes to take them apart.
+        torch.ops.aten.upsample_nearest2d.default,
+        torch.ops.aten.upsample_nearest2d.vec,
+    }
+)
+"""Operations that are never taken apart."""
+
+
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts FLOPs, and the bytes of tensors made inside that are alive at once.
 
@@ -196,8 +207,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run an operation, in its parts where it has some, and count."""
         named = kwargs or {}
         formula = _FORMULAS.get(func._overloadpacket)
-        # prim.device exists in Python alone, and raises when it is asked for its parts.
-        if formula is None and func is not torch.ops.prim.device.default:
+        if formula is None and func not in _WHOLE:
             with self:
                 whole = func.decompose(*args, **named)
             if whole is not NotImplemented:

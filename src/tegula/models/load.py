@@ -213,6 +213,7 @@ def load_bundle(
 
         own = None if reference == _MINI else mini
         return load_mini(torch.device(device), precision, own)
+    _import_diffusers()
     from tegula.models.sd15.load import load_sd15
 
     model, chosen_vae = _model_and_vae(wanted)
@@ -240,6 +241,7 @@ def check_bundle(wanted: BundleSettings) -> None:
     """
     if _mini_folder(wanted) is not None:
         return
+    _import_diffusers()
     from tegula.models.sd15.find import find_sd15
 
     model, vae = _model_and_vae(wanted)
@@ -251,6 +253,13 @@ def check_bundle(wanted: BundleSettings) -> None:
         few_step=wanted.few_step,
         embeddings=wanted.embeddings,
     )
+
+
+def _import_diffusers() -> None:
+    """Import diffusers before a module imports it with torch's compiler."""
+    from tegula.models.compiler import import_diffusers
+
+    import_diffusers()
 
 
 def _mini_folder(wanted: BundleSettings) -> Path | None:

@@ -1,8 +1,9 @@
 """Solvers by their usual names, and the run that one of them makes from noise to picture.
 
-diffusers' schedulers do the arithmetic of a step. Which noise levels they walk is given to
-them, since they space them in other ways than the programs whose names for spacings people
-know. Latents at a level are clean + sigma * noise, as k-diffusion writes them ("variance
+diffusers' schedulers do the arithmetic of a step, but for that of consistency models, which
+the packaged bundle runs by and which is in ``consistency.py``. Which noise levels they walk is
+given to them, since they space them in other ways than the programs whose names for spacings
+people know. Latents at a level are clean + sigma * noise, as k-diffusion writes them ("variance
 exploding"), or these over sqrt(sigma**2 + 1) ("variance preserving").
 """
 
@@ -18,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tegula.models.compiler import diffusers
+from tegula.models.compiler import import_diffusers
 from tegula.options import ResolvedOptions
+from tegula.pipeline.consistency import ConsistencyConfig, ConsistencyScheduler
 from tegula.pipeline.noise_levels import SPACINGS, STEP_RULES, Levels, StepRule
 
 Generators = torch.Generator | list[torch.Generator]
@@ -28,7 +30,7 @@ Generators = torch.Generator | list[torch.Generator]
 
 @dataclass(frozen=True)
 class Solver:
-    """A diffusers scheduler and the settings that make it the one people mean.
+    """A scheduler by diffusers' name, and the settings that make it the one people mean.
 
     spacing: one of ``SPACINGS``, for ``own``; None leaves the timesteps to diffusers.
     last: the sigma at which the run ends.
@@ -248,7 +250,9 @@ def _scheduler(solver: Solver, config: Mapping[str, object]) -> Any:
     noise = dict(config)
     if noise.pop("rescale_betas_zero_snr", False):
         noise["trained_betas"] = _rescaled_betas(noise)
-    return getattr(diffusers, solver.scheduler).from_config(noise, **settings)
+    if solver.scheduler == "LCMScheduler":
+        return ConsistencyScheduler(ConsistencyConfig.of(noise))
+    return getattr(import_diffusers(), solver.scheduler).from_config(noise, **settings)
 
 
 _LEAST_SIGNAL = 4.8973451890853435e-08
@@ -263,7 +267,8 @@ def _rescaled_betas(config: Mapping[str, object]) -> list[float]:
     algorithm 1. Some of diffusers' schedulers do this by themselves, and others ignore that
     they are asked to.
     """
-    signal = diffusers.DDPMScheduler.from_config(dict(config)).alphas_cumprod.double().sqrt()
+    training = import_diffusers().DDPMScheduler.from_config(dict(config))
+    signal = training.alphas_cumprod.double().sqrt()
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
     shares = signal.square()
     shares[-1] = _LEAST_SIGNAL

@@ -123,13 +123,18 @@ def _ready(
     line: TuningLine | None = None,
 ) -> Prescaler:
     full = _for_inference(network, device)
-    fast = full if dtype == torch.float32 else copy.deepcopy(full).to(dtype)
     if line is not None:
         untuned, tuned = (
             {name: tensor.to(device) for name, tensor in end.items()}
             for end in (line.untuned, line.tuned)
         )
         line = TuningLine(untuned, tuned, line.share, line.at)
+    if dtype == torch.float32:
+        return Prescaler(facts, full, full, device, dtype, line)
+    narrow = {
+        id(each): nn.Parameter(each.to(dtype), requires_grad=False) for each in full.parameters()
+    }
+    fast = copy.deepcopy(full, narrow)  # takes these for the weights, and copies the layers alone
     return Prescaler(facts, fast, full, device, dtype, line)
 
 
@@ -267,7 +272,8 @@ def _grid_of(network: nn.Module) -> int:
 
 
 def _packaged_network(entry: PackagedPrescaler, tuned: Path) -> tuple[nn.Module, TuningLine | None]:
-    network = SRVGGNetCompact() if entry.blocks is None else RRDBNet(entry.blocks)
+    with torch.device("meta"):  # every weight is filled in, so none is drawn first
+        network = SRVGGNetCompact() if entry.blocks is None else RRDBNet(entry.blocks)
     arrays = read_ncnn(*packaged_files(entry))
     # Both sides list their tensors in the order in which the layers run; a surplus on
     # either side leaves a name that ``fill`` reports.

@@ -135,6 +135,13 @@ class RRDBNet(nn.Module):
         picture = self.finish(shallow, self.body(shallow))
         return picture[..., : height * self.factor, : width * self.factor]
 
+    def sizes(self) -> Mapping[str, float]:
+        """Return how many pixels each part convolves, for each pixel of the source."""
+        folded = self.unshuffle**-2
+        sizes = dict.fromkeys(("conv_first", "body", "conv_body"), folded)
+        sizes |= {name: folded * 4 ** (n + 1) for n, name in enumerate(self.up_names)}
+        return sizes | dict.fromkeys(("conv_hr", "conv_last"), float(self.factor**2))
+
     def finish(self, shallow: Tensor, body: Tensor) -> Tensor:
         """Return the picture, from the features before and after the residual blocks."""
         deep = shallow + self.conv_body(body)
@@ -277,7 +284,7 @@ def fill(network: nn.Module, tensors: Tensors, where: str) -> None:
             f"{where} does not fit its network: {len(wrong)} tensors are missing, left over, "
             f"of another shape or not finite ({wrong[0]}); get the file again."
         )
-    network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    network.load_state_dict({n: tensor.float() for n, tensor in tensors.items()}, assign=True)
 
 
 def _unify_names(tensors: Tensors) -> Tensors:
