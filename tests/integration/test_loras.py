@@ -502,6 +502,106 @@ def test_alphas_that_peft_keeps_in_remarks_or_beside_the_file_count(opened, tmp_
             opened(state, metadata={"lora_adapter_metadata": odd})
 
 
+# Changes that depend on the weight.
+
+
+@pytest.mark.parametrize("layer", [KEY, CONV, TEXT_QUERY])
+@pytest.mark.parametrize("of_input", [True, False])
+def test_an_ia3_scales_inputs_or_outputs(opened, layer, of_input):
+    base = weight_of(layer)
+    scale = numbers(1, base.shape[1 if of_input else 0])
+    shaped = scale.reshape(1, -1, *[1] * (base.ndim - 2)) if of_input else scale
+    loras = opened(
+        {f"{kohya(layer)}.weight": shaped, f"{kohya(layer)}.on_input": torch.tensor(of_input)}, 0.5
+    )
+    assert not loras.warnings
+    axis = 1 if of_input else 0
+    each = scale.reshape([-1 if at == axis else 1 for at in range(base.ndim)])
+    assert_close(change(loras, layer), 0.5 * base * each)
+
+
+def test_an_ia3_equals_pefts_own(opened, tmp_path):
+    plain = {
+        "to_k": nn.Linear(16, 8, bias=False),
+        "q_proj": nn.Linear(16, 16),
+        "ff": nn.Linear(8, 4),
+    }
+    plain["to_k"].weight.data.copy_(weight_of(KEY))
+    plain["q_proj"].weight.data.copy_(weight_of(TEXT_QUERY))
+    plain["q_proj"].bias.data.copy_(weight_of(TEXT_QUERY, "bias"))
+    model = nn.ModuleDict(plain)
+    config = peft.IA3Config(target_modules=list(plain), feedforward_modules=["ff"])
+    adapted = peft.get_peft_model(model, config)
+    state = {}
+    for name, layer in (("to_k", KEY), ("q_proj", TEXT_QUERY)):
+        scale = 1 + numbers(2, len(weight_of(layer)), 1)
+        adapted.base_model.model[name].ia3_l["default"].data.copy_(scale)
+        where = "text_encoder.text_model" if name == "q_proj" else "unet"
+        state[f"{where}.{layer}.ia3_l"] = scale
+    merged = adapted.merge_and_unload()
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
+    loras = opened(state, name="adapter_model.safetensors")
+    assert not loras.warnings
+    for name, layer in (("to_k", KEY), ("q_proj", TEXT_QUERY)):
+        assert_close(weight_of(layer) + change(loras, layer), merged[name].weight.detach())
+    bias = weight_of(TEXT_QUERY, "bias") + change(loras, TEXT_QUERY, "bias")
+    assert_close(bias, merged["q_proj"].bias.detach())
+
+
+@pytest.mark.parametrize("layout", ["newer", "older"])
+def test_a_glora_is_a_low_rank_function_of_the_weight(opened, layout):
+    base, rank = weight_of(KEY), 2
+    out, width = base.shape
+    a1, a2 = numbers(1, width, rank), numbers(2, rank, width)
+    b1, b2 = numbers(3, out, rank), numbers(4, rank, width)
+    stored = {"a1": a1, "a2": a2, "b1": b1, "b2": b2}
+    if layout == "older":
+        stored = {"a1": a2, "a2": a1, "b1": b2, "b2": b1}
+    state = {f"{kohya(KEY)}.{name}.weight": each for name, each in stored.items()}
+    loras = opened({**state, f"{kohya(KEY)}.alpha": torch.tensor(1.0)}, 0.8)
+    assert not loras.warnings
+    assert_close(change(loras, KEY), 0.8 * 0.5 * (base @ a1 @ a2 + b1 @ b2))
+
+
+@pytest.mark.parametrize("layer", [KEY, CONV])
+@pytest.mark.parametrize("constraint", [0.0, 1e-3])
+def test_an_oft_turns_blocks_of_outputs(opened, layer, constraint):
+    base = weight_of(layer).detach()
+    blocks = numbers(1, len(base) // 4, 4, 4)
+    skew = blocks - blocks.transpose(1, 2)
+    longest = constraint * len(base)
+    if constraint:
+        assert skew.norm() > longest
+        skew = skew * (longest / skew.norm())
+    turns = [torch.linalg.inv(torch.eye(4) - each) for each in skew]
+    turns = [(torch.eye(4) + each) @ inverse for each, inverse in zip(skew, turns, strict=True)]
+    rows = zip(turns, base.flatten(1).split(4), strict=True)
+    expected = torch.cat([turn.T @ own for turn, own in rows]).reshape(base.shape)
+    state = {
+        f"{kohya(layer)}.oft_blocks": blocks,
+        f"{kohya(layer)}.alpha": torch.tensor(constraint),
+    }
+    loras = opened(state)
+    assert not loras.warnings
+    assert_close(change(loras, layer), expected - base)
+    lengths = 1 + numbers(3, len(base), *[1] * (base.ndim - 1))
+    loras = opened({**state, f"{kohya(layer)}.rescale": lengths}, 0.5)
+    assert_close(change(loras, layer), 0.5 * (expected * lengths - base))
+
+
+UNREAD = {
+    "an OFT of PEFT's making": {f"unet.{KEY}.oft_R.weight": torch.ones(2, 6)},
+    "an OFT of the first LyCORIS": {f"{kohya(KEY)}.oft_diag": torch.ones(2, 4, 4)},
+    "a BOFT": {f"{kohya(KEY)}.oft_blocks": torch.ones(2, 2, 4, 4)},
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_kinds_that_are_not_read_are_refused_by_name(opened, kind):
+    with pytest.raises(BrokenWeightsError, match=rf"style\.safetensors is {kind}, a kind that"):
+        opened(UNREAD[kind])
+
+
 # What is not used, and what is refused.
 
 
@@ -525,15 +625,47 @@ def test_a_layer_of_another_size_is_not_used(opened):
 
 
 ATTN = "attentions_0_transformer_blocks_0_attn2_to_k"
+INPUT = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_v"
 OTHERS = {
-    "SDXL": {f"lora_unet_down_blocks_1_{ATTN}": (4, 2048)},
-    "SDXL, LoKr": {"lora_unet_down_blocks_1_attentions_0_transformer_blocks_1_ff_net_2": (4, 8)},
-    "Stable Diffusion 2": {f"lora_unet_down_blocks_1_{ATTN}": (4, 1024)},
-    "Stable Diffusion 2, text": {"lora_te_text_model_encoder_layers_17_mlp_fc1": (4, 8)},
-    "Flux": {"lora_unet_double_blocks_0_img_attn_proj": (4, 8)},
-    "Flux, peft": {"transformer.single_transformer_blocks.0.attn.to_k": (4, 8)},
-    "Stable Diffusion 3": {"transformer.transformer_blocks.0.attn.to_k": (4, 8)},
-    "AnimateDiff": {"down_blocks.0.motion_modules.0.to_q": (4, 8)},
+    "SDXL": {f"lora_unet_down_blocks_1_{ATTN}": 2048},
+    "SDXL, LoKr": {"lora_unet_down_blocks_1_attentions_0_transformer_blocks_1_ff_net_2": 8},
+    "SDXL, values alone": {INPUT: 2048},
+    "SDXL, second encoder": {"lora_te2_text_model_encoder_layers_3_mlp_fc1": 1280},
+    "SDXL, second encoder of diffusers": {
+        "text_encoder_2.text_model.encoder.layers.3.mlp.fc1": 1280
+    },
+    "SDXL, depth": {"lora_unet_input_blocks_7_1_transformer_blocks_2_attn1_to_q": 1280},
+    "SDXL, middle": {"lora_unet_middle_block_1_transformer_blocks_3_attn1_to_q": 1280},
+    "SDXL, middle of diffusers": {
+        "unet.mid_block.attentions.0.transformer_blocks.3.ff.net.2": 5120
+    },
+    "SDXL, coarsest": {"unet.up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": 1280},
+    "SDXL, coarsest of the original": {"lora_unet_output_blocks_1_1_proj_in": 1280},
+    "SDXL, width of a place": {
+        "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": 640
+    },
+    "Stable Diffusion 2": {f"lora_unet_down_blocks_1_{ATTN}": 1024},
+    "Stable Diffusion 2, text": {"lora_te_text_model_encoder_layers_17_mlp_fc1": 8},
+    "Stable Diffusion 2, width of text": {"lora_te_text_model_encoder_layers_0_mlp_fc1": 1024},
+    "Flux": {"lora_unet_double_blocks_0_img_attn_proj": 8},
+    "Flux, peft": {"transformer.single_transformer_blocks.0.attn.to_k": 8},
+    "Flux, text beside": {"transformer.transformer_blocks.0.attn.add_k_proj": 3072},
+    "Flux, OneTrainer": {"lora_transformer_transformer_blocks_0_attn_to_q": 3072},
+    "Stable Diffusion 3": {"transformer.transformer_blocks.0.attn.to_k": 1536},
+    "Stable Diffusion 3, text beside": {"transformer.transformer_blocks.0.attn.add_k_proj": 2432},
+    "Stable Diffusion 3, original": {"lora_unet_joint_blocks_0_x_block_attn_qkv": 1536},
+    "Stable Diffusion 3 or Flux": {"lora_te3_encoder_block_0_layer_0_SelfAttention_q": 4096},
+    "PixArt": {"base_model.model.transformer_blocks.0.attn2.to_k": 1152},
+    "PixArt, outside": {"transformer.caption_projection.linear_1": 4096},
+    "Wan": {"diffusion_model.blocks.0.cross_attn.k": 5120},
+    "Wan, kohya": {"lora_unet_blocks_0_self_attn_q": 1536},
+    "Wan, feed-forward": {"diffusion_model.blocks.3.ffn.0": 1536},
+    "Hunyuan Video": {"transformer.double_blocks.0.img_attn_qkv": 3072},
+    "Hunyuan Video, kohya": {"lora_unet_double_blocks_0_img_mlp_fc1": 3072},
+    "Qwen-Image": {"transformer.transformer_blocks.0.img_mlp.net.2": 12288},
+    "LTX-Video": {"transformer.transformer_blocks.0.attn1.to_q": 2048},
+    "a diffusion transformer": {"transformer.transformer_blocks.0.ff.net.2": 999},
+    "AnimateDiff": {"down_blocks.0.motion_modules.0.to_q": 8},
 }
 
 
@@ -541,11 +673,13 @@ OTHERS = {
 @pytest.mark.parametrize("fits", [False, True])
 def test_other_families_are_refused_by_name_even_where_a_layer_fits(opened, family, fits):
     state = pair(QUERY, 2) if fits else {}
-    for layer, shape in OTHERS[family].items():
-        state |= {f"{layer}.lora_down.weight": torch.ones(shape)}
-        state |= {f"{layer}.lora_up.weight": torch.ones(8, 4)}
+    for layer, width in OTHERS[family].items():
+        peft_names = layer.startswith(("unet.", "transformer.", "base_model.", "text_encoder_2."))
+        down, up = ("lora_A", "lora_B") if peft_names else ("lora_down", "lora_up")
+        state |= {f"{layer}.{down}.weight": torch.ones(4, width)}
+        state |= {f"{layer}.{up}.weight": torch.ones(8, 4)}
     name = family.partition(",")[0]
-    with pytest.raises(BrokenWeightsError, match=rf"is a LoRA for {name}; give a LoRA for Stable"):
+    with pytest.raises(BrokenWeightsError, match=rf"is a LoRA for {name}[;,].* LoRA for Stable"):
         opened(state)
 
 

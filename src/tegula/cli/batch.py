@@ -80,6 +80,11 @@ class Request:
         Raises:
             ModelError, OptionError: as ``Upscaler.load``.
         """
+        from tegula.models.headers import check_file
+        from tegula.models.library import FileKind
+
+        if self.options.prescaler is not None:
+            check_file(self.options.prescaler, FileKind.PRESCALER)
         fast = self.options.preset == "fast"
         return load_upscaler(console, self.models, self.runtime, fast=fast)
 

@@ -15,7 +15,7 @@ import click
 from tegula.cli.console import Console, Interruption, format_bytes, show_waiting
 from tegula.cli.options import JSON, QUIET, Option, flag, names_of_files, settings_part
 from tegula.errors import InputError, OptionError
-from tegula.models import BACKENDS, PRECISIONS, parse_lora
+from tegula.models import BACKENDS, PRECISIONS, BundleSettings, parse_lora
 from tegula.schema import CheckedOptions
 
 if TYPE_CHECKING:
@@ -74,6 +74,9 @@ def load_upscaler(
         ModelError, OptionError: as ``Upscaler.load``.
     """
     with show_waiting(console, f"loading {models.bundle or 'the model'}"):
+        from tegula.models.headers import check_files
+
+        check_files(BundleSettings(**models.given()))
         from tegula.upscaler import Upscaler
 
         named = {} if models.bundle is None else {"bundle": models.bundle}

@@ -12,7 +12,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ def _without_compiler() -> Iterator[None]:
         del sys.modules[_COMPILER]
 
 
-def import_diffusers() -> ModuleType:
+def import_diffusers() -> Any:
     """Return diffusers, imported without torch's compiler."""
     with _without_compiler():
         import diffusers

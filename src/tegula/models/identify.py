@@ -12,10 +12,12 @@ from pathlib import Path
 
 from tegula.errors import BrokenWeightsError
 from tegula.models.files import Shapes, read_shapes
+from tegula.models.headers import refuse_gguf
 
 SD15 = "Stable Diffusion 1.5"
 _SDXL, _SD2, _SD3, _FLUX = "SDXL", "Stable Diffusion 2", "Stable Diffusion 3", "Flux"
 _ANIMATE = "AnimateDiff"
+_TRANSFORMER = "a diffusion transformer, as Stable Diffusion 3, Flux and PixArt are"
 _FAMILIES_BY_TEXT_WIDTH = {768: SD15, 1024: _SD2, 1280: "the SDXL refiner", 2048: _SDXL}
 LATENT_CHANNELS = 4
 
@@ -70,24 +72,6 @@ def identify_file(path: Path) -> Identity:
     return identify(read_shapes(path), path)
 
 
-def refuse_gguf(path: Path) -> None:
-    """Make sure that a file is not of the GGUF format, which is for quantised transformers.
-
-    Raises:
-        BrokenWeightsError: it is.
-    """
-    try:
-        with path.open("rb") as stream:
-            is_gguf = stream.read(4) == b"GGUF"
-    except OSError:
-        is_gguf = False
-    if is_gguf or path.suffix.lower() == ".gguf":
-        raise BrokenWeightsError(
-            f"{path} is a GGUF file, a format that tegula does not read; give the .safetensors "
-            f"file of the same model."
-        )
-
-
 def identify(shapes: Shapes, path: Path | None = None) -> Identity:
     """Identify tensors by their names and shapes; the path helps with autoencoders."""
     names = shapes.keys()
@@ -120,24 +104,82 @@ def _lora(shapes: Shapes) -> Identity | None:
         return Identity(CONTROL_LORA, _family_of_text(shapes))
     mark = (
         r"lora[_.](down|up|A|B)\b|_lora\.|hada_w1|lokr_w|lora_mid|dora_scale|^lora_|^lycoris_"
-        r"|\.diff(_b)?$|^bundle_emb\."
+        r"|\.diff(_b)?$|^bundle_emb\.|\.oft_(blocks|diag|R)\b|\.ia3_l|\.on_input$"
     )
     if not _any(names, mark):
         return None
-    if _any(names, r"double_blocks|single_transformer_blocks|single_blocks"):
-        return Identity(LORA, _FLUX)
-    if _any(names, r"joint_blocks|^transformer\.transformer_blocks"):
-        return Identity(LORA, _SD3)
-    if _any(names, r"motion_modules"):
-        return Identity(LORA, _ANIMATE)
-    # Stable Diffusion 1.5 has one transformer in each attention, SDXL up to ten.
-    if _any(
-        names, r"^lora_te2_|text_encoder_2|\.clip_g$|_blocks[._].*[._]transformer_blocks[._][1-9]"
-    ):
-        return Identity(LORA, _SDXL)
-    if _any(names, r"text_model[._]encoder[._]layers[._](1[2-9]|2\d)[._]"):  # 1.5 has twelve
-        return Identity(LORA, _SD2)
-    return Identity(LORA, _family_of_text(shapes))
+    family = next((family for family, pattern in _LORA_NAMES if _any(names, pattern)), None)
+    if family is None and _any(names, _TRANSFORMER_NAMES):
+        family = _transformer(shapes)
+    return Identity(LORA, _family_of_lora(shapes) if family is None else family)
+
+
+_UPPER = r"text_model[._]encoder[._]layers[._](1[2-9]|[2-9]\d)[._]"  # 1.5 has twelve
+_LORA_NAMES = (
+    (_ANIMATE, r"motion_modules"),
+    (
+        "Hunyuan Video",
+        r"(img|txt)_mlp[._]fc[12]|(img|txt)_mod[._]linear|token_refiner|modulation[._]linear"
+        r"|double_blocks\.\d+\.(img|txt)_attn_(qkv|proj)",
+    ),
+    ("Qwen-Image", r"transformer_blocks[._]\d+[._](img|txt)_m(lp|od)[._]"),
+    (_FLUX, r"double_blocks|single_transformer_blocks|single_blocks|guidance_embedder"),
+    (_SD3, r"joint_blocks"),
+    ("AuraFlow", r"joint_transformer_blocks|single_dit"),
+    ("Wan", r"(^|[._])blocks[._]\d+[._]((self|cross)_attn[._][qkvo](_img)?|ffn[._][02])\."),
+    ("Hunyuan DiT", r"(^|[._])blocks[._]\d+[._]attn[12][._](Wqkv|q_proj|kv_proj|out_proj)"),
+    ("PixArt", r"adaln_single|caption_projection|cross_attn[._](q|kv)_linear"),
+    (f"{_SD3} or {_FLUX}", r"^lora_te3_|text_encoder_3|t5xxl|^lora_te\d_encoder_block"),
+    ("Stable Cascade", r"^lora_prior_|prior_unet"),
+    # Two text encoders, up to ten transformers in an attention, and attention at the coarsest
+    # place of the way up and not at the finest; the other networks do otherwise.
+    (
+        _SDXL,
+        r"^lora_te2_text_model|text_encoder_2|(^|[._])clip_g\b|add_embedding|label_emb"
+        r"|block(s[._]\d+)?[._].*transformer_blocks[._][1-9]"
+        r"|up_blocks[._]0[._]attentions|output_blocks[._][012][._]1[._](transformer_blocks|proj_)",
+    ),
+)
+"""Families by what is in the names of their LoRAs alone, the surest first."""
+_TRANSFORMER_NAMES = (
+    r"^(base_model\.model\.|diffusion_model\.)?(lora_|lycoris_)?(transformer[._])?"
+    r"(single_)?transformer_blocks[._]\d"
+)
+_TRANSFORMER_WIDTHS = {1152: "PixArt", 1536: _SD3, 2240: "Sana", 2432: _SD3, 3072: _FLUX}
+_PLAIN_WIDTHS = {1152: "PixArt", 1920: "CogVideoX", 2048: "LTX-Video", 3072: "CogVideoX"}
+"""Of the layers of transformers: with the text beside the picture, and with it apart."""
+
+
+def _transformer(shapes: Shapes) -> str:
+    """Return the family of a transformer by the width of its attention."""
+    joined = _any(shapes, r"add_[kqv]_proj|to_add_out|ff_context")
+    taken = r"[._]attn[12]?[._](processor[._])?(to_[qkv]|add_[kqv]_proj)[._].*(down|lora_A)"
+    width = _width(shapes, rf"{_TRANSFORMER_NAMES}\d*{taken}")
+    split = _any(shapes, rf"{_TRANSFORMER_NAMES}\d*[._]attn[12][._]")
+    widths = _PLAIN_WIDTHS if split and not joined else _TRANSFORMER_WIDTHS
+    return widths.get(width, f"{_SD3} or {_FLUX}" if joined else _TRANSFORMER)
+
+
+def _family_of_lora(shapes: Shapes) -> str:
+    """Return the family of a LoRA of a UNet and its text encoder, by widths and depths."""
+    family = _family_of_text(shapes)
+    if family:
+        return family
+    if _any(shapes, _UPPER):
+        return _SD2
+    # Attention and the first half of the feed-forward network take what the encoder is wide.
+    taken = r"layers[._]\d+[._](self_attn[._][qkv]_proj|self_attn[._]out_proj|mlp[._]fc1)[._]"
+    width = _width(shapes, rf"text_model[._]encoder[._]{taken}.*(down|lora_A)")
+    if width in _TEXT_ENCODERS:
+        return _TEXT_ENCODERS[width]
+    # What one family has at a place of the way up is twice as wide as what another has there.
+    place = r"up_blocks[._]1[._]attentions[._].*attn1[._]to_[qkv][._].*(down|lora_A)"
+    return _SDXL if _width(shapes, place) == _HALF_WIDTH else ""
+
+
+_HALF_WIDTH = 640
+_TEXT_ENCODERS = {1024: _SD2, 1280: _SDXL}
+"""Families by the width of the text encoder itself; SDXL's first one is that of 1.5."""
 
 
 def _control(shapes: Shapes) -> Identity | None:
@@ -207,8 +249,10 @@ def _family_of_text(shapes: Shapes) -> str:
 
 def _text_width(shapes: Shapes) -> int:
     """Return the width of the text that cross attention takes, which tells the family."""
-    plain, lora = r"to_k\.weight", r"to_k[._].*(down|lora_A|hada_w[12]_b)(\.weight)?"
-    return _width(shapes, rf"attn2[._](processor\.)?({plain}|{lora})$")
+    # A change given whole, as "diff" is, has the width of the weight.
+    plain = r"to_[kv]\.(weight|diff)"
+    lora = r"to_[kv][._].*(down|lora_A(\.[^.]+)?|hada_w[12]_b)(\.weight)?"
+    return _width(shapes, rf"attn2[._](processor[._])?({plain}|{lora})$")
 
 
 def family_of_width(width: object) -> str:

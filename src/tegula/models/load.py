@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tegula.errors import ModelError, UnknownModelError
 from tegula.models import DEFAULT_BUNDLE, BundleSettings
+from tegula.models.headers import check_files
 from tegula.models.hub import (
     HubRepository,
     OnBytes,
@@ -196,9 +197,6 @@ def load_bundle(
         BrokenWeightsError: a part is damaged or of another family.
         ModelError: parts were given to the mini bundle, which takes none.
     """
-    import torch
-
-    precision = torch.float32 if dtype is None else dtype
     wanted = BundleSettings(
         bundle=reference,
         controlnet=controlnet,
@@ -208,6 +206,10 @@ def load_bundle(
         embeddings=tuple(embeddings),
     )
     mini = _mini_folder(wanted)
+    check_files(wanted)
+    import torch
+
+    precision = torch.float32 if dtype is None else dtype
     if mini is not None:
         from tegula.models.mini.bundle import load_mini
 
@@ -241,6 +243,7 @@ def check_bundle(wanted: BundleSettings) -> None:
     """
     if _mini_folder(wanted) is not None:
         return
+    check_files(wanted)
     _import_diffusers()
     from tegula.models.sd15.find import find_sd15
 

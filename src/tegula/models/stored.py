@@ -7,7 +7,6 @@ plain data and puts an empty stub in the place of everything else, so that none 
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 import zipfile
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tegula.errors import BrokenWeightsError
+from tegula.models.headers import check_pickled, read_header
 
 LOADING_FAILURES = (
     OSError,
@@ -37,7 +37,6 @@ LOADING_FAILURES = (
 """What torch, diffusers and transformers raise on weights that they cannot use."""
 
 _LENGTH_BYTES = 8
-_LARGEST_HEADER = 100_000_000
 DEEPEST_WRAPPER = 3
 """Wrappers inside wrappers that are opened; a pickled one may contain itself."""
 
@@ -104,34 +103,17 @@ _SAFETENSORS_TYPES = {
 
 
 def open_safetensors(path: Path) -> tuple[Mapping[str, StoredTensor], Mapping[str, str]]:
-    """Read the header, JSON behind its length in 8 bytes; return tensors and remarks.
+    """Return the tensors of a safetensors file and its remarks, from its header.
 
-    The tensors follow it without gaps, so the last offset tells how long the file must be.
+    Raises:
+        BrokenWeightsError: as ``read_header`` says.
     """
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-            if length > _LARGEST_HEADER:
-                raise ValueError("header length")
-            header = json.loads(stream.read(length))
-        metadata = {str(name): str(v) for name, v in header.pop("__metadata__", {}).items()}
-        begin = _LENGTH_BYTES + length
-        tensors = {}
-        for name, entry in header.items():
-            dtype, shape = _SAFETENSORS_TYPES[entry["dtype"]], tuple(entry["shape"])
-            first, last = entry["data_offsets"]
-            if last - first != math.prod(shape) * dtype.itemsize:
-                raise ValueError("a tensor's size")
-            storage = _Storage(path, name, dtype, begin + first)
-            tensors[name] = StoredTensor(storage, dtype, shape, _dense(shape))
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        size = path.stat().st_size
-    except LOADING_FAILURES as error:
-        raise BrokenWeightsError(f"{path} is not a safetensors file; get it again.") from error
-    if size != begin + end:
-        raise BrokenWeightsError(
-            f"{path} has {size:,} bytes where its header promises {begin + end:,}; get it again."
-        )
+    entries, metadata = read_header(path)
+    tensors = {}
+    for name, entry in entries.items():
+        dtype = _SAFETENSORS_TYPES[entry.type]
+        storage = _Storage(path, name, dtype, entry.first)
+        tensors[name] = StoredTensor(storage, dtype, entry.shape, _dense(entry.shape))
     return tensors, metadata
 
 
@@ -243,6 +225,7 @@ def open_pickled(path: Path) -> Any:
     Raises:
         BrokenWeightsError: it is damaged, or no such file.
     """
+    check_pickled(path)
     try:
         with path.open("rb") as stream:
             is_zip = zipfile.is_zipfile(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from tegula.errors import BrokenWeightsError, MissingWeightsError
 from tegula.folders import models_folder
 from tegula.models.files import existing_file, open_tensors, read_json
+from tegula.models.headers import refuse_gguf
 from tegula.models.hub import (
     HubRepository,
     fetch_all,
@@ -30,7 +31,6 @@ from tegula.models.identify import (
     CONTROL_LORA,
     DIFFERENCE,
     identify,
-    refuse_gguf,
     refuse_other,
 )
 from tegula.models.identify import CONTROLNET as CONTROLNET_FILE

@@ -1,8 +1,8 @@
 """LoRAs: changes of weights, merged layer by layer while the networks are loaded.
 
 Every layer is computed in float32 with its own rank and alpha, and rounded once into the precision
-that the network runs in. Formulas are those of LyCORIS (arXiv:2309.14859) and DoRA
-(arXiv:2402.09353), as AUTOMATIC1111's web UI and ComfyUI read them.
+that the network runs in. Formulas are those of LyCORIS (arXiv:2309.14859), DoRA
+(arXiv:2402.09353) and others named below, as AUTOMATIC1111's web UI and ComfyUI read them.
 
 Which tensors of a file fit the model is known from names and shapes, before a weight is read.
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tegula.errors import BrokenWeightsError
 from tegula.models.files import Shapes, existing_file, open_tensors, read_json, read_metadata
+from tegula.models.headers import refuse_gguf
 from tegula.models.hub import (
     HubRepository,
     find_or_fetch,
@@ -29,7 +30,7 @@ from tegula.models.hub import (
     is_hub_id,
     is_weights_file,
 )
-from tegula.models.identify import LORA, SD15, identify, refuse_gguf, refuse_other
+from tegula.models.identify import LORA, SD15, identify, refuse_other
 from tegula.models.sd15.lora_names import (
     TEXT,
     UNET,
@@ -73,6 +74,56 @@ def _changes(parts: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, int]]:
         yield parts["diff"], 0
 
 
+def _all_changes(parts: Mapping[str, Tensor], base: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Yield what a layer's parts make of its weight, as ``_changes`` says."""
+    yield from _changes(parts)
+    yield from _changes_of_base(parts, base)
+
+
+def _changes_of_base(parts: Mapping[str, Tensor], base: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Yield each change that depends on the weight, as ``_changes`` does the others.
+
+    (IA)3 (arXiv:2205.05638) scales inputs or outputs, GLoRA (arXiv:2306.07967) is a low-rank
+    function of the weight, and OFT (arXiv:2306.07280) turns blocks of outputs by Cayley's
+    transform of what is stored, as kohya's trainer and LyCORIS write it.
+
+    Raises:
+        LookupError, RuntimeError: a part is missing, or parts do not fit each other.
+    """
+    flat = base.flatten(1)
+    if "on_input" in parts:  # LyCORIS keeps what is added to one
+        scale, of_input = parts["ia3"].flatten(), parts["on_input"]
+        # Without values, shapes alone tell.
+        is_input = len(scale) == base.shape[1] if of_input.is_meta else bool(of_input.any())
+        rest = [1] * (base.ndim - 2)
+        yield base * scale.reshape((1, -1, *rest) if is_input else (-1, 1, *rest)), 0
+    if "ia3_l" in parts:  # PEFT keeps the whole factor, for linear layers [1, in] or [out, 1]
+        scale = parts["ia3_l"]
+        if base.ndim > 2:
+            raise ValueError("a convolution, where inputs and outputs look alike")
+        yield base * ((scale[:, 0] if base.ndim == 1 else scale) - 1), 0
+    if any(name.startswith("glora_") for name in parts):
+        a1, a2, b1, b2 = (parts[f"glora_{name}"].flatten(1) for name in ("a1", "a2", "b1", "b2"))
+        if a1.shape[0] == flat.shape[1]:  # the newer layout, by the shape of the first factor
+            yield flat @ a1 @ a2 + b1 @ b2, a1.shape[1]
+        else:
+            yield flat @ a2 @ a1 + b2 @ b1, len(a1)
+    if "oft_blocks" in parts:
+        blocks = parts["oft_blocks"]
+        count, size = blocks.shape[:2]
+        skew = blocks - blocks.transpose(1, 2)
+        is_limited = "alpha" in parts and not base.is_meta
+        limit = float(parts["alpha"].item()) * len(flat) if is_limited else 0.0
+        if limit > 0:
+            length = skew.norm()
+            skew = skew * ((length.clamp(max=limit) + 1e-8) / (length + 1e-8))
+        one = torch.eye(size, dtype=skew.dtype, device=skew.device)
+        turn = torch.linalg.solve(one - skew, one + skew, left=False)
+        turned = torch.einsum("knm,kni->kmi", turn, flat.reshape(count, size, -1))
+        lengths = parts["rescale"].reshape(-1, 1) if "rescale" in parts else 1.0
+        yield turned.reshape(flat.shape) * lengths - flat, 0
+
+
 def _factor(parts: Mapping[str, Tensor], name: str, core: str) -> Tensor:
     """Return a factor of LoHa or LoKr, given whole or as a product itself."""
     if name in parts:
@@ -110,6 +161,16 @@ def _decomposed(merged: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
 
 
 # Files.
+
+_UNREAD = {
+    ".oft_R": "an OFT of PEFT's making",
+    ".oft_diag": "an OFT of the first LyCORIS",
+    ".oft_blocks": "a BOFT",
+    ".boft_": "a BOFT of PEFT's making",
+    ".vera_lambda": "a VeRA",
+    ".hra_u": "an HRA",
+}
+"""Kinds of changes that are not read, by what their tensors are called."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +220,10 @@ class _Change:
     def fits(self, shape: Sequence[int]) -> bool:
         """Tell from shapes alone whether this changes a parameter of that shape."""
         empty = {n: torch.empty(each.shape, device="meta") for n, each in self.parts.items()}
+        base = torch.empty(tuple(shape), device="meta")
         try:
-            changes = [_like(change, shape) for change, _ in _changes(empty)]
-            _decomposed(torch.empty(tuple(shape), device="meta"), empty)
+            changes = [_like(change, shape) for change, _ in _all_changes(empty, base)]
+            _decomposed(base, empty)
         except LOADING_FAILURES:
             return False
         return bool(changes) and ("alpha" not in empty or empty["alpha"].numel() == 1)
@@ -172,7 +234,7 @@ class _Change:
         base = base.float()
         is_decomposed = bool({"magnitude", "dora_scale"} & parts.keys())
         merged = base
-        for change, rank in _changes(parts):
+        for change, rank in _all_changes(parts, base):
             factor = self._scale(parts, rank) * (1.0 if is_decomposed else self.weight)
             merged = merged + _like(change, base.shape) * factor
         if is_decomposed:
@@ -309,6 +371,10 @@ def _changes_of(
     settings = _settings_of(path)
     for name, names in layers.items():
         bias = {"diff": names.pop("diff_b")} if "diff_b" in names else {}
+        if "ia3_l" in names and tensors[names["ia3_l"]].shape[1] == 1:  # outputs, so biases too
+            bias["ia3_l"] = names["ia3_l"]
+        if "on_input" not in names:  # whole weights, which are not read
+            names.pop("ia3", None)
         for kind, parts in (("weight", names), ("bias", bias)):
             stored = {part: tensors[each] for part, each in parts.items()}
             for target, layer in _find_layer(name, targets):
@@ -334,6 +400,8 @@ def _settings_of(path: Path) -> Mapping[str, _Settings]:
     beside = path.parent / "adapter_config.json"
     if path.stem == "adapter_model" and beside.is_file():
         own = read_json(beside)
+        if own.get("peft_type") == "IA3":  # it has no alpha
+            return {}
         return {network: _Settings.of(own, path) for network in (UNET, TEXT)}
     remark = read_metadata(path).get("lora_adapter_metadata")
     if remark is None:
@@ -368,6 +436,12 @@ def _refuse_what_does_not_fit(
     identity = identify({name: each.shape for name, each in tensors.items()}, path)
     if not fits or (identity.kind == LORA and not identity.may_be_sd15):
         refuse_other(path, identity, "a LoRA", (LORA,))
+    unread = next((kind for mark, kind in _UNREAD.items() if any(mark in n for n in tensors)), None)
+    if not fits and unread is not None:
+        raise BrokenWeightsError(
+            f"{path} is {unread}, a kind that tegula does not read; give a LoRA, LoHa, LoKr, "
+            f"GLoRA, OFT of kohya's or LyCORIS' making, (IA)3 or DoRA for {SD15}."
+        )
     if not fits:
         raise BrokenWeightsError(
             f"{path} is not a LoRA for {SD15}: none of its {len(tensors)} tensors, such as "

@@ -27,6 +27,16 @@ _PARTS = tuple(
         (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?$", "magnitude"),
         (r"\.(?:diff|w_norm)$", "diff"),
         (r"\.(?:diff_b|b_norm)$", "diff_b"),
+        (r"\.ia3_l(?:\.[^.]+)?$", "ia3_l"),
+        (r"\.on_input$", "on_input"),
+        (r"\.a1\.weight$", "glora_a1"),
+        (r"\.a2\.weight$", "glora_a2"),
+        (r"\.b1\.weight$", "glora_b1"),
+        (r"\.b2\.weight$", "glora_b2"),
+        (r"\.oft_blocks$", "oft_blocks"),
+        (r"\.rescale$", "rescale"),
+        # Last, since it fits what no other does: (IA)3, beside its ``on_input``.
+        (r"\.weight$", "ia3"),
     )
 )
 _LYCORIS_PART = re.compile(r"\.((?:hada|lokr)_(?:w[12](?:_[ab])?|t[12]))$")
