@@ -1,4 +1,4 @@
-"""``python -m train``: makes mini's weights, and its prescaler's, from photographs."""
+"""``python -m train``: makes mini's weights, and its prescalers', from photographs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from tegula.models.prescalers import WEIGHTS as TUNED
 from train.config import CONFIGURATIONS
 from train.program import Program
 
-COMMANDS = ("all", "prescaler", "pairs", "diffusion", "adversarial", "evaluate", "export")
+COMMANDS = (
+    "all", "prescaler", "distil", "pairs", "diffusion", "adversarial", "evaluate", "export",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -27,7 +29,7 @@ def main() -> None:
         "--work", type=Path, default=Path("runs/mini"), help="pairs and checkpoints"
     )
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the bundle goes")
-    parser.add_argument("--tuned", type=Path, default=TUNED, help="where the prescaler goes")
+    parser.add_argument("--tuned", type=Path, default=TUNED, help="where the prescalers go")
     parser.add_argument("--config", choices=CONFIGURATIONS, default=None,
                         help="by default cpu or gpu, as this machine has")  # fmt: skip
     arguments = parser.parse_args()
@@ -51,6 +53,7 @@ def _run(program: Program, command: str) -> None:
     steps = {
         "all": program.everything,
         "prescaler": program.tune_prescaler,
+        "distil": program.distil_prescaler,
         "pairs": program.make_pairs,
         "diffusion": program.train_diffusion,
         "adversarial": program.train_adversarial,

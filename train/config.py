@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from tegula.models.mini.bundle import VOCABULARY_SIZE
 from tegula.models.mini.network import NetworkShape
 from train.batches import BatchSettings
+from train.distil_pairs import DistilPairSettings
 from train.pairs import PairSettings
 from train.tail_pairs import TailPairSettings
 
@@ -96,6 +97,39 @@ class TailSettings:
 
 
 @dataclass(frozen=True)
+class DistilSettings:
+    """The small prescaler: how deep, and how it is taught.
+
+    twice: weight of the head for 2x beside the one for 4x.
+    judges_from, judges_grow: the discriminator counts from a step on, and its weight grows
+        to its full over so many more.
+    The other weights are those of the losses in ``train.distil``.
+    """
+
+    convolutions: int = 32
+    pairs: DistilPairSettings = field(default_factory=DistilPairSettings)
+    steps: int = 1550
+    learning_rate: float = 1.5e-4
+    discriminator_rate: float = 2e-4
+    warm_up: int = 30
+    most_gradient: float = 2.0
+    judges_from: int = 250
+    judges_grow: int = 200
+    twice: float = 0.5
+    taught: float = 0.6
+    taught_features: float = 3.0
+    perceptual: float = 2.0
+    statistics: float = 20.0
+    texture: float = 2.0
+    energy: float = 0.6
+    flat: float = 8.0
+    colour: float = 0.5
+    adversarial: float = 0.3
+    ema: float = 0.997
+    batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=8, crop=192, parts=1))
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """One whole run; ``workers``: processes that make pairs and batches beside it."""
 
@@ -105,6 +139,7 @@ class RunSettings:
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     adversarial: AdversarialSettings = field(default_factory=AdversarialSettings)
     tail: TailSettings = field(default_factory=TailSettings)
+    distil: DistilSettings = field(default_factory=DistilSettings)
     held_out_every: int = 14
     checkpoint_every: int = 250
     samples_every: int = 500

@@ -88,10 +88,14 @@ class Verdict:
 class HeldOut:
     """Held-out pairs with their truth measured once."""
 
-    def __init__(self, pairs: NDArray[np.float32]) -> None:
-        """Take truth, prescaled and source of each pair, [n, side, side, 9] in 0..1."""
+    def __init__(self, pairs: NDArray[np.float32], judge: str = "lite0") -> None:
+        """Take truth, prescaled and source of each pair, [n, side, side, 9] in 0..1.
+
+        judge: a name of ``bench.quality.judges.JUDGES``; its network gives both distances.
+        """
         self.pairs = pairs
-        jury = Jury([load_judge("lite0")])
+        self._judge = judge
+        jury = Jury([load_judge(judge)])
         self._truths = [Truth(str(i), row[..., :3], jury) for i, row in enumerate(pairs)]
         self._measured = MethodScores()
         for truth in self._truths:
@@ -107,8 +111,8 @@ class HeldOut:
         found, before = self._summary(pictures), self._prescaled
         return Verdict(
             name,
-            frechet=found["frechet_lite0"] / before["frechet_lite0"],
-            perceptual=found["distance_lite0"] / before["distance_lite0"],
+            frechet=found[f"frechet_{self._judge}"] / before[f"frechet_{self._judge}"],
+            perceptual=found[f"distance_{self._judge}"] / before[f"distance_{self._judge}"],
             psnr=found["psnr"] - before["psnr"],
             texture=found["texture_middle"],
             flat=found["flat"],

@@ -25,6 +25,7 @@ from train.degradation import RECIPES, Picture, degrade
 from train.processes import made_ahead
 
 PHOTO = "tegula-photo"
+SWIFT = "tegula-swift"
 _BATCH = 16
 Prescale = Callable[[Tensor], Tensor]
 """[n, 3, h, w] in 0..1 to [n, 3, 4h, 4w]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tegula.options import PresetValues
-from train.pairs import PHOTO
+from train.pairs import PHOTO, SWIFT
 
 _LEVEL = 0.7
 
@@ -22,6 +22,6 @@ PRESETS = {
     ),
     "fast": PresetValues(
         creativity=_LEVEL, resemblance=0.1, guidance_scale=1.0, steps=1,
-        scheduler="lcm", prescaler="realesrgan-animevideov3",
+        scheduler="lcm", prescaler=SWIFT,
     ),
 }  # fmt: skip

@@ -20,6 +20,7 @@ from train.batches import PairSource
 from train.card import card
 from train.config import RunSettings
 from train.diffusion import diffusion_step
+from train.distil import DistilProgram
 from train.held_out import HeldOut, Verdict, choose, make_held_out, read_held_out, table
 from train.pairs import Prescale, make_shards
 from train.prescaler import PrescalerProgram
@@ -60,6 +61,12 @@ class Program:
     def tune_prescaler(self) -> None:
         """Tune the prescaler that mini builds on, where that is not done yet."""
         PrescalerProgram(
+            self.settings, self._found(), self.work, self.tuned, self.device, self.say
+        ).everything()
+
+    def distil_prescaler(self) -> None:
+        """Distil the small prescaler, which the large one teaches."""
+        DistilProgram(
             self.settings, self._found(), self.work, self.tuned, self.device, self.say
         ).everything()
 
@@ -164,8 +171,9 @@ class Program:
         return digest
 
     def everything(self) -> None:
-        """Go from photographs to the bundle's folder, the prescaler first."""
+        """Go from photographs to the bundle's folder, the prescalers first."""
         self.tune_prescaler()
+        self.distil_prescaler()
         self.make_pairs()
         state = self.train_adversarial()
         digest = self.export(state.seconds, state.samples)

@@ -84,10 +84,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of the two models that an upscale runs; ``prescaler`` is its FLOPs."""
+    """Of the two models that an upscale runs; ``prescaler`` is its FLOPs by its heads' factors."""
 
     bundle: BundleCost
-    prescaler: Cost
+    prescaler: Mapping[int | None, Cost]
 
 
 def make_plan(
@@ -116,19 +116,31 @@ def make_plan(
         windows=sum(run.windows for run in runs),
         steps=max((run.steps for run in runs), default=0),
         evaluations=sum(run.windows * run.rows.decoder for run in runs),
-        prescale_flops=round(sum(costs.prescaler.of(pixels) for pixels in tiles)),
+        prescale_flops=round(sum(costs.prescaler[t.factor].of(t.pixels) for t in tiles)),
         denoise_flops=round(sum(_denoise_flops(run, costs.bundle) for run in runs)),
         autoencoder_flops=round(sum(_autoencoder_flops(run, bundle, costs.bundle) for run in runs)),
     )
 
 
-def prescale_tiles(prescaler: PrescalerFacts, source: Size, target: Size) -> list[int]:
-    """Return the source pixels of every tile of every pass."""
+@dataclass(frozen=True)
+class PrescaleTile:
+    """Source pixels of one tile, and the factor of the head that enlarges it."""
+
+    pixels: int
+    factor: int | None
+
+
+def prescale_tiles(prescaler: PrescalerFacts, source: Size, target: Size) -> list[PrescaleTile]:
+    """Return every tile of every pass."""
     sizes = [source, *plan_sizes(source, target, prescaler.factor)]
     return [
-        math.prod(s.stop - s.start + 2 * padding(s.stop - s.start, prescaler) for s in (y, x))
-        for before, after in itertools.pairwise(sizes)
-        for y, x in plan_tiles(before, after, prescaler)
+        PrescaleTile(
+            math.prod(s.stop - s.start + 2 * padding(s.stop - s.start, facts) for s in (y, x)),
+            facts.factor,
+        )
+        for pair in itertools.pairwise(sizes)
+        for facts in [prescaler.reaching(*pair)]
+        for y, x in plan_tiles(*pair, facts)
     ]
 
 
@@ -265,9 +277,12 @@ def _tile_bytes(prescaler: Prescaler, plan: Plan) -> int:
     tiles = prescale_tiles(prescaler.facts, plan.source, (plan.width, plan.height))
     if not tiles:
         return 0
-    largest, factor = max(tiles), prescaler.facts.factor or 1
+    memory = prescaler_memory(prescaler, DEFAULT_TILE)
     return round(
-        prescaler_memory(prescaler, DEFAULT_TILE).of(largest) + 2 * largest * factor**2 * _PIXEL
+        max(
+            memory.of(tile.pixels) + 2 * tile.pixels * (tile.factor or 1) ** 2 * _PIXEL
+            for tile in tiles
+        )
     )
 
 

@@ -70,7 +70,7 @@ class Upscaler:
     _prescalers: dict[str, Prescaler] = field(default_factory=dict, repr=False)
     _shares: dict[str, Prescaler] = field(default_factory=dict, repr=False)
     _restorers: dict[str, FaceRestorer] = field(default_factory=dict, repr=False)
-    _prescaler_costs: dict[str, Cost] = field(default_factory=dict, repr=False)
+    _prescaler_costs: dict[str, Mapping[int | None, Cost]] = field(default_factory=dict, repr=False)
     _learns: bool = field(default=True, repr=False)
     _merges: bool = field(default=True, repr=False)
 

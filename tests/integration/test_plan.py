@@ -21,6 +21,7 @@ from tegula.models.prescalers.load import load_prescaler
 from tegula.models.prescalers.networks import RRDBNet
 from tegula.pipeline.prepare import prepare
 from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.plan import prescale_tiles
 from tegula.progress import Reporter
 from tegula.rates import Rates, Setting, expected_seconds
 from tests.tiny.networks import tiny_bundle
@@ -94,7 +95,7 @@ def test_real_esrgan_takes_what_its_convolutions_add_up_to():
     prescaler = load_prescaler("realesrgan-animevideov3", torch.device("cpu"), torch.float32)
     kernels = [each for each in prescaler.network.parameters() if each.ndim == 4]
     weights = sum(kernel.numel() for kernel in kernels)
-    assert prescaler_flops(prescaler).of(100) == pytest.approx(100 * 2 * weights)
+    assert prescaler_flops(prescaler)[4].of(100) == pytest.approx(100 * 2 * weights)
 
 
 @pytest.mark.parametrize("shape", [{}, {"unshuffle": 2}, {"upsamples": 3}])
@@ -118,6 +119,20 @@ def test_a_plan_counts_the_context_of_tiles_and_nothing_without_a_net(bundle):
     one, many = (upscaler.prepare(picture(side, 40), net)[2] for side in (600, 1200))
     assert (one.tiles, many.tiles) == (1, 2)
     assert many.prescale_flops > 2 * one.prescale_flops
+
+
+def test_a_plan_counts_the_head_that_each_pass_runs(bundle):
+    prescaler = load_prescaler("tegula-swift", torch.device("cpu"), torch.float32)
+    costs = prescaler_flops(prescaler)
+    assert costs[4].of(100) - costs[2].of(100) == pytest.approx(100 * 2 * 9 * 64 * (48 - 12))
+    tiles = prescale_tiles(prescaler.facts, (100, 80), (800, 640))
+    assert [(tile.pixels, tile.factor) for tile in tiles] == [(100 * 80, 2), (200 * 160, 4)]
+    upscaler = Upscaler(bundle)
+    asked = UpscaleOptions(**{**QUICK, "prescaler": "tegula-swift"})
+    two, four = (upscaler.prepare(picture(), asked.replaced(scale=s))[2] for s in (2, 4))
+    assert two.prescale_flops / four.prescale_flops == pytest.approx(
+        costs[2].of(1) / costs[4].of(1)
+    )
 
 
 def test_reused_features_are_planned_as_less_work(bundle):

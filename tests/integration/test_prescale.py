@@ -1,5 +1,6 @@
 """The prescale stage: sizes, tiles, and what happens when a tile goes wrong."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -115,6 +116,34 @@ def test_the_last_pass_ends_at_the_target_and_no_pass_stretches(w, h, out_w, out
             b <= a * factor * 1.25 for a, b in zip(before, after, strict=True)
         )
     assert all(side >= 1 for size in sizes for side in size)
+
+
+def two_heads():
+    four, two = fake(Nearest(4)), fake(Nearest(2))
+    facts = dataclasses.replace(four.facts, smaller=2)
+    return dataclasses.replace(four, facts=facts, smaller=two)
+
+
+@pytest.mark.parametrize(
+    ("target", "runs"),
+    [
+        ((41, 61), {2: 1}),
+        ((50, 75), {2: 1}),
+        ((80, 120), {2: 1}),
+        ((81, 121), {4: 1}),
+        ((160, 240), {4: 1}),
+        ((320, 480), {2: 1, 4: 1}),
+    ],
+)
+def test_each_pass_runs_the_smallest_head_that_reaches_its_target(target, runs):
+    picture, net = photograph(40, 60), two_heads()
+    result = prescale(picture, target, net)
+    assert result.shape == (target[1], target[0], 3)
+    seen = {4: len(net.network.shapes), 2: len(net.smaller.network.shapes)}
+    assert {factor: count for factor, count in seen.items() if count} == runs
+    if target <= (80, 120):
+        alone = prescale(picture, target, dataclasses.replace(net.smaller))
+        assert np.array_equal(result, alone)
 
 
 def test_eight_times_goes_over_two_times():

@@ -30,7 +30,8 @@ CPU = torch.device("cpu")
 REFERENCE = Path(__file__).parents[1] / "data" / "prescaler_reference.npz"
 VIDEO = "realesrgan-animevideov3"
 PHOTO = "tegula-photo"
-NETS = [f.name for f in list_prescalers() if f.factor and f.name != PHOTO]
+SWIFT = "tegula-swift"
+NETS = [f.name for f in list_prescalers() if f.factor and f.name not in (PHOTO, SWIFT)]
 """Those whose results ncnn gave, for comparison."""
 
 
@@ -159,10 +160,22 @@ def test_dense_blocks_in_strips_give_what_they_give_whole(monkeypatch, height):
 def test_every_named_prescaler_is_listed_with_what_a_user_must_know():
     facts = {f.name: f for f in list_prescalers()}
     assert set(facts) == {
-        PHOTO, "realesrgan-x4plus", "realesrgan-x4plus-anime", VIDEO, "lanczos",
+        PHOTO, SWIFT, "realesrgan-x4plus", "realesrgan-x4plus-anime", VIDEO, "lanczos",
     }  # fmt: skip
     assert all(f.description for f in facts.values())
     assert all(is_installed(name) for name in facts)
+
+
+def test_both_heads_of_the_small_net_make_one_picture():
+    net = load(SWIFT)
+    assert (net.facts.factor, net.smaller.facts.factor) == (4, 2)
+    picture = reference_input()
+    four, two = run_network(picture, net), run_network(picture, net.smaller)
+    assert [side // 2 for side in four.shape[:2]] == list(two.shape[:2])
+    halved = four.reshape(two.shape[0], 2, two.shape[1], 2, 3).mean((1, 3))
+    assert np.abs(halved - two).mean() < 0.02
+    source = two.reshape(picture.shape[0], 2, picture.shape[1], 2, 3).mean((1, 3))
+    assert np.abs(source - picture).mean() < 0.03
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():

@@ -16,8 +16,15 @@ from tegula.models.mini.network import NetworkShape
 from train import degradation, describe, losses, photos
 from train.adversarial import add_judges, adversarial_step
 from train.batches import BatchSettings, PairSource
-from train.config import CPU, AdversarialSettings, DiffusionSettings, TailSettings
+from train.config import (
+    CPU,
+    AdversarialSettings,
+    DiffusionSettings,
+    DistilSettings,
+    TailSettings,
+)
 from train.diffusion import clean_latents, diffusion_step, strength_share
+from train.distil_pairs import DistilPairSettings
 from train.export import export
 from train.noise import add_noise, signal_shares
 from train.pairs import PHOTO, PairSettings, make_shards
@@ -289,6 +296,12 @@ def test_the_whole_program_makes_a_bundle_that_loads(photograph, tmp_path):
         SMALL,
         pairs=PairSettings(side=128, count=4, shard=2, prescale_shares=shares, twice=0.0),
         tail=TailSettings(pairs=TailPairSettings(side=96, count=2), steps=2, batch=CROPS),
+        distil=DistilSettings(
+            convolutions=16,
+            pairs=DistilPairSettings(side=128, count=2),
+            steps=1,
+            batch=BatchSettings(size=2, crop=64),
+        ),
         diffusion=DiffusionSettings(steps=2, batch=CROPS),
         adversarial=AdversarialSettings(steps=2, batch=CROPS),
         held_out_every=3,

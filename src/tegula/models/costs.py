@@ -94,8 +94,13 @@ def bundle_cost(bundle: Bundle) -> BundleCost:
     )
 
 
-def prescaler_flops(prescaler: Prescaler) -> Cost:
-    """Count the FLOPs of a prescaler by source pixels."""
+def prescaler_flops(prescaler: Prescaler) -> Mapping[int | None, Cost]:
+    """Count the FLOPs of a prescaler by source pixels, for the factor of each of its heads."""
+    heads = (prescaler, prescaler.smaller) if prescaler.smaller else (prescaler,)
+    return {head.facts.factor: _head_flops(head) for head in heads}
+
+
+def _head_flops(prescaler: Prescaler) -> Cost:
     network = prescaler.network
     if network is None:
         return Cost()

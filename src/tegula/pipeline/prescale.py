@@ -199,9 +199,14 @@ def _enlarge(
         later: sizes before and after the passes that follow.
         tile: longest side of a tile in source pixels.
     """
-    facts, source = prescaler.facts, (rgb.shape[1], rgb.shape[0])
+    source = (rgb.shape[1], rgb.shape[0])
+    total = finished + sum(
+        len(plan_tiles(*pair, prescaler.facts.reaching(*pair), tile))
+        for pair in ((source, size), *later)
+    )
+    prescaler = prescaler.reaching(source, size)
+    facts = prescaler.facts
     grid = plan_tiles(source, size, facts, tile)
-    total = finished + len(grid) + sum(len(plan_tiles(*pair, facts, tile)) for pair in later)
     result: Float = np.empty((size[1], size[0], 3), np.float32)
     scale, factor = (size[0] / source[0], size[1] / source[1]), facts.factor or 1
     for done, (y, x) in enumerate(grid, finished + 1):

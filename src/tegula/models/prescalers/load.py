@@ -39,6 +39,8 @@ from tegula.models.prescalers import (
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact, fill, network_of
 from tegula.models.spandrel_networks import load_with_spandrel
 
+_TWICE = "twice."
+
 Network = TypeVar("Network", bound=nn.Module)
 
 _OVERLAP = 80
@@ -72,8 +74,15 @@ def load_prescaler(
     if entry is None:
         plain = next(facts for facts in list_prescalers() if facts.factor is None)
         return Prescaler(plain, None, None, device, dtype)
-    network, line = _packaged_network(entry, tuned or WEIGHTS)
-    return _ready(entry.facts, network, device, dtype, line)
+    folder = tuned or WEIGHTS
+    if entry.distilled is None:
+        network, line = _packaged_network(entry, folder)
+        return _ready(entry.facts, network, device, dtype, line)
+    four, two = _two_heads(entry, _read_own(entry.distilled, folder)[0])
+    smaller = dataclasses.replace(entry.facts, factor=entry.facts.smaller, smaller=None)
+    return dataclasses.replace(
+        _ready(entry.facts, four, device, dtype), smaller=_ready(smaller, two, device, dtype)
+    )
 
 
 def with_share(prescaler: Prescaler, share: float | None) -> Prescaler:
@@ -268,13 +277,14 @@ def _grid_of(network: nn.Module) -> int:
     return grid if grid <= _LARGEST_GRID else max(each for each in sides if each <= _LARGEST_GRID)
 
 
-# Packaged weights: those of Real-ESRGAN, as ncnn models, and what tegula tuned of them.
+# Packaged weights: those of Real-ESRGAN, as ncnn models, and what tegula tuned or distilled.
 
 
 def _packaged_network(entry: PackagedPrescaler, tuned: Path) -> tuple[nn.Module, TuningLine | None]:
     with torch.device("meta"):  # every weight is filled in, so none is drawn first
         network = SRVGGNetCompact() if entry.blocks is None else RRDBNet(entry.blocks)
-    arrays = read_ncnn(*packaged_files(entry))
+    param, numbers = packaged_files(entry)
+    arrays = read_ncnn(param, numbers)
     # Both sides list their tensors in the order in which the layers run; a surplus on
     # either side leaves a name that ``fill`` reports.
     names = [*network.state_dict(), *(f"surplus.{n}" for n in range(len(arrays)))]
@@ -291,15 +301,36 @@ def _packaged_network(entry: PackagedPrescaler, tuned: Path) -> tuple[nn.Module,
 
 def _read_tuned(name: str, folder: Path) -> tuple[dict[str, Tensor], float]:
     """Return the tensors that were tuned, and what share of the tuning they are."""
+    tensors, training = _read_own(name, folder)
+    share = training.get("share")
+    if not isinstance(share, float | int) or not 0 < share <= 1:
+        raise BrokenWeightsError(f"{folder / name}.json is damaged; install tegula again.")
+    return tensors, float(share)
+
+
+def _read_own(name: str, folder: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Return the tensors of a file of tegula's own, and what is known of its training."""
     config = folder / f"{name}.json"
     try:
         content = json.loads(read_packaged(config))
-        sha256, share = str(content["sha256"]), float(content["training"]["share"])
-        if not 0 < share <= 1:
-            raise ValueError(f"a share of {share}")
+        sha256, training = str(content["sha256"]), dict(content["training"])
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenWeightsError(f"{config} is damaged; install tegula again.") from error
-    return read_packaged_tensors(folder / f"{name}.safetensors", sha256), share
+    return read_packaged_tensors(folder / f"{name}.safetensors", sha256), training
+
+
+def _two_heads(
+    entry: PackagedPrescaler, tensors: Mapping[str, Tensor]
+) -> tuple[SRVGGNetCompact, SRVGGNetCompact]:
+    """Return two networks of one body; the head of the smaller one is stored as ``twice``."""
+    with torch.device("meta"):
+        four, two = (SRVGGNetCompact(entry.convolutions, factor=factor) for factor in (4, 2))
+    head = f"body.{len(two.body) - 1}."
+    twice = {head + n.removeprefix(_TWICE): t for n, t in tensors.items() if n.startswith(_TWICE)}
+    body = {n: t for n, t in tensors.items() if not n.startswith(_TWICE)}
+    fill(four, body, entry.facts.name)
+    fill(two, {**body, **twice}, entry.facts.name)
+    return four, two
 
 
 # ncnn models: a text file of layers and a binary file of numbers.

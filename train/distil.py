@@ -1,0 +1,376 @@
+"""Distils the prescaler ``tegula-swift``: a small straight net taught by the large one.
+
+The pupil begins as Real-ESRGAN's net for anime video, deepened by convolutions that change
+nothing yet (Chen et al., "Net2Net", 2016), with a second head for 2x made of the one for 4x.
+The large net made pictures of the same damaged sources; they can be foreseen from the source,
+which the original's texture cannot, so most losses that compare place by place compare with
+them. What must be right on the whole is held to the originals: statistics of features, band
+energies, flat places, colour, and a discriminator that sees high bands alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench.quality.features import EarlyFeatures
+from bench.quality.recipes import DEGRADATIONS, degrade
+from tegula.models.device import pick_dtype
+from tegula.models.mini.network import luma
+from tegula.models.prescalers.load import load_prescaler, with_share
+from tegula.models.prescalers.networks import SRVGGNetCompact
+from train import export, losses, photos
+from train.config import DistilSettings, RunSettings
+from train.degradation import RECIPES
+from train.diffusion import set_rate
+from train.discriminator import PixelJudge, deceive_loss, judge_loss
+from train.distil_pairs import (
+    FACTOR,
+    DistilBatch,
+    DistilSource,
+    Teach,
+    make_distil_shards,
+)
+from train.held_out import HeldOut, choose, table
+from train.judged import ready_judges, weighted_sum
+from train.pairs import PHOTO, SWIFT, enlarge_by_lanczos, run_prescaler, unit
+from train.precision import mixed_precision
+from train.runner import Stage, run_stage
+from train.samples import write_sheet
+from train.state import TrainingState
+
+BASE = "realesrgan-animevideov3"
+FEATURE_STAGES = 3
+_TEMPLATE = Path(__file__).with_name("distil.md")
+_SHOWN = 6
+_JUDGE = "vgg16"
+"""Chooses the checkpoint; no loss is made of its features."""
+_BLUR = 5
+"""Side of the mean that is taken away before the discriminator looks."""
+_IDENTITY_NOISE = 0.003
+
+
+class Pupil(nn.Module):
+    """One body with a head for 4x and one for 2x.
+
+    ``four`` and ``two`` hold the same layers but for the last.
+    """
+
+    def __init__(self, convolutions: int, features: int = 64) -> None:
+        super().__init__()
+        self.four = SRVGGNetCompact(convolutions, features, FACTOR)
+        self.two = SRVGGNetCompact(convolutions, features, FACTOR // 2)
+        for place in range(len(self.four.body) - 1):
+            self.two.body[place] = self.four.body[place]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Enlarge [n, 3, h, w] 4x and 2x; the body runs once."""
+        hidden = self.four.body[:-1](x.contiguous(memory_format=torch.channels_last))
+        four, two = (
+            functional.pixel_shuffle(net.body[-1](hidden).float(), net.factor)
+            + functional.interpolate(x, scale_factor=net.factor, mode="nearest")
+            for net in (self.four, self.two)
+        )
+        return four, two
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is shipped: the net for 4x, and the other's head as ``twice``."""
+        head = cast("nn.Conv2d", self.two.body[-1])
+        return {
+            **self.four.state_dict(),
+            "twice.weight": head.weight.detach(),
+            "twice.bias": cast("Tensor", head.bias).detach(),
+        }
+
+
+def begin_pupil(base: SRVGGNetCompact, convolutions: int, seed: int) -> Pupil:
+    """Return a pupil that enlarges as ``base`` does, with so many hidden convolutions.
+
+    The convolutions that are added pass everything on, spread evenly over the body. A little
+    noise on their kernels makes their channels learn different things.
+    """
+    features = cast("nn.Conv2d", base.body[0]).out_channels
+    pupil = Pupil(convolutions, features)
+    generator = torch.Generator().manual_seed(seed)
+    known = (len(base.body) - 3) // 2
+    layers = list(base.body)
+    body: list[nn.Module] = layers[:2]
+    for place in range(convolutions):
+        before, after = (n * known // convolutions for n in (place, place + 1))
+        if after > before:
+            body += layers[2 + 2 * before : 4 + 2 * before]
+        else:
+            body += _identity(features, generator)
+    body.append(layers[-1])
+    pupil.four.load_state_dict(nn.ModuleDict({"body": nn.Sequential(*body)}).state_dict())
+    head, twice = (cast("nn.Conv2d", net.body[-1]) for net in (pupil.four, pupil.two))
+    with torch.no_grad():
+        for name, small in twice.named_parameters():
+            large = dict(head.named_parameters())[name]
+            # [colour, row of 2, row within, column of 2, column within, ...]: a pixel of
+            # the 2x picture is the mean of four of the 4x one.
+            small.copy_(large.view(3, 2, 2, 2, 2, *large.shape[1:]).mean((2, 4)).flatten(0, 2))
+    return pupil
+
+
+def _identity(features: int, generator: torch.Generator) -> list[nn.Module]:
+    conv = nn.Conv2d(features, features, 3, padding=1)
+    nn.init.dirac_(conv.weight)
+    nn.init.zeros_(cast("Tensor", conv.bias))
+    with torch.no_grad():
+        conv.weight.add_(_IDENTITY_NOISE * torch.randn(conv.weight.shape, generator=generator))
+    return [conv, nn.PReLU(features, init=1.0)]
+
+
+def new_distil_state(
+    pupil: Pupil, settings: DistilSettings, seed: int, device: torch.device
+) -> TrainingState:
+    """Return the state of a run that begins with a pupil."""
+    torch.manual_seed(seed)
+    pupil, judge = pupil.to(device, memory_format=torch.channels_last), PixelJudge(32).to(device)  # type: ignore[call-overload]
+    return TrainingState(
+        pupil,
+        copy.deepcopy(pupil).requires_grad_(requires_grad=False),
+        {
+            "network": torch.optim.Adam(
+                pupil.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99)
+            ),
+            "judges": torch.optim.Adam(
+                judge.parameters(), lr=settings.discriminator_rate, betas=(0.5, 0.99)
+            ),
+        },
+        {"judges": judge},
+    )
+
+
+def distil_step(
+    state: TrainingState, settings: DistilSettings, features: EarlyFeatures, batch: DistilBatch
+) -> dict[str, Tensor]:
+    """Take one step of the pupil, and of the discriminator once it counts."""
+    device = next(state.network.parameters()).device
+    batch = batch.to(device)
+    for optimiser in state.optimisers.values():
+        optimiser.zero_grad(set_to_none=True)
+    trust = min(1.0, max(0, state.step - settings.judges_from) / settings.judges_grow)
+    judge = ready_judges(state.extras["judges"])
+    with mixed_precision(device):
+        four, two = state.network(batch.small)
+    found = _compare(four, batch, features)
+    halves = _compare(two, batch.twice(), features)
+    found = {name: value + settings.twice * halves[name] for name, value in found.items()}
+    context = functional.interpolate(batch.small, scale_factor=FACTOR, mode="bicubic")
+    context = high_bands(luma(context)).repeat(1, 2, 1, 1)
+    fake, real = high_bands(luma(four)), high_bands(luma(batch.truth))
+    if state.step >= settings.judges_from:
+        with mixed_precision(device):
+            verdict = judge(fake, context)
+        found["adversarial"] = trust * deceive_loss([verdict], torch.ones(len(fake)).to(fake))
+    weighted_sum(found, settings).backward()  # type: ignore[no-untyped-call]
+    set_rate(
+        state.optimisers["network"],
+        settings.learning_rate,
+        state.step,
+        settings.warm_up,
+        settings.steps,
+    )
+    parameters = list(state.network.parameters())
+    found["gradient"] = torch.nn.utils.clip_grad_norm_(parameters, settings.most_gradient)
+    state.optimisers["network"].step()
+    if state.step >= settings.judges_from:
+        state.optimisers["judges"].zero_grad(set_to_none=True)
+        with mixed_precision(device):
+            both = judge(torch.cat([real, fake.detach()]), torch.cat([context, context]))
+        found["judge"] = judge_loss([both[: len(real)]], [both[len(real) :]])
+        found["judge"].backward()  # type: ignore[no-untyped-call]
+        state.optimisers["judges"].step()
+    return {name: value.detach() for name, value in found.items()}
+
+
+def _compare(fake: Tensor, batch: DistilBatch, features: EarlyFeatures) -> dict[str, Tensor]:
+    """Return how far pictures are from what the teacher made, and from the truth."""
+    with mixed_precision(fake.device):
+        seen = features(fake)
+        with torch.no_grad():
+            goals = features(torch.cat([batch.truth, batch.taught]))
+    count = len(fake)
+    truths, taught = [f[:count] for f in goals], [f[count:] for f in goals]
+    grey, true_grey = luma(fake), luma(batch.truth)
+    size = batch.small.shape[-2:]
+    colours, true_colours = (
+        functional.interpolate(x, size, mode="area") for x in (fake, batch.truth)
+    )
+    return {
+        "taught": (fake - batch.taught).abs().mean() * 10,
+        "taught_features": losses.perceptual(seen, taught).mean(),
+        "perceptual": losses.perceptual(seen, truths).mean(),
+        "statistics": losses.statistics(seen, truths),
+        "texture": losses.texture(seen[:3], truths[:3]).mean(),
+        "energy": losses.band_energy(grey, true_grey).mean(),
+        "flat": losses.flat_excess(grey, true_grey).mean(),
+        "colour": (colours - true_colours).abs().mean() * 10,
+    }
+
+
+def high_bands(plane: Tensor) -> Tensor:
+    """Return what a plane [n, 1, h, w] has beside its local mean."""
+    edge = _BLUR // 2
+    padded = functional.pad(plane, (edge, edge, edge, edge), "reflect")
+    return plane - functional.avg_pool2d(padded, _BLUR, stride=1)
+
+
+@dataclass(frozen=True)
+class DistilProgram:
+    """From photographs to ``tegula-swift``: pairs, training, choice, export.
+
+    photographs: what is trained on and chosen by. work: folder of pairs and checkpoints.
+    weights: folder of the exported file; of the teacher, too, where it was made there.
+    """
+
+    settings: RunSettings
+    photographs: list[Path]
+    work: Path
+    weights: Path
+    device: torch.device
+    say: Callable[[str], None]
+
+    @property
+    def run(self) -> Path:
+        """Folder of checkpoints, logs and samples."""
+        return self.work / self.settings.name
+
+    def everything(self) -> Pupil:
+        """Go from photographs to the exported file; returns what is in it."""
+        training, held_out = photos.split(self.photographs, self.settings.held_out_every)
+        teachers = self._teachers()
+        make_distil_shards(
+            training, self.work / "distil-pairs", self.settings.distil.pairs, teachers,
+            lambda done, total: self.say(f"distil: shard {done} of {total}"),
+        )  # fmt: skip
+        examples = self._examples(held_out, teachers)
+        return self._export(self._train(examples), examples)
+
+    def _teachers(self) -> Mapping[str, Teach]:
+        """Return the teacher of each recipe."""
+        folder = self.weights if (self.weights / f"{PHOTO}.json").exists() else None
+        photo = load_prescaler(PHOTO, self.device, pick_dtype(self.device), folder)
+
+        def teacher(share: float) -> Teach:
+            network = cast("nn.Module", with_share(photo, share).network)
+
+            def teach(small: Tensor) -> Tensor:
+                with torch.inference_mode():
+                    return cast("Tensor", network(small.to(self.device)))
+
+            return teach
+
+        shares = self.settings.distil.pairs.teacher_shares
+        return {name: teacher(share) for name, share in zip(RECIPES, shares, strict=True)}
+
+    def _examples(self, held_out: list[Path], teachers: Mapping[str, Teach]) -> _Examples:
+        """Damage a crop of every held-out photograph in each of the bench's ways."""
+        rng = np.random.default_rng(5)
+        smalls, rows = [], []
+        for number, path in enumerate(held_out):
+            picture = photos.read(path)
+            for name in DEGRADATIONS:
+                truth = photos.plain_crop(picture, self.settings.distil.pairs.side, rng)
+                small = unit(degrade(truth, FACTOR, name, f"{number} {name}"))
+                source = enlarge_by_lanczos(small, len(truth))
+                teacher = teachers["clean" if name == "clean" else "light"]
+                rows.append(np.dstack([truth, *run_prescaler(teacher, [small], [source]), source]))
+                smalls.append(small)
+        return _Examples(smalls, HeldOut(np.stack(rows).astype(np.float32), _JUDGE))
+
+    def _train(self, examples: _Examples) -> TrainingState:
+        chosen = self.settings.distil
+        features = EarlyFeatures("lite1", stages=FEATURE_STAGES).to(self.device)
+        base = load_prescaler(BASE, torch.device("cpu"), torch.float32).network
+        pupil = begin_pupil(cast("SRVGGNetCompact", base), chosen.convolutions, self.settings.seed)
+        state = new_distil_state(pupil, chosen, self.settings.seed, self.device)
+        stage = Stage(
+            "distil", chosen.steps, chosen.ema, chosen.batch,
+            lambda s, b: distil_step(s, chosen, features, b),
+        )  # fmt: skip
+
+        def sample(state: TrainingState, path: Path) -> None:
+            pairs = examples.held_out.pairs[:_SHOWN]
+            columns = [list(pairs[..., at : at + 3]) for at in (0, 6, 3)]
+            average = self._pupil(state.average.state_dict())
+            write_sheet([*columns, examples.run(average, _SHOWN)], path)
+            self.say(f"distil: step {state.step} of {stage.steps}, {state.seconds:.0f} s")
+
+        source = DistilSource(self.work / "distil-pairs")
+        run_stage(stage, state, source, self.run, self.settings, sample)
+        return state
+
+    def _export(self, state: TrainingState, examples: _Examples) -> Pupil:
+        paths = {path.name: path for path in sorted(self.run.glob("distil-*.average.pt"))}
+        pupils = {n: self._pupil(torch.load(p, weights_only=True)) for n, p in paths.items()}
+        verdicts = [
+            examples.held_out.compare(name, examples.run(pupil)) for name, pupil in pupils.items()
+        ]
+        best = choose(verdicts)
+        self.say(f"{table(verdicts)}\nchosen: {best.name}")
+        chosen = self.settings.distil
+        training = {
+            "configuration": self.settings.name,
+            "device": str(self.device),
+            "minutes": round(state.seconds / 60, 1),
+            "samples": state.samples,
+            "pairs": chosen.pairs.count,
+            "checkpoint": best.name,
+            "held_out": {k: round(v, 4) for k, v in asdict(best).items() if k != "name"},
+        }
+        pupil = pupils[best.name]
+        digest = export.export_tensors(pupil.tensors(), training, self.weights, SWIFT)
+        text = card(pupil, digest, chosen, training)
+        export.replace(self.weights / f"{SWIFT}.md", text.encode())
+        self.say(f"{self.weights}: {SWIFT}, {digest}")
+        return pupil
+
+    def _pupil(self, tensors: Mapping[str, Tensor]) -> Pupil:
+        pupil = Pupil(self.settings.distil.convolutions, tensors["four.body.0.weight"].shape[0])
+        pupil.load_state_dict(tensors)
+        return pupil.eval()
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Damaged pictures that no training saw, and their truths beside what the teacher made."""
+
+    smalls: list[NDArray[np.float32]]
+    held_out: HeldOut
+
+    def run(self, pupil: Pupil, count: int | None = None) -> list[NDArray[np.float32]]:
+        """Return what a pupil makes of the first of them at 4x, colours held to the source."""
+
+        def enlarge(small: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return cast("Tensor", pupil(small)[0])
+
+        smalls = self.smalls[:count]
+        sources = [row[..., 6:] for row in self.held_out.pairs[:count]]
+        return [
+            run_prescaler(enlarge, [small], [source])[0]
+            for small, source in zip(smalls, sources, strict=True)
+        ]
+
+
+def card(pupil: Pupil, digest: str, settings: DistilSettings, training: Mapping[str, Any]) -> str:
+    """Return the card of what was distilled, as Markdown."""
+    return _TEMPLATE.read_text(encoding="utf-8").format(
+        digest=digest,
+        crop=settings.batch.crop,
+        convolutions=settings.convolutions,
+        parameters=sum(t.numel() for t in pupil.tensors().values()) / 1e6,
+        **{"history": "", **training},
+    )
