@@ -107,7 +107,7 @@ def test_what_an_esrgan_takes_is_what_torch_counts(shape):
     prescaler = Prescaler(facts, network, network, torch.device("cpu"), torch.float32)
     with torch.no_grad(), Counter() as counter:
         network(torch.zeros(1, 3, 16, 16))
-    assert prescaler_flops(prescaler).of(256) == pytest.approx(counter.flops)
+    assert prescaler_flops(prescaler)[network.factor].of(256) == pytest.approx(counter.flops)
 
 
 def test_a_plan_counts_the_context_of_tiles_and_nothing_without_a_net(bundle):
