@@ -224,7 +224,7 @@ def slow_readers(target: Target, end: float) -> None:
 
 def large_bodies(target: Target, end: float) -> None:  # noqa: ARG001 - ends with its bodies
     """Send eight bodies of sixty megabytes at once."""
-    picture = f"data:image/png;base64,{'A' * target.share(60 * MB)}"
+    picture = f"data:image/png;base64,iVBORw0KGgoA{'A' * target.share(60 * MB)}"
     body = json.dumps({"version": "tegula/upscale", "input": {"image": picture}})
 
     def send(_: int) -> None:

@@ -68,12 +68,12 @@ def test_a_certificate_that_is_none_is_told_in_a_sentence(tmp_path):
     assert "no PEM files of a certificate and its key" in done.stderr.splitlines()[-1]
 
 
-def test_a_picture_that_is_none_fails_with_a_sentence(api):
-    given = {"image": "data:image/png;base64,AAAA", "scale": 2}
+def test_a_picture_that_is_damaged_fails_with_a_sentence(api):
+    given = {"image": "data:image/png;base64,iVBORw0KGgoAAAAA", "scale": 2}
     body = {"version": "tegula/upscale", "input": given}
     made = api.post("/v1/predictions", json=body, headers={"prefer": "wait"}).json()
     assert made["status"] == "failed"
-    assert made["error"].startswith("image is not a PNG, JPEG, ")
+    assert made["error"] == "image is a damaged or truncated image; save it again."
 
 
 def status_of_a_slow_upload(url, headers):

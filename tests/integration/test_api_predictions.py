@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 
 import pytest
@@ -211,6 +212,33 @@ def test_inputs_that_could_not_be_read_are_refused_at_once(server: Server, image
         "/v1/predictions", {"version": "tegula/upscale", "input": {"image": image}}
     )
     assert answer.status_code == 422
+    assert server.get("/v1/predictions").json()["results"] == []
+
+
+_NO_PICTURES = {
+    b"%PDF-1.7\n": "The file is a PDF document, which is not supported; save it as PNG, JPEG or "
+    "TIFF.",
+    b"\n<!DOCTYPE html><p>": "The file is a web page, which is not supported; give the address or "
+    "the file of the picture itself.",
+    b'{"a": 1}': "The file is not a PNG, JPEG, WebP, AVIF, HEIC, TIFF, BMP or GIF image.",
+    b"": "The file is not a PNG, JPEG, WebP, AVIF, HEIC, TIFF, BMP or GIF image.",
+}
+
+
+@pytest.mark.parametrize("upload", [False, True], ids=["data URI", "upload"])
+@pytest.mark.parametrize("data", _NO_PICTURES)
+def test_what_cannot_be_a_picture_is_refused_with_the_name_of_its_input(
+    server: Server, data, upload
+):
+    bad = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    if upload:
+        parts = {"content": ("a.png", data, "image/png")}
+        bad = server.client.post("/v1/files", files=parts).json()["urls"]["get"]
+    given = {"image": DATA_URI, "mask": bad}
+    answer = server.post("/v1/predictions", {"version": "tegula/upscale", "input": given})
+    assert answer.status_code == 422
+    (wrong,) = answer.json()["invalid_fields"]
+    assert (wrong["field"], wrong["description"]) == ("input.mask", _NO_PICTURES[data])
     assert server.get("/v1/predictions").json()["results"] == []
 
 

@@ -69,7 +69,7 @@ def test_a_sender_at_the_least_rate_has_all_the_time_it_needs(monkeypatch):
 
 def test_large_bodies_beyond_what_all_may_have_together_are_told_to_come_again(tmp_path):
     server = open_server(tmp_path, max_bodies_bytes=1_000_000)
-    large = f"data:image/png;base64,{'A' * 1_200_000}"
+    large = f"data:image/png;base64,iVBORw0KGgoA{'A' * 1_200_000}"
     refused = server.post("/v1/predictions", {"version": "latest", "input": {"image": large}})
     assert (refused.status_code, refused.headers["x-should-retry"]) == (503, "true")
     assert int(refused.headers["retry-after"]) > 0
@@ -85,7 +85,7 @@ def test_large_bodies_beyond_what_all_may_have_together_are_told_to_come_again(t
 
 def test_a_create_that_waits_holds_no_body(tmp_path):
     server = open_server(tmp_path, max_bodies_bytes=1_000_000)
-    large = {"image": f"data:image/png;base64,{'A' * 900_000}"}
+    large = {"image": f"data:image/png;base64,iVBORw0KGgoA{'A' * 900_000}"}
     body = {"version": "tegula/upscale", "input": large}
     with server.client, ThreadPoolExecutor(1) as pool:
         held = pool.submit(server.post, "/v1/predictions", body, headers={"prefer": "wait"})

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from tegula.errors import ImageError, InputError, PathError, TooLargeError
 from tegula.images.decode import Picture, decode
+from tegula.images.formats import may_be_read
 from tegula.images.metadata import estimate_quality
 
 SUITE = Path(__file__).parents[1] / "data" / "pngsuite"
@@ -433,6 +434,33 @@ def test_an_image_without_pixels_is_refused():
             read(png_claiming(*side))
         with pytest.raises(ImageError, match="no pixels"):
             read(Image.new("RGB", side))
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff\xe1",
+        b"GIF87a",
+        b"BM\0\0",
+        b"RIFF\0\0\0\0WEBPVP8 ",
+        b"II*\0",
+        b"MM\0*",
+        b"II+\0",
+        b"MM\0+",
+        b"\0\0\0\x18ftypheix\0\0\0\0mif1heic",
+        b"\0\0\0\x1cftypisom\0\0\0\0avismsf1miaf",
+    ],
+)
+def test_a_file_that_may_be_read_is_known_by_its_first_bytes(start):
+    assert may_be_read(start)
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"\n\x89PNG\r\n", b"RIFF\0\0\0\0WAVE", b"\0\0\0\x10ftypmp42\0\0\0\0", b"<svg>"]
+)
+def test_other_files_are_known_by_their_first_bytes(start):
+    assert not may_be_read(start)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"GIF89a", b"\x89PNG\r\n\x1a\n", bytes(5000)])

@@ -19,15 +19,14 @@ from typing import BinaryIO, TypeAlias
 from PIL import Image
 
 from tegula.errors import ImageError, PathError, TooLargeError
+from tegula.images.formats import START, not_readable, not_supported
 from tegula.images.metadata import orientation
 from tegula.images.pixels import Size
 from tegula.images.repair import (
     PROFILE_CHUNK,
     bit_fields,
     damaged,
-    foreign_kind,
     is_heif,
-    not_supported,
     open_heif,
     repaired,
 )
@@ -211,10 +210,8 @@ def repaired_file(
 
 def not_an_image(file: BinaryIO, name: str) -> ImageError:
     """Return the error for a file that no decoder knows; it names the kind that it seems to be."""
-    kind = foreign_kind(file)
-    if kind is not None:
-        return not_supported(name, kind)
-    return ImageError(f"{name} is not a PNG, JPEG, WebP, AVIF, HEIC, TIFF, BMP or GIF image.")
+    file.seek(0)
+    return not_readable(name, file.read(START))
 
 
 def upright_size(source: str | Path | bytes, *, max_pixels: int) -> Size:

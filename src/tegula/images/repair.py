@@ -10,7 +10,6 @@ that nobody is told to save a sound file again.
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, JpegImagePlugin
 
 from tegula.errors import ImageError
+from tegula.images.formats import AVIF_BRANDS, HEIF_BRANDS, START, brands_of, not_supported
 from tegula.images.metadata import GAIN_MAP, further_frames
 
 PROFILE_CHUNK = b"tgIC"
@@ -282,49 +282,7 @@ def _field(values: NDArray[np.uint32], mask: int) -> NDArray[np.uint8]:
     return np.asarray(np.rint(np.minimum(field * (255 / largest), 255)), np.uint8)
 
 
-# What a file is that is not read.
-
-_KINDS = (
-    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "a JPEG XL picture"),
-    (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "), "a JPEG 2000 picture"),
-    (re.compile(rb"8BPS"), "a Photoshop document"),
-    (re.compile(rb"gimp xcf"), "a GIMP document"),
-    (re.compile(rb"%PDF"), "a PDF document"),
-    (re.compile(rb"\x76\x2f\x31\x01"), "an OpenEXR picture"),
-    (re.compile(rb"#\?R"), "a Radiance HDR picture"),
-    (re.compile(rb"DDS "), "a DDS texture"),
-    (re.compile(rb"qoif"), "a QOI picture"),
-    (re.compile(rb"P[1-7][\s#]"), "a PNM picture"),
-    (re.compile(rb"\0\0[\x01\x02]\0[\x01-\xff]\0"), "an icon or cursor of Windows"),
-    (re.compile(rb"icns"), "an icon of macOS"),
-    (re.compile(rb"FUJIFILMCCD-RAW|.{4}ftypcrx ", re.DOTALL), "a camera's raw file"),
-    (re.compile(rb".{4}ftyp(mp4|isom|qt  |M4V|3gp)", re.DOTALL), "a video"),
-    (re.compile(rb"\x1aE\xdf\xa3|RIFF.{4}AVI ", re.DOTALL), "a video"),
-    (re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<svg[\s>]", re.DOTALL), "an SVG drawing"),
-    (re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE), "a web page"),
-    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS, and not the file itself"),
-    (re.compile(rb"PK\x03\x04"), "a ZIP archive"),
-)
-_ADVICE = {
-    "a video": "take single pictures out of it as PNG or JPEG",
-    "a camera's raw file": "develop it and save it as TIFF, PNG or JPEG",
-    "a ZIP archive": "unpack it and give the pictures in it",
-    "a web page": "give the address or the file of the picture itself",
-    "a pointer of Git LFS, and not the file itself": "run `git lfs pull`",
-}
-
-
-def foreign_kind(file: BinaryIO) -> str | None:
-    """Return what a file is that tegula does not read, such as "a PDF document"."""
-    file.seek(0)
-    start = file.read(1024)
-    return next((what for pattern, what in _KINDS if pattern.match(start)), None)
-
-
-def not_supported(name: str, what: str) -> ImageError:
-    """Return the error for a sound file of a kind that is not read."""
-    advice = _ADVICE.get(what, "save it as PNG, JPEG or TIFF")
-    return ImageError(f"{name} is {what}, which is not supported; {advice}.")
+# What is wrong with a file as a whole.
 
 
 def damaged(name: str) -> ImageError:
@@ -334,11 +292,6 @@ def damaged(name: str) -> ImageError:
 
 # HEIC, by a library that is optional.
 
-_HEIF_BRANDS = frozenset(
-    {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
-    | {b"mif1", b"msf1", b"mif2", b"1pic"}
-)
-_AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _GAIN_MAP_BRAND = b"tmap"
 INSTALL_HEIF = "pip install 'tegula[heic]'"
 
@@ -346,17 +299,12 @@ INSTALL_HEIF = "pip install 'tegula[heic]'"
 def is_heif(file: BinaryIO) -> bool:
     """Tell whether a file is HEIC by any of its brands, and not AVIF."""
     brands = _brands(file)
-    return not brands & _AVIF_BRANDS and bool(brands & _HEIF_BRANDS)
+    return not brands & AVIF_BRANDS and bool(brands & HEIF_BRANDS)
 
 
 def _brands(file: BinaryIO) -> set[bytes]:
-    """Return what kinds of ISO/IEC 14496-12 a file says to be of; none for other files."""
     file.seek(0)
-    head = file.read(512)
-    length = int.from_bytes(head[:4], "big")
-    if head[4:8] != b"ftyp" or not 16 <= length <= len(head):
-        return set()
-    return {head[8:12], *(head[at : at + 4] for at in range(16, length, 4))}
+    return brands_of(file.read(START))
 
 
 def open_heif(file: BinaryIO, name: str) -> Image.Image:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +19,7 @@ from urllib.parse import unquote_to_bytes
 from sqlalchemy import or_, select
 
 from tegula.errors import InputError, NotFoundError
+from tegula.images.formats import START, may_be_read, not_readable
 from tegula.server.blobs import Blobs, content_type_of, safe_name
 from tegula.server.db import Clock, Database, Page, new_id, read_page
 from tegula.server.links import Links
@@ -244,7 +246,8 @@ class Files:
         at once and not only when the prediction runs.
 
         Raises:
-            InputError: a data URI cannot be read, a file of this server is not there, or a
+            InputError: a data URI cannot be read, a file of this server is not there, a file
+                cannot be a picture by its first bytes (every file input is a picture), or a
                 value has the form in which inputs refer to stored files.
             TooLargeError: a file has more bytes than are allowed.
         """
@@ -275,13 +278,16 @@ class Files:
             return value
         if is_data_uri(value):
             data, kind = decode_data_uri(value)
+            data = _picture(data)
             file = self.keep(account_id, None, data, content_type=kind, lifetime=_UNCLAIMED_FOR)
             return self.reference(file)
         if own := self.links.own_file(value):
             file_id, public = own
             try:
-                self.get(file_id, None if public else account_id)
-            except NotFoundError as error:
+                file = self.get(file_id, None if public else account_id)
+                with self.path(file).open("rb") as source:
+                    _check_start(source.read(START))
+            except (NotFoundError, FileNotFoundError) as error:
                 raise InputError(
                     "The input names a file of this server that is not there."
                 ) from error
@@ -301,6 +307,26 @@ def _chunks(source: bytes | BinaryIO | Iterable[bytes]) -> Iterable[bytes]:
         return (source,)
     read = getattr(source, "read", None)
     return source if read is None else iter(lambda: read(_CHUNK), b"")
+
+
+def _picture(data: Iterator[bytes]) -> Iterator[bytes]:
+    """Return the bytes of a picture, of which the first are looked at before any is kept.
+
+    Raises:
+        ImageError: they are not those of a picture.
+    """
+    start = b""
+    for chunk in data:
+        start += chunk
+        if len(start) >= START:
+            break
+    _check_start(start[:START])
+    return itertools.chain((start,), data)
+
+
+def _check_start(start: bytes) -> None:
+    if not may_be_read(start):
+        raise not_readable("The file", start)
 
 
 def _refuse_kept_files(value: Any) -> None:
