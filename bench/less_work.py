@@ -25,6 +25,7 @@ from bench.networks import random_bundle
 from bench.quality.judges import feature_distance, load_judge
 from bench.quality.measures import psnr
 from tegula.images.adjust import flatness
+from tegula.models import BundleSettings
 from tegula.models.bundle import Bundle, ControlImage, Features, SplitDenoiser, WindowBatch
 from tegula.models.costs import Counter
 from tegula.models.device import pick_device, pick_dtype
@@ -94,9 +95,13 @@ def main() -> None:
 
 def _bundles(model: str | None, device: torch.device) -> Mapping[str, Bundle]:
     if model is not None:
-        return {model: load_bundle(model, device=device, dtype=pick_dtype(device))}
+        return {
+            model: load_bundle(
+                BundleSettings(bundle=model), device=device, dtype=pick_dtype(device)
+            )
+        }
     small = random_bundle("small", device, torch.float32)
-    return {"random": small, "mini": load_bundle("mini", device=device)}
+    return {"random": small, "mini": load_bundle(BundleSettings(), device=device)}
 
 
 def _photograph(path: Path | None) -> Picture:

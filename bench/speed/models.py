@@ -11,6 +11,7 @@ from bench.networks import NETWORKS, random_bundle
 from bench.speed.job import Job
 from bench.speed.loop import pipeline_of
 from bench.speed.methods import Method
+from tegula.models import BundleSettings
 from tegula.models.compiled import optimise_bundle
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.load import load_bundle
@@ -51,7 +52,7 @@ class Models:
         compile: bool = False,  # noqa: A002
     ) -> Upscaler:
         if self._job.size == "mini":
-            bundle = load_bundle("mini", device=self.device, dtype=self.dtype(precision))
+            bundle = load_bundle(BundleSettings(), device=self.device, dtype=self.dtype(precision))
         else:
             bundle = random_bundle(self._job.size, self.device, self.dtype(precision))
         return Upscaler(optimise_bundle(bundle, backend, compiled=compile))

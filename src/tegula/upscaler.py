@@ -17,7 +17,7 @@ from tegula.images.adjust import fuse_exposures, lock_colour
 from tegula.images.look import Damage
 from tegula.images.open import Source
 from tegula.images.pixels import Size, enlarge_lanczos, to_image
-from tegula.models import DEFAULT_BUNDLE
+from tegula.models import DEFAULT_BUNDLE, BundleSettings
 from tegula.models.bundle import Bundle
 from tegula.models.compiled import default_window_batch, optimise_bundle
 from tegula.models.costs import BundleCost, Cost, bundle_cost, prescaler_flops
@@ -114,16 +114,16 @@ class Upscaler:
             OptionError: no such device, precision or backend, or no compiler.
         """
         on = pick_device(device)
-        loaded = load_bundle(
-            bundle,
+        dtype = pick_dtype(on, precision)
+        wanted = BundleSettings(
+            bundle=bundle,
             controlnet=controlnet,
             vae=vae,
-            loras=loras,
+            loras=tuple(loras),
             few_step=few_step,
-            embeddings=embeddings,
-            device=on,
-            dtype=pick_dtype(on, precision),
+            embeddings=tuple(embeddings),
         )
+        loaded = load_bundle(wanted, device=on, dtype=dtype)
         return cls(optimise_bundle(loaded, backend, compiled=compile))
 
     def upscale(

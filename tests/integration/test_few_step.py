@@ -14,14 +14,14 @@ from diffusers import (
 )
 from growth import SUPERLINEAR, growth
 from safetensors.torch import save_file
-from sd15_support import files, offline  # noqa: F401
+from sd15_support import files, load_sd15, offline  # noqa: F401
 from support import options, photograph
 
 from tegula.errors import MissingWeightsError, OptionError
+from tegula.models import BundleSettings
 from tegula.models.load import load_bundle
 from tegula.models.sd15.facts import PRESETS, SCHEDULER
 from tegula.models.sd15.few_step import RECIPES, FewStepRecipe, choose_few_step, recipe_of
-from tegula.models.sd15.load import load_sd15
 from tegula.options import SCHEDULERS
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.upscaler import Upscaler
@@ -177,9 +177,9 @@ def test_a_lora_is_named_by_its_recipe_or_its_file(tmp_path):
 
 
 def test_mini_takes_no_few_step_lora_but_goes_on_with_what_is_automatic(tmp_path):
-    assert load_bundle("mini", few_step="auto").facts.name == "mini"
+    assert load_bundle(BundleSettings(bundle="mini", few_step="auto")).facts.name == "mini"
     with pytest.raises(Exception, match="packaged model takes no"):
-        load_bundle("mini", few_step="lcm")
+        load_bundle(BundleSettings(bundle="mini", few_step="lcm"))
 
 
 def test_the_page_lists_every_recipe():

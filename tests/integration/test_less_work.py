@@ -10,6 +10,7 @@ from support import options, photograph
 
 from tegula.errors import NumericalError
 from tegula.images.adjust import flatness
+from tegula.models import BundleSettings
 from tegula.models.bundle import ControlScale, SplitDenoiser
 from tegula.models.load import load_bundle
 from tegula.pipeline.redraw import refine_redraw
@@ -247,7 +248,7 @@ def test_half_precision_that_fails_is_run_again_whole_in_fp32(bundle):
 
 
 def test_mini_which_has_no_halves_ignores_reuse():
-    bundle = load_bundle("mini")
+    bundle = load_bundle(BundleSettings())
     assert not isinstance(bundle.denoiser, SplitDenoiser)
     changes = {"size": (64, 64), "creativity": 0.5, "steps": 8, "window": 64}
     one, other = (refine(bundle, feature_reuse=each, **changes) for each in (1, 4))
@@ -258,7 +259,7 @@ def test_mini_which_has_no_halves_ignores_reuse():
 
 
 def test_mini_keeps_its_picture_when_guidance_ends_early():
-    bundle = load_bundle("mini")
+    bundle = load_bundle(BundleSettings())
     # At so little resemblance nearly the whole prediction is taken, and guidance shows.
     changes = {"size": (256, 192), "window": 128, "creativity": 0.5, "steps": 8,
                "scheduler": "dpm++2m", "sigmas": "sgm-uniform", "resemblance": 0.1}  # fmt: skip

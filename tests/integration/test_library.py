@@ -9,16 +9,16 @@ import torch
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from safetensors.torch import save_file
-from sd15_support import result
+from sd15_support import load_sd15, result
 
 from tegula.cli.program import PROGRAM
 from tegula.errors import UnknownModelError
+from tegula.models import BundleSettings
 from tegula.models.hub import HubRepository, find
 from tegula.models.library import FileKind, find_file, list_files, search_also
 from tegula.models.load import load_bundle, pull
 from tegula.models.prescalers.load import load_prescaler
 from tegula.models.prescalers.networks import SRVGGNetCompact
-from tegula.models.sd15.load import load_sd15
 from tests.tiny.networks import tiny_bundle
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -182,7 +182,7 @@ def test_everything_is_given_by_name(files, tmp_path):
     with pytest.raises(UnknownModelError, match="There is no autoencoder other; known are mse,"):
         load_sd15("painted", vae="other", config=str(files.folder))
     with pytest.raises(UnknownModelError, match=r"no bundle other; known are .*painted, and"):
-        load_bundle("other")
+        load_bundle(BundleSettings(bundle="other"))
 
 
 def test_a_folder_of_the_hubs_cache_is_its_main_commit(files, tmp_path):

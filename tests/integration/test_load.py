@@ -12,7 +12,7 @@ from tegula.errors import (
     PathError,
     UnknownModelError,
 )
-from tegula.models import hub, load
+from tegula.models import DEFAULT_BUNDLE, BundleSettings, hub, load
 from tegula.models.hub import HubRepository, RemoteFile
 from tegula.models.sd15 import facts
 from tests.tiny.files import save_tiny
@@ -75,7 +75,7 @@ def fake_hub(tiny, monkeypatch) -> FakeHub:
 def test_every_bundle_is_listed_once_with_what_it_needs():
     entries = load.list_bundles()
     assert len({entry.name for entry in entries}) == len(entries)
-    assert entries[0].name == load.DEFAULT_BUNDLE
+    assert entries[0].name == DEFAULT_BUNDLE
     assert all(entry.size > 0 and entry.licence and entry.description for entry in entries)
     assert all(entry.parts for entry in entries if entry.family == "sd15")
 
@@ -95,7 +95,7 @@ def test_a_pulled_bundle_is_installed_and_loads_by_name(fake_hub, models):
     assert [done for done, _ in reports] == sorted(done for done, _ in reports)
     assert reports[-1][0] == reports[-1][1] > 0
     assert not list(models.rglob(".*"))
-    bundle = load.load_bundle(NAME, dtype=torch.bfloat16)
+    bundle = load.load_bundle(BundleSettings(bundle=NAME), dtype=torch.bfloat16)
     assert (bundle.facts.name, bundle.dtype) == (NAME, torch.bfloat16)
 
 
@@ -114,7 +114,7 @@ def test_a_second_pull_downloads_nothing(fake_hub):
 
 def test_a_hub_id_can_be_pulled_and_loaded(fake_hub):
     load.pull("someone/fine-tune")
-    assert load.load_bundle("someone/fine-tune").facts.name == "fine-tune"
+    assert load.load_bundle(BundleSettings(bundle="someone/fine-tune")).facts.name == "fine-tune"
 
 
 def test_an_interrupted_pull_leaves_nothing_visible_and_can_go_on(fake_hub, models):
@@ -204,16 +204,16 @@ def test_files_put_by_hand_where_the_message_says_are_found(tiny, models):
         load.pull(NAME)
     shutil.copytree(tiny / "vae", models / facts.DEFAULT_VAE)
     assert load.BUNDLES[NAME].installed
-    assert load.load_bundle(NAME).facts.family == "sd15"
+    assert load.load_bundle(BundleSettings(bundle=NAME)).facts.family == "sd15"
 
 
 def test_a_part_given_by_the_user_need_not_be_there(tiny, models):
     shutil.copytree(tiny, models / facts.DEFAULT_MODEL)
     with pytest.raises(MissingWeightsError) as caught:
-        load.load_bundle(NAME, controlnet="none")
+        load.load_bundle(BundleSettings(bundle=NAME, controlnet="none"))
     assert facts.DEFAULT_VAE in str(caught.value)
     assert facts.DEFAULT_CONTROLNET not in str(caught.value)
-    bundle = load.load_bundle(NAME, controlnet="none", vae=str(tiny / "vae"))
+    bundle = load.load_bundle(BundleSettings(bundle=NAME, controlnet="none", vae=str(tiny / "vae")))
     assert bundle.denoiser.controlnet is None
 
 
@@ -221,7 +221,7 @@ def test_the_cache_of_the_hub_client_is_used(tiny, tmp_path):
     snapshots = tmp_path / "cache" / "models--someone--fine-tune" / "snapshots"
     shutil.copytree(tiny, snapshots / "abc")
     assert hub.find(HubRepository("someone/fine-tune", facts.FOLDER_FILES)) == snapshots / "abc"
-    assert load.load_bundle("someone/fine-tune").facts.family == "sd15"
+    assert load.load_bundle(BundleSettings(bundle="someone/fine-tune")).facts.family == "sd15"
 
 
 def test_an_unwritable_models_folder_is_named(fake_hub, monkeypatch, tmp_path):
@@ -241,27 +241,27 @@ def test_the_best_format_on_the_hub_is_chosen():
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    for call in (load.load_bundle, load.pull):
+    for call in (lambda name: load.load_bundle(BundleSettings(bundle=name)), load.pull):
         with pytest.raises(UnknownModelError, match=r"no bundle nonsense; known are mini, .*5\.1"):
             call("nonsense")
 
 
 def test_a_missing_checkpoint_is_not_taken_for_a_name():
     with pytest.raises(MissingWeightsError, match=r"gone\.safetensors"):
-        load.load_bundle("gone.safetensors")
+        load.load_bundle(BundleSettings(bundle="gone.safetensors"))
 
 
 def test_a_path_loads_like_a_name(tiny):
-    assert load.load_bundle(str(tiny)).facts.name == "diffusers"
+    assert load.load_bundle(BundleSettings(bundle=str(tiny))).facts.name == "diffusers"
 
 
 def test_mini_takes_no_parts_of_stable_diffusion():
     says = "packaged model takes no .*; add --model .* Stable Diffusion 1.5 model"
     with pytest.raises(ModelError, match=says):
-        load.load_bundle("mini", vae="x/y")
+        load.load_bundle(BundleSettings(bundle="mini", vae="x/y"))
 
 
 def test_a_folder_of_mini_is_recognised(tmp_path):
     (tmp_path / "mini.safetensors").touch()
     with pytest.raises(ModelError, match=f"model {tmp_path} takes no .*; add --model"):
-        load.load_bundle(str(tmp_path), loras=[("x.safetensors", 1.0)])
+        load.load_bundle(BundleSettings(bundle=str(tmp_path), loras=[("x.safetensors", 1.0)]))

@@ -11,13 +11,13 @@ from peft.tuners.lokr.layer import make_kron
 from peft.tuners.lokr.layer import make_weight_cp as make_factor_cp
 from safetensors.torch import save_file
 from sd15_layout import checkpoint_shapes
+from sd15_support import load_sd15
 from torch import nn
 
 from tegula.errors import BrokenWeightsError, OptionError
 from tegula.models import BundleSettings
 from tegula.models.files import read_json
 from tegula.models.load import check_bundle
-from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.lora import open_loras
 from tegula.models.sd15.lora_names import TEXT
 from tegula.models.sd15.lora_names import UNET as UNET_NAME

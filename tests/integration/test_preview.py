@@ -8,14 +8,14 @@ import torch
 from cli_support import put, run
 from diffusers import AutoencoderTiny
 from PIL import Image
-from sd15_support import files, offline  # noqa: F401
+from sd15_support import files, load_sd15, offline  # noqa: F401
 from support import options, photograph
 
 from tegula.errors import CancelledError
+from tegula.models import BundleSettings
 from tegula.models.load import load_bundle
 from tegula.models.mini.bundle import SCHEDULER as MINI
 from tegula.models.sd15.facts import LIGHT_VAE, SCHEDULER
-from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.networks import SdAutoencoder
 from tegula.options import SCHEDULERS, UpscaleOptions
 from tegula.pipeline import preview
@@ -31,7 +31,7 @@ REDRAW = {"tile_width": 64, "tile_height": 64, "tile_padding": 16, "tile_blur": 
 
 @pytest.fixture(scope="module")
 def bundles():
-    return {"tiny": tiny_bundle(), "mini": load_bundle("mini")}
+    return {"tiny": tiny_bundle(), "mini": load_bundle(BundleSettings())}
 
 
 def refined(bundle, how=refine_canvas, size=(150, 110), show=None, **changes):

@@ -6,10 +6,9 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sd15_support import load_single_file, result
+from sd15_support import load_sd15, load_single_file, result
 
 from tegula.errors import BrokenWeightsError
-from tegula.models.sd15.load import load_sd15
 from tests.tiny.networks import tiny_bundle
 
 pytestmark = pytest.mark.usefixtures("offline")

@@ -13,14 +13,13 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffu
 from diffusers import UNet2DConditionModel as UNet
 from safetensors.torch import load_file, save_file
 from sd15_layout import checkpoint_shapes, controlnet_shapes
-from sd15_support import changed_checkpoint, load_single_file, result
+from sd15_support import changed_checkpoint, load_sd15, load_single_file, result
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tegula.errors import MissingWeightsError
 from tegula.models.files import read_json
 from tegula.models.identify import identify
 from tegula.models.sd15.facts import SCHEDULER
-from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.networks import sample_of
 from tegula.models.sd15.parts import (
     AUTOENCODER,
@@ -438,13 +437,14 @@ def test_every_weight_of_the_release_has_its_place(kind, shapes):
 _MEASURED = """
 import json, os, re, sys, torch
 from pathlib import Path
+from tegula.models import BundleSettings
 from tegula.models.load import load_bundle
 from tegula.models.sd15.load import load_sd15
 for line in sys.stdin:
     given = json.loads(line)
     if os.fork() == 0:
         given["loras"] = [(file, 0.7) for file in given["loras"]]
-        load_bundle(**given, dtype=torch.bfloat16)
+        load_bundle(BundleSettings(**given), dtype=torch.bfloat16)
         # Not getrusage: a new process begins with the peak of the one that started it.
         status = Path("/proc/self/status").read_text()
         print(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1], flush=True)

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sd15_support import result
+from sd15_support import load_sd15, result
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tegula import UpscaleOptions, Upscaler
 from tegula.errors import BrokenWeightsError, CancelledError, OptionError
 from tegula.models.prompt import PromptStyle
-from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.parts import STANDARD_CONFIG, tokenizer_from_folder
 from tegula.models.sd15.text import Inversion, SdTextEncoder, read_inversions
 from tests.tiny.networks import tiny_bundle

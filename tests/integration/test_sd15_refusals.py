@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sd15_support import changed_checkpoint, load_single_file, result
+from sd15_support import changed_checkpoint, load_sd15, load_single_file, result
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError
+from tegula.models import BundleSettings
 from tegula.models.load import load_bundle
 from tegula.models.sd15.find import _vocabulary
-from tegula.models.sd15.load import load_sd15
 from tegula.models.sd15.parts import STANDARD_CONFIG, tokenizer_from_folder
 from tests.tiny.networks import tiny_bundle
 
@@ -40,9 +40,9 @@ def test_what_is_there_and_is_no_model_is_not_said_to_be_missing(files, tmp_path
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"text")
     with pytest.raises(BrokenWeightsError, match=r"^photos/a\.png is a file ending in \.png, not"):
-        load_bundle("photos/a.png")  # not a hub id either
+        load_bundle(BundleSettings(bundle="photos/a.png"))  # not a hub id either
     with pytest.raises(BrokenWeightsError, match=r"photos is a folder, not a model; give a diff"):
-        load_bundle("photos")
+        load_bundle(BundleSettings(bundle="photos"))
     with pytest.raises(BrokenWeightsError, match=r"plain is a file without an ending, not a model"):
         load_sd15(str(files.folder), controlnet=str(tmp_path / "plain"))
     with pytest.raises(MissingWeightsError, match=r"photos is a folder, not a weights file"):

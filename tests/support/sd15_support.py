@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
-from tegula.models.sd15.load import load_sd15
+from tegula.models import BundleSettings
+from tegula.models.bundle import Bundle, ControlImage, ControlScale, WindowBatch
+from tegula.models.sd15 import load
 from tests.tiny.files import TinyFiles, save_tiny
 
 
@@ -27,6 +28,11 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TEGULA_MODELS", str(tmp_path / "models"))
+
+
+def load_sd15(model, *, device="cpu", dtype=torch.float32, config=None, **parts) -> Bundle:
+    wanted = BundleSettings(bundle=model, **parts)
+    return load.load_sd15(wanted, device=device, dtype=dtype, config=config)
 
 
 def load_single_file(files: TinyFiles, **changes):

@@ -8,10 +8,11 @@ from cli_support import run
 
 from tegula.cli import upscale as upscale_module
 from tegula.cli.console import ProgressLines, stage_text, time_left
-from tegula.cli.models import Models, models_like
+from tegula.cli.models import PARTS, models_like
 from tegula.cli.options import given_options, option_name, options_like
 from tegula.cli.upscale import UPSCALE
 from tegula.errors import InputError, OptionError
+from tegula.models import BundleSettings
 from tegula.options import OPTIONS, UpscaleOptions
 from tegula.progress import Progress
 
@@ -163,12 +164,12 @@ def test_settings_that_are_no_objects_are_refused(damage):
 )
 def test_damaged_models_are_refused(damage):
     with pytest.raises(InputError, match="damaged: models"):
-        models_like({"models": damage}, Models())
+        models_like({"models": damage}, BundleSettings())
 
 
 def test_models_of_a_result_become_models_again():
     found = {"models": {"bundle": "mine", "loras": [["a", 1], ["b", 0.5]], "embeddings": ["e"]}}
-    assert models_like(found, Models(vae="v")) == Models(
+    assert models_like(found, BundleSettings(vae="v")) == BundleSettings(
         bundle="mine", loras=(("a", 1.0), ("b", 0.5)), embeddings=("e",), vae="v"
     )
 
@@ -212,9 +213,9 @@ def test_stages_without_units_are_shown_by_name():
 
 
 def test_models_record_only_what_was_given():
-    assert Models().given() == {}
-    assert Models(vae="x").given() == {"vae": "x"}
-    assert set(Models.model_fields) <= set(parsed())
+    assert BundleSettings().given() == {}
+    assert BundleSettings(vae="x").given() == {"vae": "x"}
+    assert set(PARTS) <= set(parsed())
 
 
 def test_the_help_shows_everyday_options_and_says_where_the_others_are():
@@ -264,7 +265,7 @@ def test_defaults_come_from_a_file_of_the_user(tmp_path, monkeypatch):
     found = requests(monkeypatch)
     assert (found.quality, found.overwrite) == (80, True)
     assert found.options == UpscaleOptions(scale=4, creativity=0.2, negative_prompt="blurry")
-    assert found.models == Models(bundle="mine", loras=(("a", 0.5), ("b", 1.0)))
+    assert found.models == BundleSettings(bundle="mine", loras=(("a", 0.5), ("b", 1.0)))
 
 
 def test_what_is_given_goes_before_the_file_of_the_user(tmp_path, monkeypatch):
@@ -276,7 +277,7 @@ def test_what_is_given_goes_before_the_file_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setattr(upscale_module, "read_like", lambda _: {"scale": 3, "asked": {"scale": 3}})
     like = requests(monkeypatch, "--like", "b.png")
     assert like.options == UpscaleOptions(scale=3)
-    assert (like.models, like.quality) == (Models(), 80)
+    assert (like.models, like.quality) == (BundleSettings(), 80)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tegula.cli.console import Console, Failure, Interruption, plural, show_progress
-from tegula.cli.models import Models, Runtime, load_upscaler
+from tegula.cli.models import Runtime, load_upscaler
 from tegula.cli.targets import (
     Job,
     SideFiles,
@@ -35,6 +35,7 @@ from tegula.errors import (
     PathError,
     TegulaError,
 )
+from tegula.models import BundleSettings
 from tegula.options import UpscaleOptions
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Request:
     """
 
     options: UpscaleOptions
-    models: Models
+    models: BundleSettings
     runtime: Runtime
     side_files: SideFiles
     quality: int

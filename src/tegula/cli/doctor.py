@@ -23,7 +23,6 @@ from tegula.cli.models import (
     LIBRARY,
     MODEL,
     PRECISION,
-    Models,
     Runtime,
     bundle_rows,
     face_rows,
@@ -33,6 +32,7 @@ from tegula.cli.models import (
 )
 from tegula.cli.options import JSON, flag
 from tegula.errors import MissingWeightsError, ModelError, PathError
+from tegula.models import DEFAULT_BUNDLE, BundleSettings
 
 if TYPE_CHECKING:
     import torch
@@ -242,7 +242,9 @@ def _doctor(
 ) -> None:
     console = Console.open(json=json)
     if calibrate:
-        _calibrate(console, Models(bundle=bundle), Runtime(device, precision))
+        _calibrate(
+            console, BundleSettings(bundle=bundle or DEFAULT_BUNDLE), Runtime(device, precision)
+        )
         return
     machine, found, folder, files = examine(), findings(), _models_folder(), describe_files()
     console.record(
@@ -292,7 +294,7 @@ def _lines(
     yield "`tegula upscale` is ready." if is_ready(found) else "`tegula upscale` cannot run yet."
 
 
-def _calibrate(console: Console, models: Models, runtime: Runtime) -> None:
+def _calibrate(console: Console, models: BundleSettings, runtime: Runtime) -> None:
     """Run two small upscales, whose seconds are remembered as those of any other are."""
     with Interruption().installed():
         upscaler = load_upscaler(console, models, runtime)

@@ -15,26 +15,14 @@ import click
 from tegula.cli.console import Console, Interruption, format_bytes, show_waiting
 from tegula.cli.options import JSON, QUIET, Option, flag, names_of_files, settings_part
 from tegula.errors import InputError, OptionError
-from tegula.models import BACKENDS, PRECISIONS, BundleSettings, parse_lora
-from tegula.schema import CheckedOptions
+from tegula.models import BACKENDS, DEFAULT_BUNDLE, PRECISIONS, BundleSettings, parse_lora
 
 if TYPE_CHECKING:
     from tegula.upscaler import Upscaler
 
 
-class Models(CheckedOptions):
-    """The models to load, as ``Upscaler.load`` takes them; None and () leave the defaults."""
-
-    bundle: str | None = None
-    controlnet: str | None = None
-    vae: str | None = None
-    loras: tuple[tuple[str, float], ...] = ()
-    embeddings: tuple[str, ...] = ()
-    few_step: str | None = None
-
-    def given(self) -> dict[str, Any]:
-        """Return what is not left to the defaults, for the metadata of a result."""
-        return self.model_dump(exclude_defaults=True)
+PARTS = tuple(name for name in BundleSettings.model_fields if name != "precision")
+"""The options that name models; a result records these, and the precision is the machine's."""
 
 
 @dataclass(frozen=True)
@@ -47,48 +35,50 @@ class Runtime:
     compile: bool = False
 
 
-def models_like(settings: Mapping[str, Any], given: Models) -> Models:
+def models_given(parameters: Mapping[str, Any]) -> BundleSettings:
+    """Return the models that the options of the command line name, of which some are empty."""
+    given = {name: parameters[name] for name in PARTS if parameters[name] not in (None, ())}
+    return BundleSettings(**given)
+
+
+def models_like(settings: Mapping[str, Any], given: BundleSettings) -> BundleSettings:
     """Return the models of a result; another bundle leaves the parts of its own behind.
 
     Raises:
         InputError: the settings are damaged.
     """
-    if given.bundle is not None:
+    if "bundle" in given.model_fields_set:
         return given
     found = settings_part(settings, "models")
-    known = {name: found[name] for name in Models.model_fields if name in found}
+    known = {name: found[name] for name in PARTS if name in found}
     try:
         known["loras"] = tuple(map(tuple, known.get("loras", ())))
-        before = Models(**known)
+        before = BundleSettings(**known)
     except (OptionError, TypeError) as error:
         raise InputError("The settings of the result are damaged: models.") from error
     return before.replaced(**given.given())
 
 
 def load_upscaler(
-    console: Console, models: Models, runtime: Runtime, *, fast: bool = False
+    console: Console, models: BundleSettings, runtime: Runtime, *, fast: bool = False
 ) -> Upscaler:
     """Load the models; ``fast`` takes a LoRA for few steps that is there, unless one is given.
 
     Raises:
         ModelError, OptionError: as ``Upscaler.load``.
     """
-    with show_waiting(console, f"loading {models.bundle or 'the model'}"):
+    few_step = models.few_step or ("auto" if fast else None)
+    wanted = models.replaced(few_step=few_step, precision=runtime.precision)
+    name = "the model" if wanted.bundle == DEFAULT_BUNDLE else wanted.bundle
+    with show_waiting(console, f"loading {name}"):
         from tegula.models.headers import check_files
 
-        check_files(BundleSettings(**models.given()))
+        check_files(wanted)
         from tegula.upscaler import Upscaler
 
-        named = {} if models.bundle is None else {"bundle": models.bundle}
         return Upscaler.load(
-            **named,
-            controlnet=models.controlnet,
-            vae=models.vae,
-            loras=models.loras,
-            few_step=models.few_step or ("auto" if fast else None),
-            embeddings=models.embeddings,
+            **dict(wanted),
             device=runtime.device,
-            precision=runtime.precision,
             backend=runtime.backend,
             compile=runtime.compile,
         )

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tegula.cli.console import Console, Interruption, show_progress
-from tegula.cli.models import DEVICE, LIBRARY, MODEL, PRECISION, Models, Runtime, load_upscaler
+from tegula.cli.models import DEVICE, LIBRARY, MODEL, PRECISION, Runtime, load_upscaler
 from tegula.cli.options import JSON, QUIET, Option
 from tegula.cli.targets import refuse_address
 from tegula.errors import OptionError, PathError
+from tegula.models import DEFAULT_BUNDLE, BundleSettings
 
 if TYPE_CHECKING:
     from tegula.catalog import Version
@@ -56,7 +57,7 @@ def _run(
     interruption = Interruption()
 
     def load(loras: Sequence[tuple[str, float]]) -> Upscaler:
-        models = Models(bundle=bundle, loras=tuple(loras))
+        models = BundleSettings(bundle=bundle or DEFAULT_BUNDLE, loras=tuple(loras))
         with interruption.unpolled():
             return load_upscaler(console, models, Runtime(device, precision))
 

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from tegula.cli.batch import Batch, Request
 from tegula.cli.console import Console, Interruption
-from tegula.cli.models import MODEL_OPTIONS, Models, Runtime, models_like
+from tegula.cli.models import MODEL_OPTIONS, PARTS, Runtime, models_given, models_like
 from tegula.cli.options import (
     JSON,
     QUIET,
@@ -67,10 +67,9 @@ def request_of(parameters: Mapping[str, Any], *, debug: bool) -> Request:
     settings = {} if parameters["like"] is None else read_like(parameters["like"])
     parameters = _over_defaults(parameters)
     given = given_options(parameters)
-    models = Models(**{name: parameters[name] for name in Models.model_fields})
     return Request(
         options=options_like(settings, given) if settings else UpscaleOptions(**given),
-        models=models_like(settings, models),
+        models=models_like(settings, models_given(parameters)),
         runtime=Runtime(**{name: parameters[name] for name in Runtime.__dataclass_fields__}),
         side_files=SideFiles(**{name: parameters[name] for name in SideFiles.__dataclass_fields__}),
         quality=parameters["quality"],
@@ -94,7 +93,7 @@ def _over_defaults(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     }
     left_out: set[str] = set()
     if parameters["like"] is not None:
-        left_out |= {*OPTIONS, *Models.model_fields}
+        left_out |= {*OPTIONS, *PARTS}
     given = {name for name, value in parameters.items() if value not in (None, ())} - by_file
     if given & set(SIZES):
         left_out |= set(SIZES)

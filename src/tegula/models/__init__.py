@@ -75,8 +75,12 @@ class BundleSettings(CheckedOptions):
                 given[name] = tuple(each.strip() for each in text.split(",")) if is_list else text
         return cls(**given)
 
+    def given(self) -> dict[str, Any]:
+        """Return the bundle and its parts as far as they are not left to the defaults."""
+        return self.model_dump(exclude_defaults=True, exclude={"precision"})
+
     @property
     def identity(self) -> str:
         """The bundle's name, and whatever else is not left to the defaults."""
-        others = self.model_dump(exclude_defaults=True, exclude={"bundle", "precision"})
+        others = {name: part for name, part in self.given().items() if name != "bundle"}
         return self.bundle + (json.dumps(others, sort_keys=True) if others else "")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tegula.errors import ModelError, UnknownModelError
-from tegula.models import DEFAULT_BUNDLE, BundleSettings
+from tegula.models import BundleSettings
 from tegula.models.headers import check_files
 from tegula.models.hub import (
     HubRepository,
@@ -167,29 +167,18 @@ def _absent(parts: Sequence[HubRepository]) -> list[HubRepository]:
 
 
 def load_bundle(
-    reference: str = DEFAULT_BUNDLE,
+    wanted: BundleSettings,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-    controlnet: str | None = None,
-    vae: str | None = None,
-    loras: Sequence[tuple[str, float]] = (),
-    few_step: str | None = None,
-    embeddings: Sequence[str] = (),
 ) -> Bundle:
-    """Load a bundle by name, path or hub id; ``load_sd15`` says what the parts may be.
+    """Load a bundle with its parts; ``load_sd15`` says what the parts may be.
 
     Args:
-        reference: a name of ``list_bundles``, a folder of mini or diffusers weights, a
-            checkpoint file or a hub id.
+        wanted: its ``bundle`` is a name of ``list_bundles``, a folder of mini or diffusers
+            weights, a checkpoint file or a hub id. Parts are for Stable Diffusion 1.5.
         device: where it runs.
         dtype: the precision it runs in; None means float32.
-        controlnet: for Stable Diffusion 1.5, another ControlNet.
-        vae: for Stable Diffusion 1.5, another autoencoder.
-        loras: for Stable Diffusion 1.5, LoRA files with their weights.
-        few_step: for Stable Diffusion 1.5, a LoRA for few steps: its name or file, "none",
-            or "auto" for one that is on this machine.
-        embeddings: for Stable Diffusion 1.5, textual inversion files.
 
     Raises:
         UnknownModelError: no bundle has that name, and it is not a path or hub id.
@@ -197,14 +186,6 @@ def load_bundle(
         BrokenWeightsError: a part is damaged or of another family.
         ModelError: parts were given to the mini bundle, which takes none.
     """
-    wanted = BundleSettings(
-        bundle=reference,
-        controlnet=controlnet,
-        vae=vae,
-        loras=tuple(loras),
-        few_step=few_step,
-        embeddings=tuple(embeddings),
-    )
     mini = _mini_folder(wanted)
     check_files(wanted)
     import torch
@@ -213,23 +194,13 @@ def load_bundle(
     if mini is not None:
         from tegula.models.mini.bundle import load_mini
 
-        own = None if reference == _MINI else mini
+        own = None if wanted.bundle == _MINI else mini
         return load_mini(torch.device(device), precision, own)
     _import_diffusers()
     from tegula.models.sd15.load import load_sd15
 
-    model, chosen_vae = _model_and_vae(wanted)
-    return load_sd15(
-        model,
-        controlnet=controlnet,
-        vae=chosen_vae,
-        loras=loras,
-        few_step=few_step,
-        embeddings=embeddings,
-        device=device,
-        dtype=precision,
-        name=reference if reference in BUNDLES else None,
-    )
+    name = wanted.bundle if wanted.bundle in BUNDLES else None
+    return load_sd15(_with_named_parts(wanted), device=device, dtype=precision, name=name)
 
 
 def check_bundle(wanted: BundleSettings) -> None:
@@ -247,15 +218,7 @@ def check_bundle(wanted: BundleSettings) -> None:
     _import_diffusers()
     from tegula.models.sd15.find import find_sd15
 
-    model, vae = _model_and_vae(wanted)
-    find_sd15(
-        model,
-        controlnet=wanted.controlnet,
-        vae=vae,
-        loras=wanted.loras,
-        few_step=wanted.few_step,
-        embeddings=wanted.embeddings,
-    )
+    find_sd15(_with_named_parts(wanted))
 
 
 def _import_diffusers() -> None:
@@ -285,22 +248,23 @@ def _mini_folder(wanted: BundleSettings) -> Path | None:
     return path
 
 
-def _model_and_vae(wanted: BundleSettings) -> tuple[str, str | None]:
-    """Return file, folder or hub id of a model, and its autoencoder unless it has one.
+def _with_named_parts(wanted: BundleSettings) -> BundleSettings:
+    """Put the model and the autoencoder of a bundle with a name in the place of its name.
 
-    What a bundle with a name lacks is downloaded, unless a file of the user's has that name.
+    What it lacks is downloaded, unless a file of the user's has that name.
     """
     model = wanted.bundle
     if model in BUNDLES and _absent(BUNDLES[model].parts[:1]):
         own = find_file(model, FileKind.CHECKPOINT)
         if own is not None:
-            return str(own), wanted.vae
+            return wanted.replaced(bundle=str(own))
     if model not in BUNDLES:
         model = resolve_file(model, FileKind.CHECKPOINT)
         if Path(model).expanduser().exists() or is_weights_file(model) or is_hub_id(model):
-            return model, wanted.vae
+            return wanted.replaced(bundle=model)
     entry = bundle_entry(model)
     given = ((_CONTROLNET, wanted.controlnet), (_VAE, wanted.vae))
     replaced = [part for part, own in given if own]
     fetch_all(_absent([part for part in entry.parts if part not in replaced]))
-    return entry.parts[0].repo, wanted.vae or (DEFAULT_VAE if _VAE in entry.parts else None)
+    vae = wanted.vae or (DEFAULT_VAE if _VAE in entry.parts else None)
+    return wanted.replaced(bundle=entry.parts[0].repo, vae=vae)

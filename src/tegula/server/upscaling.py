@@ -137,14 +137,9 @@ class UpscaleRunner:
 
         options = self._options
         models = options.bundles[name] if name else options.models
+        models = models.replaced(loras=(*models.loras, *loras))
         return Upscaler.load(
-            models.bundle,
-            controlnet=models.controlnet,
-            vae=models.vae,
-            loras=(*models.loras, *loras),
-            few_step=models.few_step,
-            embeddings=models.embeddings,
-            precision=models.precision,
+            **dict(models),
             device=self._device,
             backend=options.backend,
             compile=options.compile,

@@ -6,13 +6,14 @@ What is missing is known, and downloaded, before the first weight is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError
 from tegula.folders import models_folder
+from tegula.models import BundleSettings
 from tegula.models.files import existing_file, open_tensors, read_json
 from tegula.models.headers import refuse_gguf
 from tegula.models.hub import (
@@ -99,35 +100,48 @@ class FoundModel:
     embeddings: tuple[str, ...]
 
 
-def find_sd15(
-    model: str,
-    *,
-    controlnet: str | None = None,
-    vae: str | None = None,
-    loras: Sequence[tuple[str, float]] = (),
-    few_step: str | None = None,
-    embeddings: Sequence[str] = (),
-    config: str | None = None,
-) -> FoundModel:
+def find_sd15(wanted: BundleSettings, config: str | None = None) -> FoundModel:
     """Find all that ``load_sd15`` would load, downloading what is not on this machine.
+
+    Args:
+        wanted: the model and its parts.
+
+            bundle: a diffusers folder, a ``.safetensors`` or ``.ckpt`` checkpoint, or a hub
+            id, which is looked for in the models folder and the hub client's cache first.
+
+            controlnet: folder, file or hub id of the tile ControlNet. None takes the
+            ``controlnet`` folder in the model's folder or beside its file, or else
+            control_v11f1e_sd15_tile; "none" runs without.
+
+            vae: folder, file or hub id of the autoencoder. None takes the model's own, or
+            where a checkpoint has none, a ``vae`` folder beside it or sd-vae-ft-mse.
+
+            loras: LoRA files or hub ids with their weights, added in this order.
+
+            few_step: which LoRA for few steps is added to them, as ``choose_few_step`` says;
+            with one among them all presets follow its recipe.
+
+            embeddings: textual inversion files.
+        config: as ``load_sd15`` takes it.
 
     Raises:
         UnknownModelError: a part is given by a name that no file has.
         MissingWeightsError, BrokenWeightsError, OptionError: as ``load_sd15`` does.
     """
-    model = resolve_file(model, FileKind.CHECKPOINT)
+    model = resolve_file(wanted.bundle, FileKind.CHECKPOINT)
     source = _Source(
         model,
-        controlnet and _named(controlnet, FileKind.CONTROLNET),
-        vae and _named(vae, FileKind.VAE),
+        wanted.controlnet and _named(wanted.controlnet, FileKind.CONTROLNET),
+        wanted.vae and _named(wanted.vae, FileKind.VAE),
         Path(config) if config else STANDARD_CONFIG,
     )
-    named = [(_named(file, FileKind.LORA), weight) for file, weight in loras]
+    named = [(_named(file, FileKind.LORA), weight) for file, weight in wanted.loras]
     for file, _ in named:
         if is_weights_file(file):
             existing_file(file)
-    words = tuple(str(existing_file(_named(file, FileKind.EMBEDDING))) for file in embeddings)
-    chosen = choose_few_step(named, few_step)
+    embeddings = (_named(file, FileKind.EMBEDDING) for file in wanted.embeddings)
+    words = tuple(str(existing_file(file)) for file in embeddings)
+    chosen = choose_few_step(named, wanted.few_step)
     parts = _find_parts(source)
     changed = (parts.unet, parts.text_model) if chosen.loras else ()
     opened = open_loras(chosen.loras, {each.kind.folder: each.parameters for each in changed})

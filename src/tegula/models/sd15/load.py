@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import diffusers
 import torch
 import transformers
 
+from tegula.models import BundleSettings
 from tegula.models.bundle import Bundle
 from tegula.models.hub import is_weights_file
 from tegula.models.sd15 import facts
@@ -30,13 +31,8 @@ from tegula.models.sd15.text import read_inversions
 
 
 def load_sd15(
-    model: str,
+    wanted: BundleSettings,
     *,
-    controlnet: str | None = None,
-    vae: str | None = None,
-    loras: Sequence[tuple[str, float]] = (),
-    few_step: str | None = None,
-    embeddings: Sequence[str] = (),
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     config: str | None = None,
@@ -45,17 +41,7 @@ def load_sd15(
     """Load a Stable Diffusion 1.5 model.
 
     Args:
-        model: a diffusers folder, a ``.safetensors`` or ``.ckpt`` checkpoint, or a hub id,
-            which is looked for in the models folder and the hub client's cache first.
-        controlnet: folder, file or hub id of the tile ControlNet. None takes the
-            ``controlnet`` folder in the model's folder or beside its file, or else
-            control_v11f1e_sd15_tile; "none" runs without.
-        vae: folder, file or hub id of the autoencoder. None takes the model's own, or
-            where a checkpoint has none, a ``vae`` folder beside it or sd-vae-ft-mse.
-        loras: LoRA files or hub ids with their weights, added in this order.
-        few_step: which LoRA for few steps is added to them, as ``choose_few_step`` says;
-            with one among them all presets follow its recipe.
-        embeddings: textual inversion files.
+        wanted: the model and its parts, as ``find_sd15`` takes them.
         device: where the bundle runs.
         dtype: the precision it is loaded and runs in.
         config: a diffusers folder whose configuration and tokenizer a checkpoint of
@@ -67,15 +53,7 @@ def load_sd15(
         BrokenWeightsError: a part is damaged or of another family.
         OptionError: ``few_step`` is not a LoRA that tegula knows, or two embeddings have one name.
     """
-    found = find_sd15(
-        model,
-        controlnet=controlnet,
-        vae=vae,
-        loras=loras,
-        few_step=few_step,
-        embeddings=embeddings,
-        config=config,
-    )
+    found = find_sd15(wanted, config)
     parts, chosen = found.parts, found.chosen
     with _quiet():
         networks = _load(parts, dtype, found.loras)
