@@ -108,7 +108,7 @@ class DistilSettings:
 
     convolutions: int = 32
     pairs: DistilPairSettings = field(default_factory=DistilPairSettings)
-    steps: int = 1550
+    steps: int = 1560
     learning_rate: float = 1.5e-4
     discriminator_rate: float = 2e-4
     warm_up: int = 30
@@ -119,12 +119,12 @@ class DistilSettings:
     taught: float = 0.6
     taught_features: float = 3.0
     perceptual: float = 2.0
-    statistics: float = 20.0
-    texture: float = 2.0
+    statistics: float = 30.0
+    texture: float = 3.0
     energy: float = 0.6
-    flat: float = 8.0
+    flat: float = 10.0
     colour: float = 0.5
-    adversarial: float = 0.3
+    adversarial: float = 0.45
     ema: float = 0.997
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=8, crop=192, parts=1))
 
@@ -181,6 +181,17 @@ GPU = RunSettings(
         pixel=0.3,
         ema=0.999,
         batch=BatchSettings(size=48, crop=_CARD_CROP, parts=1),
+    ),
+    # Not run yet on a card; what is shipped is the processor's.
+    distil=DistilSettings(
+        pairs=DistilPairSettings(count=8000),
+        steps=8000,
+        learning_rate=2e-4,
+        warm_up=100,
+        judges_from=1000,
+        judges_grow=1000,
+        ema=0.999,
+        batch=BatchSettings(size=32, crop=192, parts=1),
     ),
     workers=14,
 )

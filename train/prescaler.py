@@ -152,7 +152,6 @@ def card(
         digest=digest,
         crop=settings.batch.crop,
         blocks=settings.blocks,
-        share=settings.share,
         kept=BLOCKS - settings.blocks,
         tuned=sum(t.numel() for t in tuned.values()) / 1e6,
         **{"history": "", **training},
