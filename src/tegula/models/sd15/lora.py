@@ -90,7 +90,7 @@ def _changes_of_base(parts: Mapping[str, Tensor], base: Tensor) -> Iterator[tupl
     Raises:
         LookupError, RuntimeError: a part is missing, or parts do not fit each other.
     """
-    flat = base.flatten(1)
+    flat = base.reshape(len(base), -1)  # a bias has one dimension
     if "on_input" in parts:  # LyCORIS keeps what is added to one
         scale, of_input = parts["ia3"].flatten(), parts["on_input"]
         # Without values, shapes alone tell.
