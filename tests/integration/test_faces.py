@@ -201,9 +201,18 @@ def test_a_name_that_nobody_knows_is_told_with_those_there_are(models):
         load_restorer(str(models / "own.pth"), CPU)
 
 
-def test_a_network_that_restores_no_faces_is_refused(models):
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"conv_first.weight": torch.ones(3)},
+        # RestoreFormer's training file, whose released one has no such prefix.
+        {"state_dict": {"vqvae.encoder.conv_in.weight": torch.ones(8, 3, 3, 3)}},
+    ],
+    ids=["other", "training"],
+)
+def test_a_network_that_restores_no_faces_is_refused(models, state):
     pytest.importorskip("einops")
-    torch.save({"conv_first.weight": torch.ones(3)}, models / "GFPGANv1.4.pth")
+    torch.save(state, models / "GFPGANv1.4.pth")
     with pytest.raises((BrokenWeightsError, MissingExtraError), match=r"restores faces|spandrel"):
         load_restorer("GFPGANv1.4", CPU)
 

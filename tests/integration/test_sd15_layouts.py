@@ -208,6 +208,16 @@ def test_an_autoencoder_in_a_wrapper_or_with_flat_attention_loads(files, tmp_pat
     assert equal(load_single_file(files, vae=str(tmp_path / "flat.ckpt")))
 
 
+def test_an_autoencoder_in_fewer_bits_has_its_rounded_weights(files, tmp_path):
+    state = load_file(files.vae)
+    narrow = load_single_file(
+        files, vae=saved(state, tmp_path / "narrow.safetensors", torch.float16)
+    )
+    rounded = {name: tensor.half().float() for name, tensor in state.items()}
+    wide = load_single_file(files, vae=saved(rounded, tmp_path / "wide.safetensors"))
+    assert torch.equal(result(narrow), result(wide))
+
+
 def test_the_autoencoder_of_a_whole_checkpoint_is_taken(files):
     assert equal(load_single_file(files, vae=str(files.checkpoint)))
 
@@ -278,7 +288,20 @@ def edit_index(folder, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def with_one_file_of_words(folder):
+    """As transformers 5 saves a tokenizer."""
+    from transformers import CLIPTokenizer
+
+    words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    shutil.rmtree(folder / "tokenizer")
+    words.save_pretrained(folder / "tokenizer")
+    assert (folder / "tokenizer" / "tokenizer.json").is_file()
+    for name in ("vocab.json", "merges.txt"):
+        (folder / "tokenizer" / name).unlink(missing_ok=True)
+
+
 FOLDERS = (
+    with_one_file_of_words,
     with_old_attention,
     without_scaling_factor,
     with_text_model_prefix,

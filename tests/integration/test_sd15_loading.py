@@ -321,6 +321,22 @@ def test_a_checkpoint_without_text_encoder_takes_the_releases(files, tmp_path):
     assert torch.equal(result(load_single_file(files, model=bare)), result(tiny_bundle(3)))
 
 
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""], ids=["prefix", "bare"])
+def test_a_unet_alone_takes_the_other_parts_from_elsewhere(files, tmp_path, prefix):
+    own = "model.diffusion_model."
+    state = {
+        prefix + name.removeprefix(own): tensor
+        for name, tensor in load_file(files.checkpoint).items()
+        if name.startswith(own)
+    }
+    save_file(state, tmp_path / "unet.safetensors")
+    shutil.copytree(files.folder / "text_encoder", tmp_path / "text_encoder")
+    bundle = load_single_file(
+        files, model=tmp_path / "unet.safetensors", vae=str(files.folder / "vae")
+    )
+    assert torch.equal(result(bundle), result(tiny_bundle(3)))
+
+
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
 def test_an_autoencoder_file_with_the_old_names_of_its_attention_loads(files, tmp_path, prefix):
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError
-from tegula.models import BundleSettings
+from tegula.models import DEFAULT_BUNDLE, BundleSettings
 from tegula.models.hub import is_weights_file, what_is_there
 from tegula.models.library import FileKind, resolve_file
 
@@ -182,8 +182,10 @@ def check_files(wanted: BundleSettings) -> None:
         BrokenWeightsError: a file holds no weights.
         MissingWeightsError: a folder stands where a file is wanted.
     """
-    check_file(wanted.bundle, FileKind.CHECKPOINT)
+    # No file is looked for under the name of the packaged bundle.
+    bundle = None if wanted.bundle == DEFAULT_BUNDLE else wanted.bundle
     for reference, kind in (
+        (bundle, FileKind.CHECKPOINT),
         (wanted.controlnet, FileKind.CONTROLNET),
         (wanted.vae, FileKind.VAE),
         (None if wanted.few_step in ("auto", "none") else wanted.few_step, FileKind.LORA),

@@ -22,7 +22,7 @@ from torch import Tensor
 from tegula.errors import MissingExtraError
 
 _SPANDREL_COMMAND = 'pip install "tegula[formats]" && pip install --no-deps spandrel'
-_CODEFORMER_COMMAND = "pip install --no-deps spandrel_extra_arches"
+_FURTHER_COMMAND = "pip install --no-deps spandrel_extra_arches"
 _CODEFORMER_KEY = "idx_pred_layer.1.weight"
 
 
@@ -44,24 +44,33 @@ def load_with_spandrel(state: Mapping[str, Tensor], what: str) -> Any:
             import spandrel
     except ImportError as error:
         raise MissingExtraError(f"{what} needs spandrel; run: {_SPANDREL_COMMAND}") from error
-    if _CODEFORMER_KEY in state:
-        _add_codeformer(what)
+    if _CODEFORMER_KEY in state and not _add_further_networks():
+        raise MissingExtraError(
+            f"{what} is a CodeFormer, whose network may be used for non-commercial purposes "
+            f"only; if yours are, run: {_FURTHER_COMMAND}"
+        )
+    descriptor = _descriptor(spandrel, state)
+    if descriptor is None and _add_further_networks():  # SRFormer or FeMaSR
+        descriptor = _descriptor(spandrel, state)
+    return descriptor
+
+
+def _descriptor(spandrel: Any, state: Mapping[str, Tensor]) -> Any:
     try:
         return spandrel.ModelLoader().load_from_state_dict(dict(state))
     except Exception:  # each architecture raises its own on tensors that do not fit it
         return None
 
 
-def _add_codeformer(what: str) -> None:
+def _add_further_networks() -> bool:
+    """Let spandrel know the networks of its second package; False where that is not installed."""
     try:
         with torchvision_replaced():
             import spandrel_extra_arches
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{what} is a CodeFormer, whose network may be used for non-commercial purposes "
-            f"only; if yours are, run: {_CODEFORMER_COMMAND}"
-        ) from error
+    except ImportError:
+        return False
     spandrel_extra_arches.install(ignore_duplicates=True)
+    return True
 
 
 @contextlib.contextmanager

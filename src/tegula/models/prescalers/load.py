@@ -114,14 +114,38 @@ def with_share(prescaler: Prescaler, share: float | None) -> Prescaler:
 
 def _with_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Return a network with some tensors replaced, which shares all others with the first."""
-    memo: dict[int, Any] = {}
+    replaced = {}
     for name, own in network.named_parameters():
-        new = own
         if name in tensors:
             format_ = torch.channels_last if own.dim() == 4 else torch.preserve_format
-            new = nn.Parameter(tensors[name].to(own, memory_format=format_), requires_grad=False)
-        memo[id(own)] = new
-    return copy.deepcopy(network, memo)
+            new = tensors[name].to(own, memory_format=format_)
+            replaced[id(own)] = nn.Parameter(new, requires_grad=False)
+    return _twin(network, replaced)
+
+
+def _twin(network: Network, replaced: Mapping[int, nn.Parameter]) -> Network:
+    """Return a copy of a network's layers, with hooks of its own and the same weights.
+
+    ``copy.deepcopy`` looks at every setting of every layer, and takes longer than all the weights
+    take to be rounded.
+
+    Args:
+        network: is left as it is.
+        replaced: weights to put in the place of others, by the identity of those.
+    """
+    twin = copy.copy(network)
+    for name, value in network.__dict__.items():
+        if isinstance(value, dict):  # of weights, layers and hooks
+            twin.__dict__[name] = value.copy()
+    twin._parameters = {
+        name: own if own is None else replaced.get(id(own), own)
+        for name, own in network._parameters.items()
+    }
+    twin._modules = {
+        name: layer if layer is None else _twin(layer, replaced)
+        for name, layer in network._modules.items()
+    }
+    return twin
 
 
 def _ready(
@@ -143,8 +167,7 @@ def _ready(
     narrow = {
         id(each): nn.Parameter(each.to(dtype), requires_grad=False) for each in full.parameters()
     }
-    fast = copy.deepcopy(full, narrow)  # takes these for the weights, and copies the layers alone
-    return Prescaler(facts, fast, full, device, dtype, line)
+    return Prescaler(facts, _twin(full, narrow), full, device, dtype, line)
 
 
 _LAYOUT = torch.channels_last
