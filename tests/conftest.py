@@ -5,6 +5,12 @@ import os
 import shutil
 import tempfile
 
+from hypothesis import settings
+
+# Hypothesis gives each example 200 ms, which a busy machine exceeds through no fault of the code.
+settings.register_profile("tegula", deadline=None)
+settings.load_profile("tegula")
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TEGULA_THREADS", "1")
