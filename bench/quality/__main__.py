@@ -14,6 +14,7 @@ import torch
 from bench.quality import report
 from bench.quality.brisque import read_brisque
 from bench.quality.cache import Cache
+from bench.quality.drawings import DRAWINGS
 from bench.quality.judges import JUDGES, Dists, load_judge
 from bench.quality.methods import METHODS, Runner, find_method
 from bench.quality.recipes import DEGRADATIONS
@@ -23,6 +24,8 @@ from tegula.folders import cache_folder
 from tegula.models.device import pick_device, pick_dtype
 
 _MULTIPLE = 16
+DRAWING_DAMAGES = ("clean", "jpeg")
+"""Drawings are seldom noisy or out of focus."""
 
 
 def main() -> None:
@@ -32,6 +35,7 @@ def main() -> None:
     where = "folder of photographs; TEGULA_PHOTOS, else scikit-image's"
     parser.add_argument("--folder", type=Path, default=default and Path(default), help=where)
     parser.add_argument("--photos", type=int, metavar="N", help="use only the first N photographs")
+    parser.add_argument("--drawings", type=int, metavar="N", help="use only the first N drawings")
     parser.add_argument(
         "--side", type=int, metavar="PX", help="use only the middle square of each photograph"
     )
@@ -57,11 +61,20 @@ def main() -> None:
     jury = Jury([load_judge(name, dtype) for name in JUDGES], read_brisque(), Dists())
     bench = Bench(Runner(cache), jury, cache, _show)
     began = time.perf_counter()
-    outcome = bench.run(
-        photographs, arguments.scales, arguments.damages, methods, extras=arguments.seams
-    )
+    scales, outcomes, texts = arguments.scales, {}, []
+    if photographs:
+        outcomes["photographs"] = bench.run(
+            photographs, scales, arguments.damages, methods, extras=arguments.seams
+        )
+        texts.append(report.markdown(outcomes["photographs"]))
+    drawings = DRAWINGS[: arguments.drawings]
+    damages = [name for name in DRAWING_DAMAGES if name in arguments.damages]
+    if drawings and damages:
+        outcomes["drawings"] = bench.run_drawings(drawings, scales, damages, methods)
+        texts.append(report.drawings_markdown(outcomes["drawings"]))
     about = {
         "photographs": len(photographs),
+        "drawings": len(drawings),
         "side": arguments.side,
         "degradations": {name: DEGRADATIONS[name] for name in arguments.damages},
         "judges_in": str(dtype),
@@ -69,8 +82,8 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    text = report.markdown(outcome)
-    report.write(outcome, arguments.out, about, text)
+    text = "\n".join(texts)
+    report.write(outcomes, arguments.out, about, text)
     print(f"{text}\nWritten to {arguments.out}.")
 
 

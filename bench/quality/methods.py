@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.quality.cache import Cache, remember_results
+from bench.quality.recipes import on_white
 from tegula.models.prescalers import Prescaler, list_prescalers
 from tegula.models.prescalers.load import load_prescaler, with_share
 from tegula.options import PRESETS, ResolvedOptions, UpscaleOptions
@@ -84,8 +85,8 @@ METHODS = (
 class Result:
     """A picture, and what is known of how it was made.
 
-    picture: [h, w, 3] in 0..1, of 8 bits, as a file holds it. seconds: what refine took. nets:
-    those that made it. columns, rows: borders of windows, in pixels.
+    picture: [h, w, 3] in 0..1, of 8 bits, as a file holds it, on white where it has alpha.
+    seconds: what refine took. nets: those that made it. columns, rows: borders of windows, px.
     """
 
     picture: Picture
@@ -128,7 +129,7 @@ class Runner:
         result = self._upscaler.upscale(image, method.options, scale=scale)
         options = result.options
         nets = (options.prescaler,)
-        picture = _in_unit_range(result.image.convert("RGB"))
+        picture = _in_unit_range(result.image)
         if not options.refines:
             return Result(picture, nets=nets)
         seconds = float(result.timings["refine"])
@@ -145,7 +146,8 @@ class Runner:
 
 
 def _in_unit_range(image: Image.Image) -> Picture:
-    return np.asarray(np.asarray(image, np.float32) / np.float32(255))
+    levels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    return on_white(np.asarray(levels / np.float32(255), np.float32))
 
 
 def _inside(starts: Sequence[int], window: int, factor: int, side: int) -> tuple[int, ...]:

@@ -25,20 +25,43 @@ DEGRADATIONS = {
 
 
 def degrade(picture: Picture, scale: int, degradation: str, name: str) -> NDArray[np.uint8]:
-    """Return the small picture, uint8; sides of ``picture`` are multiples of ``scale``."""
+    """Return the small picture, uint8; sides of ``picture`` are multiples of ``scale``.
+
+    A picture with alpha keeps it where it is clean; all other recipes see it on white.
+    """
+    if degradation != "clean":
+        picture = on_white(picture)
     seed = hashlib.sha256(f"{name} {degradation} {scale}".encode()).digest()[:8]
     rng = np.random.default_rng(int.from_bytes(seed, "little"))
     share = {"blur": 1.0, "all": 0.5}.get(degradation, 0.0)
     if share:
         picture = cv2.GaussianBlur(picture, (0, 0), 0.4 * scale * share)
     size = (picture.shape[1] // scale, picture.shape[0] // scale)
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    small = shrink(picture, size)
     share = {"noise": 1.0, "all": 0.5}.get(degradation, 0.0)
     if share:
         small = small + rng.standard_normal(small.shape, np.float32) * np.float32(8 / 255 * share)
     levels = np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8)
     quality = {"jpeg": 50, "all": 65}.get(degradation)
     return levels if quality is None else _jpeg(levels, quality)
+
+
+def shrink(picture: Picture, size: tuple[int, int]) -> Picture:
+    """Return [h, w, 3 or 4] by area; with alpha, colour counts by its opacity."""
+    if picture.shape[2] == 3:
+        return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.float32)
+    alpha = picture[..., 3:]
+    whole = np.dstack([picture[..., :3] * alpha, alpha])
+    found = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.float32)
+    found[..., :3] /= np.maximum(found[..., 3:], 1e-6)
+    return found
+
+
+def on_white(picture: Picture) -> Picture:
+    """Return [h, w, 3]: what shows of a picture, with or without alpha, on white."""
+    if picture.shape[2] == 3:
+        return picture
+    return picture[..., :3] * picture[..., 3:] + (1 - picture[..., 3:])
 
 
 def _jpeg(levels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bench.quality.drawings import can_read
 from bench.quality.judges import JUDGES, relatives
 from bench.quality.methods import BASELINE
 from bench.quality.run import Crop, Outcome
@@ -31,6 +32,15 @@ MEASURED = {
     "consistency": ("consistency", "{:.2f}"),
     "naturalness": ("naturalness", "{:.2f}"),
     "brisque": ("BRISQUE", "{:.1f}"),
+}
+DRAWN = {
+    "read": ("characters read", "{:.1%}"),
+    "text_ssim": ("SSIM of text", "{:.4f}"),
+    "white": ("white kept", "{:.1%}"),
+    "black": ("black kept", "{:.1%}"),
+    **{k: v for k, v in JUDGED.items() if not k.startswith("frechet")},
+    "ssim": ("SSIM", "{:.4f}"),
+    "psnr": ("PSNR", "{:.2f}"),
 }
 Columns = Mapping[str, tuple[str, str]]
 Table = Mapping[str, Mapping[str, float]]
@@ -70,6 +80,18 @@ def markdown(outcome: Outcome) -> str:
             for n in outcome.seams
         ]
         parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def drawings_markdown(outcome: Outcome) -> str:
+    """Return the tables of drawings as Markdown."""
+    parts = [
+        render(f"{scale}x, drawings, {name}", table, DRAWN)
+        for scale, tables in outcome.tables.items()
+        for name, table in tables.items()
+    ]
+    if not can_read():
+        parts.append("tesseract is not installed: no characters were read (tesseract-ocr).")
     return "\n\n".join(parts) + "\n"
 
 
@@ -123,23 +145,27 @@ def _beside_baseline(scale: int, tables: Mapping[str, Table]) -> list[str]:
     return parts
 
 
-def write(outcome: Outcome, folder: Path, about: Mapping[str, object], text: str) -> None:
+def write(
+    outcomes: Mapping[str, Outcome], folder: Path, about: Mapping[str, object], text: str
+) -> None:
     """Write ``quality.json``, ``quality.md``, ``index.html`` and ``crops/`` into a folder."""
     (folder / "crops").mkdir(parents=True, exist_ok=True)
-    found = {
-        "about": dict(about),
-        "nets": outcome.nets,
-        "tables": outcome.tables,
-        "truth_brisque": outcome.truth_brisque,
-        "refine_seconds_per_megapixel": outcome.seconds_per_megapixel,
-        "seams": outcome.seams,
-        "spread_over_seeds": outcome.spread,
-    }
+    found: dict[str, object] = {"about": dict(about)}
+    for name, outcome in outcomes.items():
+        found[name] = {
+            "nets": outcome.nets,
+            "tables": outcome.tables,
+            "truth_brisque": outcome.truth_brisque,
+            "refine_seconds_per_megapixel": outcome.seconds_per_megapixel,
+            "seams": outcome.seams,
+            "spread_over_seeds": outcome.spread,
+        }
     (folder / "quality.json").write_text(json.dumps(found, indent=2) + "\n")
     (folder / "quality.md").write_text(text)
-    for number, crop in enumerate(outcome.crops):
+    crops = [crop for outcome in outcomes.values() for crop in outcome.crops]
+    for number, crop in enumerate(crops):
         _strip(crop).save(folder / "crops" / f"{number:03d}.png")
-    (folder / "index.html").write_text(_page(text, outcome.crops))
+    (folder / "index.html").write_text(_page(text, crops))
 
 
 def _strip(crop: Crop) -> Image.Image:

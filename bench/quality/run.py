@@ -1,4 +1,4 @@
-"""Runs every method over photographs, degradations and scales."""
+"""Runs every method over photographs and drawings, degradations and scales."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.quality.cache import Cache, digest
+from bench.quality.drawings import (
+    Drawing,
+    can_read,
+    kept_extremes,
+    read_text,
+    right_characters,
+)
 from bench.quality.measures import luma_of, seam_score
 from bench.quality.methods import SEED, Method, Result, Runner
-from bench.quality.recipes import Picture, degrade
+from bench.quality.recipes import Picture, degrade, on_white
 from bench.quality.scores import Jury, MethodScores, PictureScores, Truth, score
 
 SEAM_WINDOW = 192
@@ -90,7 +97,7 @@ def middle(picture: Picture, side: int | None) -> Picture:
 
 @dataclass(frozen=True)
 class Bench:
-    """What measures photographs; everything it measures is kept in the cache."""
+    """What measures photographs and drawings; everything it measures is kept in the cache."""
 
     runner: Runner
     jury: Jury
@@ -147,6 +154,53 @@ class Bench:
                 outcome.spread[method.name] = self._spread(method, pieces, max(scales))
         return outcome
 
+    def run_drawings(
+        self,
+        drawings: Sequence[Drawing],
+        scales: Sequence[int],
+        degradations: Sequence[str],
+        methods: Sequence[Method],
+    ) -> Outcome:
+        """Measure drawings: means over all, and what is read off those that hold text."""
+        outcome = Outcome({s: {d: {} for d in degradations} for s in scales})
+        found: dict[tuple[int, str, str], list[dict[str, float]]] = {}
+        for number, drawing in enumerate(drawings, 1):
+            for scale in scales:
+                picture, lines = drawing.at(scale)
+                truth = Truth(drawing.name, on_white(picture), self.jury)
+                for degradation in degradations:
+                    title = f"{drawing.name} · {scale}x · {degradation}"
+                    small = degrade(picture, scale, degradation, drawing.name)
+                    pictures = []
+                    for method in methods:
+                        self.on_progress(f"{number}/{len(drawings)} {title} · {method.name}")
+                        result = self.runner.run(small, scale, method)
+                        row = dict(self._score(result.picture, truth, None).row)
+                        if drawing.kind == "text":
+                            row["text_ssim"] = row["ssim"]
+                        row |= self._read(result.picture, lines) if lines else {}
+                        kept = kept_extremes(result.picture, truth.picture, scale)
+                        for name, (stay, count) in kept.items():
+                            row |= {f"stay_{name}": stay, f"count_{name}": count}
+                        found.setdefault((scale, degradation, method.name), []).append(row)
+                        outcome.nets[method.name] = result.nets
+                        pictures.append((method.name, result.picture))
+                    outcome.crops.append(_crop(title, truth, pictures))
+        for (scale, degradation, method_name), rows in found.items():
+            outcome.tables[scale][degradation][method_name] = _drawn(rows)
+        return outcome
+
+    def _read(self, picture: Picture, lines: Sequence[str]) -> dict[str, float]:
+        """Return how many characters were read right, and how many there are."""
+        if not can_read():
+            return {}
+        key = digest("read", _SCORES, *lines, picture)
+        found = self.cache.arrays(
+            key, lambda: {"right": np.array(right_characters(read_text(picture), lines))}
+        )
+        count = sum(len(line.replace(" ", "")) for line in lines)
+        return {"stay_read": float(found["right"]), "count_read": count}
+
     def _score(
         self, picture: Picture, truth: Truth, small: NDArray[np.uint8] | None
     ) -> PictureScores:
@@ -191,6 +245,20 @@ class Bench:
             ]
             found.append(float(np.std(lumas, axis=0).mean()) * 255)
         return float(np.mean(found))
+
+
+def _drawn(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return means of what each row has; what is counted becomes a share of all there is."""
+    names = sorted({name for row in rows for name in row if not name.startswith("log_")})
+    sums = {name: [row[name] for row in rows if name in row] for name in names}
+    table = {}
+    for name, values in sums.items():
+        kind, _, what = name.partition("_")
+        if kind == "stay":
+            table[what] = sum(values) / max(1, sum(sums[f"count_{what}"]))
+        elif kind != "count":
+            table[name] = float(np.mean(values))
+    return table
 
 
 def _with(method: Method, **named: int) -> Method:

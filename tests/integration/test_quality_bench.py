@@ -175,7 +175,7 @@ def test_the_report_holds_the_means_and_every_crop(tmp_path, photograph):
     crop = Crop("cat", (("truth", photograph[:8, :8]), ("a", photograph[:8, :8])))
     nets = {BASELINE: (BASELINE,), "a": ("tegula-photo", "mini")}
     outcome = Outcome(tables, nets, crops=[crop], truth_brisque=12.0)
-    report.write(outcome, tmp_path, {}, report.markdown(outcome))
+    report.write({"photographs": outcome}, tmp_path, {}, report.markdown(outcome))
     text = (tmp_path / "quality.md").read_text()
     assert report.mean_over(tables[4])["a"]["psnr"] == 2
     assert "| a | nothing | nothing | EfficientNet-lite1 |" in text
