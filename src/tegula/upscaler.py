@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from tegula.errors import OptionError
 from tegula.images.adjust import fuse_exposures, lock_colour
 from tegula.images.look import Damage
 from tegula.images.open import Source
-from tegula.images.pixels import Size, enlarge_lanczos, to_image
+from tegula.images.pixels import Float, Size, enlarge_lanczos, to_image
 from tegula.models import DEFAULT_BUNDLE, BundleSettings
 from tegula.models.bundle import Bundle
 from tegula.models.compiled import default_window_batch, optimise_bundle
@@ -52,7 +52,22 @@ from tegula.result import UpscaleResult
 _FACE_PRESCALER = "realesrgan-x4plus"
 _USUAL_SIDE = 1024
 """Of the usual picture, by whose seconds a server estimates a model that it has not run yet."""
+Crop = tuple[int, int, int, int]
 _REFINE = {"canvas": refine_canvas, "redraw": refine_redraw}
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Whom an upscale keeps informed, and who may end it."""
+
+    on_progress: OnProgress | None = None
+    on_preview: OnPreview | None = None
+    cancel: Cancel = field(default_factory=Cancel)
+
+    def on_picture(self, small: Float) -> None:
+        """Show a small array as a picture."""
+        if self.on_preview is not None:
+            self.on_preview(to_image(small))
 
 
 @dataclass
@@ -71,8 +86,6 @@ class Upscaler:
     _shares: dict[str, Prescaler] = field(default_factory=dict, repr=False)
     _restorers: dict[str, FaceRestorer] = field(default_factory=dict, repr=False)
     _prescaler_costs: dict[str, Mapping[int | None, Cost]] = field(default_factory=dict, repr=False)
-    _learns: bool = field(default=True, repr=False)
-    _merges: bool = field(default=True, repr=False)
 
     @classmethod
     def load(
@@ -171,86 +184,91 @@ class Upscaler:
                 "their names, such as scale=4."
             )
         options = (options or UpscaleOptions()).replaced(**named)
-        cancel = Cancel(cancelled)
+        callbacks = Callbacks(on_progress, on_preview, Cancel(cancelled))
+        result, typical = self._upscale(source, options, callbacks, mask, strength_map)
+        self._learn(result.plan, typical)
+        return result
+
+    def _upscale(
+        self,
+        source: Source | Prepared,
+        options: UpscaleOptions,
+        callbacks: Callbacks,
+        mask: Source | None = None,
+        strength_map: Source | None = None,
+    ) -> tuple[UpscaleResult, Mapping[str, float]]:
+        """Run all stages; return the seconds of those that say something of other upscales, too."""
         # Loading and counting happen once, so they must not be timed as part of a stage.
-        prescaler = self._prescaler(
-            options.prescaler or self.bundle.facts.presets[options.preset].prescaler
-        )
-        self._costs(prescaler)
-        clock = StageClock(cancel)
+        usual = self.bundle.facts.presets[options.preset].prescaler
+        self._costs(self._prescaler(options.prescaler or usual))
+        clock = StageClock(callbacks.cancel)
         with clock("prepare"):
             prepared, resolved, plan = self.prepare(source, options)
             prescaler = self._prescaler(resolved.prescaler, resolved.tuning)
             wider = with_context(options, prepared.facts.size)
             control = read_spatial_control(mask, strength_map, wider, resolved, prepared)
             restore_faces = self._face_work(resolved)
-            reporter = self._reporter(on_progress, plan)
+            reporter = self._reporter(callbacks.on_progress, plan)
         with clock("prescale"):
-            size, progress = plan.size, StageProgress(reporter.units("prescale"), cancel)
-            prescaled = prescale(prepared.rgb, size, prescaler, progress=progress)
-            enlarged = enlarge_lanczos(prepared.rgb, size)
+            progress = StageProgress(reporter.units("prescale"), callbacks.cancel)
+            prescaled = prescale(prepared.rgb, plan.size, prescaler, progress=progress)
+            enlarged = enlarge_lanczos(prepared.rgb, plan.size)
             prescaled = lock_colour(prescaled, enlarged, resolved, out=prescaled)
             prescaled = fuse_exposures(prescaled, resolved.hdr)
-        loras, left_out = loras_of_prompts(self.bundle, options)
-        with clock("refine"), self._merged(loras if resolved.refines else ()) as merged:
+        loras, left_out = loras_of_prompts(self.bundle, options) if resolved.refines else ([], [])
+        with clock("refine"), self._merged(loras) as merged:
             strength, refined = control.strength(prescaled, resolved.flat_skip), prescaled
             if resolved.refines:
-                show = (lambda small: on_preview(to_image(small))) if on_preview else None
-                progress = StageProgress(reporter.units("refine"), cancel, show)
+                show = callbacks.on_picture if callbacks.on_preview else None
+                progress = StageProgress(reporter.units("refine"), callbacks.cancel, show)
                 job = RefineJob(self.bundle, prescaled, enlarged, resolved, strength)
                 refined = _REFINE[resolved.mode](job, progress)
                 del job
             # Large pictures take gigabytes each: what finish does not need goes before it.
-            typical = strength is None and on_preview is None
+            is_everywhere = strength is None
             del enlarged, strength
         with clock("finish"):
             reporter.begin("finish")
-            faces = restore_faces(prepared.rgb, cancel) if restore_faces else ()
+            faces = restore_faces(prepared.rgb, callbacks.cancel) if restore_faces else ()
             finished = finish(refined, prescaled, prepared, resolved, control.mask, faces)
         reporter.finished()
-        # What says nothing of other upscales: reading ahead, less work than planned, or more.
-        untypical = {
-            "prepare": isinstance(source, Prepared) or resolved.faces,
-            "refine": not typical or bool(loras),
-            "finish": resolved.faces,
-        }
-        self._learn(plan, {s: t for s, t in clock.seconds.items() if not untypical.get(s)})
-        image, deep = finished.image, finished.deep
-        seen = to_image(prepared.rgb, prepared.alpha)
-        if options.crop is not None and wider.crop is not None:
-            # What was enlarged with it for the sake of its edges is cut away.
-            middle = self._resolved(
-                options.replaced(seed=resolved.seed), prepared.facts.size, prepared.damage
-            )
-            size = (middle.width, middle.height)
-            box = _part(resolved.offset, middle.offset, size)
-            image, deep = image.crop(box), None if deep is None else deep.crop(box)
-            seen = seen.crop(_part(wider.crop[:2], options.crop[:2], options.crop[2:]))
-            resolved = middle
-        return UpscaleResult(
-            image=image,
-            source=seen,
+        result = UpscaleResult(
+            image=finished.image,
+            source=to_image(prepared.rgb, prepared.alpha),
             options=resolved,
-            settings={
-                "version": __version__,
-                "bundle": self.bundle.facts.name,
-                "fingerprint": self.bundle.facts.fingerprint,
-                **resolved.settings(),
-                "asked": options.changed(),
-            },
+            settings={},
             metadata=finished.metadata,
             timings=clock.seconds,
             plan=plan,
             warnings=(
                 *self.bundle.warnings,
                 *ignored_options(self.bundle, options, resolved),
-                *(left_out if resolved.refines else ()),
+                *left_out,
                 *merged,
                 *finished.warnings,
                 *([NONE_FOUND] if restore_faces and not faces else []),
             ),
-            deep=deep,
+            deep=finished.deep,
         )
+        if options.crop is not None and wider.crop is not None:
+            alone = options.replaced(seed=resolved.seed)
+            middle = self._resolved(alone, prepared.facts.size, prepared.damage)
+            result = _without_context(result, middle, wider.crop, options.crop)
+        settings = {
+            "version": __version__,
+            "bundle": self.bundle.facts.name,
+            "fingerprint": self.bundle.facts.fingerprint,
+            **result.options.settings(),
+            "asked": options.changed(),
+        }
+        # What says nothing of other upscales: reading ahead, less work than planned, or more.
+        untypical = {
+            "prepare": isinstance(source, Prepared) or resolved.faces,
+            "refine": not is_everywhere or callbacks.on_preview is not None or bool(loras),
+            "finish": resolved.faces,
+        }
+        typical = {s: seconds for s, seconds in clock.seconds.items() if not untypical.get(s)}
+        return dataclasses.replace(result, settings=settings), typical
 
     def upscale_many(
         self,
@@ -276,24 +294,24 @@ class Upscaler:
             TegulaError: as ``upscale`` does for the first source that fails; those that
                 run beside it are abandoned.
         """
+        options = options or UpscaleOptions()
         rows = 2 * at_once * default_window_batch(self.bundle)
         denoiser = shared(self.bundle.denoiser, rows)
-        together = dataclasses.replace(
-            self,
-            bundle=dataclasses.replace(self.bundle, denoiser=denoiser),
-            _learns=False,
-            _merges=False,
-        )
+        loras, _ = loras_of_prompts(self.bundle, options)
         given_up = threading.Event()
+        callbacks = Callbacks(cancel=Cancel(lambda: given_up.is_set() or cancelled()))
+        with self._merged(loras) as merged, ThreadPoolExecutor(at_once) as pool:
+            # The networks have the LoRAs already; each result warns of them.
+            bundle = dataclasses.replace(self.bundle, denoiser=denoiser)
+            if bundle.with_loras is not None:
+                bundle = dataclasses.replace(bundle, with_loras=lambda _: nullcontext(merged))
+            together = dataclasses.replace(self, bundle=bundle)
 
-        def one(source: Source) -> UpscaleResult:
-            with denoiser.member():
-                return together.upscale(
-                    source, options, cancelled=lambda: given_up.is_set() or cancelled()
-                )
+            def one(source: Source) -> UpscaleResult:
+                with denoiser.member():
+                    # Its seconds are not remembered: they depend on what ran beside it.
+                    return together._upscale(source, options, callbacks)[0]
 
-        loras, _ = loras_of_prompts(self.bundle, options or UpscaleOptions())
-        with self._merged(loras), ThreadPoolExecutor(at_once) as pool:
             try:
                 yield from in_order(pool, one, sources, at_once)
             finally:
@@ -329,8 +347,6 @@ class Upscaler:
 
     def _learn(self, plan: Plan, seconds: Mapping[str, float]) -> None:
         """Remember how long the stages took; of a usual picture, too, if it is known."""
-        if not self._learns:
-            return
         size = _USUAL_SIDE, _USUAL_SIDE
         options = self._resolved(UpscaleOptions(seed=0), size, Damage(None, 0.0))
         prescaler = self._prescalers.get(options.prescaler)
@@ -401,11 +417,32 @@ class Upscaler:
     @contextmanager
     def _merged(self, loras: Sequence[tuple[str, float]]) -> Iterator[Sequence[str]]:
         """Run with LoRAs in the networks, and take them out again; returns warnings."""
-        if not loras or not self._merges or self.bundle.with_loras is None:
+        if not loras or self.bundle.with_loras is None:
             yield ()
             return
         with self.bundle.with_loras(loras) as warnings:
             yield warnings
+
+
+def _without_context(
+    result: UpscaleResult, middle: ResolvedOptions, wider: Crop, crop: Crop
+) -> UpscaleResult:
+    """Cut away what was enlarged with a part for the sake of its edges.
+
+    Args:
+        result: of the part with its context.
+        middle: the options of the part alone.
+        wider: left, top, width and height of the part with its context, in the source.
+        crop: the same of the part alone.
+    """
+    box = _part(result.options.offset, middle.offset, (middle.width, middle.height))
+    return dataclasses.replace(
+        result,
+        image=result.image.crop(box),
+        deep=None if result.deep is None else result.deep.crop(box),
+        source=result.source.crop(_part(wider[:2], crop[:2], crop[2:])),
+        options=middle,
+    )
 
 
 def _part(at: Size, wanted: Size, size: Size) -> tuple[int, int, int, int]:

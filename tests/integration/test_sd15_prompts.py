@@ -530,6 +530,7 @@ def test_pictures_made_at_once_have_the_lora_of_their_prompt(files, style):
     options = UpscaleOptions(**USUAL, prompt="a cat <lora:style:0.7>")
     for made in upscaler.upscale_many([picture] * 2, options):
         assert np.abs(pixels(made) - pixels(expected)).max() <= 1
+        assert made.warnings == expected.warnings
     assert all(map(torch.equal, own, weights_of(upscaler.bundle)))
 
 
