@@ -93,8 +93,8 @@ def _lacking() -> str:
     """What the JavaScript clients need and is not here."""
     if not (shutil.which("node") and shutil.which("npm")):
         return "the JavaScript clients need node and npm"
-    told = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False)
-    if int(told.stdout.strip().lstrip("v").split(".")[0] or 0) < OLDEST_NODE:
+    reported = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False)
+    if int(reported.stdout.strip().lstrip("v").split(".")[0] or 0) < OLDEST_NODE:
         return f"the JavaScript clients need node {OLDEST_NODE} or newer"
     return ""
 

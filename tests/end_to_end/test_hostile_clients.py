@@ -162,11 +162,11 @@ def test_a_client_that_does_not_take_its_answer_is_given_up(tmp_path, monkeypatc
 
 def heard(connection: socket.socket) -> bytes:
     """Everything that comes until the connection ends."""
-    told = b""
+    reported = b""
     with suppress(ConnectionError):
         while more := connection.recv(65536):
-            told += more
-    return told
+            reported += more
+    return reported
 
 
 @pytest.mark.parametrize("pieces", [1, 20])
@@ -381,11 +381,11 @@ def test_the_bench_attacks_tegula_serve_and_its_client_notices_nothing(capfd):
 
 
 def test_the_soak_tells_growth_that_ends_from_growth_that_goes_on():
-    def told(server):
+    def reported(server):
         return soak._memory([soak.Sample(5.0 * n, server(n), 40.0) for n in range(120)])
 
-    ends = told(lambda n: 100 + 20 * (1 - 0.95**n))
-    goes_on = told(lambda n: 100 + 0.2 * n)
+    ends = reported(lambda n: 100 + 20 * (1 - 0.95**n))
+    goes_on = reported(lambda n: 100 + 0.2 * n)
     assert (ends["server_plateaus"], goes_on["server_plateaus"]) == (True, False)
     assert goes_on["server_mib_a_minute_in_first_and_last_third"] == [2.4, 2.4]
 

@@ -210,18 +210,18 @@ def test_a_cancelled_fetch_counts_for_its_account_until_its_host_was_looked_up(
     store, supervise, dripper
 ):
     object.__setattr__(store.settings, "fetches_per_account", 1)
-    asked, known = threading.Event(), threading.Event()
+    reached, known = threading.Event(), threading.Event()
 
     def resolve(host, port):
         if host == "slow.test":
-            asked.set()
+            reached.set()
             known.wait(10)
         return ["127.0.0.1"]
 
     fetcher = Fetcher(Policy(private=True, ports=()), resolve, ssl.create_default_context())
     supervise(HereEngine(), fetcher=fetcher)
     slow = ask_for(store, dripper.url.replace("127.0.0.1", "slow.test"))
-    assert asked.wait(5)
+    assert reached.wait(5)
     store.predictions.cancel(slow)
     until(lambda: "fetch" not in [each.name for each in threading.enumerate()])
     quick = ask_for(store, f"{dripper.url}/quick")
@@ -294,5 +294,5 @@ def test_webhooks_say_start_and_completed_in_this_order(store, supervise, drippe
         until(lambda: len(receiver.requests) == 2)
         sender.stop()
         messages = store.webhooks.messages(done.id)
-        told = [json.loads(message.body)["status"] for message in messages]
-    assert told == ["processing", "succeeded"]
+        reported = [json.loads(message.body)["status"] for message in messages]
+    assert reported == ["processing", "succeeded"]

@@ -109,13 +109,13 @@ def settle(store, seconds):
 
 def account_for(store, accepted, receiver):
     assert len(set(accepted)) == len(accepted)
-    told = Counter()
+    reported = Counter()
     ids = {}
     for method, _, headers, body in receiver.requests:
         if method == "GET":
             continue  # a picture
         name = json.loads(body)["id"]
-        told[name] += 1
+        reported[name] += 1
         ids.setdefault(name, set()).add(headers["webhook-id"])
     for name in accepted:
         done = store.predictions.get(name)
@@ -125,5 +125,5 @@ def account_for(store, accepted, receiver):
         else:
             (file,) = done.output
             assert store.files.path(store.files.get(file[FILE_KEY])).read_bytes() == name.encode()
-        assert told[name] >= 1
+        assert reported[name] >= 1
         assert len(ids[name]) == 1

@@ -12,7 +12,7 @@ from tegula.upscaler import Upscaler
 TILE, SIDE = 96, 320
 COARSEST = 16
 """Pixels in one place of mini's coarsest level; it repeats a faint pattern that often."""
-ASKED = {
+CHOSEN = {
     "scale": 2, "seed": 1, "prescaler": "realesrgan-animevideov3", "creativity": 0.6,
     "resemblance": 0.1,
 }  # fmt: skip
@@ -27,7 +27,7 @@ def upscaler():
 
 def upscaled(upscaler, photograph, **options):
     image = Image.fromarray(photograph).convert("RGB").resize((SIDE, SIDE))
-    return np.asarray(upscaler.upscale(image, UpscaleOptions(**(ASKED | options))).image) / 255
+    return np.asarray(upscaler.upscale(image, UpscaleOptions(**(CHOSEN | options))).image) / 255
 
 
 @pytest.fixture(scope="module")

@@ -67,12 +67,12 @@ def test_what_ends_while_the_server_stops_is_told_before_it_is_gone(tmp_path):
             assert program.stop() == 0
         store = Store.open(ServerSettings(folder=tmp_path))
         ended = [store.predictions.get(name).status.terminal for name in made]
-        told = [
+        reported = [
             [each.state for each in store.webhooks.messages(name) if each.event == "completed"]
             for name in made
         ]
         assert any(ended)
-        assert told == [["delivered"] * each for each in ended]
+        assert reported == [["delivered"] * each for each in ended]
         store.close()
     finally:
         program.clean_up()
@@ -148,43 +148,45 @@ def listed(program):
     return sorted(names)
 
 
-def check_result(program, told, picture):
+def check_result(program, reported, picture):
     """One result, the right one; only a prediction that two workers died over has none."""
-    if told["status"] == "failed":
-        assert told["error"].startswith(LOST)
-        assert told["logs"].count("The worker was lost") == 2
-        return told["status"]
-    many = told["model"] == ARRAY_MODEL
-    outputs = told["output"] if many else [told["output"]]
+    if reported["status"] == "failed":
+        assert reported["error"].startswith(LOST)
+        assert reported["logs"].count("The worker was lost") == 2
+        return reported["status"]
+    many = reported["model"] == ARRAY_MODEL
+    outputs = reported["output"] if many else [reported["output"]]
     given = [b64decode(uri.partition(",")[2]) for uri in outputs]
     assert given == [result(picture, number) for number in range(1 + many)]
-    return told["status"]
+    return reported["status"]
 
 
-def check_events(program, store, told):
+def check_events(program, store, reported):
     """A stream gives each output once, and the books have one end."""
     lines = (
-        program.read(told["urls"]["stream"].partition(str(program.port))[2]).decode().splitlines()
+        program.read(reported["urls"]["stream"].partition(str(program.port))[2])
+        .decode()
+        .splitlines()
     )
     kinds = Counter(line for line in lines if line.startswith("event: "))
-    many = told["model"] == ARRAY_MODEL
-    if told["status"] == "succeeded":
+    many = reported["model"] == ARRAY_MODEL
+    if reported["status"] == "succeeded":
         assert kinds == {"event: output": 1 + many, "event: done": 1}
-    ends = [event for event in store.predictions.events(told["id"]) if event.kind == "done"]
-    assert [event.data for event in ends] == [told["status"]]
+    ends = [event for event in store.predictions.events(reported["id"]) if event.kind == "done"]
+    assert [event.data for event in ends] == [reported["status"]]
 
 
 def check_webhooks(program, clients, store, receiver):
     secret = program.ask("GET", "/v1/webhooks/default/secret")[1]["key"]
     ids, last = {}, {}
     for *_, headers, body in receiver.requests:
-        told = json.loads(body)
-        if told["completed_at"]:
+        reported = json.loads(body)
+        if reported["completed_at"]:
             sent = datetime.fromtimestamp(int(headers["webhook-timestamp"]), timezone.utc)
             signature = Webhook(secret).sign(headers["webhook-id"], sent, body.decode())
             assert signature in headers["webhook-signature"].split()
-            ids.setdefault(told["id"], set()).add(headers["webhook-id"])
-            last[told["id"]] = told
+            ids.setdefault(reported["id"], set()).add(headers["webhook-id"])
+            last[reported["id"]] = reported
     for client in clients:
         for name, seen in client.seen.items():
             (message,) = (m for m in store.webhooks.messages(name) if m.event == "completed")

@@ -279,11 +279,11 @@ def test_many_streams_on_which_nothing_happens_ask_the_database_together(server:
     count, seconds = 40, 1.5
     names = [server.create(prompt=str(number))["id"] for number in range(count)]
     service = server.client.app.state.service
-    asked: list[str] = []
+    statements: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         if statement.startswith("SELECT"):
-            asked.append(statement)
+            statements.append(statement)
 
     async def follow() -> None:
         async def drain(name: str) -> None:
@@ -296,7 +296,7 @@ def test_many_streams_on_which_nothing_happens_ask_the_database_together(server:
 
     event.listen(server.store.database.engine, "before_cursor_execute", note)
     asyncio.run(follow())
-    assert len(asked) <= 2 * count + 5
+    assert len(statements) <= 2 * count + 5
 
 
 def test_a_stream_sees_what_another_process_does(server: Server):

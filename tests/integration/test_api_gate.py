@@ -132,14 +132,16 @@ def test_answers_of_the_api_are_never_cached(server: Server):
 
 def test_pages_of_named_origins_may_call(tmp_path):
     server = open_server(tmp_path, cors_origins=("https://app.example",))
-    asked = {
+    preflight = {
         "origin": "https://app.example",
         "access-control-request-method": "POST",
         "access-control-request-headers": "authorization, prefer, cancel-after",
     }
-    answer = server.client.options("/v1/predictions", headers={**asked, **NOBODY})
+    answer = server.client.options("/v1/predictions", headers={**preflight, **NOBODY})
     assert answer.headers["access-control-allow-origin"] == "https://app.example"
-    stranger = server.client.options("/v1/predictions", headers={**asked, "origin": "https://x.y"})
+    stranger = server.client.options(
+        "/v1/predictions", headers={**preflight, "origin": "https://x.y"}
+    )
     assert "access-control-allow-origin" not in stranger.headers
 
 
@@ -237,9 +239,9 @@ def test_the_lines_of_a_request_name_its_prediction(server: Server, caplog):
         server.work()
         server.get(made["urls"]["stream"])
     lines = [json.loads(line) for line in caplog.text.splitlines() if line.startswith("{")]
-    asked = [line for line in lines if line["logger"] == "tegula.api"]
-    assert len(asked) == 4
-    assert {line["prediction"] for line in asked} == {made["id"]}
+    requests = [line for line in lines if line["logger"] == "tegula.api"]
+    assert len(requests) == 4
+    assert {line["prediction"] for line in requests} == {made["id"]}
 
 
 @pytest.mark.parametrize(("grace", "runs", "left"), [(30, 0.0, 30), (8, 1.5, 7), (1, 0.0, 5)])
@@ -278,9 +280,9 @@ def test_the_log_has_the_clients_address_and_nothing_that_opens_a_link(server: S
     secrets = (token, signature, server.token, *(path.split("/")[-1] for path in paths[1:3]))
     assert not [secret for secret in (*secrets, output.split("/")[4]) if secret in caplog.text]
     lines = [json.loads(line) for line in caplog.text.splitlines() if line.startswith("{")]
-    asked = [line for line in lines if line["logger"] == "tegula.api" and "seconds" in line]
-    assert {line["client"] for line in asked} == {"testclient"}
-    assert "GET /o/.../out-0.png 200" in {line["message"] for line in asked}
+    requests = [line for line in lines if line["logger"] == "tegula.api" and "seconds" in line]
+    assert {line["client"] for line in requests} == {"testclient"}
+    assert "GET /o/.../out-0.png 200" in {line["message"] for line in requests}
 
 
 def test_a_file_input_that_cannot_be_read_is_named(server: Server):

@@ -79,9 +79,9 @@ def test_other_tensors_are_refused_in_one_sentence(tensor, sentence):
 @pytest.mark.parametrize("source", [PIXELS, TENSOR, FLOATS[None], PIXELS.astype(np.float32) / 255])
 def test_an_upscale_of_arrays_is_that_of_files(source):
     upscaler = Upscaler(tiny_bundle())
-    asked = UpscaleOptions(prescaler="lanczos", steps=2, window=64, seed=1, creativity=0.5)
+    chosen = UpscaleOptions(prescaler="lanczos", steps=2, window=64, seed=1, creativity=0.5)
     result, expected = (
-        upscaler.upscale(given, asked, mask=where, strength_map=share)
+        upscaler.upscale(given, chosen, mask=where, strength_map=share)
         for given, where, share in (
             (source, MASK, torch.from_numpy(MASK.copy())[None]),
             (png(PIXELS), png(MASK), png(MASK)),

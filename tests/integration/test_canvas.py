@@ -59,8 +59,8 @@ class FailingDenoiser:
 def refine(bundle: Bundle, picture=None, **changes):
     picture = photograph(*WIDE) if picture is None else picture
     height, width = picture.shape[:2]
-    asked = options(width=width, height=height, **changes)
-    return refine_canvas(RefineJob(bundle, picture, picture, asked))
+    chosen = options(width=width, height=height, **changes)
+    return refine_canvas(RefineJob(bundle, picture, picture, chosen))
 
 
 def with_denoiser(bundle, denoiser, dtype=torch.float32):
@@ -122,9 +122,10 @@ def test_the_prompt_the_negative_prompt_and_control_all_matter(bundle):
 def test_progress_counts_every_window_of_every_level_once(bundle):
     seen = []
     picture = photograph(*WIDE)
-    asked = options(width=WIDE[0], height=WIDE[1], window_batch=4)
+    chosen = options(width=WIDE[0], height=WIDE[1], window_batch=4)
     refine_canvas(
-        RefineJob(bundle, picture, picture, asked), StageProgress(lambda *units: seen.append(units))
+        RefineJob(bundle, picture, picture, chosen),
+        StageProgress(lambda *units: seen.append(units)),
     )
     assert seen[-1] == (12, 12)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})

@@ -65,7 +65,7 @@ def test_one_window_equals_the_diffusers_pipeline(scheduler, guess_mode, resembl
     guidance_scale = 5.0
     picture = photograph(64, 64)
     expected = diffusers_result(picture, scheduler, resemblance, guess_mode, guidance_scale)
-    asked = options(
+    chosen = options(
         width=64,
         height=64,
         prompt="a red cat",
@@ -79,7 +79,7 @@ def test_one_window_equals_the_diffusers_pipeline(scheduler, guess_mode, resembl
         guidance_scale=guidance_scale,
         seed=7,
     )
-    ours = refine_canvas(RefineJob(tiny_bundle(), picture, picture, asked))
+    ours = refine_canvas(RefineJob(tiny_bundle(), picture, picture, chosen))
     np.testing.assert_allclose(ours, expected, atol=1e-4)
     assert np.abs(ours - picture).max() > 0.05
 

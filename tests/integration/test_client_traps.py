@@ -90,11 +90,16 @@ def test_what_clients_take_for_a_text_is_never_null(server: Server):
     assert claimed is not None
     server.store.queue.fail(claimed.id, claimed.attempt, "It broke.")
     for made in (succeeded, failed, waiting):
-        told = server.get(f"/v1/predictions/{made}").json()
-        texts = [told["version"], told["model"], told["logs"], *told["urls"].values()]
+        reported = server.get(f"/v1/predictions/{made}").json()
+        texts = [
+            reported["version"],
+            reported["model"],
+            reported["logs"],
+            *reported["urls"].values(),
+        ]
         assert all(isinstance(text, str) for text in texts)
-        assert told["error"] == ("It broke." if made == failed else None)
-        assert isinstance(told["metrics"], dict)
+        assert reported["error"] == ("It broke." if made == failed else None)
+        assert isinstance(reported["metrics"], dict)
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "/v1/v1", ""])
@@ -159,7 +164,7 @@ def test_every_date_has_at_most_six_digits_of_a_second_and_a_z(server: Server):
 @pytest.mark.parametrize("name", ["upload", "buffer_1763812345678", "blob_1", "photo.jpg"])
 @pytest.mark.parametrize("kind", ["application/octet-stream", "image/jpeg", "text/html"])
 def test_the_type_of_an_upload_is_that_of_its_bytes(server: Server, name: str, kind: str):
-    told = server.client.post("/v1/files", files={"content": (name, PNG, kind)}).json()
-    assert told["content_type"] == "image/png"
-    shown = server.get(f"/v1/files/{told['id']}", headers={"accept": "image/*"})
+    reported = server.client.post("/v1/files", files={"content": (name, PNG, kind)}).json()
+    assert reported["content_type"] == "image/png"
+    shown = server.get(f"/v1/files/{reported['id']}", headers={"accept": "image/*"})
     assert shown.headers["content-type"] == "image/png"

@@ -55,8 +55,8 @@ class Counting:
 
 def changed(refine, bundle, strength=None, **changes):
     picture = photograph(WIDTH, HEIGHT)
-    asked = options(width=WIDTH, height=HEIGHT, **REDRAW, **changes)
-    return refine(RefineJob(bundle, picture, picture, asked, strength=strength)) - picture
+    chosen = options(width=WIDTH, height=HEIGHT, **REDRAW, **changes)
+    return refine(RefineJob(bundle, picture, picture, chosen, strength=strength)) - picture
 
 
 def half(left, right):
@@ -94,9 +94,9 @@ def test_progress_reaches_the_end_when_windows_are_skipped(bundle):
     seen = []
     picture = photograph(WIDTH, HEIGHT)
     for refine in REFINERS:
-        asked = options(width=WIDTH, height=HEIGHT, **REDRAW)
+        chosen = options(width=WIDTH, height=HEIGHT, **REDRAW)
         refine(
-            RefineJob(bundle, picture, picture, asked, strength=half(0, 1)),
+            RefineJob(bundle, picture, picture, chosen, strength=half(0, 1)),
             StageProgress(lambda *u: seen.append(u)),
         )
         assert seen[-1][0] == seen[-1][1]
@@ -205,10 +205,10 @@ def test_the_mask_restricts_the_change_at_full_size(bundle, mode):
     mask = Image.new("L", (6, 4), 0)
     mask.paste(255, (3, 0, 6, 4))
     upscaler = Upscaler(bundle)
-    asked = UpscaleOptions(prescaler="lanczos", creativity=0.6, seed=1, mode=mode, tile_width=64,
+    chosen = UpscaleOptions(prescaler="lanczos", creativity=0.6, seed=1, mode=mode, tile_width=64,
                            tile_height=64, window=64, steps=4)  # fmt: skip
-    plain = upscaler.upscale(picture, asked.replaced(creativity=0.0, sharpen=0.0))
-    masked = upscaler.upscale(picture, asked, mask=mask)
+    plain = upscaler.upscale(picture, chosen.replaced(creativity=0.0, sharpen=0.0))
+    masked = upscaler.upscale(picture, chosen, mask=mask)
     assert masked.image.size == (192, 128)
     difference = np.abs(np.asarray(masked.image, float) - np.asarray(plain.image, float))
     assert difference[:, :80].max() == 0
@@ -235,9 +235,9 @@ def test_flat_areas_skip_steps(bundle):
     counts = []
     for skip in (0.0, 0.5, 1.0):
         before = counting.windows
-        asked = UpscaleOptions(scale=1, prescaler="lanczos", flat_skip=skip, steps=8, window=64,
+        chosen = UpscaleOptions(scale=1, prescaler="lanczos", flat_skip=skip, steps=8, window=64,
                                guidance_scale=1.0, creativity=0.5, seed=1)  # fmt: skip
-        upscaler.upscale(picture, asked)
+        upscaler.upscale(picture, chosen)
         counts.append(counting.windows - before)
     assert counts[0] > counts[1] > counts[2] > 0
 

@@ -100,11 +100,11 @@ def test_both_heads_learn_on_one_body(base):
 
 
 def test_pairs_repeat_and_every_recipe_asks_its_own_teacher(photograph, pairs, tmp_path):
-    asked = dict.fromkeys(RECIPES, 0)
+    counts = dict.fromkeys(RECIPES, 0)
 
     def teacher(name):
         def teach(small):
-            asked[name] += len(small)
+            counts[name] += len(small)
             return enlarge(small)
 
         return teach
@@ -112,7 +112,7 @@ def test_pairs_repeat_and_every_recipe_asks_its_own_teacher(photograph, pairs, t
     settings = dataclasses.replace(PAIRS, recipe_shares=(0.0, 0.0, 1.0))
     teachers = {name: teacher(name) for name in RECIPES}
     make_distil_shards([photograph], tmp_path / "heavy", settings, teachers)
-    assert asked == {"clean": 0, "light": 0, "heavy": 3}
+    assert counts == {"clean": 0, "light": 0, "heavy": 3}
     make_distil_shards([photograph], tmp_path / "again", PAIRS, TEACHERS)
     draws = [
         DistilSource(f).draw(CROPS, np.random.default_rng(3)) for f in (pairs, tmp_path / "again")

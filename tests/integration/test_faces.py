@@ -148,16 +148,16 @@ def test_the_largest_of_faces_that_overlap_lies_on_top():
 
 
 def test_faces_shown_larger_than_they_are_restored_are_enlarged_first():
-    asked = []
+    calls = []
 
     def enlarge(face):
-        asked.append(face.shape)
+        calls.append(face.shape)
         return np.kron(face, np.ones((2, 2, 1), np.float32))
 
     changed(PORTRAIT, [a_face(0.4)], (440, 440), lambda face: face, enlarge=enlarge)
-    assert not asked
+    assert not calls
     changed(PORTRAIT, [a_face(0.4)], (880, 880), lambda face: face, enlarge=enlarge)
-    assert asked == [(SIDE, SIDE, 3)]
+    assert calls == [(SIDE, SIDE, 3)]
 
 
 def test_a_cancel_stops_between_faces():
@@ -242,8 +242,8 @@ def upscaled(upscaler, picture, restorer, monkeypatch, **options):
 
     monkeypatch.setattr("tegula.upscaler.load_restorer", lambda name, device: restorer)
     upscaler._restorers.clear()
-    asked = UpscaleOptions(scale=2, creativity=0, prescaler="lanczos", **options)
-    result = upscaler.upscale(Image.fromarray(np.uint8(picture * 255)), asked)
+    calls = UpscaleOptions(scale=2, creativity=0, prescaler="lanczos", **options)
+    result = upscaler.upscale(Image.fromarray(np.uint8(picture * 255)), calls)
     return np.asarray(result.image, np.float32) / 255, result
 
 

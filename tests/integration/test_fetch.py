@@ -186,11 +186,11 @@ def test_odd_ways_to_write_the_loopback_are_refused(host):
 
 
 def test_a_name_is_looked_up_once_and_connected_to_where_it_was_checked():
-    asked = []
+    seen = []
 
     def rebinding(host, port):
-        asked.append(host)
-        return ["127.0.0.1"] if len(asked) == 1 else ["169.254.169.254"]
+        seen.append(host)
+        return ["127.0.0.1"] if len(seen) == 1 else ["169.254.169.254"]
 
     with receiving() as receiver:
         fetcher = Fetcher(LOOPBACK, rebinding, TLS)
@@ -198,7 +198,7 @@ def test_a_name_is_looked_up_once_and_connected_to_where_it_was_checked():
             assert b"".join(fetched.chunks) == b"hello"
         assert fetched.name == "cat.png"
         assert receiver.requests[0][2]["host"] == f"cat.test:{receiver.port}"
-    assert asked == ["cat.test"]
+    assert seen == ["cat.test"]
 
 
 def open_url(fetcher, url, *, limit=1000, seconds=5.0):
@@ -414,9 +414,9 @@ def test_the_host_of_an_address(url, host):
 @pytest.mark.parametrize("status", [204, 206, 304, 401, 404, 500])
 def test_anything_but_200_is_no_input_and_its_body_is_not_told(receiver, fetcher, status):
     receiver.status, receiver.body = status, b"secret"
-    with pytest.raises(FetchError, match=str(status)) as told, open_url(fetcher, receiver.url):
+    with pytest.raises(FetchError, match=str(status)) as error, open_url(fetcher, receiver.url):
         pass
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(error.value)
 
 
 def test_compressed_answers_are_refused(receiver, fetcher):
@@ -426,9 +426,9 @@ def test_compressed_answers_are_refused(receiver, fetcher):
 
 
 def test_a_closed_port_is_told_without_its_address(fetcher):
-    with pytest.raises(FetchError) as told, open_url(fetcher, "http://localhost:9/"):
+    with pytest.raises(FetchError) as error, open_url(fetcher, "http://localhost:9/"):
         pass
-    assert "127.0.0.1" not in str(told.value)
+    assert "127.0.0.1" not in str(error.value)
 
 
 def test_proxies_of_the_environment_are_not_used(receiver, fetcher, monkeypatch):

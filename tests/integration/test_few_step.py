@@ -268,7 +268,7 @@ def test_the_picture_is_diffusers_own_with_the_same_lora_and_scheduler(
     lora = put(tmp_path / "models" / recipe.repo / recipe.file, state)
     bundle = load_sd15(str(files.folder), few_step=name)
     preset = bundle.facts.presets["fast"]
-    asked = options(
+    chosen = options(
         prompt="a red cat",
         negative_prompt="blurry",
         creativity=strength,
@@ -277,8 +277,8 @@ def test_the_picture_is_diffusers_own_with_the_same_lora_and_scheduler(
         guidance_scale=preset.guidance_scale,
         seed=7,
     )
-    ours = refine_canvas(RefineJob(bundle, picture, picture, asked))
+    ours = refine_canvas(RefineJob(bundle, picture, picture, chosen))
     expected = diffusers_result(picture, lora, recipe, strength)
     np.testing.assert_allclose(ours, expected, atol=1e-4)
-    plain = refine_canvas(RefineJob(load_sd15(str(files.folder)), picture, picture, asked))
+    plain = refine_canvas(RefineJob(load_sd15(str(files.folder)), picture, picture, chosen))
     assert np.abs(ours - plain).max() > 1e-3

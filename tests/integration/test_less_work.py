@@ -56,11 +56,11 @@ def counted(bundle):
 
 def refine(bundle, how=refine_canvas, strength=None, size=SIZE, **changes):
     picture = photograph(*size)
-    asked = options(
+    chosen = options(
         width=size[0], height=size[1], **REDRAW, prompt="a red cat",
         negative_prompt="blurry", **changes,
     )  # fmt: skip
-    return how(RefineJob(bundle, picture, picture, asked, strength=strength))
+    return how(RefineJob(bundle, picture, picture, chosen, strength=strength))
 
 
 def psnr(picture, full):
@@ -284,14 +284,14 @@ def grainy_sky():
 def test_flat_windows_take_fewer_evaluations_and_keep_their_grain(bundle):
     own, rows, _ = counted(bundle)
     sky = grainy_sky()
-    asked = options(width=256, height=128, creativity=0.5, steps=16, overlap=0.0)
+    chosen = options(width=256, height=128, creativity=0.5, steps=16, overlap=0.0)
     strength = 1 - 0.75 * flatness(sky)
     results = []
     for each in (None, strength, 1 - flatness(sky)):
         before = rows["decoder"]
         results.append(
             (
-                refine_canvas(RefineJob(own, sky, sky, asked, strength=each)),
+                refine_canvas(RefineJob(own, sky, sky, chosen, strength=each)),
                 rows["decoder"] - before,
             )
         )

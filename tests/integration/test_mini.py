@@ -299,10 +299,10 @@ def test_weights_with_other_words_are_refused(folder):
 def test_a_guidance_scale_that_would_tear_the_picture_is_held_and_told():
     upscaler = Upscaler.load("mini", device="cpu", precision="fp32")
     picture = Image.fromarray((photograph(64, 64) * 255).astype(np.uint8))
-    asked = UpscaleOptions(prescaler="lanczos", seed=1, guidance_scale=8.0)
-    held, told = (
-        upscaler.upscale(picture, asked.replaced(guidance_scale=scale)) for scale in (8.0, 2.0)
+    chosen = UpscaleOptions(prescaler="lanczos", seed=1, guidance_scale=8.0)
+    held, reported = (
+        upscaler.upscale(picture, chosen.replaced(guidance_scale=scale)) for scale in (8.0, 2.0)
     )
-    assert np.array_equal(held.image, told.image)
+    assert np.array_equal(held.image, reported.image)
     assert held.warnings == ("mini takes a guidance scale of up to 2; 8 was held to it.",)
-    assert told.warnings == ()
+    assert reported.warnings == ()

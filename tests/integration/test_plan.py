@@ -112,10 +112,10 @@ def test_what_an_esrgan_takes_is_what_torch_counts(shape):
 
 def test_a_plan_counts_the_context_of_tiles_and_nothing_without_a_net(bundle):
     upscaler = Upscaler(bundle)
-    asked = UpscaleOptions(**QUICK, scale=4)
-    plan = upscaler.prepare(picture(), asked)[2]
+    chosen = UpscaleOptions(**QUICK, scale=4)
+    plan = upscaler.prepare(picture(), chosen)[2]
     assert (plan.tiles, plan.prescale_flops) == (0, 0)
-    net = asked.replaced(prescaler="realesrgan-animevideov3")
+    net = chosen.replaced(prescaler="realesrgan-animevideov3")
     one, many = (upscaler.prepare(picture(side, 40), net)[2] for side in (600, 1200))
     assert (one.tiles, many.tiles) == (1, 2)
     assert many.prescale_flops > 2 * one.prescale_flops
@@ -128,8 +128,8 @@ def test_a_plan_counts_the_head_that_each_pass_runs(bundle):
     tiles = prescale_tiles(prescaler.facts, (100, 80), (800, 640))
     assert [(tile.pixels, tile.factor) for tile in tiles] == [(100 * 80, 2), (200 * 160, 4)]
     upscaler = Upscaler(bundle)
-    asked = UpscaleOptions(**{**QUICK, "prescaler": "tegula-swift"})
-    two, four = (upscaler.prepare(picture(), asked.replaced(scale=s))[2] for s in (2, 4))
+    chosen = UpscaleOptions(**{**QUICK, "prescaler": "tegula-swift"})
+    two, four = (upscaler.prepare(picture(), chosen.replaced(scale=s))[2] for s in (2, 4))
     assert two.prescale_flops / four.prescale_flops == pytest.approx(
         costs[2].of(1) / costs[4].of(1)
     )
@@ -139,7 +139,7 @@ def test_reused_features_are_planned_as_less_work(bundle):
     upscaler = Upscaler(bundle)
     whole = UpscaleOptions(**{**QUICK, "steps": 12, "creativity": 1.0})
     reused = whole.replaced(feature_reuse=3)
-    plans = [upscaler.prepare(picture(), asked)[2] for asked in (whole, reused)]
+    plans = [upscaler.prepare(picture(), chosen)[2] for chosen in (whole, reused)]
     assert plans[1].evaluations == plans[0].evaluations
     assert 0.3 < plans[1].denoise_flops / plans[0].denoise_flops < 0.9
 
@@ -176,8 +176,8 @@ def test_the_last_runs_of_each_size_are_kept(bundle):
 
 def test_a_prescaler_that_never_ran_counts_as_the_slowest_that_did(bundle):
     upscaler = Upscaler(bundle)
-    asked = UpscaleOptions(**{**QUICK, "prescaler": "realesrgan-animevideov3"})
-    plan = upscaler.prepare(picture(), asked)[2]
+    chosen = UpscaleOptions(**{**QUICK, "prescaler": "realesrgan-animevideov3"})
+    plan = upscaler.prepare(picture(), chosen)[2]
     known = {stage: [(1e12, 1.0)] for stage in ("prepare", "refine", "finish")}
     assert Rates(known).seconds(plan) is None
     work = plan.prescale_flops
@@ -237,17 +237,17 @@ def test_an_icon_tells_nothing_of_a_picture_many_times_its_size():
 
 def test_every_upscale_leaves_how_long_it_took(bundle, monkeypatch):
     monkeypatch.setattr("tegula.upscaler._USUAL_SIDE", 64)
-    upscaler, told = Upscaler(bundle_without_nets_before(bundle)), []
+    upscaler, reported = Upscaler(bundle_without_nets_before(bundle)), []
     options = UpscaleOptions(**QUICK)
-    result = upscaler.upscale(picture(), options, on_progress=told.append)
-    assert told[0].seconds_left is None
+    result = upscaler.upscale(picture(), options, on_progress=reported.append)
+    assert reported[0].seconds_left is None
     assert upscaler.expected_seconds(result.plan) == pytest.approx(result.timings)
     assert rates.usual_seconds("tiny") > sum(result.timings.values())
-    told.clear()
-    Upscaler(bundle).upscale(picture(), options, on_progress=told.append)
-    assert told[0].fraction == 0
+    reported.clear()
+    Upscaler(bundle).upscale(picture(), options, on_progress=reported.append)
+    assert reported[0].fraction == 0
     expected = sum(result.timings.values()) - result.timings["prepare"]
-    assert told[0].seconds_left == pytest.approx(expected, rel=0.05, abs=0.01)
+    assert reported[0].seconds_left == pytest.approx(expected, rel=0.05, abs=0.01)
 
 
 def test_what_is_no_measure_of_the_machine_is_not_remembered(bundle):
@@ -269,21 +269,21 @@ def test_calibrating_runs_two_small_upscales(bundle, monkeypatch):
     upscaler = Upscaler(bundle_without_nets_before(bundle))
     monkeypatch.setattr("tegula.upscaler._USUAL_SIDE", 96)
     monkeypatch.setattr(Upscaler, "load", lambda *_, **__: upscaler)
-    told = json.loads(run("doctor", "--calibrate", "--json").stdout)
-    assert told["bundle"] == bundle.facts.name
-    assert told["usual"] == rates.usual_seconds(bundle.facts.name) > 0
+    reported = json.loads(run("doctor", "--calibrate", "--json").stdout)
+    assert reported["bundle"] == bundle.facts.name
+    assert reported["usual"] == rates.usual_seconds(bundle.facts.name) > 0
     assert {len(runs) for runs in rates.find(rates.setting_of(bundle)).runs.values()} == {2}
 
 
 def test_time_left_starts_at_what_is_expected_and_learns():
-    told = []
-    reporter = Reporter(told.append, {"prescale": 0.5, "refine": 0.5}, expected=100.0)
+    reported = []
+    reporter = Reporter(reported.append, {"prescale": 0.5, "refine": 0.5}, expected=100.0)
     report = reporter.units("prescale")
-    assert told[0].seconds_left == pytest.approx(100, abs=1)
+    assert reported[0].seconds_left == pytest.approx(100, abs=1)
     report(1, 2)
-    assert told[-1].seconds_left == pytest.approx(75 * 0.75, abs=1)
+    assert reported[-1].seconds_left == pytest.approx(75 * 0.75, abs=1)
     reporter.finished()
-    assert told[-1].seconds_left == 0
+    assert reported[-1].seconds_left == 0
 
 
 def test_plan_tells_work_and_memory_and_where_times_come_from(tmp_path):
@@ -295,10 +295,10 @@ def test_plan_tells_work_and_memory_and_where_times_come_from(tmp_path):
     assert "window" in plain.stdout
     assert "TFLOP" in plain.stdout
     assert "tegula doctor --calibrate" in plain.stdout
-    told = json.loads(run(*words, "--json").stdout)
-    assert told["seconds"] is None
-    assert told["flops"] == told["denoise_flops"] + told["autoencoder_flops"]
-    assert told["memory"]["host"]["refine"] > 0
+    reported = json.loads(run(*words, "--json").stdout)
+    assert reported["seconds"] is None
+    assert reported["flops"] == reported["denoise_flops"] + reported["autoencoder_flops"]
+    assert reported["memory"]["host"]["refine"] > 0
     assert sorted(tmp_path.iterdir()) == [source]
 
 
@@ -315,13 +315,13 @@ def test_plan_tells_seconds_where_the_model_has_run(tmp_path, monkeypatch):
 def test_a_tall_picture_takes_a_few_times_its_own_memory():
     upscaler = Upscaler.load(device="cpu", precision="fp32")
     source = Image.fromarray((photograph(32, 1024) * 255).astype(np.uint8))
-    asked = UpscaleOptions(
+    chosen = UpscaleOptions(
         scale=4, prescaler="lanczos", window=128, window_batch=1, steps=1, seed=0
     )
-    upscaler.upscale(source.crop((0, 0, 16, 16)), asked)
-    expected = upscaler.forecast(source, asked)[1]
+    upscaler.upscale(source.crop((0, 0, 16, 16)), chosen)
+    expected = upscaler.forecast(source, chosen)[1]
     with peak_within() as peak:
-        result = upscaler.upscale(source, asked).image
+        result = upscaler.upscale(source, chosen).image
     own = result.width * result.height * 12
     assert peak.all < 5.5 * own
     assert max(expected.host.values()) == pytest.approx(peak.all, rel=0.25)
@@ -333,14 +333,14 @@ def test_canvases_that_do_not_fit_the_device_are_kept_apart_with_the_same_result
     settings = options(width=90, height=70, steps=4)
     source = photograph(90, 70)
     usual = refine_canvas(RefineJob(bundle, source, source, settings))
-    asked = []
+    pixels = []
 
     def home_of(size, device):
-        asked.append(size)
+        pixels.append(size)
         return torch.device("cpu")
 
     for module in ("refine", "sampler"):
         monkeypatch.setattr(f"tegula.pipeline.{module}.home_of", home_of)
     np.testing.assert_array_equal(refine_canvas(RefineJob(bundle, source, source, settings)), usual)
-    assert len(asked) == 2
-    assert asked[0] >= 3 * 12 * 90 * 70
+    assert len(pixels) == 2
+    assert pixels[0] >= 3 * 12 * 90 * 70

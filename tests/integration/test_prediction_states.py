@@ -119,8 +119,10 @@ class AnythingHappens(RuleBasedStateMachine):
 
     def the_end_is_told_once(self, prediction):
         ends = [e for e in self.store.predictions.events(prediction.id) if e.kind == "done"]
-        told = [w for w in self.store.webhooks.messages(prediction.id) if w.event == "completed"]
-        assert len(ends) == len(told) == prediction.status.terminal
+        reported = [
+            w for w in self.store.webhooks.messages(prediction.id) if w.event == "completed"
+        ]
+        assert len(ends) == len(reported) == prediction.status.terminal
 
 
 AnythingHappens.TestCase.settings = settings(

@@ -194,31 +194,31 @@ def test_values_that_stay_no_numbers_are_reported():
 
 
 def test_cancelling_stops_between_tiles():
-    net, asked = Nearest(), iter([False, False, False, True])
+    net, calls = Nearest(), iter([False, False, False, True])
     with pytest.raises(CancelledError):
         prescale(
             photograph(150, 110),
             (600, 440),
             fake(net),
             tile=64,
-            progress=StageProgress(cancel=Cancel(lambda: next(asked))),
+            progress=StageProgress(cancel=Cancel(lambda: next(calls))),
         )
     assert len(net.shapes) == 2
 
 
 def test_cancelling_stops_inside_a_tile_and_leaves_the_net_usable():
     net = load_prescaler("realesrgan-animevideov3", CPU, torch.float32)
-    picture, asked = photograph(32, 32), []
+    picture, calls = photograph(32, 32), []
     with pytest.raises(CancelledError):
         prescale(
             picture,
             (128, 128),
             net,
-            progress=StageProgress(cancel=Cancel(lambda: asked.append(0) or len(asked) == 9)),
+            progress=StageProgress(cancel=Cancel(lambda: calls.append(0) or len(calls) == 9)),
         )
-    assert len(asked) == 9
+    assert len(calls) == 9
     prescale(picture, (128, 128), net)
-    assert len(asked) == 9
+    assert len(calls) == 9
 
 
 def test_tiles_are_halved_until_they_fit_and_the_result_stays():

@@ -36,8 +36,8 @@ def bundles():
 
 def refined(bundle, how=refine_canvas, size=(150, 110), show=None, **changes):
     picture = photograph(*size)
-    asked = options(width=size[0], height=size[1], **REDRAW, **changes)
-    return how(RefineJob(bundle, picture, picture, asked), StageProgress(on_picture=show))
+    chosen = options(width=size[0], height=size[1], **REDRAW, **changes)
+    return how(RefineJob(bundle, picture, picture, chosen), StageProgress(on_picture=show))
 
 
 @pytest.mark.parametrize("how", [refine_canvas, refine_redraw])
@@ -114,9 +114,9 @@ def test_a_light_autoencoder_makes_the_previews_where_it_is_on_this_machine(
     plain, seen, by = refined(bundle, steps=4), [], []
     decode = SdAutoencoder.decode
 
-    def noted(self, *told):
+    def noted(self, *reported):
         by.append(self)
-        return decode(self, *told)
+        return decode(self, *reported)
 
     monkeypatch.setattr(SdAutoencoder, "decode", noted)
     assert np.array_equal(refined(bundle, show=seen.append, steps=4), plain)
@@ -127,12 +127,12 @@ def test_a_light_autoencoder_makes_the_previews_where_it_is_on_this_machine(
 def test_an_upscale_shows_pictures_and_can_be_cancelled_meanwhile(bundles):
     upscaler, seen = Upscaler(bundles["tiny"]), []
     source = Image.fromarray(np.uint8(photograph(40, 32) * 255))
-    asked = UpscaleOptions(prescaler="lanczos", seed=1, steps=8, creativity=1.0, window=64)
-    shown = upscaler.upscale(source, asked, on_preview=seen.append)
+    chosen = UpscaleOptions(prescaler="lanczos", seed=1, steps=8, creativity=1.0, window=64)
+    shown = upscaler.upscale(source, chosen, on_preview=seen.append)
     assert [each.size for each in seen][:2] == [(80, 64), (80, 64)]
-    assert np.array_equal(shown.image, upscaler.upscale(source, asked).image)
+    assert np.array_equal(shown.image, upscaler.upscale(source, chosen).image)
     with pytest.raises(CancelledError):
-        upscaler.upscale(source, asked, on_preview=seen.append, cancelled=lambda: len(seen) > 10)
+        upscaler.upscale(source, chosen, on_preview=seen.append, cancelled=lambda: len(seen) > 10)
     assert len(seen) == 11
 
 

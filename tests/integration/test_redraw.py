@@ -29,14 +29,14 @@ def bundle():
     return tiny_bundle()
 
 
-def asked(width, height, redraw, **changes):
+def chosen(width, height, redraw, **changes):
     changes = {"steps": 4, "creativity": 0.5, "mode": "redraw"} | changes
     return options(width=width, height=height, **redraw, **changes)
 
 
 def redraw(bundle, width, height, changes=None, *, one_by_one=False, **others):
     picture = photograph(width, height)
-    settings = asked(width, height, SMALL | (changes or {}), **others)
+    settings = chosen(width, height, SMALL | (changes or {}), **others)
     return refine_redraw(RefineJob(bundle, picture, picture, settings), one_by_one=one_by_one)
 
 
@@ -88,7 +88,7 @@ def test_later_tiles_see_what_earlier_ones_painted(bundle):
 
 def test_one_tile_over_the_picture_is_canvas_mode(bundle):
     picture = photograph(64, 64)
-    settings = asked(64, 64, SMALL, guidance_scale=4.0, prompt="cat")
+    settings = chosen(64, 64, SMALL, guidance_scale=4.0, prompt="cat")
     np.testing.assert_allclose(
         refine_redraw(RefineJob(bundle, picture, picture, settings)),
         refine_canvas(RefineJob(bundle, picture, picture, settings)),
@@ -98,7 +98,7 @@ def test_one_tile_over_the_picture_is_canvas_mode(bundle):
 
 def test_every_tile_starts_from_the_same_noise(bundle):
     flat = np.full((64, 192, 3), 0.5, np.float32)
-    settings = asked(192, 64, SMALL | {"tile_padding": 0, "tile_blur": 0})
+    settings = chosen(192, 64, SMALL | {"tile_padding": 0, "tile_blur": 0})
     result = refine_redraw(RefineJob(bundle, flat, flat, settings))
     np.testing.assert_allclose(result[:, :64], result[:, 64:128], atol=1e-5)
     np.testing.assert_allclose(result[:, :64], result[:, 128:], atol=1e-5)
@@ -128,7 +128,7 @@ def test_a_mild_bundle_leaves_what_is_under_no_mask_alone(bundle):
 
 
 def test_progress_and_plan_count_the_same_windows(bundle):
-    settings = asked(
+    settings = chosen(
         180,
         140,
         SMALL | {"seam_fix": "band", "seam_fix_denoise": 0.5},
@@ -161,7 +161,7 @@ def test_cancel_stops_between_batches(bundle):
     picture = photograph(128, 128)
     with pytest.raises(CancelledError):
         refine_redraw(
-            RefineJob(bundle, picture, picture, asked(128, 128, SMALL)),
+            RefineJob(bundle, picture, picture, chosen(128, 128, SMALL)),
             StageProgress(cancel=Cancel(lambda: next(stops))),
         )
 
@@ -188,7 +188,7 @@ def test_progress_reaches_the_end_where_tiles_change_only_from_a_later_step_on(b
     seen, picture = [], photograph(128, 128)
     strength = np.full((128, 128), 0.5, np.float32)
     refine_redraw(
-        RefineJob(bundle, picture, picture, asked(128, 128, SMALL), strength),
+        RefineJob(bundle, picture, picture, chosen(128, 128, SMALL), strength),
         StageProgress(lambda *units: seen.append(units)),
     )
     assert seen[-1][0] == seen[-1][1]

@@ -27,7 +27,7 @@ def borders(bundle):
 
 
 def refined(bundle, picture, window):
-    asked = options(
+    chosen = options(
         width=SIDE,
         height=SIDE,
         creativity=1.0,
@@ -37,7 +37,7 @@ def refined(bundle, picture, window):
         overlap=0.125,
         window_batch=8,
     )
-    return refine_canvas(RefineJob(bundle, picture, picture, asked))
+    return refine_canvas(RefineJob(bundle, picture, picture, chosen))
 
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "rocket"])

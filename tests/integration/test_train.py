@@ -212,8 +212,8 @@ def test_batches_made_by_other_processes_are_the_same_ones(pairs, tmp_path):
     states = []
     for workers in (0, 2):
         state = new_state(SMALL, torch.device("cpu"), chosen.learning_rate)
-        asked = dataclasses.replace(SMALL, workers=workers)
-        run_stage(stage, state, PairSource(pairs), tmp_path / str(workers), asked)
+        wanted = dataclasses.replace(SMALL, workers=workers)
+        run_stage(stage, state, PairSource(pairs), tmp_path / str(workers), wanted)
         states.append(state)
     assert torch.equal(_weights(states[0]), _weights(states[1]))
 

@@ -223,11 +223,11 @@ class Client:
 
     def check(self, name: str) -> None:
         """Get a prediction; a result that was seen once never changes."""
-        status, told = self.program.ask("GET", f"/v1/predictions/{name}")
+        status, reported = self.program.ask("GET", f"/v1/predictions/{name}")
         if status != 200:
-            self.wrong.append((status, told))
-        elif told["status"] in _ENDED and told != self.seen.setdefault(name, told):
-            self.wrong.append((self.seen[name], told))
+            self.wrong.append((status, reported))
+        elif reported["status"] in _ENDED and reported != self.seen.setdefault(name, reported):
+            self.wrong.append((self.seen[name], reported))
 
     def replay(self, name: str) -> str:
         """Send the create of a prediction again; return the id that comes back."""

@@ -41,8 +41,8 @@ def open_store(folder: Path, clock: TurnedClock | None = None, **settings: Any) 
 
 def ask(store: Store, **values: Any) -> Prediction:
     account = store.accounts.ensure("ada")
-    asked = {"account_id": account.id, "model": "tegula/upscale", "version": VERSION, "input": {}}
-    return store.predictions.create(NewPrediction(**{**asked, **values})).prediction
+    usual = {"account_id": account.id, "model": "tegula/upscale", "version": VERSION, "input": {}}
+    return store.predictions.create(NewPrediction(**{**usual, **values})).prediction
 
 
 @contextmanager

@@ -274,11 +274,11 @@ def test_the_largest_seed_of_the_schema_runs_in_every_pass(reference):
 
 
 def test_clarity_turns_fractality_into_the_window_and_leaves_loras_out():
-    asked = request("philz1337x/clarity-upscaler", tiling_width=64, tiling_height=64)
-    assert asked.passes[0].window == 512
-    assert "<lora" not in asked.passes[0].prompt
-    assert any("more_details" in note for note in asked.notes)
-    assert asked.mask_keeps_white
+    chosen = request("philz1337x/clarity-upscaler", tiling_width=64, tiling_height=64)
+    assert chosen.passes[0].window == 512
+    assert "<lora" not in chosen.passes[0].prompt
+    assert any("more_details" in note for note in chosen.notes)
+    assert chosen.mask_keeps_white
     assert request("philz1337x/clarity-upscaler").passes[0].window == 1024
 
 
@@ -300,11 +300,11 @@ def test_clarity_uses_the_loras_of_its_prompt_where_they_are_there(tmp_path, mon
     monkeypatch.setenv("TEGULA_MODELS", str(tmp_path))
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "more_details.safetensors").touch()
-    asked = request("philz1337x/clarity-upscaler", RunContext(300, 200, "sd15"))
-    assert [(file[-24:], weight) for file, weight in asked.loras] == [
+    chosen = request("philz1337x/clarity-upscaler", RunContext(300, 200, "sd15"))
+    assert [(file[-24:], weight) for file, weight in chosen.loras] == [
         ("more_details.safetensors", 0.5)
     ]
-    assert [note for note in asked.notes if "SDXLrender_v2.0" in note]
+    assert [note for note in chosen.notes if "SDXLrender_v2.0" in note]
 
 
 @pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "1e999", "strong"])
@@ -315,9 +315,9 @@ def test_a_lora_whose_weight_is_not_a_number_is_left_out_and_the_log_says_why(
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "style.safetensors").touch()
     sd15 = RunContext(300, 200, "sd15")
-    asked = request("philz1337x/clarity-upscaler", sd15, prompt=f"<lora:style:{weight}> a cat")
-    assert not asked.loras
-    assert asked.notes == (f"The LoRA style is left out: its weight is a number, not {weight}.",)
+    chosen = request("philz1337x/clarity-upscaler", sd15, prompt=f"<lora:style:{weight}> a cat")
+    assert not chosen.loras
+    assert chosen.notes == (f"The LoRA style is left out: its weight is a number, not {weight}.",)
 
 
 def test_clarity_downscales_large_sources_and_never_enlarges_small_ones():
@@ -329,10 +329,10 @@ def test_clarity_downscales_large_sources_and_never_enlarges_small_ones():
 
 
 def test_the_strengths_of_the_loras_drive_our_own_controls_and_the_log_says_so():
-    asked = request(TILE, lora_details_strength=-5, lora_sharpness_strength=5)
-    assert asked.passes[0].detail == -1
-    assert asked.passes[0].sharpen == 1
-    assert "LoRA" in asked.notes[0]
+    chosen = request(TILE, lora_details_strength=-5, lora_sharpness_strength=5)
+    assert chosen.passes[0].detail == -1
+    assert chosen.passes[0].sharpen == 1
+    assert "LoRA" in chosen.notes[0]
     neutral = request(TILE).passes[0]
     assert neutral.detail == 0
 
@@ -342,9 +342,9 @@ def test_the_loras_themselves_are_used_where_they_are_there(tmp_path, monkeypatc
     (tmp_path / "lora").mkdir()
     for name in ("more_details", "add_sharpness"):
         (tmp_path / "lora" / f"{name}.safetensors").touch()
-    asked = request(TILE, RunContext(300, 200, "sd15"))
-    assert [strength for _, strength in asked.loras] == [1.0, 1.25]
-    assert asked.passes[0].sharpen == 0
+    chosen = request(TILE, RunContext(300, 200, "sd15"))
+    assert [strength for _, strength in chosen.loras] == [1.0, 1.25]
+    assert chosen.passes[0].sharpen == 0
     assert not request(TILE).loras
 
 
