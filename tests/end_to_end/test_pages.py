@@ -23,7 +23,7 @@ pytestmark = [
     ),
 ]
 DONE = "document.getElementById('state').textContent === 'Done'"
-DRAWN = "document.images.length === 2 && [...document.images].every(one => one.naturalWidth > 0)"
+DRAWN = "document.querySelector('.viewer').dataset.pending === '0'"
 PERCENT = "/\\d %/.test(document.getElementById('status').textContent)"
 
 
@@ -140,11 +140,10 @@ def test_the_edge_between_source_and_result_moves_by_keys(browser: Browser, live
     shown(browser, live, predict(live))
     browser.until(DRAWN)
     browser.run("document.querySelector('input[type=range]').focus()")
-    cut = "parseFloat(document.querySelector('.stack').style.getPropertyValue('--cut'))"
-    wide = browser.run("document.querySelector('.view').clientWidth")
-    assert browser.run(cut) == pytest.approx(wide / 2)
+    cut = "Number(document.querySelector('.viewer').dataset.cut)"
+    assert browser.run(cut) == 0.5
     browser.press("ArrowRight")
-    assert browser.run(cut) > wide / 2
+    browser.until(f"{cut} > 0.5")
     browser.press("Home")
     browser.until(f"{cut} === 0")
 
@@ -153,7 +152,7 @@ def test_a_failure_is_one_sentence(browser: Browser, live: Live):
     shown(browser, live, predict(live, prompt="fail"))
     browser.until("document.getElementById('state').textContent === 'Failed'")
     assert browser.run("document.getElementById('error').innerText") == "The model broke."
-    assert browser.run("document.images.length") == 0
+    assert browser.run("document.querySelectorAll('.viewer').length") == 0
 
 
 def test_a_press_of_cancel_ends_a_prediction(browser: Browser, live: Live):

@@ -18,6 +18,11 @@ from live_server import eventually, live_server
 from PIL import Image
 from serve_support import free_port, photo, served
 
+from tegula.server.api.app import GracefulServer, create_app
+from tegula.server.api.connections import serving_config
+from tegula.server.settings import ServerSettings
+from tegula.server.store import Store
+
 pytestmark = pytest.mark.slow
 
 
@@ -131,3 +136,17 @@ def test_a_server_that_stops_answers_who_waits_and_goes_on_with_what_runs(tmp_pa
         stream = again.url + httpx.URL(urls["stream"]).path
         text = httpx.get(stream, headers={"last-event-id": "0"}).text
         assert ["event: output" in text, "event: done" in text] == [True, True]
+
+
+def test_no_address_is_told_of_where_the_port_is_taken_after_all(tmp_path):
+    store = Store.open(ServerSettings(folder=tmp_path))
+    app, listened = create_app(store), []
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        config = serving_config(app, host="127.0.0.1", port=other.getsockname()[1])
+        server = GracefulServer(config, app.state.service, lambda: listened.append(True))
+        with pytest.raises(SystemExit):
+            server.run()
+    assert listened == []
+    store.close()

@@ -68,7 +68,13 @@ class QuickEngine:
                 return
             time.sleep(0.3 if prompt == "slow" else 0.01)
         if prompt == "gated":
-            self.gate.wait(60)
+            preview = self._store.files.keep(
+                claimed.account_id, "preview-1.png", PNG, prediction_id=claimed.id
+            )
+            shown = Report(preview=self._store.files.reference(preview))
+            queue.report(*held, shown)
+            while not self.gate.wait(0.05) and queue.report(*held):
+                pass
         if prompt == "fail":
             queue.fail(*held, "The model broke.")
             return

@@ -5,23 +5,31 @@ The browser is the system's own, which ``find_browser`` finds; Playwright brings
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import pytest
+from api_support import DATA_URI
 from browser_support import find_browser
 from live_server import Live, live_server
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tegula.server.db import new_id
+from tegula.server.tables import FileRecord, Prediction, State
 
 needs_browser = pytest.mark.skipif(
     find_browser() is None,
     reason="no Chromium is installed; install one, or name it in TEGULA_BROWSER",
 )
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=120_000)  # a machine may be busy with other things, too
 _BY_LOOKS = ["color-contrast", "scrollable-region-focusable", "link-in-text-block"]
 _WAYS_TO_LOOK: tuple[tuple[Literal["light", "dark"], int, list[str] | None], ...] = (
     ("light", 360, None),
@@ -57,13 +65,15 @@ def page(chromium: Browser) -> Iterator[Page]:
     Answers of 4xx and 5xx are no complaints: pages say them in sentences of their own.
     """
     context = chromium.new_context(viewport={"width": 1100, "height": 900})
+    context.set_default_timeout(120_000)
     tab = context.new_page()
     said: list[str] = []
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on("console", lambda line: said.append(line.text) if line.type == "error" else None)
     yield tab
     context.close()
-    assert [text for text in said if "Failed to load resource" not in text] == []
+    said = [text for text in said if "Failed to load resource" not in text]
+    assert not said, said
 
 
 def open_signed_in(page: Page, live: Live, path: str = "/") -> None:
@@ -72,6 +82,63 @@ def open_signed_in(page: Page, live: Live, path: str = "/") -> None:
     expect(page.locator("#sign-out")).to_be_visible()
     if path != "/":
         page.goto(f"{live.url}{path}")
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, compress_level=1)
+    return file.getvalue()
+
+
+def pattern(width: int, height: int) -> Image.Image:
+    """Colours by which a pixel can be told from its neighbours."""
+    across = Image.linear_gradient("L").rotate(90).resize((width, height))
+    down = Image.linear_gradient("L").resize((width, height))
+    dots = Image.effect_noise((64, 64), 80).resize((width, height), Image.Resampling.NEAREST)
+    return Image.merge("RGB", (across, down, dots))
+
+
+def done(live: Live, source: bytes, result: bytes, name: str = "holiday.png") -> str:
+    """A prediction that is done, without any work; its id."""
+    store, now = live.store, datetime.now(timezone.utc)
+    account, made = store.accounts.ensure("ana").id, new_id(now)
+
+    def keep(name: str, data: bytes) -> dict[str, Any]:
+        file: FileRecord = store.files.keep(account, name, data, prediction_id=made)
+        return store.files.reference(file)
+
+    row = Prediction(
+        made,
+        account,
+        "tegula/upscale",
+        "0" * 64,
+        {"image": keep(name, source), "scale": 2, "preset": "creative", "seed": 7},
+        now,
+        status=State.SUCCEEDED,
+        output=[keep("out-0.png", result)],
+        source="web",
+        started_at=now,
+        completed_at=now,
+        predict_seconds=3.2,
+    )
+    with store.database.write() as session:
+        session.add(row)
+    return made
+
+
+def ask(live: Live, prompt: str = "") -> str:
+    """A prediction that the engine works on; its id."""
+    body = {"version": "tegula/upscale", "input": {"image": DATA_URI, "prompt": prompt}}
+    headers = {"authorization": f"Bearer {live.token}", "origin": live.url}
+    return str(httpx.post(f"{live.url}/v1/predictions", json=body, headers=headers).json()["id"])
+
+
+def seen(page: Page) -> dict[str, Any]:
+    """What the viewer shows, once all of it is there."""
+    expect(page.locator(".viewer[data-pending='0']")).to_be_visible()
+    page.wait_for_function("() => new Promise((go) => requestAnimationFrame(() => go(true)))")
+    data = page.locator(".viewer").evaluate("(one) => ({ ...one.dataset })")
+    return {k: float(v) if k in ("zoom", "x", "y", "cut") else v for k, v in data.items()}
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tegula.catalog.inputs import RunContext, ValidInputs, Version
 from tegula.options import MAX_PIXELS, UpscaleOptions, target_size
-from tegula.progress import Cancelled, OnProgress, Progress, never_cancelled
+from tegula.progress import Cancelled, OnPreview, OnProgress, Progress, never_cancelled
 
 # The catalogue is listed without numpy and torch, which the first run loads.
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def run(
     max_pixels: int = MAX_PIXELS,
     on_progress: OnProgress | None = None,
     on_log: OnLog | None = None,
+    on_preview: OnPreview | None = None,
     cancelled: Cancelled = never_cancelled,
 ) -> Iterator[Output]:
     """Run a version and yield its pictures as they are done: one, for the models of today.
@@ -60,6 +61,7 @@ def run(
         max_pixels: limit of the source and of the result.
         on_progress: receives how far all passes together are.
         on_log: receives sentences on what is done otherwise than asked for.
+        on_preview: shown small pictures of the work so far.
         cancelled: asked between small pieces of work.
 
     Raises:
@@ -92,6 +94,7 @@ def run(
             request.passes[number].replaced(max_pixels=max_pixels),
             mask,
             _overall(on_progress, number, len(request.passes)),
+            on_preview,
             cancelled,
         )
         for sentence in done.warnings:
@@ -135,6 +138,7 @@ def _upscale(
     options: UpscaleOptions,
     mask: Source | None,
     on_progress: OnProgress | None,
+    on_preview: OnPreview | None,
     cancelled: Cancelled,
 ) -> UpscaleResult:
     from tegula.pipeline.prepare import prepare
@@ -144,6 +148,7 @@ def _upscale(
         options,
         mask=mask,
         on_progress=on_progress,
+        on_preview=on_preview,
         cancelled=cancelled,
     )
 
@@ -154,6 +159,7 @@ def _upscale_seamless(
     options: UpscaleOptions,
     mask: Source | None,
     on_progress: OnProgress | None,
+    on_preview: OnPreview | None,
     cancelled: Cancelled,
 ) -> UpscaleResult:
     """Upscale a texture whose opposite edges meet, so that they meet in the result too.
@@ -178,6 +184,7 @@ def _upscale_seamless(
         options.replaced(size=(width + 2 * right, height + 2 * below), scale=None, resolution=None),
         mask=mask,
         on_progress=on_progress,
+        on_preview=on_preview,
         cancelled=cancelled,
     )
     warnings = result.warnings

@@ -294,11 +294,10 @@ def _listen(app: FastAPI, address: Address, grace: float, greet: Callable[[], No
             f"--tls-cert {address.cert} and --tls-key {address.key} are no PEM files of a "
             f"certificate and its key: {error.strerror or error}."
         ) from error
-    greet()
     # After its own orderly stop uvicorn raises the signal again, which would kill us here.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    server = GracefulServer(config, app.state.service)
+    server = GracefulServer(config, app.state.service, on_listening=greet)
     server.run()
     if not server.started:
         click.get_current_context().exit(_STARTUP_FAILED)

@@ -76,6 +76,7 @@ class Sweeper:
         files = self._delete_files()
         self._delete_records()
         self._clean_spool()
+        self._store.tiles.clean()
         return Swept(predictions, files, self._remove_blobs())
 
     def _forget_predictions(self) -> int:

@@ -43,6 +43,7 @@ class Job:
     input: with paths in place of files.
     folder: an empty folder for the output files.
     bundle: the name of its bundle in the settings; empty for the one of all others.
+    previews: whether somebody may look while it runs.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Job:
     input: Mapping[str, Any]
     folder: Path
     bundle: str = ""
+    previews: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,13 @@ class Progressed:
 
     fraction: float
     seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A small JPEG of the work so far; ``path`` is in the folder of the job."""
+
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class Alive:
     """A sign of life: nothing else happened for a moment."""
 
 
-EngineEvent = Started | Log | Progressed | OutputFile | Done | Failed | Alive
+EngineEvent = Started | Log | Progressed | Preview | OutputFile | Done | Failed | Alive
 
 
 class Engine(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -167,8 +167,12 @@ class Predictions:
         created_before: datetime | None = None,
         source: str | None = None,
         model: str | None = None,
+        statuses: Collection[State] = (),
+        kept: bool = False,
     ) -> Page[Prediction]:
         """Return predictions, newest first, created from the first time on and before the second.
+
+        With ``kept`` those are left out whose data has been removed.
 
         Raises:
             OptionError: the cursor is not from a page.
@@ -181,6 +185,10 @@ class Predictions:
         query = select(Prediction)
         for column, value in filters.items():
             query = query if value is None else query.where(column == value)
+        if statuses:
+            query = query.where(Prediction.status.in_(statuses))
+        if kept:
+            query = query.where(Prediction.data_removed.is_(False))
         if created_after is not None:
             query = query.where(Prediction.created_at >= created_after)
         if created_before is not None:
@@ -299,6 +307,20 @@ class Predictions:
         )
         with self.database.read() as session:
             return dict(session.execute(query).all())
+
+    def ahead_of(self, prediction: Prediction) -> Waiting:
+        """Return the work that is not done and came before a prediction; what runs, its rest."""
+        earlier = or_(
+            Prediction.created_at < prediction.created_at,
+            and_(Prediction.created_at == prediction.created_at, Prediction.id < prediction.id),
+        )
+        left = Prediction.estimated_seconds * (1 - Prediction.progress)
+        query = _WAITING.with_only_columns(
+            func.count(), func.coalesce(func.sum(left), 0.0), func.count(Prediction.fetch_host)
+        ).where(earlier)
+        with self.database.read() as session:
+            count, total, fetching = session.execute(query).one()
+        return Waiting(count, float(total), fetching)
 
     def waiting(self) -> Waiting:
         """Return the work that is not done."""

@@ -73,12 +73,14 @@ class Report:
     outputs: new items of the output.
     append: whether the items form a list; else the last one is the output.
     progress: share of the work that is done, 0..1.
+    preview: a file of the work so far, as inputs and outputs hold files.
     """
 
     logs: str = ""
     outputs: Sequence[Any] = ()
     append: bool = True
     progress: float | None = None
+    preview: Any = None
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,8 @@ class Queue:
             kept = prediction.output or []
             prediction.output = [*kept, *report.outputs] if report.append else report.outputs[-1]
         self._log(session, prediction, report.logs, now)
+        if report.preview is not None:
+            add_event(session, prediction, "preview", report.preview, now)
         for item in report.outputs:
             add_event(session, prediction, "output", item, now)
         if report.outputs:

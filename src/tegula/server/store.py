@@ -21,11 +21,12 @@ from tegula.server.predictions import Predictions
 from tegula.server.queue import PubSub, Queue
 from tegula.server.settings import ServerSettings
 from tegula.server.tables import Prediction, SecretKey
+from tegula.server.tiles import Tiles
 from tegula.server.webhooks import Webhooks
 
 _SIGNING = "signing"
 _PRESENT_KEY = (SecretKey.owner == _SIGNING, SecretKey.retired_at.is_(None))
-_FOLDERS = ("files", "spool")
+_FOLDERS = ("files", "spool", "tiles")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Store:
     models: UserModels
     deployments: Deployments
     usage: Usage
+    tiles: Tiles
 
     @classmethod
     def open(cls, settings: ServerSettings, *, clock: Clock = utc_now) -> Store:
@@ -87,6 +89,7 @@ class Store:
             models=UserModels(database),
             deployments=Deployments(database, clock),
             usage=Usage(database),
+            tiles=Tiles(settings.folder / "tiles", blobs, settings.max_pixels),
         )
 
     def rotate_signing_key(self) -> None:
@@ -101,7 +104,8 @@ class Store:
             session.add(SecretKey(_SIGNING, secrets.token_hex(32), now))
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Let go of the database, and of the process that cuts tiles."""
+        self.tiles.close()
         self.database.close()
 
 

@@ -6,15 +6,18 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tegula.catalog import Catalog, run, validate
 from tegula.models import BundleSettings
-from tegula.progress import Cancelled
+from tegula.progress import Cancelled, OnPreview
 from tegula.server.engine import (
     Job,
     Log,
     OutputFile,
+    Preview,
     Progressed,
     Started,
     public_words,
@@ -22,6 +25,8 @@ from tegula.server.engine import (
 from tegula.server.runner import Emit, RunnerSpec
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from tegula.upscaler import Upscaler
 
 
@@ -98,6 +103,7 @@ class UpscaleRunner:
             lambda loras: self._upscaler(job.bundle, loaded, tuple(loras)),
             max_pixels=self._options.max_pixels,
             on_progress=lambda progress: emit(Progressed(progress.fraction, progress.seconds_left)),
+            on_preview=_previews(job.folder, emit) if job.previews else None,
             on_log=lambda text: emit(Log(public_words(text, job.input))),
             cancelled=cancelled,
         )
@@ -144,3 +150,15 @@ class UpscaleRunner:
             backend=options.backend,
             compile=options.compile,
         )
+
+
+def _previews(folder: Path, emit: Emit) -> OnPreview:
+    """Return what writes previews into the folder of a job and tells of them."""
+    numbers = count(1)
+
+    def show(image: Image) -> None:
+        path = folder / f"preview-{next(numbers)}.jpg"
+        image.convert("RGB").save(path, quality=85)
+        emit(Preview(path))
+
+    return show

@@ -6,6 +6,8 @@ files only. ``PredictionRunner`` has both: ``fetch`` and ``run``.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib.util
 import logging
 import shutil
@@ -39,6 +41,7 @@ from tegula.server.engine import (
     Job,
     Log,
     OutputFile,
+    Preview,
     Progressed,
     Started,
     progress_line,
@@ -307,9 +310,11 @@ class PredictionRunner:
                     f"{prediction.model}:{prediction.label or prediction.version}",
                     prediction.model,
                 ),
+                # They take a little work, which only a page shows; unchecked, they are not shown.
+                previews=prediction.source == "web" and self.is_unsafe is allow_all,
             )
             recorder = _Recorder(self.store, prediction, is_list=resolved.is_list)
-            with closing(engine.run(job, cancelled)) as events:
+            with recorder, closing(engine.run(job, cancelled)) as events:
                 for event in events:
                     if isinstance(event, OutputFile) and self.is_unsafe(prediction, event.path):
                         queue.fail(prediction.id, prediction.attempt, UNSAFE)
@@ -348,6 +353,7 @@ class _Recorder:
         self._percent = -1
         self._began_at = time.monotonic()
         self._written_at = 0.0
+        self._preview: str | None = None
 
     def record(self, event: EngineEvent) -> None:
         queue = self._store.queue
@@ -362,6 +368,8 @@ class _Recorder:
                 self._percent = percent
                 spent = time.monotonic() - self._began_at
                 self._lines.append(progress_line(event.fraction, spent, event.seconds_left))
+        elif isinstance(event, Preview):
+            self._show(event)
         elif isinstance(event, OutputFile):
             self._outputs.append(self._keep(event))
             # Wait a little: the last output is then written together with the success, and no
@@ -376,6 +384,32 @@ class _Recorder:
             return
         if time.monotonic() - self._written_at > _WRITE_EVERY_S:
             self._write()
+
+    def __enter__(self) -> None:
+        """Begin; there is nothing to do."""
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the last preview: the run is over."""
+        if self._preview is not None:
+            with contextlib.suppress(NotFoundError):  # the data was removed meanwhile
+                self._store.files.delete(self._preview)
+
+    def _show(self, event: Preview) -> None:
+        """Keep a preview in place of the one before."""
+        files, before = self._store.files, self._preview
+        kept = files.keep(
+            self._prediction.account_id,
+            event.path.name,
+            event.path.read_bytes(),
+            prediction_id=self._prediction.id,
+        )
+        self._preview = kept.id
+        self._store.queue.report(
+            *self._claim, dataclasses.replace(self._report(), preview=files.reference(kept))
+        )
+        if before is not None:
+            with contextlib.suppress(NotFoundError):
+                files.delete(before)
 
     def _fail(self, event: Failed) -> None:
         if event.lost:

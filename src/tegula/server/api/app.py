@@ -11,7 +11,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -34,7 +34,16 @@ from tegula.errors import (
     PathError,
     TegulaError,
 )
-from tegula.server.api import account, deployments, files, models, pages, predictions, streams
+from tegula.server.api import (
+    account,
+    deployments,
+    files,
+    models,
+    pages,
+    predictions,
+    streams,
+    web,
+)
 from tegula.server.api.bodies import invalid_request
 from tegula.server.api.counters import RateLimiter
 from tegula.server.api.create import RetriedRequests
@@ -62,6 +71,7 @@ _ROUTERS = (
     deployments.router,
     account.router,
     account.operations_router,
+    web.router,
     pages.router,
 )
 _CLOSE_CONNECTIONS_S = 5
@@ -137,9 +147,22 @@ class GracefulServer(uvicorn.Server):
     their clients ask for them. Asking a second time ends it at once.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        on_listening: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take what is called once the server listens, and not where its port is taken."""
         super().__init__(config)
         self._service = service
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and tell of it."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_listening()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let the service stop, and then close the connections.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -33,7 +33,7 @@ _EVENT = {
     "or, at last, `{}` or the reason why there is no result.",
     "required": ["event", "id", "data"],
     "properties": {
-        "event": {"type": "string", "enum": ["output", "logs", "error", "done"]},
+        "event": {"type": "string", "enum": ["output", "logs", "preview", "error", "done"]},
         "id": {"type": "string", "description": "To go on after it, send it as `Last-Event-ID`."},
         "data": {"type": "string"},
     },
@@ -60,9 +60,17 @@ _DOCUMENTED: dict[int | str, dict[str, Any]] = {
 )
 @router.get("/streams/{token}", response_class=StreamingResponse, include_in_schema=False)
 async def stream_prediction(
-    request: Request, service: ServiceDep, token: str, *, logs: bool = False
+    request: Request,
+    service: ServiceDep,
+    token: str,
+    *,
+    logs: bool = False,
+    previews: bool = False,
 ) -> StreamingResponse:
-    """Follow a prediction by its `urls.stream`; `logs=1` sends log lines too."""
+    """Follow a prediction by its `urls.stream`; `logs=1` sends log lines, too.
+
+    `previews=1` sends small pictures of the work so far, if the web page created the prediction.
+    """
     prediction_id = service.store.links.streamed(token)
     if prediction_id is None:
         raise not_found()
@@ -70,14 +78,15 @@ async def stream_prediction(
     await service.read(prediction_id)
     last_seen = request.headers.get("last-event-id", "")
     after = int(last_seen) if re.fullmatch("[0-9]{1,18}", last_seen) else 0
-    events = stream(service, prediction_id, after=after, logs=logs)
+    extra = {name for name, wanted in (("logs", logs), ("preview", previews)) if wanted}
+    events = stream(service, prediction_id, after=after, extra=extra)
     # HEAD must not wait for the end of the prediction.
     body = iter(()) if request.method == "HEAD" else events
     return StreamingResponse(body, media_type="text/event-stream", headers=_HEADERS)
 
 
 async def stream(
-    service: Service, prediction_id: str, *, after: int = 0, logs: bool = False
+    service: Service, prediction_id: str, *, after: int = 0, extra: Collection[str] = ()
 ) -> AsyncIterator[str]:
     """Yield everything that happened and happens to a prediction, until it is done.
 
@@ -85,7 +94,7 @@ async def stream(
         service: reads the prediction and knows when it changes.
         prediction_id: whose events.
         after: the last event that the client has seen.
-        logs: also send log lines, which some clients of streams cannot take.
+        extra: events that some clients of streams cannot take: ``logs`` and ``preview``.
     """
     yield ": hi\n\n"
     last_sent = time.monotonic()
@@ -99,7 +108,7 @@ async def stream(
             ):
                 events += batch
             after = events[-1].seq if events else after
-            for text in _messages(events, service.output_json, logs=logs):
+            for text in _messages(events, service.output_json, extra):
                 last_sent = time.monotonic()
                 yield text
             if prediction.status.terminal:
@@ -120,16 +129,22 @@ async def stream(
 
 
 def _messages(
-    events: Sequence[Event], output_json: Callable[[Any], Any], *, logs: bool
+    events: Sequence[Event], output_json: Callable[[Any], Any], extra: Collection[str]
 ) -> list[str]:
-    """Return what clients see of some events; output from before a restart counts no more."""
+    """Return what clients see of some events; output from before a restart counts no more.
+
+    Of previews only the last is there: each takes the place of the one before.
+    """
+    preview = max((event.seq for event in events if event.kind == "preview"), default=0)
     restart = max((event.seq for event in events if event.kind == "restart"), default=0)
     messages = []
     for event in events:
         if event.kind == "output" and event.seq > restart:
             messages.append(message("output", event.seq, output_json(event.data)))
-        elif event.kind == "logs" and logs:
+        elif event.kind == "logs" and "logs" in extra:
             messages.append(message("logs", event.seq, str(event.data)))
+        elif event.seq == preview and "preview" in extra:
+            messages.append(message("preview", event.seq, output_json(event.data)))
     return messages
 
 

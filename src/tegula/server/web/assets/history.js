@@ -1,15 +1,104 @@
-// What the account made, newest first.
+// What the account made, newest first: thumbnails, filters, removal, and when the data goes.
 
 import { call, local } from "./api.js";
-import { at, attempt, element } from "./dom.js";
+import { at, attempt, element, formatSeconds } from "./dom.js";
+import { showRunning } from "./running.js";
 import { signIn } from "./signing-in.js";
+import { hear, tell } from "./state.js";
+
+const WORDS = { starting: "waiting", processing: "running", succeeded: "done", failed: "failed",
+  canceled: "cancelled", aborted: "deadline passed" };
+let next = null;
+let shown = [];
+let latest = 0;
+
+function until(entry) {
+  if (entry.shared) return "shared, and kept as long as it is";
+  if (!entry.removed_at) return "";
+  const left = (new Date(entry.removed_at) - Date.now()) / 1000;
+  return left > 0 ? `its data goes in ${formatSeconds(left)}` : "its data goes in a moment";
+}
+
+function createCard(entry) {
+  const name = entry.name || entry.model;
+  const link = element("a", { href: local(`/p/${encodeURIComponent(entry.id)}`) });
+  if (entry.data_removed) link.append(element("span", { className: "gone soft", textContent: "removed" }));
+  else {
+    const picture = element("img", { alt: "", loading: "lazy", src: local(`/v1/web/predictions/${entry.id}/thumbnail`) });
+    picture.addEventListener("error", () =>
+      picture.replaceWith(element("span", { className: "gone soft", textContent: "no picture" })));
+    link.append(picture);
+  }
+  link.append(element("strong", { textContent: name }));
+  const { scale, preset } = entry.chosen;
+  const facts = [WORDS[entry.status], scale && `${scale}×`, preset, entry.seconds && formatSeconds(entry.seconds)];
+  const card = element("li", { className: "card" }, link,
+    element("span", { className: "soft", textContent: facts.filter(Boolean).join(", ") }),
+    element("time", { className: "soft", dateTime: entry.created_at, textContent: new Date(entry.created_at).toLocaleString() }),
+    entry.error && element("span", { className: "error", textContent: entry.error }),
+    until(entry) && element("span", { className: "soft", textContent: until(entry) }));
+  if (!entry.data_removed) {
+    const remove = element("button", { type: "button", textContent: "Remove", "aria-label": `Remove ${name}` });
+    remove.addEventListener("click", () => {
+      if (!confirm(`Remove the source, the result and the log of ${name} for good?`)) return;
+      attempt(async () => {
+        await call("DELETE", `/v1/predictions/${entry.id}`);
+        tell("predictions");
+      });
+    });
+    card.append(remove);
+  }
+  return card;
+}
+
+function draw() {
+  const wanted = at("filters").elements.name.value.trim().toLowerCase();
+  const found = shown.filter((entry) => (entry.name || entry.model).toLowerCase().includes(wanted));
+  at("predictions").replaceChildren(...found.map(createCard));
+  at("older").hidden = !next;
+  at("count").textContent = found.length ? "" : shown.length || next
+    ? "None of these has such a name." : "Nothing is here yet; make a picture larger on the start page.";
+}
+
+function query(cursor) {
+  const { status, model, source, removed } = at("filters").elements;
+  const words = new URLSearchParams();
+  for (const one of [status, model, source]) if (one.value) words.set(one.name, one.value);
+  if (removed.checked) words.set("removed", "true");
+  if (cursor) words.set("cursor", cursor);
+  return `/v1/web/history?${words}`;
+}
+
+async function load() {
+  const asked = (latest += 1);
+  const page = await call("GET", query(null));
+  if (asked !== latest) return; // another answer is on its way
+  shown = page.results.filter((entry) => !["starting", "processing"].includes(entry.status));
+  next = page.next;
+  at("retention").textContent = page.retention_seconds
+    ? `Source, result and log of a picture are removed ${formatSeconds(page.retention_seconds)} after it is done, unless it is shared; download what you want to keep.`
+    : "Source, result and log are kept until you remove them.";
+  draw();
+}
+
+at("older").addEventListener("click", () => attempt(async () => {
+  const page = await call("GET", query(next));
+  shown = [...shown, ...page.results];
+  next = page.next;
+  draw();
+}));
+at("filters").addEventListener("change", (event) => event.target.name !== "name" && attempt(load));
+at("filters").addEventListener("input", (event) => event.target.name === "name" && draw());
+at("filters").addEventListener("submit", (event) => event.preventDefault());
 
 attempt(async () => {
   await signIn();
-  const page = await call("GET", "/v1/predictions");
-  at("predictions").replaceChildren(
-    ...page.results.map((one) =>
-      element("li", {}, element("a", { href: local(`/p/${one.id}`), textContent: one.model }), ` ${one.status}`),
-    ),
-  );
+  const models = await call("GET", "/v1/models");
+  at("filters").elements.model.append(
+    ...models.results.map(({ owner, name }) => element("option", { value: `${owner}/${name}`, textContent: `${owner}/${name}` })));
+  at("filters").hidden = false;
+  await load();
+  showRunning("running", { onEnd: () => attempt(load) });
+  hear("predictions", () => attempt(load));
+  document.addEventListener("visibilitychange", () => document.hidden || attempt(load));
 });

@@ -1,24 +1,28 @@
-// The page of one prediction: its state as it changes, its result beside its source, its sharing.
+// The page of one prediction: how it grows, its result beside its source, its sharing.
 
 import { blob, call, follow, localAddress } from "./api.js";
-import { comparison } from "./compare.js";
-import { at, attempt, formatSeconds, showError } from "./dom.js";
+import { at, attempt, element, formatBytes, formatSeconds, showError } from "./dom.js";
+import { placeWords, showRunning } from "./running.js";
 import { signIn } from "./signing-in.js";
+import { createState, tell } from "./state.js";
+import { openViewer } from "./viewer.js";
 
 const LINE = /^\s*(\d+)%\s*\|.+?\|\s*\d+\/\d+\s*\[([\d:]+)<([\d:]+)/;
 const ACTIVE = ["starting", "processing"];
 const WORDS = { starting: "Waiting", processing: "Running", succeeded: "Done", failed: "Failed",
   canceled: "Cancelled", aborted: "Deadline passed" };
-const LOOK_AGAIN_MS = 3000;
+const LOOK_AGAIN_MS = 2000;
 
 const id = decodeURIComponent(location.pathname.split("/").pop());
 const share = new URLSearchParams(location.search).get("share");
 const path = share
   ? `/v1/shared/${encodeURIComponent(share)}`
   : `/v1/predictions/${encodeURIComponent(id)}`;
-let shown = null;
-let stream = null;
-let drawn = false;
+const web = share ? path : `/v1/web/predictions/${encodeURIComponent(id)}`;
+
+// What the page shows: the prediction as the API has it, what stands beside it, its log as it is
+// written, and the last preview. Other modules of this page watch it, too.
+export const page = createState({ shown: null, facts: null, logs: "", preview: null, own: !share });
 
 function seconds(clock) {
   return clock.split(":").reduce((sum, part) => 60 * sum + Number(part), 0);
@@ -29,42 +33,88 @@ function addresses(value) {
   return value && typeof value === "object" ? Object.values(value).flatMap(addresses) : [];
 }
 
-function showProgress(logs) {
+function progressOf(logs) {
   const found = logs.split("\n").map((line) => LINE.exec(line)).filter(Boolean).pop();
-  const running = shown.status === "processing";
-  at("progress").hidden = !running && shown.status !== "starting";
-  if (running && found) at("progress").value = found[1] / 100;
-  else at("progress").removeAttribute("value");
-  if (!running) return;
-  const left = found && seconds(found[3]);
-  const soon = left ? `about ${formatSeconds(left)} left` : "almost done";
-  at("status").textContent = found ? `${found[1]} %, ${soon}` : "Just started.";
+  return found && { percent: Number(found[1]), left: seconds(found[3]) };
 }
 
-function showState() {
-  const { status, metrics } = shown;
-  at("state").textContent = WORDS[status] || status;
-  at("state").dataset.state = status;
-  document.title = `${WORDS[status] || status} · ${shown.model} · tegula`;
+function statusWords({ shown, facts, logs }) {
+  const { predict_time: run, total_time: whole } = shown.metrics;
+  if (shown.status === "starting") {
+    return facts?.place ? placeWords(facts.place) : "It starts once the predictions before it are done.";
+  }
+  if (shown.status === "processing") {
+    const found = progressOf(logs);
+    if (!found) return "Just started.";
+    return `${found.percent} %, ${found.left ? `about ${formatSeconds(found.left)} left` : "almost done"}`;
+  }
+  const words = [];
+  if (run !== undefined) words.push(`It ran for ${formatSeconds(run)} and waited for ${formatSeconds(Math.max(0, whole - run))}.`);
+  if (shown.data_removed) words.push("Its source, result and log have been removed.");
+  return words.join(" ");
+}
+
+page.watch(({ shown, facts, logs, preview, own }) => {
+  if (!shown) return;
+  const active = ACTIVE.includes(shown.status);
+  at("shown").hidden = false;
+  at("title").textContent = shown.model;
+  document.title = `${WORDS[shown.status] || shown.status} · ${facts?.name || shown.model} · tegula`;
+  at("state").textContent = WORDS[shown.status] || shown.status;
+  at("state").dataset.state = shown.status;
+  at("status").textContent = statusWords({ shown, facts, logs });
   at("error").textContent = shown.error || "";
-  const run = metrics.predict_time, whole = metrics.total_time;
-  let text = status === "starting" ? "It starts once the model is loaded and the predictions before it are done." : "";
-  if (run !== undefined) text = `It ran for ${formatSeconds(run)} and waited for ${formatSeconds(Math.max(0, whole - run))}.`;
-  if (shown.data_removed) text += " Its source, result and log have been removed.";
-  at("status").textContent = text.trim();
-  at("logs").textContent = shown.logs || "";
-  showProgress(shown.logs || "");
+  at("logs").textContent = logs;
+  at("progress").hidden = !active;
+  const found = shown.status === "processing" && progressOf(logs);
+  if (found) at("progress").value = found.percent / 100;
+  else at("progress").removeAttribute("value");
+  at("growing").hidden = !active || !preview;
+  if (active && preview && at("preview").src !== preview.address) {
+    at("preview").src = preview.address;
+    at("preview-words").textContent = preview.words;
+  }
+  at("cancel").hidden = !own || !active;
+  at("sharing").hidden = !own || active || shown.data_removed;
+  at("remove").hidden = !own || active || shown.data_removed;
+  at("kept-until").textContent = facts?.removed_at
+    ? `They go by themselves at ${new Date(facts.removed_at).toLocaleString()}; download what you want to keep.` : "";
+});
+at("preview").addEventListener("error", () => (at("growing").hidden = true));
+
+function pairs(list, entries) {
+  list.replaceChildren(...entries.flatMap(([name, text]) =>
+    [element("dt", { textContent: name }), element("dd", { textContent: text })]));
 }
 
-function showInput() {
-  const rows = Object.entries(shown.input).flatMap(([name, value]) => {
-    const term = document.createElement("dt"), described = document.createElement("dd");
-    term.textContent = name;
+function showInput(shown) {
+  pairs(at("input"), Object.entries(shown.input).map(([name, value]) => {
     const text = typeof value === "string" ? value : JSON.stringify(value);
-    described.textContent = text.length > 300 ? `${text.slice(0, 300)} …` : text || "—";
-    return [term, described];
-  });
-  at("input").replaceChildren(...rows);
+    return [name, text.length > 300 ? `${text.slice(0, 300)} …` : text || "—"];
+  }));
+}
+
+function fileWords(manifest, file) {
+  const format = file.type.replace("image/", "").replace("jpeg", "jpg").toUpperCase();
+  return `${manifest.width} × ${manifest.height} px, ${format}, ${formatBytes(file.size)}`;
+}
+
+// What stands beside a result: it is what a person asks first of a picture.
+function showFacts({ shown, facts }, viewer) {
+  const settings = viewer.manifest.settings || {}, asked = settings.asked || {};
+  const chosen = Object.entries({ ...shown.input, ...asked })
+    .filter(([name, value]) => ["scale", "preset", "creativity", "resemblance", "prompt"].includes(name) && value !== "" && value !== null)
+    .map(([name, value]) => `${name} ${value}`);
+  const entries = [
+    ["Result", fileWords(viewer.manifest, facts.outputs[0])],
+    viewer.before && facts.source && ["Source", `${facts.name ? `${facts.name}, ` : ""}${fileWords(viewer.before, facts.source)}`],
+    shown.metrics.predict_time !== undefined && ["Time", formatSeconds(shown.metrics.predict_time)],
+    ["Seed", String(settings.seed ?? shown.input.seed ?? "—")],
+    ["Net", `${settings.bundle || "—"} (${shown.model})`],
+    ["Chosen", chosen.join(", ") || "nothing but the picture"],
+  ];
+  pairs(at("facts"), entries.filter(Boolean));
+  at("facts").hidden = false;
 }
 
 function objectUrl(uri) {
@@ -74,59 +124,54 @@ function objectUrl(uri) {
 }
 
 function download(address, original, number, many) {
-  const link = document.createElement("a");
   const type = /^data:image\/(\w+)/.exec(original);
   const ending = type ? type[1].replace("jpeg", "jpg") : original.split(".").pop();
-  link.className = "button main";
-  link.href = address;
-  link.download = `${id}${many ? `-${number + 1}` : ""}.${ending}`;
-  link.textContent = many ? `Download ${number + 1}` : "Download";
-  return link;
+  return element("a", {
+    className: "button main",
+    href: address,
+    download: `${id}${many ? `-${number + 1}` : ""}.${ending}`,
+    textContent: many ? `Download ${number + 1}` : "Download",
+  });
 }
 
+let drawn = false;
 async function showOutput() {
-  if (drawn || shown.status !== "succeeded" || !shown.output) return;
+  const { shown, facts } = page.get();
+  if (shown.data_removed) {
+    at("output").replaceChildren();
+    at("facts").hidden = true;
+  }
+  if (drawn || shown.status !== "succeeded" || !shown.output || !facts) return;
   drawn = true;
-  const source = await blob(`${path}/source`).then(URL.createObjectURL, () => null);
-  const originals = addresses(shown.output);
-  const local = originals.map((one) => (one.startsWith("data:") ? objectUrl(one) : localAddress(one, shown.urls)));
-  const many = local.length > 1;
-  at("output").replaceChildren(
-    ...local.map((address, number) =>
-      comparison(address, source, download(address, originals[number], number, many)),
-    ),
-  );
+  const originals = addresses(shown.output), many = originals.length > 1;
+  for (const [number, original] of originals.entries()) {
+    const address = original.startsWith("data:") ? objectUrl(original) : localAddress(original, shown.urls);
+    const link = download(address, original, number, many);
+    const wait = element("p", { className: "soft", role: "status", textContent: "The picture is being prepared …" });
+    at("output").append(wait);
+    try {
+      const paths = { after: `${web}/tiles/${number}`, before: facts.source && `${web}/tiles/source` };
+      const viewer = await openViewer(paths, [link]);
+      at("output").append(viewer.element);
+      if (number === 0) showFacts({ shown, facts }, viewer);
+    } catch (error) {
+      at("output").append(element("p", { className: "error", textContent: error.message }), link);
+    }
+    wait.remove();
+  }
 }
 
-function showActions() {
-  const own = !share, active = ACTIVE.includes(shown.status);
-  at("cancel").hidden = !own || !active;
-  at("sharing").hidden = !own || active || shown.data_removed;
-  at("remove").hidden = !own || active || shown.data_removed;
-}
-
-function show(prediction) {
-  shown = prediction;
-  showError("");
-  at("shown").hidden = false;
-  at("title").textContent = prediction.model;
-  showState();
-  showInput();
-  showActions();
-  if (prediction.data_removed) at("output").replaceChildren();
-  showOutput();
-}
-
-// Log lines come as they are written; the prediction itself is asked for when its state changes.
+let stream = null;
 function watchEvents() {
   if (stream) return;
-  let logs = "";
-  stream = follow(shown, {
+  page.set({ logs: "" });
+  stream = follow(page.get().shown, {
     logs(lines) {
-      logs += `${lines.replace(/\n$/, "")}\n`;
-      at("logs").textContent = logs;
-      if (shown.status === "starting") refresh();
-      else showProgress(logs);
+      page.set({ logs: `${page.get().logs}${lines.replace(/\n$/, "")}\n` });
+      if (page.get().shown.status === "starting") refresh();
+    },
+    preview(address) {
+      page.set({ preview: { address: localAddress(address, page.get().shown.urls), words: "So far; it becomes sharper." } });
     },
     done: refresh,
   });
@@ -134,15 +179,30 @@ function watchEvents() {
 
 async function refresh() {
   try {
-    show(await call("GET", path));
+    const [shown, facts] = await Promise.all([call("GET", path), call("GET", share ? `${path}/facts` : web)]);
+    showError("");
+    page.set({ shown, facts, ...(ACTIVE.includes(shown.status) ? {} : { logs: shown.logs || "" }) });
+    showInput(shown);
   } catch (error) {
     showError(error.message, error.wayOn);
     if (error.status) return;
   }
-  if (shown && ACTIVE.includes(shown.status)) {
+  const { shown } = page.get();
+  if (!shown) return;
+  if (ACTIVE.includes(shown.status)) {
     watchEvents();
     clearTimeout(refresh.timer);
     refresh.timer = setTimeout(refresh, LOOK_AGAIN_MS);
+  } else await showOutput();
+}
+
+// Until there is a preview, the source itself shows what is being worked on.
+async function showSource() {
+  const { shown, preview } = page.get();
+  if (!shown || preview || !ACTIVE.includes(shown.status)) return;
+  const source = await blob(`${path}/source`).catch(() => null);
+  if (source && !page.get().preview) {
+    page.set({ preview: { address: URL.createObjectURL(source), words: "The source." } });
   }
 }
 
@@ -154,7 +214,9 @@ function showSharing(link) {
 
 at("cancel").addEventListener("click", () => attempt(async () => {
   at("cancel").disabled = true;
-  show(await call("POST", `${path}/cancel`));
+  await call("POST", `${path}/cancel`);
+  tell("predictions");
+  await refresh();
 }));
 
 at("share").addEventListener("change", () => attempt(async () => {
@@ -162,6 +224,7 @@ at("share").addEventListener("change", () => attempt(async () => {
   at("share").checked = !wanted;
   const answer = await call(wanted ? "POST" : "DELETE", `${path}/share`);
   showSharing(answer && answer.url);
+  await refresh();
 }));
 
 at("copy").addEventListener("click", async () => {
@@ -176,17 +239,18 @@ at("remove").addEventListener("click", () => {
   if (!confirm("Remove the source, the result and the log of this prediction for good?")) return;
   attempt(async () => {
     await call("DELETE", path);
+    tell("predictions");
     await refresh();
   });
 });
 
-async function open() {
+attempt(async () => {
   at("id").textContent = id;
-  await attempt(async () => {
-    if (!share) await signIn();
-    await refresh();
-    if (!share && shown) showSharing((await call("GET", `${path}/share`)).url);
-  });
-}
-
-open();
+  if (!share) await signIn();
+  await refresh();
+  const { shown } = page.get();
+  if (!shown || share) return;
+  showSource();
+  showRunning("others", { except: id });
+  showSharing((await call("GET", `${path}/share`)).url);
+});

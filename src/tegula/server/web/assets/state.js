@@ -19,13 +19,20 @@ export function createState(initial) {
   };
 }
 
-// What all tabs of this server tell each other: `tell("predictions")` when some were made or removed.
+// What the parts of this page and all other tabs of this server tell each other: `tell("predictions")`
+// when some were created, have ended or were removed.
 const channel = new BroadcastChannel("tegula");
+const listeners = [];
 
 export function tell(topic) {
   channel.postMessage(topic);
+  for (const [name, listener] of listeners) if (name === topic) listener();
 }
 
 export function hear(topic, listener) {
-  channel.addEventListener("message", (event) => event.data === topic && listener());
+  listeners.push([topic, listener]);
 }
+
+channel.addEventListener("message", ({ data }) => {
+  for (const [name, listener] of listeners) if (name === data) listener();
+});

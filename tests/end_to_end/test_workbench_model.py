@@ -1,0 +1,28 @@
+"""What a person does with the packaged model, from the file to the closest look."""
+
+from __future__ import annotations
+
+import pytest
+from live_server import Live
+from playwright.sync_api import Page, expect
+from workbench import encoded, needs_browser, open_signed_in, pattern, seen
+
+pytestmark = [pytest.mark.slow, needs_browser]
+
+
+def test_a_picture_is_sent_grows_and_is_looked_at_closely(page: Page, workbench: Live):
+    open_signed_in(page, workbench)
+    picture = encoded(pattern(96, 64))
+    page.locator("input[type=file]").first.set_input_files(
+        {"name": "holiday.png", "mimeType": "image/png", "buffer": picture}
+    )
+    shown: list[str] = []
+    page.on("request", lambda request: shown.append(request.url))
+    page.locator("#go").click()
+    expect(page.locator("#state")).to_have_text("Done")
+    assert [url for url in shown if "/o/" in url and "preview-" in url]  # it was seen to grow
+    assert seen(page)["zoom"] == 1
+    facts = page.locator("#facts")
+    expect(facts).to_contain_text("192 \u00d7 128 px, PNG")
+    expect(facts).to_contain_text("holiday.png, 96 \u00d7 64 px")
+    expect(facts).to_contain_text("mini (tegula/upscale)")
