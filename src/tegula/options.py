@@ -258,12 +258,28 @@ class UpscaleOptions(CheckedOptions):
         default=1.0,
         description="Share of the steps after which control ends; lower lets late steps invent.",
     )
+    auto: bool = Field(
+        default=True,
+        description="Looks at the source first, and chooses tuning and mend_jpeg, where they are "
+        "left open, by the damage and the kind of picture that it finds.",
+    )
     prescaler: PrescalerName | None = None
+    drawing_prescaler: str | None = Field(
+        default=None,
+        description="A second net for the parts of the picture that are drawn or text, blended "
+        "softly into the first. Left open or empty, there is none.",
+    )
     tuning: Share | None = Field(
         default=None,
         description="Share of its tuning that the prescaler tegula-photo takes: 0 smooths as "
         "x4plus does, 1 keeps the most texture, and noise and traces of JPEG with it. Left open, "
-        "the damage found in the source decides.",
+        "the source decides, and 0.8 is taken without auto.",
+    )
+    mend_jpeg: bool | None = Field(
+        default=None,
+        description="Reduces blocks and ringing of JPEG before enlarging. Left open, it is done "
+        "below quality 16, and below 75 where plain resampling follows; with auto also where a "
+        "PNG was such a JPEG.",
     )
     colour_lock: Literal["wavelet", "adain", "none"] = Field(
         default="wavelet",
@@ -439,6 +455,8 @@ class ResolvedOptions(UpscaleOptions):
     seed: Seed
     window: int
     prescaler: PrescalerName
+    drawing_prescaler: str = ""
+    mend_jpeg: bool = False
     placed_regions: tuple[PlacedRegion, ...] = ()
     whole: tuple[int, int] | None = None
     offset: tuple[int, int] = (0, 0)
@@ -569,6 +587,8 @@ def resolve(
         **dict(presets[options.preset]),
         "window": default_window,
         "seed": secrets.randbits(31),
+        "drawing_prescaler": "",
+        "mend_jpeg": False,
         **(chosen or {}),
     }
     given = {name: value for name, value in options if value is not None}

@@ -34,6 +34,8 @@ class UpscaleResult:
     warnings: sentences on options that could not be followed.
     deep: the result with sixteen bits a channel, when the source has more than eight; PNG and
         TIFF files are written of it.
+    found: a line on what was found in the source and what was done about it; empty without
+        ``auto``.
     """
 
     image: Image.Image
@@ -45,6 +47,7 @@ class UpscaleResult:
     plan: Plan
     warnings: tuple[str, ...]
     deep: DeepPixels | None = None
+    found: str = ""
 
     @property
     def seed(self) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 from tegula import __version__, rates
 from tegula.errors import OptionError
 from tegula.images.adjust import fuse_exposures, lock_colour
-from tegula.images.look import Damage
 from tegula.images.open import Source
 from tegula.images.pixels import Float, Size, enlarge_lanczos, to_image
 from tegula.models import DEFAULT_BUNDLE, BundleSettings
@@ -26,12 +25,12 @@ from tegula.models.faces.networks import FaceRestorer, load_detector, load_resto
 from tegula.models.load import load_bundle
 from tegula.models.prescalers import Prescaler, is_tuned
 from tegula.models.prescalers.load import load_prescaler, with_share
-from tegula.options import ResolvedOptions, UpscaleOptions, resolve, with_context
-from tegula.pipeline.choices import share_of_tuning
+from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part, resolve, with_context
+from tegula.pipeline.choices import CLEAN_SHARE, describe, share_of_tuning
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
-from tegula.pipeline.prescale import prescale
+from tegula.pipeline.prescale import prescale, prescale_mixed
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.pipeline.remarks import ignored_options, loras_of_prompts
@@ -201,7 +200,7 @@ class Upscaler:
         # Loading and counting happen once, so they must not be timed as part of a stage.
         usual = self.bundle.facts.presets[options.preset].prescaler
         self._costs(self._prescaler(options.prescaler or usual))
-        clock = StageClock(callbacks.cancel)
+        clock, loaded = StageClock(callbacks.cancel), set(self._prescalers)
         with clock("prepare"):
             prepared, resolved, plan = self.prepare(source, options)
             prescaler = self._prescaler(resolved.prescaler, resolved.tuning)
@@ -211,7 +210,13 @@ class Upscaler:
             reporter = self._reporter(callbacks.on_progress, plan)
         with clock("prescale"):
             progress = StageProgress(reporter.units("prescale"), callbacks.cancel)
-            prescaled = prescale(prepared.rgb, plan.size, prescaler, progress=progress)
+            if resolved.drawing_prescaler:
+                nets = prescaler, self._prescaler(resolved.drawing_prescaler)
+                part = enlarged_part(wider, prepared.facts.size)
+                drawn = prepared.look.drawn_at(plan.size, part)
+                prescaled = prescale_mixed(prepared.rgb, plan.size, nets, drawn, progress)
+            else:
+                prescaled = prescale(prepared.rgb, plan.size, prescaler, progress=progress)
             enlarged = enlarge_lanczos(prepared.rgb, plan.size)
             prescaled = lock_colour(prescaled, enlarged, resolved, out=prescaled)
             prescaled = fuse_exposures(prescaled, resolved.hdr)
@@ -249,10 +254,11 @@ class Upscaler:
                 *([NONE_FOUND] if restore_faces and not faces else []),
             ),
             deep=finished.deep,
+            found=describe(prepared.look, resolved) if options.auto else "",
         )
         if options.crop is not None and wider.crop is not None:
             alone = options.replaced(seed=resolved.seed)
-            middle = self._resolved(alone, prepared.facts.size, prepared.damage)
+            middle = self._resolved(alone, prepared)
             result = _without_context(result, middle, wider.crop, options.crop)
         settings = {
             "version": __version__,
@@ -263,7 +269,9 @@ class Upscaler:
         }
         # What says nothing of other upscales: reading ahead, less work than planned, or more.
         untypical = {
-            "prepare": isinstance(source, Prepared) or resolved.faces,
+            "prepare": isinstance(source, Prepared)
+            or resolved.faces
+            or loaded != set(self._prescalers),
             "refine": not is_everywhere or callbacks.on_preview is not None or bool(loras),
             "finish": resolved.faces,
         }
@@ -327,8 +335,15 @@ class Upscaler:
         """
         prepared = source if isinstance(source, Prepared) else prepare(source, options)
         size = prepared.facts.size
-        resolved = self._resolved(with_context(options, size), size, prepared.damage)
+        resolved = self._resolved(with_context(options, size), prepared)
         plan = self._plan(self._prescaler(resolved.prescaler), prepared.size, resolved)
+        if resolved.drawing_prescaler:
+            other = self._plan(self._prescaler(resolved.drawing_prescaler), prepared.size, resolved)
+            plan = dataclasses.replace(
+                plan,
+                tiles=plan.tiles + other.tiles,
+                prescale_flops=plan.prescale_flops + other.prescale_flops,
+            )
         return prepared, resolved, plan
 
     def forecast(self, source: Source, options: UpscaleOptions) -> tuple[Plan, Memory]:
@@ -348,20 +363,22 @@ class Upscaler:
     def _learn(self, plan: Plan, seconds: Mapping[str, float]) -> None:
         """Remember how long the stages took; of a usual picture, too, if it is known."""
         size = _USUAL_SIDE, _USUAL_SIDE
-        options = self._resolved(UpscaleOptions(seed=0), size, Damage(None, 0.0))
+        facts = self.bundle.facts
+        options = resolve(UpscaleOptions(seed=0), facts.presets, facts.window, size)
         prescaler = self._prescalers.get(options.prescaler)
         usual = None if prescaler is None else self._plan(prescaler, size, options)
         rates.remember(rates.setting_of(self.bundle), plan, seconds, usual)
 
-    def _resolved(
-        self, options: UpscaleOptions, source_size: tuple[int, int], damage: Damage
-    ) -> ResolvedOptions:
+    def _resolved(self, options: UpscaleOptions, prepared: Prepared) -> ResolvedOptions:
         facts = self.bundle.facts
-        chosen = {"tuning": share_of_tuning(damage)}
-        resolved = resolve(options, facts.presets, facts.window, source_size, chosen)
+        chosen = {"tuning": share_of_tuning(prepared.look) if options.auto else CLEAN_SHARE}
+        size = prepared.facts.size
+        resolved = resolve(options, facts.presets, facts.window, size, chosen)
         guidance_scale = min(resolved.guidance_scale, facts.strongest_guidance)
         tuning = resolved.tuning if is_tuned(resolved.prescaler) else None
-        return resolved.replaced(guidance_scale=guidance_scale, tuning=tuning)
+        return resolved.replaced(
+            guidance_scale=guidance_scale, tuning=tuning, mend_jpeg=prepared.mended
+        )
 
     def _plan(
         self, prescaler: Prescaler, source_size: tuple[int, int], options: ResolvedOptions

@@ -16,7 +16,7 @@ from tegula.errors import CancelledError, ImageError, OptionError, PathError, To
 from tegula.images.encode import read_settings
 from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler, list_prescalers
-from tegula.pipeline.choices import CLEAN_SHARE, DAMAGED_SHARE
+from tegula.pipeline.choices import CLEAN_SHARE
 from tegula.pipeline.prescale import prescale
 from tegula.pipeline.schedulers import NoiseSchedule
 from tegula.progress import STAGES
@@ -297,10 +297,10 @@ def test_the_share_of_tuning_follows_the_damage_of_the_source_and_is_told(upscal
         name: upscaler.upscale(source, asked(**cheap)).settings["tuning"]
         for name, source in sources.items()
     }
-    assert shares == {"clean": CLEAN_SHARE, "noisy": DAMAGED_SHARE}
+    assert shares == {"clean": CLEAN_SHARE, "noisy": 0.65}
     given = upscaler.upscale(sources["noisy"], asked(**cheap, tuning=0.9))
     assert given.settings["tuning"] == 0.9
-    assert run == [CLEAN_SHARE, DAMAGED_SHARE, 0.9]
+    assert run == [CLEAN_SHARE, 0.65, 0.9]
     assert given.warnings == ()
 
 
@@ -309,3 +309,29 @@ def test_a_share_for_a_prescaler_without_tuning_is_said_to_have_no_effect(upscal
     assert result.settings["tuning"] is None
     assert any("tuning has no effect" in warning for warning in result.warnings)
     assert upscaler.upscale(picture(), asked()).warnings == ()
+
+
+def test_a_second_net_is_blended_in_where_a_picture_is_drawn(upscaler):
+    source = np.array(picture(192, 128))
+    drawn = np.full((128, 96, 3), 255, np.uint8)
+    for line in range(12, 128, 14):
+        cv2.putText(drawn, "some text", (4, line), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1)
+    source[:, 96:] = drawn
+    cheap = {"creativity": 0.0, "scale": 1.25, "colour_lock": "none"}
+    plain, both = (
+        upscaler.upscale(Image.fromarray(source), asked(**cheap, drawing_prescaler=second))
+        for second in ("", "realesrgan-animevideov3")
+    )
+    assert both.settings["drawing_prescaler"] == "realesrgan-animevideov3"
+    assert both.plan.prescale_flops > plain.plan.prescale_flops
+    assert "realesrgan-animevideov3 where it is drawn" in both.found
+    difference = np.abs(np.asarray(both.image, int) - np.asarray(plain.image, int)).mean(2)
+    assert difference[:, 170:].mean() > 1
+    assert difference[:, :60].mean() < 0.3
+
+
+def test_without_auto_nothing_is_said_and_the_share_is_that_of_clean_pictures(upscaler):
+    noise = np.random.default_rng(2).integers(0, 255, (64, 64, 3), np.uint8)
+    cheap = {"prescaler": "tegula-photo", "creativity": 0.0, "scale": 1, "auto": False}
+    result = upscaler.upscale(Image.fromarray(noise), asked(**cheap))
+    assert (result.found, result.settings["tuning"]) == ("", CLEAN_SHARE)

@@ -6,11 +6,12 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from support import options as resolved
 from support import photograph
 
-from tegula.images.look import Damage, find_damage
+from tegula.images.look import Damage, Look, find_damage, look_at
 from tegula.options import UpscaleOptions
-from tegula.pipeline.choices import CLEAN_SHARE, DAMAGED_SHARE, share_of_tuning
+from tegula.pipeline.choices import CLEAN_SHARE, describe, share_of_tuning
 from tegula.pipeline.prepare import prepare
 
 
@@ -87,19 +88,139 @@ def test_texture_is_not_taken_for_noise(name):
     assert damage_of(picture).noise < 1.5
 
 
-def test_the_share_of_tuning_falls_with_damage():
-    assert share_of_tuning(Damage(None, 0.3)) == CLEAN_SHARE
-    assert share_of_tuning(Damage(95, 0.3)) == CLEAN_SHARE
-    assert share_of_tuning(Damage(40, 0.0)) == DAMAGED_SHARE
-    assert share_of_tuning(Damage(None, 8.0)) == DAMAGED_SHARE
-    between = share_of_tuning(Damage(80, 0.0))
-    assert DAMAGED_SHARE < between < CLEAN_SHARE
-
-
 def test_a_crop_is_judged_by_the_whole_picture():
     file = io.BytesIO()
     Image.fromarray(noisy(levels(), 8)).save(file, "PNG")
     whole = prepare(file.getvalue(), UpscaleOptions())
     part = prepare(file.getvalue(), UpscaleOptions(crop=(0, 0, 20, 20)))
-    assert part.damage == whole.damage
-    assert whole.damage.noise > 6
+    assert part.look.damage == whole.look.damage
+    assert whole.look.damage.noise > 6
+
+
+def text_page(ink=(20, 20, 20), paper=(255, 255, 255), height=256, width=256, seed=1):
+    page = np.full((height, width, 3), paper, np.uint8)
+    rng = np.random.default_rng(seed)
+    for line in range(16, height, 18):
+        words = "".join(
+            chr(97 + rng.integers(26)) if rng.random() > 0.2 else " " for _ in range(60)
+        )
+        cv2.putText(page, words, (6, line), cv2.FONT_HERSHEY_SIMPLEX, 0.4, ink, 1, cv2.LINE_AA)
+    return page
+
+
+def screenshot():
+    picture = np.full((256, 320, 3), (238, 238, 242), np.uint8)
+    cv2.rectangle(picture, (0, 0), (320, 24), (60, 90, 150), -1)
+    for row in range(6):
+        cv2.rectangle(picture, (16, 40 + 34 * row), (140, 62 + 34 * row), (250, 250, 250), -1)
+        cv2.rectangle(picture, (16, 40 + 34 * row), (140, 62 + 34 * row), (130, 130, 140), 1)
+        at = (22, 56 + 34 * row)
+        cv2.putText(picture, f"Button {row}", at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (10, 10, 10), 1)
+        at = (160, 56 + 34 * row)
+        cv2.putText(picture, "some label", at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (90, 20, 20), 1)
+    return picture
+
+
+def line_art():
+    picture = np.full((256, 256, 3), 255, np.uint8)
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        points = rng.integers(0, 256, (4, 2))
+        cv2.polylines(picture, [points], False, (0, 0, 0), 2, cv2.LINE_AA)
+    return picture
+
+
+def magazine_page():
+    page = text_page(height=384, width=384)
+    page[64:320, :192] = levels("astronaut", 256)[:, 32:224]
+    return page
+
+
+def scan():
+    grey = cv2.cvtColor(levels("coffee"), cv2.COLOR_RGB2GRAY)
+    grain = np.random.default_rng(1).normal(0, 5, grey.shape)
+    return cv2.cvtColor((grey + grain).clip(0, 255).astype(np.uint8), cv2.COLOR_GRAY2RGB)
+
+
+KINDS = {
+    "text": (text_page, "drawing"),
+    "light text on dark": (lambda: text_page((230, 230, 220), (30, 30, 34)), "drawing"),
+    "screenshot": (screenshot, "drawing"),
+    "line art": (line_art, "drawing"),
+    "photograph": (lambda: levels("coffee"), "photograph"),
+    "noisy photograph": (lambda: noisy(levels("chelsea"), 8), "photograph"),
+    "photograph that was JPEG": (lambda: compressed(levels("coffee"), 50), "photograph"),
+    "scan in grey": (scan, "photograph"),
+    "magazine page": (magazine_page, "mixed"),
+    "blank": (lambda: np.full((64, 64, 3), 255, np.uint8), "photograph"),
+    "one pixel": (lambda: np.zeros((1, 1, 3), np.uint8), "photograph"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_a_picture_is_is_seen(name):
+    make, kind = KINDS[name]
+    assert look_at(make().astype(np.float32) / 255).kind == kind
+
+
+def test_the_parts_of_a_mixed_picture_are_told_apart():
+    look = look_at(magazine_page().astype(np.float32) / 255)
+    drawn = look.drawn_at((768, 768), (0, 0, 1, 1))
+    assert drawn.shape == (768, 768)
+    assert drawn[200:560, 60:300].mean() < 0.2
+    assert drawn[200:560, 460:].mean() > 0.8
+    right = look.drawn_at((384, 768), (0.5, 0, 0.5, 1))
+    assert np.abs(right - drawn[:, 384:]).mean() < 0.05
+
+
+def seen(kind, quality=None, noise=0.0):
+    return Look(Damage(quality, noise), kind, np.zeros((1, 1), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("look", "share"),
+    [
+        (("photograph",), CLEAN_SHARE),
+        (("photograph", 97, 0.4), CLEAN_SHARE),
+        (("photograph", 80), 0.5),
+        (("photograph", 40), 0.35),
+        (("photograph", 40, 9.0), 0.35),
+        (("photograph", None, 9.0), 0.65),
+        (("drawing",), 0.35),
+        (("mixed", 90), 0.35),
+    ],
+)
+def test_the_share_of_tuning_falls_with_damage(look, share):
+    assert share_of_tuning(seen(*look)) == share
+
+
+def test_the_share_falls_steadily():
+    shares = [share_of_tuning(seen("photograph", quality)) for quality in range(5, 101)]
+    assert shares == sorted(shares)
+    shares = [share_of_tuning(seen("photograph", None, noise)) for noise in np.arange(0, 9, 0.2)]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_one_line_says_what_was_found_and_done():
+    done = resolved(prescaler="tegula-photo", tuning=0.35, mend_jpeg=True)
+    line = describe(seen("photograph", 12, 6.2), done)
+    assert line == (
+        "photograph, JPEG quality about 12, mended, noise of about 6 levels; net tegula-photo, "
+        "0.35 of its tuning"
+    )
+    mixed = resolved(prescaler="lanczos", drawing_prescaler="second")
+    assert describe(seen("mixed"), mixed) == (
+        "photograph with drawing or text; net lanczos; second where it is drawn"
+    )
+
+
+def test_a_png_that_was_a_bad_jpeg_is_mended():
+    file = io.BytesIO()
+    Image.fromarray(compressed(levels(), 10)).save(file, "PNG")
+    assert prepare(file.getvalue(), UpscaleOptions()).mended
+    assert not prepare(file.getvalue(), UpscaleOptions(auto=False)).mended
+    assert not prepare(file.getvalue(), UpscaleOptions(mend_jpeg=False)).mended
+    file = io.BytesIO()
+    Image.fromarray(compressed(levels(), 40)).save(file, "PNG")
+    assert not prepare(file.getvalue(), UpscaleOptions()).mended
+    assert prepare(file.getvalue(), UpscaleOptions(mend_jpeg=True)).mended

@@ -196,7 +196,10 @@ def test_the_settings_of_a_result_keep_their_form():
 def test_resolved_options_narrow_what_is_open_and_declare_nothing_anew():
     own = set(ResolvedOptions.__annotations__)
     assert own - set(OPTIONS) == {"width", "height", "placed_regions", "whole", "offset"}
-    assert own & set(OPTIONS) == {*PresetValues.model_fields, "seed", "window"}
+    assert own & set(OPTIONS) == {
+        *PresetValues.model_fields,
+        *("seed", "window", "drawing_prescaler", "mend_jpeg"),
+    }
     source = Path(__file__).parents[2] / "src" / "tegula" / "options.py"
     assert source.read_text().count("Denoise strength: 0 leaves") == 1
 

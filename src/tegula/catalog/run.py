@@ -97,7 +97,7 @@ def run(
             on_preview,
             cancelled,
         )
-        for sentence in done.warnings:
+        for sentence in (*([done.found] if done.found else []), *done.warnings):
             log(sentence)
         return done
 

@@ -283,6 +283,7 @@ class Batch:
                 "seed": result.seed,
                 "options": result.options.settings(),
                 "timings": dict(result.timings),
+                "found": result.found,
                 "warnings": list(warnings),
                 "settings": settings,
             }
@@ -338,6 +339,8 @@ class Batch:
         place = "Standard output" if job.target is None else job.target
         size = f"{result.image.width}x{result.image.height}"
         took = f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+        if result.found:
+            self.console.message(f"{job.name}: {result.found}")
         self.console.message(f"{place}: {size}, seed {result.seed}, {took}")
         if comparison is not None:
             self.console.message(f"{comparison}: before and after")

@@ -180,7 +180,7 @@ SECTIONS: Mapping[str, Sequence[click.Option]] = {
 EVERYDAY = (
     *("output", "format", "quality", "overwrite", "like", "compare"),
     *("scale", "resolution", "size", "crop"),
-    *("preset", "prompt", "negative_prompt", "creativity", "resemblance", "seed", "faces"),
+    *("preset", "prompt", "negative_prompt", "creativity", "resemblance", "seed", "faces", "auto"),
     *("bundle", "json", "quiet"),
 )
 """What the help shows; ``--help-all`` shows the others, too."""

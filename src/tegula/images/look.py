@@ -1,18 +1,21 @@
 """What can be told of a picture by looking at its pixels, before anything is done to it.
 
-All is measured on at most ``_SEEN`` pixels, so that a look takes a few tenths of a second
-whatever the size of the picture.
+Damage is measured on at most ``_SEEN`` pixels, and what is drawn on levels of eight bits, so
+that a look takes a few tenths of a second whatever the size of the picture.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from tegula.images.metadata import quantisation_tables
-from tegula.images.pixels import Float
+from tegula.images.pixels import Float, Size
 
 _SEEN = 1_500_000
 """Pixels: enough for every measure here, and few enough for all of them in a moment."""
@@ -33,6 +36,49 @@ class Damage:
 
     jpeg_quality: int | None
     noise: float
+
+
+Kind = Literal["photograph", "drawing", "mixed"]
+"""A drawing is anything with flat areas and hard edges: text, a screenshot, line art, a chart."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found in a picture.
+
+    damage: of the whole.
+    kind: what it is for the most part.
+    drawn: float32 [rows, columns] in 0..1, how much each cell of the whole picture looks drawn.
+    """
+
+    damage: Damage
+    kind: Kind
+    drawn: Float
+
+    def drawn_at(self, size: Size, part: tuple[float, float, float, float]) -> Float:
+        """Return how much each pixel of a result looks drawn, float32 [height, width] in 0..1.
+
+        Args:
+            size: width and height of the result.
+            part: x, y, width and height of what it shows, as shares of the whole picture.
+        """
+        rows, columns = self.drawn.shape
+        x, y, across, down = part
+        box = (x * columns, y * rows, (x + across) * columns, (y + down) * rows)
+        plane = Image.fromarray(self.drawn)
+        return np.asarray(plane.resize(size, Image.Resampling.BILINEAR, box=box), np.float32)
+
+
+def look_at(rgb: Float, file_quality: int | None = None) -> Look:
+    """Look at a picture.
+
+    Args:
+        rgb: float32 [height, width, 3], 0..1.
+        file_quality: as ``find_damage`` takes it.
+    """
+    damage = find_damage(rgb, file_quality)
+    kind, drawn = _find_drawn(rgb, damage)
+    return Look(damage, kind, drawn)
 
 
 def find_damage(rgb: Float, file_quality: int | None = None) -> Damage:
@@ -183,3 +229,72 @@ def _agreement(found: Float, steps: Float) -> Float:
         if len(off_zero) >= _FEWEST and step >= 2:
             result[index] = np.cos(2 * np.pi * off_zero / step).mean()
     return result
+
+
+# What is drawn, and what was photographed.
+#
+# In drawings differences between neighbours are nothing or large; in photographs most that are
+# not nothing are small. Compression and noise put small ones everywhere, so what counts as
+# nothing grows with them. By trying on twenty photographs, thirty plots, maps, posters and
+# documents and text of 9 to 24 px, each as it is, at half size, and as JPEG of 80, 50 and 30.
+
+_CELL = 16
+_STRONG = 40
+"""Levels between neighbours from which they are an edge."""
+_WEAK = 14
+"""Levels above nothing up to which a difference is a weak one."""
+_NOTHING = ((30, 50, 80, 90, 96, 100), (12.0, 10.0, 7.0, 5.0, 3.0, 2.0))
+"""Levels that count as nothing, by the quality of JPEG."""
+_MOST_NOISE = 8.0
+"""Levels that count as noise here; small letters look like more."""
+_STRUCTURED = 0.02
+"""Share of edges in a cell and its neighbours from which these tell what they are."""
+_SURELY, _MOSTLY, _HARDLY = 0.6, 0.5, 0.3
+_PLAIN_PARTS = 70
+"""Quality of JPEG from which parts of a picture can be told apart."""
+_LARGE = 0.08
+"""Share of the picture that a part of the other kind needs to count."""
+_SPREAD = 7
+"""Cells around a place, on a side, that decide together what it is."""
+
+
+def _find_drawn(rgb: Float, damage: Damage) -> tuple[Kind, Float]:
+    grey = np.rint(rgb @ _LUMA * 255).clip(0, 255).astype(np.uint8)
+    height, width = grey.shape
+    beyond = (0, -height % _CELL + 1, 0, -width % _CELL + 1)
+    grey = cv2.copyMakeBorder(grey, *beyond, cv2.BORDER_REPLICATE)
+    differences = np.maximum(
+        cv2.absdiff(grey[:-1, 1:], grey[:-1, :-1]), cv2.absdiff(grey[1:, :-1], grey[:-1, :-1])
+    )
+    quality = 100 if damage.jpeg_quality is None else damage.jpeg_quality
+    nothing = max(float(np.interp(quality, *_NOTHING)), 2 * min(damage.noise, _MOST_NOISE))
+    flat = _share_of_cells(differences <= nothing)
+    weak = _share_of_cells((differences > nothing) & (differences < nothing + _WEAK))
+    strong = _share_of_cells(differences >= _STRONG)
+    drawn = _ramp(weak / np.maximum(weak + strong, 1e-3), 0.6, 0.4) * _ramp(flat, 0.2, 0.35)
+    structured = (strong > _STRUCTURED).astype(np.float32)
+    if not structured.any():
+        return "photograph", np.zeros_like(drawn)
+    # Flat cells say nothing of themselves, and take after what is around them.
+    spread = (min(_SPREAD, *drawn.shape),) * 2
+    weights = cv2.blur(structured, spread, borderType=cv2.BORDER_REPLICATE)
+    around = cv2.blur(drawn * structured, spread, borderType=cv2.BORDER_REPLICATE)
+    around = np.where(weights > 1e-3, around / np.maximum(weights, 1e-3), 0).astype(np.float32)
+    whole = float((drawn * structured).sum() / structured.sum())
+    parts = float((around > _SURELY).mean()), float(((around < _HARDLY) & (weights > 0.05)).mean())
+    kind: Kind = "drawing" if whole > _MOSTLY else "photograph"
+    if min(parts) >= _LARGE and quality >= _PLAIN_PARTS:
+        kind = "mixed"
+    return kind, _ramp(around, _HARDLY, _MOSTLY)
+
+
+def _share_of_cells(which: NDArray[np.bool_]) -> Float:
+    """Return the share of the pixels of each cell and its neighbours, [rows, columns]."""
+    size = which.shape[1] // _CELL, which.shape[0] // _CELL
+    cells = cv2.resize(which.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.blur(cells, (3, 3), borderType=cv2.BORDER_REPLICATE))
+
+
+def _ramp(values: Float, first: float, last: float) -> Float:
+    """Return how far values are on the way from one to the other, 0..1."""
+    return np.asarray(np.clip((values - first) / (last - first), 0, 1), np.float32)

@@ -1,28 +1,59 @@
-"""What is chosen for a picture by what was found in it, where the caller leaves it open."""
+"""What is chosen for a picture by what was found in it, where the caller leaves it open.
+
+Every choice is the value of an ordinary option, so that a result's settings give it again.
+"""
 
 from __future__ import annotations
 
-from tegula.images.look import Damage
+import numpy as np
 
-CLEAN_SHARE, DAMAGED_SHARE = 0.65, 0.35
-"""Shares of tegula-photo's tuning; docs/decisions/0005 has how they were found."""
+from tegula.images.look import Look
+from tegula.options import ResolvedOptions
 
-_NOISE = (1.5, 4.0)
-"""Levels of 255 between which the share falls from that of clean pictures."""
-_JPEG = (90, 70)
-"""Qualities between which it falls."""
+CLEAN_SHARE = 0.8
+"""Of tegula-photo's tuning for a clean photograph; docs/decisions/0005 has how all were found."""
+_BY_QUALITY = ((50, 80, 95), (0.35, 0.5, CLEAN_SHARE))
+"""Qualities of JPEG, and the shares of photographs that have them."""
+_BY_NOISE = ((1.5, 4.0), (CLEAN_SHARE, 0.65))
+"""Levels of 255, and the shares of photographs with that noise."""
+_DRAWING_SHARE = 0.35
+"""Letters are read right the most often, and are the most like their originals."""
 
 
-def share_of_tuning(damage: Damage) -> float:
+def share_of_tuning(look: Look) -> float:
     """Return the share of the prescaler's tuning for a source, in steps of a twentieth.
 
     Tuning keeps texture that x4plus removes; with it noise and the traces of compression.
     """
-    quality = 100 if damage.jpeg_quality is None else damage.jpeg_quality
-    how_bad = max(_between(damage.noise, *_NOISE), _between(quality, *_JPEG))
-    return round((CLEAN_SHARE + how_bad * (DAMAGED_SHARE - CLEAN_SHARE)) * 20) / 20
+    quality = 100 if look.damage.jpeg_quality is None else look.damage.jpeg_quality
+    noise = look.damage.noise
+    shares = [float(np.interp(quality, *_BY_QUALITY)), float(np.interp(noise, *_BY_NOISE))]
+    if look.kind != "photograph":
+        shares.append(_DRAWING_SHARE)
+    return round(min(shares) * 20) / 20
 
 
-def _between(value: float, first: float, last: float) -> float:
-    """Return how far a value is on the way from one to the other, 0..1."""
-    return min(1.0, max(0.0, (value - first) / (last - first)))
+_GOOD, _NOISY = 90, 2.5
+"""Quality of JPEG below which, and levels of noise from which, they are spoken of."""
+_KINDS = {
+    "photograph": "photograph",
+    "drawing": "drawing or text",
+    "mixed": "photograph with drawing or text",
+}
+
+
+def describe(look: Look, resolved: ResolvedOptions) -> str:
+    """Say in one line what was found and what is done about it."""
+    found = [_KINDS[look.kind]]
+    if look.damage.jpeg_quality is not None and look.damage.jpeg_quality < _GOOD:
+        mended = ", mended" if resolved.mend_jpeg else ""
+        found.append(f"JPEG quality about {look.damage.jpeg_quality}{mended}")
+    # Small letters are noise to its measure.
+    if look.kind == "photograph" and look.damage.noise >= _NOISY:
+        found.append(f"noise of about {look.damage.noise:.0f} levels")
+    net = f"net {resolved.prescaler}"
+    if resolved.tuning is not None:
+        net += f", {resolved.tuning:g} of its tuning"
+    if resolved.drawing_prescaler:
+        net += f"; {resolved.drawing_prescaler} where it is drawn"
+    return f"{', '.join(found)}; {net}"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tegula.images.adjust import flatness, soften_blocks
 from tegula.images.decode import Facts, Picture, decode
-from tegula.images.look import Damage, find_damage
+from tegula.images.look import Look, look_at
 from tegula.images.open import Source
 from tegula.images.pixels import Float, Size, fill_hidden, goes_on_hidden
 from tegula.models.prescalers import LANCZOS
@@ -31,14 +31,14 @@ class Prepared:
     beyond: what sRGB cannot hold of the source, to be added to the result; as in ``Picture``.
     facts: what the source is beside its pixels; its size is that of the whole source.
     mended: JPEG damage was reduced.
-    damage: what was found in the whole source before.
+    look: what was found in the whole source before.
     """
 
     rgb: Float
     alpha: Float | None
     facts: Facts
     mended: bool
-    damage: Damage
+    look: Look
     beyond: Float | None = None
 
     @property
@@ -52,7 +52,7 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
 
     Args:
         source: what ``decode`` reads, or what it returned.
-        options: crop, limit of pixels, prescaler and hidden colour count here.
+        options: crop, limit of pixels, prescaler, hidden colour and what mends JPEG count here.
 
     Raises:
         PathError: the path cannot be read.
@@ -67,7 +67,7 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
     rgb, alpha, facts, beyond = picture.rgb, picture.alpha, picture.facts, picture.beyond
     # Of the whole picture, so that a crop shows what the whole will show.
     fills = alpha is not None and not options.keep_hidden_colour and not goes_on_hidden(rgb, alpha)
-    damage = find_damage(rgb, facts.jpeg_quality)
+    look = look_at(rgb, facts.jpeg_quality)
     crop = with_context(options, facts.size).crop
     if crop is not None:
         x, y, width, height = crop
@@ -81,10 +81,12 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
         beyond = None if beyond is None else fill_hidden(beyond, alpha)
     is_resampled = options.prescaler == LANCZOS
     limit = MENDED_BELOW_FOR_RESAMPLING if is_resampled else MENDED_BELOW
-    if facts.jpeg_quality is None or facts.jpeg_quality >= limit:
-        return Prepared(rgb, alpha, facts, mended=False, damage=damage, beyond=beyond)
-    mended = soften_blocks(rgb, facts.jpeg_quality)
-    return Prepared(mended, alpha, facts, mended=True, damage=damage, beyond=beyond)
+    quality = look.damage.jpeg_quality if options.auto else facts.jpeg_quality
+    mends = quality is not None and quality < limit
+    if quality is None or not (mends if options.mend_jpeg is None else options.mend_jpeg):
+        return Prepared(rgb, alpha, facts, mended=False, look=look, beyond=beyond)
+    mended = soften_blocks(rgb, quality)
+    return Prepared(mended, alpha, facts, mended=True, look=look, beyond=beyond)
 
 
 # Where the picture may change, and how much: mask, strength map, flat areas.

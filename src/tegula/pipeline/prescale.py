@@ -33,6 +33,7 @@ times in tiles of 256.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import threading
@@ -111,6 +112,44 @@ def prescale(
         )
         finished += tiles
     return rgb
+
+
+def prescale_mixed(
+    rgb: Float,
+    target: Size,
+    nets: tuple[Prescaler, Prescaler],
+    second: Float,
+    progress: StageProgress = SILENT,
+) -> Float:
+    """Enlarge a picture by two nets and blend what they made, softly.
+
+    Args:
+        rgb: float32 [height, width, 3], sRGB in 0..1, at least 1x1.
+        target: width and height of the result in pixels.
+        nets: the first and the second.
+        second: float32 [target[1], target[0]] in 0..1, the share of the second net.
+        progress: counts the tiles of both, as far as they are alike.
+
+    Returns:
+        float32 [target[1], target[0], 3] in 0..1.
+
+    Raises:
+        CancelledError, NumericalError, OutOfMemoryError: as ``prescale`` does.
+    """
+
+    def part(number: int) -> StageProgress:
+        def on_unit(done: int, total: int) -> None:
+            progress.on_unit(done + number * total, 2 * total)
+
+        return dataclasses.replace(progress, on_unit=on_unit)
+
+    result, other = (
+        prescale(rgb, target, net, progress=part(number)) for number, net in enumerate(nets)
+    )
+    other -= result
+    other *= second[..., None]
+    result += other
+    return result
 
 
 def plan_sizes(source: Size, target: Size, factor: int | None) -> list[Size]:

@@ -245,6 +245,7 @@ class ClarityUpscaler(Inputs):
         prompt, loras, notes = self._prompt_and_loras(context)
         scheduler, sigmas = _scheduler(self.scheduler)
         first = UpscaleOptions(
+            auto=False,
             prompt=prompt,
             negative_prompt=self.negative_prompt,
             resemblance=self.resemblance,

@@ -59,6 +59,7 @@ class CodeFormer(Inputs):
         """
         check_faces(_FACES)
         options = UpscaleOptions(
+            auto=False,
             scale=self.upscale,
             creativity=0.0,
             prescaler="realesrgan-x4plus" if self.background_enhance else "lanczos",

@@ -61,7 +61,7 @@ class Gfpgan(Inputs):
         faces = _FACE_FILES[self.version]
         check_faces(faces)
         options = UpscaleOptions(
-            scale=self.scale, creativity=0.0, prescaler="realesrgan-x4plus", faces=faces
+            auto=False, scale=self.scale, creativity=0.0, prescaler="realesrgan-x4plus", faces=faces
         )
         return UpscaleRequest((options,))
 

@@ -111,6 +111,7 @@ class _TileInputs(Inputs):
     def _options(self, *, detail: float = 0.0, sharpen: float = 0.0) -> UpscaleOptions:
         scheduler, sigmas = _SCHEDULERS[self.scheduler]
         return UpscaleOptions(
+            auto=False,
             resolution=self.resolution,
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,

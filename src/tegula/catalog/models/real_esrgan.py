@@ -47,7 +47,7 @@ class RealEsrgan(Inputs):
         if faces:
             check_faces(faces)
         options = UpscaleOptions(
-            scale=self.scale, creativity=0.0, prescaler="realesrgan-x4plus", faces=faces
+            auto=False, scale=self.scale, creativity=0.0, prescaler="realesrgan-x4plus", faces=faces
         )
         return UpscaleRequest((options,))
 

@@ -78,7 +78,9 @@ class SwinIR(Inputs):
         """
         name, factor = _FILE_AND_FACTOR[self.task_type]
         file = need_prescaler(name, f"SwinIR ({self.task_type})")
-        return UpscaleRequest((UpscaleOptions(scale=factor, creativity=0.0, prescaler=str(file)),))
+        return UpscaleRequest(
+            (UpscaleOptions(auto=False, scale=factor, creativity=0.0, prescaler=str(file)),)
+        )
 
 
 MODEL = Model(

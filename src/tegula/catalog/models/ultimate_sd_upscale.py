@@ -224,6 +224,7 @@ class _UltimateInputs(Inputs):
             for side in (context.width, context.height)
         )
         options = UpscaleOptions(
+            auto=False,
             mode="redraw",
             size=(width, height),
             prompt=self.positive_prompt,
