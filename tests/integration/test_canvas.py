@@ -264,16 +264,17 @@ def local_autoencoder_bundle():
     return bundle
 
 
-def tiled_and_whole(bundle, stage):
+def tiled_and_whole(bundle, stage, monkeypatch):
     image = torch.tensor(photograph(512, 384).transpose(2, 0, 1)[None])
     control = ControlImage(image, image)
 
     def run(tiling, stage):
         generator = torch.Generator().manual_seed(0)
-        if stage == "encode":
-            return autoencoder.encode(bundle, image, control, generator, tiling)
-        latents = run(AutoencoderTiling(), "encode")
-        return autoencoder.decode(bundle, latents, control, tiling)
+        latents = None if stage == "encode" else run(AutoencoderTiling(), "encode")
+        monkeypatch.setattr(autoencoder, "tiling_of", lambda _: tiling)
+        if latents is None:
+            return autoencoder.encode(bundle, image, control, generator)
+        return autoencoder.decode(bundle, latents, control)
 
     return run(TILES, stage), run(AutoencoderTiling(), stage)
 
@@ -282,17 +283,19 @@ def tiled_and_whole(bundle, stage):
 def test_shared_statistics_bring_tiles_far_closer_to_the_whole_than_their_own(
     local_autoencoder_bundle, stage, monkeypatch
 ):
-    shared, whole = tiled_and_whole(local_autoencoder_bundle, stage)
+    shared, whole = tiled_and_whole(local_autoencoder_bundle, stage, monkeypatch)
     monkeypatch.setattr(autoencoder, "_fixed_group_norms", lambda _: nullcontext())
-    alone, _ = tiled_and_whole(local_autoencoder_bundle, stage)
+    alone, _ = tiled_and_whole(local_autoencoder_bundle, stage, monkeypatch)
     error, error_alone = ((tiled - whole).abs().mean() for tiled in (shared, alone))
     assert error < 0.5 * error_alone
     assert error < 0.03 * whole.std()
 
 
-def test_shared_statistics_leave_the_autoencoder_as_it_was(bundle):
+def test_shared_statistics_leave_the_autoencoder_as_it_was(bundle, monkeypatch):
     latents = torch.randn(1, 4, 16, 16)
     control = ControlImage(torch.zeros(1, 3, 128, 128), torch.zeros(1, 3, 128, 128))
     before = autoencoder.decode(bundle, latents, control)
-    autoencoder.decode(bundle, latents, control, AutoencoderTiling(32, 64))
+    with monkeypatch.context() as tiled:
+        tiled.setattr(autoencoder, "tiling_of", lambda _: AutoencoderTiling(32, 64))
+        autoencoder.decode(bundle, latents, control)
     assert torch.equal(autoencoder.decode(bundle, latents, control), before)

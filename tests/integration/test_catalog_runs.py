@@ -63,15 +63,14 @@ def square(tmp_path_factory):
     return path
 
 
-def ran(upscaler, reference, picture, files=None, **inputs):
+def ran(upscaler, reference, picture, **inputs):
     version = find(reference)
     log = []
     outputs = list(
         run(
             version,
-            validate(version, {version.image: "http://localhost/small.png", **inputs}),
+            validate(version, {version.image: picture, **inputs}),
             lambda loras: upscaler,
-            files={version.image: picture, **(files or {})},
             on_log=log.append,
         )
     )
@@ -106,14 +105,13 @@ def test_the_tile_model_runs_at_its_smallest_size(packaged, square, label, form)
     assert any("LoRA" in sentence for sentence in log) == (label == "2")
 
 
-def test_clarity_keeps_what_is_white_in_its_mask(tiny, picture):
+def test_clarity_keeps_what_is_white_in_its_mask(tiny, picture, tmp_path):
     mask = Image.new("L", (48, 32), 0)
     mask.paste(255, (0, 0, 24, 32))
+    mask.save(tmp_path / "mask.png")
     reference = "philz1337x/clarity-upscaler"
     plain, _, _ = ran(tiny, reference, picture, creativity=0)
-    masked, _, _ = ran(
-        tiny, reference, picture, {"mask": mask}, mask="http://localhost/m", creativity=0.6
-    )
+    masked, _, _ = ran(tiny, reference, picture, mask=tmp_path / "mask.png", creativity=0.6)
     difference = np.abs(np.asarray(masked, float) - np.asarray(plain, float))
     assert difference[:, :40].max() == 0
     assert difference[:, 60:].max() > 10

@@ -79,10 +79,16 @@ def decode(bundle, autoencoder):
         dataclasses.replace(bundle, autoencoder=autoencoder),
         latents,
         ControlImage(picture, picture),
-        AutoencoderTiling(whole_side=512, tile_side=512),
     )
 
 
+@pytest.fixture
+def tiles_of_512(monkeypatch):
+    tiling = AutoencoderTiling(whole_side=512, tile_side=512)
+    monkeypatch.setattr(tiled_autoencoder, "tiling_of", lambda _: tiling)
+
+
+@pytest.mark.usefixtures("tiles_of_512")
 def test_a_canvas_that_does_not_fit_whole_is_decoded_in_ever_smaller_tiles():
     bundle = tiny_bundle()
     whole = decode(bundle, bundle.autoencoder)
@@ -93,6 +99,7 @@ def test_a_canvas_that_does_not_fit_whole_is_decoded_in_ever_smaller_tiles():
     assert (tiled - whole).abs().mean() < 0.01
 
 
+@pytest.mark.usefixtures("tiles_of_512")
 def test_a_tile_that_never_fits_is_one_clear_error():
     bundle = tiny_bundle()
     with pytest.raises(OutOfMemoryError, match="single tile"):

@@ -44,7 +44,6 @@ def run(
     inputs: ValidInputs,
     provider: Provider,
     *,
-    files: Mapping[str, Source] | None = None,
     max_pixels: int = MAX_PIXELS,
     on_progress: OnProgress | None = None,
     on_log: OnLog | None = None,
@@ -57,7 +56,6 @@ def run(
         version: what to run.
         inputs: from ``validate``.
         provider: gives the upscaler.
-        files: what the file inputs hold, where the inputs have an address only.
         max_pixels: limit of the source and of the result.
         on_progress: receives how far all passes together are.
         on_log: receives sentences on what is done otherwise than asked for.
@@ -71,7 +69,7 @@ def run(
     from tegula.images.decode import decode, inverted, reopened
 
     log = on_log or (lambda _sentence: None)
-    sources = {**dict(inputs.values), **(files or {})}
+    sources = dict(inputs.values)
     upscaler = provider(())
     picture = decode(sources[version.image], max_pixels=max_pixels)
     facts = upscaler.bundle.facts

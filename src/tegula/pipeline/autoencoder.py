@@ -95,7 +95,6 @@ def encode(
     image: Tensor,
     control: ControlImage,
     generator: torch.Generator,
-    tiling: AutoencoderTiling | None = None,
     cancel: Cancel = SILENT.cancel,
 ) -> Tensor:
     """Return the latents [1, channels, h, w] of a canvas [1, 3, height, width], fp32.
@@ -126,14 +125,13 @@ def encode(
         )
         return autoencoder.draw(moments, generator)
 
-    return _safely(bundle, run, tiling)
+    return _safely(bundle, run)
 
 
 def decode(
     bundle: Bundle,
     latents: Tensor,
     control: ControlImage,
-    tiling: AutoencoderTiling | None = None,
     cancel: Cancel = SILENT.cancel,
 ) -> Tensor:
     """Return the canvas [1, 3, height, width] of its latents, fp32, not clamped.
@@ -159,7 +157,7 @@ def decode(
             cancel,
         )
 
-    return _safely(bundle, run, tiling)
+    return _safely(bundle, run)
 
 
 @dataclass(frozen=True)
@@ -298,13 +296,9 @@ def _fixed_group_norms(measured: _Measured) -> Iterator[None]:
             hook.remove()
 
 
-def _safely(
-    bundle: Bundle,
-    run: Callable[[Autoencoder, AutoencoderTiling], Tensor],
-    tiling: AutoencoderTiling | None,
-) -> Tensor:
+def _safely(bundle: Bundle, run: Callable[[Autoencoder, AutoencoderTiling], Tensor]) -> Tensor:
     """Run in tiles that fit into memory, and again in fp32 where the result is not finite."""
-    room = tiling or tiling_of(bundle)
+    room = tiling_of(bundle)
 
     def attempt(dtype: torch.dtype) -> list[Tensor]:
         autoencoder = bundle.autoencoder

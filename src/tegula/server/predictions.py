@@ -28,6 +28,8 @@ from tegula.server.tables import (
 
 _MOST_NAMES = 500
 """Names in one query; databases have limits."""
+_MOST_EVENTS = 1000
+"""Events read at a time; a stream comes back for more."""
 
 
 @dataclass(frozen=True)
@@ -197,13 +199,13 @@ class Predictions:
         with self.database.read() as session:
             return read_page(session, query, columns, cursor=cursor, limit=limit)
 
-    def events(self, prediction_id: str, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
-        """Return what happened to a prediction after an event, oldest first."""
+    def events(self, prediction_id: str, after: int = 0) -> tuple[Event, ...]:
+        """Return the next things that happened to a prediction after an event, oldest first."""
         query = (
             select(Event)
             .where(Event.prediction_id == prediction_id, Event.seq > after)
             .order_by(Event.seq)
-            .limit(limit)
+            .limit(_MOST_EVENTS)
         )
         with self.database.read() as session:
             return tuple(session.scalars(query))
