@@ -273,7 +273,7 @@ class UpscaleOptions(CheckedOptions):
         default=None,
         description="Share of its tuning that the prescaler tegula-photo takes: 0 smooths as "
         "x4plus does, 1 keeps the most texture, and noise and traces of JPEG with it. Left open, "
-        "the source decides, and 0.8 is taken without auto.",
+        "the source decides, and 0.65 is taken without auto.",
     )
     mend_jpeg: bool | None = Field(
         default=None,

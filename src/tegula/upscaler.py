@@ -26,7 +26,7 @@ from tegula.models.load import load_bundle
 from tegula.models.prescalers import Prescaler, is_tuned
 from tegula.models.prescalers.load import load_prescaler, with_share
 from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part, resolve, with_context
-from tegula.pipeline.choices import CLEAN_SHARE, describe, share_of_tuning
+from tegula.pipeline.choices import UNSEEN_SHARE, describe, share_of_tuning
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
@@ -371,7 +371,7 @@ class Upscaler:
 
     def _resolved(self, options: UpscaleOptions, prepared: Prepared) -> ResolvedOptions:
         facts = self.bundle.facts
-        chosen = {"tuning": share_of_tuning(prepared.look) if options.auto else CLEAN_SHARE}
+        chosen = {"tuning": share_of_tuning(prepared.look) if options.auto else UNSEEN_SHARE}
         size = prepared.facts.size
         resolved = resolve(options, facts.presets, facts.window, size, chosen)
         guidance_scale = min(resolved.guidance_scale, facts.strongest_guidance)

@@ -16,7 +16,7 @@ from tegula.errors import CancelledError, ImageError, OptionError, PathError, To
 from tegula.images.encode import read_settings
 from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler, list_prescalers
-from tegula.pipeline.choices import CLEAN_SHARE
+from tegula.pipeline.choices import CLEAN_SHARE, UNSEEN_SHARE
 from tegula.pipeline.prescale import prescale
 from tegula.pipeline.schedulers import NoiseSchedule
 from tegula.progress import STAGES
@@ -330,8 +330,8 @@ def test_a_second_net_is_blended_in_where_a_picture_is_drawn(upscaler):
     assert difference[:, :60].mean() < 0.3
 
 
-def test_without_auto_nothing_is_said_and_the_share_is_that_of_clean_pictures(upscaler):
+def test_without_auto_nothing_is_said_and_every_picture_takes_the_same_share(upscaler):
     noise = np.random.default_rng(2).integers(0, 255, (64, 64, 3), np.uint8)
     cheap = {"prescaler": "tegula-photo", "creativity": 0.0, "scale": 1, "auto": False}
     result = upscaler.upscale(Image.fromarray(noise), asked(**cheap))
-    assert (result.found, result.settings["tuning"]) == ("", CLEAN_SHARE)
+    assert (result.found, result.settings["tuning"]) == ("", UNSEEN_SHARE)

@@ -273,6 +273,20 @@ def test_the_largest_seed_of_the_schema_runs_in_every_pass(reference):
     assert [options.seed for options in passes] == [2**63 - 1, 0, 1][: len(passes)]
 
 
+@pytest.mark.parametrize(
+    ("reference", "looks"),
+    [
+        ("tegula/upscale", True),
+        (USDU, False),
+        (TILE, False),
+        ("philz1337x/clarity-upscaler", False),
+        ("nightmareai/real-esrgan", False),
+    ],
+)
+def test_models_that_imitate_another_choose_nothing_by_the_look_of_the_source(reference, looks):
+    assert {options.auto for options in request(reference).passes} == {looks}
+
+
 def test_clarity_turns_fractality_into_the_window_and_leaves_loras_out():
     chosen = request("philz1337x/clarity-upscaler", tiling_width=64, tiling_height=64)
     assert chosen.passes[0].window == 512

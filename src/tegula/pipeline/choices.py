@@ -12,6 +12,8 @@ from tegula.options import ResolvedOptions
 
 CLEAN_SHARE = 0.8
 """Of tegula-photo's tuning for a clean photograph; docs/decisions/0005 has how all were found."""
+UNSEEN_SHARE = 0.65
+"""Without a look, as every picture took it before there was one: what the file of weights holds."""
 _BY_QUALITY = ((50, 80, 95), (0.35, 0.5, CLEAN_SHARE))
 """Qualities of JPEG, and the shares of photographs that have them."""
 _BY_NOISE = ((1.5, 4.0), (CLEAN_SHARE, 0.65))
