@@ -31,7 +31,9 @@ TEST_ARGS ?=
 # tests of servers wait for half of their time. A file stays in one process, which shares its server,
 # browser or nets; the longest files, end_to_end/, come first.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
-PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+# What is compiled is kept, also where the environment says otherwise: a test process takes a quarter
+# less to begin, and so does every program that a test starts.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help upscale serve test test-unit test-integration test-end-to-end coverage check bench
