@@ -393,8 +393,9 @@ export async function openViewer(paths, more = []) {
     if (fitted) fit();
     else view.set(bounded(view.get()));
   });
-  // As high as the picture at its own size, within what the style sheet allows.
-  canvas.style.height = `${Math.ceil(size.height / ratio())}px`;
+  // In the shape of the picture, and not higher than it is at its own size.
+  canvas.style.aspectRatio = `${size.width} / ${size.height}`;
+  canvas.style.maxHeight = `min(70vh, max(14rem, ${Math.ceil(size.height / ratio())}px))`;
   sizes.observe(canvas);
   view.watch(schedule);
   return {
