@@ -101,10 +101,10 @@ def test_a_photograph_is_chosen_watched_compared_and_saved(
     browser.until("!document.getElementById('upscale-form').hidden")
     assert browser.run("document.getElementById('go').disabled")
     browser.choose_file("#file", photo)
-    browser.until("/60 . 40/.test(document.getElementById('scales').textContent)")
-    browser.run("document.querySelector('[name=scale][value=\"4\"]').click()")
+    browser.until("/60 . 40/.test(document.getElementById('result-size').textContent)")
+    browser.run("document.querySelector('[data-scale=\"4\"]').click()")
     browser.run("document.querySelector('[name=preset][value=creative]').click()")
-    browser.run("document.getElementById('prompt').value = 'slow'")
+    browser.run("document.getElementById('field-prompt').value = 'slow'")
     browser.run("document.getElementById('go').click()")
     browser.until(PERCENT)
     browser.until(DONE)
@@ -124,16 +124,16 @@ def test_a_dropped_file_is_taken_and_one_that_is_no_picture_is_not(browser: Brow
     browser.until("!document.getElementById('upscale-form').hidden")
     drop = """(() => {{
       const all = new DataTransfer();
-      all.items.add(new File(["x"], "{name}", {{ type: "{kind}" }}));
+      all.items.add(new File(["{text}"], "{name}", {{ type: "{kind}" }}));
       document.dispatchEvent(new DragEvent("drop", {{ dataTransfer: all, cancelable: true }}));
     }})()"""
-    browser.run(drop.format(name="letter.txt", kind="text/plain"))
-    assert browser.run("document.getElementById('page-error').textContent") == (
-        "letter.txt is not a picture."
+    browser.run(drop.format(name="letter.txt", kind="text/plain", text="Dear Ana"))
+    browser.until(
+        "document.getElementById('problem').textContent.startsWith('letter.txt is not a picture')"
     )
     assert browser.run("document.getElementById('go').disabled")
-    browser.run(drop.format(name="cat.tif", kind="image/tiff"))
-    assert not browser.run("document.getElementById('go').disabled")
+    browser.run(drop.format(name="cat.tif", kind="image/tiff", text="II*\\0"))
+    browser.until("!document.getElementById('go').disabled")
 
 
 def test_the_edge_between_source_and_result_moves_by_keys(browser: Browser, live: Live):
@@ -284,7 +284,8 @@ def test_the_pages_work_behind_the_gateway(tab: Browser, photo, tmp_path, keeps_
         sign_in(tab, live)
         tab.until("!document.getElementById('upscale-form').hidden")
         tab.choose_file("#file", photo)
-        tab.run("document.getElementById('prompt').value = 'slow'")
+        tab.until("!document.getElementById('go').disabled")
+        tab.run("document.getElementById('field-prompt').value = 'slow'")
         tab.run("document.getElementById('go').click()")
         tab.until(PERCENT)
         tab.until(DONE)

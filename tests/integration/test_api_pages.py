@@ -9,6 +9,7 @@ from urllib.parse import urljoin
 import pytest
 from api_support import DATA_URI, PNG, Server, open_server, png
 
+from tegula.folders import models_folder
 from tegula.server.api.gate import session_name
 from tegula.server.api.pages import SIGNED_IN_FOR
 
@@ -224,3 +225,36 @@ def test_a_session_ends_with_its_token_and_after_its_time(tmp_path):
         name = session_name(opened.store.settings)
         assert opened.get("/v1/account", headers={"cookie": f"{name}={forged}"}).status_code == 401
     opened.store.close()
+
+
+# What the form of the start page is made from.
+
+
+def test_the_workbench_knows_the_limits_and_what_models_take_and_lack(server: Server):
+    about = server.get("/v1/web/workbench").json()
+    assert about["limits"]["pixels"] == server.store.settings.max_pixels
+    assert about["has_tokens"]
+    found = {model["name"]: model for model in about["models"]}
+    own = found["tegula/upscale"]
+    assert (own["obstacle"], own["remedy"], own["image"]) == ("", "", "image")
+    assert own["masks"] == {"mask": False, "strength_map": False}
+    assert own["choices"]["preset"] == ["faithful", "balanced", "creative", "fast"]
+    assert own["inputs"]["properties"]["scale"]["maximum"] == 8
+    clarity = found["philz1337x/clarity-upscaler"]
+    assert clarity["masks"] == {"mask": True}
+    assert clarity["remarks"]["sd_model"]["fidelity"] == "refused"
+    lacking = found["jingyunliang/swinir"]
+    assert lacking["obstacle"].startswith("Cannot run here")
+    assert "into prescalers/ of the models folder (`tegula doctor`" in lacking["remedy"]
+    assert str(models_folder()) not in lacking["remedy"]
+    assert server.get("/v1/web/workbench", headers=NOBODY).status_code == 401
+
+
+def test_the_examples_of_models_are_pictures_of_the_pages(server: Server):
+    models = server.get("/v1/web/workbench").json()["models"]
+    examples = [model["example"] for model in models if model["example"]]
+    assert len(examples) >= 5
+    for name in examples:
+        answer = server.get(f"/pages/{name}", headers=NOBODY)
+        assert answer.headers["content-type"] == "image/webp"
+        assert len(answer.content) < 40_000

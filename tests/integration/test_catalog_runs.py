@@ -12,7 +12,7 @@ from colour_profiles import grey, wide_rgb
 from PIL import Image
 from support import photograph
 
-from tegula.catalog import find, run, validate
+from tegula.catalog import InvalidInputsError, find, run, validate
 from tegula.errors import CancelledError, ImageError, TooLargeError
 from tegula.images.decode import decode, reopened
 from tegula.images.encode import encode, read_settings
@@ -115,6 +115,28 @@ def test_clarity_keeps_what_is_white_in_its_mask(tiny, picture, tmp_path):
     difference = np.abs(np.asarray(masked, float) - np.asarray(plain, float))
     assert difference[:, :40].max() == 0
     assert difference[:, 60:].max() > 10
+
+
+@pytest.mark.parametrize("seamless", [False, True])
+def test_a_strength_map_says_how_much_may_change_where(tiny, picture, seamless, tmp_path):
+    still = Image.new("L", (48, 32), 0)
+    still.paste(255, (36, 0, 48, 32))
+    still.save(tmp_path / "map.png")
+    inputs = {"scale": 1, "seed": 1, "seamless": seamless}
+    plain, _, _ = ran(tiny, "tegula/upscale", picture, creativity=0, **inputs)
+    mapped, _, _ = ran(
+        tiny, "tegula/upscale", picture, strength_map=tmp_path / "map.png", creativity=0.9, **inputs
+    )
+    difference = np.abs(np.asarray(mapped, float) - np.asarray(plain, float)).mean(axis=(0, 2))
+    assert difference[40:].mean() > 2 * difference[8:24].mean()
+
+
+def test_regions_are_lines_of_text_and_are_in_the_settings(tiny, picture):
+    lines = "0,0,24,32:a cat\n0.5,0,0.5,1:a dog: brown\n"
+    _, output, _ = ran(tiny, "tegula/upscale", picture, scale=1, creativity=0.3, regions=lines)
+    assert [region["prompt"] for region in output.settings["regions"]] == ["a cat", "a dog: brown"]
+    with pytest.raises(InvalidInputsError, match="a region is x,y,width,height:prompt"):
+        validate(find("tegula/upscale"), {"image": "photo.jpg", "regions": "a cat"})
 
 
 def test_the_largest_seed_is_kept_exactly_in_the_file_and_runs_in_every_pass(tiny, picture):

@@ -115,6 +115,7 @@ class UpscaleRequest:
     format: of the output file.
     mask: name of the file input that restricts the change; white changes.
     mask_keeps_white: white is kept instead.
+    strength_map: name of the file input that says how much may change where.
     seamless: the picture is a texture whose opposite edges meet.
     loras: (file, weight) that the bundle should carry.
     notes: sentences for the log on what is done otherwise than asked.
@@ -124,6 +125,7 @@ class UpscaleRequest:
     format: str = "png"
     mask: str | None = None
     mask_keeps_white: bool = False
+    strength_map: str | None = None
     seamless: bool = False
     loras: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()

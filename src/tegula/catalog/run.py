@@ -83,6 +83,7 @@ def run(
     mask = sources.get(request.mask) if request.mask else None
     if mask is not None and request.mask_keeps_white:
         mask = inverted(mask, max_pixels)
+    strength_map = sources.get(request.strength_map) if request.strength_map else None
     upscale = _upscale_seamless if request.seamless else _upscale
 
     def run_pass(number: int, source: Picture) -> UpscaleResult:
@@ -90,7 +91,7 @@ def run(
             upscaler,
             source,
             request.passes[number].replaced(max_pixels=max_pixels),
-            mask,
+            _Maps(mask, strength_map),
             _overall(on_progress, number, len(request.passes)),
             on_preview,
             cancelled,
@@ -130,11 +131,19 @@ def _overall(on_progress: OnProgress | None, number: int, passes: int) -> OnProg
     return report
 
 
+@dataclass(frozen=True)
+class _Maps:
+    """Pictures that are laid over the source, as ``Upscaler.upscale`` takes them."""
+
+    mask: Source | None
+    strength_map: Source | None
+
+
 def _upscale(
     upscaler: Upscaler,
     picture: Picture,
     options: UpscaleOptions,
-    mask: Source | None,
+    maps: _Maps,
     on_progress: OnProgress | None,
     on_preview: OnPreview | None,
     cancelled: Cancelled,
@@ -144,7 +153,8 @@ def _upscale(
     return upscaler.upscale(
         prepare(picture, options),
         options,
-        mask=mask,
+        mask=maps.mask,
+        strength_map=maps.strength_map,
         on_progress=on_progress,
         on_preview=on_preview,
         cancelled=cancelled,
@@ -155,7 +165,7 @@ def _upscale_seamless(
     upscaler: Upscaler,
     picture: Picture,
     options: UpscaleOptions,
-    mask: Source | None,
+    maps: _Maps,
     on_progress: OnProgress | None,
     on_preview: OnPreview | None,
     cancelled: Cancelled,
@@ -173,14 +183,19 @@ def _upscale_seamless(
     across, down = margins(*image.size)
     right = max(1, round(across * width / image.width))
     below = max(1, round(down * height / image.height))
-    if mask is not None:
-        opened = decode(mask, max_pixels=options.max_pixels)
+
+    def wrapped_map(source: Source | None) -> Source | None:
+        if source is None:
+            return None
+        opened = decode(source, max_pixels=options.max_pixels)
         flat = to_image(opened.rgb, opened.alpha)
-        mask = wrapped(flat, *margins(*flat.size))
+        return wrapped(flat, *margins(*flat.size))
+
     result = upscaler.upscale(
         wrapped(image, across, down),
         options.replaced(size=(width + 2 * right, height + 2 * below), scale=None, resolution=None),
-        mask=mask,
+        mask=wrapped_map(maps.mask),
+        strength_map=wrapped_map(maps.strength_map),
         on_progress=on_progress,
         on_preview=on_preview,
         cancelled=cancelled,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,42 @@ def why_it_cannot_run(version: Version, given: Mapping[str, Any]) -> str:
         version: of a model.
         given: inputs that are known already, such as those that a preset pins.
     """
+    error = _what_is_missing(version, given)
+    if error is None:
+        return ""
+    if isinstance(error, MissingWeightsError):
+        return "Cannot run here: its weights are not on this server."
+    return "Cannot run here: this server lacks a package that it needs."
+
+
+def how_it_could_run(version: Version, given: Mapping[str, Any]) -> str:
+    """Return what to do so that a version runs on this machine; empty if it does.
+
+    The sentence names the files and the folder below that of the models, but not where that is:
+    users of a server read it, too.
+
+    Args:
+        version: of a model.
+        given: as for ``why_it_cannot_run``.
+    """
+    error = _what_is_missing(version, given)
+    folder = re.escape(str(models_folder()))
+    there = r"\1/ of the models folder (`tegula doctor` shows where that is)"
+    return "" if error is None else re.sub(rf"{folder}[/\\](\w+)", there, str(error))
+
+
+def _what_is_missing(
+    version: Version, given: Mapping[str, Any]
+) -> MissingWeightsError | MissingExtraError | None:
     files = {known.name: "" for known in version.fields if known.required}
     try:
         inputs = version.inputs.model_validate({**files, **given})
         inputs.request(RunContext(width=64, height=64, family="mini"))
-    except MissingWeightsError:
-        return "Cannot run here: its weights are not on this server."
-    except MissingExtraError:
-        return "Cannot run here: this server lacks a package that it needs."
+    except (MissingWeightsError, MissingExtraError) as error:
+        return error
     except ValidationError:  # a preset of an older release, which says so when it is used
-        return ""
-    return ""
+        return None
+    return None
 
 
 def find_lora(name: str, context: RunContext) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tegula.catalog.inputs import (
     File,
@@ -16,7 +16,9 @@ from tegula.catalog.inputs import (
     Version,
     Whole,
 )
+from tegula.errors import OptionError
 from tegula.options import OPTIONS, Creativity, Preset, Resemblance, Seed, Share, UpscaleOptions
+from tegula.regions import parse_region
 
 
 class TegulaUpscale(Inputs):
@@ -50,11 +52,43 @@ class TegulaUpscale(Inputs):
         default=None, description="The same seed gives the same picture; random when left out."
     )
     format: Literal["png", "jpg", "webp"] = Field(default="png", description="Of the result.")
+    strength_map: File | None = Field(
+        default=None,
+        description="How much of the creativity each place gets: white all of it, black none.",
+    )
+    regions: str = Field(
+        default="",
+        description="Prompts for parts of the picture, a line each: x,y,width,height:prompt, in "
+        "pixels or shares of the source.",
+    )
+
+    @field_validator("regions")
+    @classmethod
+    def _are_regions(cls, text: str) -> str:
+        try:
+            for line in _lines(text):
+                parse_region(line)
+        except OptionError as error:
+            raise ValueError(
+                "a region is x,y,width,height:prompt in pixels or shares of the source, a line each"
+            ) from error
+        return text
 
     def request(self, context: RunContext) -> UpscaleRequest:  # noqa: ARG002 - the same for all
         """Return one upscale."""
-        options = UpscaleOptions(**{name: value for name, value in self if name in OPTIONS})
-        return UpscaleRequest((options,), format=self.format, mask="mask", seamless=self.seamless)
+        options = {name: value for name, value in self if name in OPTIONS}
+        options["regions"] = _lines(self.regions)
+        return UpscaleRequest(
+            (UpscaleOptions(**options),),
+            format=self.format,
+            mask="mask",
+            strength_map="strength_map",
+            seamless=self.seamless,
+        )
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 MODEL = Model(

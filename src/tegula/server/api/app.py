@@ -43,6 +43,7 @@ from tegula.server.api import (
     predictions,
     streams,
     web,
+    workbench,
 )
 from tegula.server.api.bodies import invalid_request
 from tegula.server.api.counters import RateLimiter
@@ -72,6 +73,7 @@ _ROUTERS = (
     account.router,
     account.operations_router,
     web.router,
+    workbench.router,
     pages.router,
 )
 _CLOSE_CONNECTIONS_S = 5

@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from tegula.catalog import Catalog, Model, Version, openapi_schema
-from tegula.catalog.weights import why_it_cannot_run
+from tegula.catalog.weights import how_it_could_run, why_it_cannot_run
 from tegula.server.accounts import UserModels, VersionedModel
 from tegula.server.api.errors import ProblemError, bad_version, not_found
 from tegula.server.db import SortKey, microseconds
@@ -37,6 +37,11 @@ _LOOK_AGAIN_S = 10
 @lru_cache(maxsize=1000)
 def _obstacle(base: Version, pinned: str, _period: int) -> str:
     return why_it_cannot_run(base, json.loads(pinned))
+
+
+@lru_cache(maxsize=1000)
+def _remedy(base: Version, pinned: str, _period: int) -> str:
+    return how_it_could_run(base, json.loads(pinned))
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,16 @@ class ServedVersion:
 
         Looked up again and again: whoever puts a file of weights into its place soon sees it.
         """
-        pinned = json.dumps(dict(self.defaults), sort_keys=True)
-        return _obstacle(self.base, pinned, int(time.monotonic() / _LOOK_AGAIN_S))
+        return _obstacle(self.base, self._pinned, int(time.monotonic() / _LOOK_AGAIN_S))
+
+    @property
+    def remedy(self) -> str:
+        """What its operator can do so that it runs, as a sentence; empty if it can."""
+        return _remedy(self.base, self._pinned, int(time.monotonic() / _LOOK_AGAIN_S))
+
+    @property
+    def _pinned(self) -> str:
+        return json.dumps(dict(self.defaults), sort_keys=True)
 
     def accepts(self, inputs: Mapping[str, Any]) -> bool:
         """Whether every input is known and none that is required is missing."""

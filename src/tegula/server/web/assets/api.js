@@ -61,6 +61,10 @@ export async function call(method, path, body) {
   return response.status === 204 ? null : response.json();
 }
 
+export async function text(path) {
+  return (await request("GET", path, undefined, { accept: "text/plain" })).text();
+}
+
 export async function blob(path) {
   return (await request("GET", path, undefined, { accept: "image/*" })).blob();
 }
@@ -120,4 +124,13 @@ export function takeTokenFromAddress() {
   if (given === null) return null;
   history.replaceState(null, "", location.pathname + location.search);
   return LOOPBACK.test(location.hostname) ? given : null;
+}
+
+// A picture of this server as a file, by its path or address, under the name that the server has for it.
+export async function picture(address, name) {
+  const path = address.startsWith(MOUNT) ? address.slice(MOUNT.length - 1) : address;
+  const response = await request("GET", path, undefined, { accept: "image/*" });
+  const sent = /filename\*?="?(?:utf-8'')?([^";]+)/i.exec(response.headers.get("content-disposition") || "");
+  const content = await response.blob();
+  return new File([content], sent ? decodeURIComponent(sent[1]) : name, { type: content.type });
 }

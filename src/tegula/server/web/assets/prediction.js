@@ -2,6 +2,7 @@
 
 import { blob, call, follow, localAddress } from "./api.js";
 import { at, attempt, element, formatBytes, formatSeconds, showError } from "./dom.js";
+import { showGoOn } from "./go-on.js";
 import { placeWords, showRunning } from "./running.js";
 import { signIn } from "./signing-in.js";
 import { createState, tell } from "./state.js";
@@ -54,6 +55,7 @@ function statusWords({ shown, facts, logs }) {
   return words.join(" ");
 }
 
+page.watch(({ shown, own }) => shown && showGoOn(shown, own));
 page.watch(({ shown, facts, logs, preview, own }) => {
   if (!shown) return;
   const active = ACTIVE.includes(shown.status);

@@ -1,0 +1,197 @@
+"""Drawing on the picture, trying on a crop, and several files, as a person does it in a browser."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+
+import pytest
+from api_support import PNG, png
+from live_server import Live, live_server
+from PIL import Image
+from playwright.sync_api import Page, expect
+from workbench import check_accessible, needs_browser, open_signed_in
+
+pytestmark = [pytest.mark.slow, needs_browser]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    with live_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def form(page: Page, live: Live) -> Page:
+    """The form of a server, with a picture chosen."""
+    return open_form(page, live)
+
+
+def open_form(page: Page, live: Live) -> Page:
+    open_signed_in(page, live)
+    expect(page.locator("#upscale-form")).to_be_visible()
+    picture = {"name": "photo.png", "mimeType": "", "buffer": png(64, 48)}
+    page.locator("#file").set_input_files([picture])
+    expect(page.locator("#go")).to_be_enabled()
+    return page
+
+
+def sent(page: Page, live: Live):
+    """Press the button; return the prediction that came of it, and its state once it has ended."""
+    page.locator("#go").click()
+    page.wait_for_url("**/p/*")
+    expect(page.locator("#state")).to_have_text("Done", timeout=120_000)
+    return live.store.predictions.get(page.url.rsplit("/", 1)[1])
+
+
+def file_of(live: Live, prediction, name: str) -> Image.Image:
+    """The picture that a prediction got for an input."""
+    found = re.search(r"/files/(\w+)", str(prediction.input[name])) or re.search(
+        r"'id': '(\w+)'|\"id\": \"(\w+)\"|(\w{20,})", str(prediction.input[name])
+    )
+    assert found, prediction.input[name]
+    file = live.store.files.get(next(one for one in found.groups() if one))
+    return Image.open(io.BytesIO(live.store.files.path(file).read_bytes())).convert("L")
+
+
+def drag(page: Page, locator: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drag over an element, from and to shares of it."""
+    box = page.locator(locator).bounding_box()
+    assert box is not None
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (start, end)]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    page.mouse.move(*places[1], steps=3)
+    page.mouse.up()
+
+
+def test_a_mask_is_painted_by_the_brush_and_by_keys(form: Page, live: Live):
+    form.locator("summary", has_text="More settings").click()
+    form.locator("[data-input=mask]").click()
+    expect(form.locator("#painting")).to_be_visible()
+    check_accessible(form)
+    form.locator("#brush-size").fill("10")
+    drag(form, "#painting canvas", (0.1, 0.25), (0.9, 0.25))
+    form.locator("#brush-strength").fill("50")
+    drag(form, "#painting canvas", (0.1, 0.75), (0.9, 0.75))
+    form.locator("#painting canvas").focus()
+    for _ in range(20):
+        form.keyboard.press("ArrowLeft")
+    for _ in range(4):
+        form.keyboard.press("ArrowUp")
+    form.get_by_role("button", name="Undo").click()
+    form.locator("#brush-strength").fill("50")
+    drag(form, "#painting canvas", (0.1, 0.75), (0.9, 0.75))
+    form.locator("#brush-strength").fill("100")
+    form.locator("#painting canvas").focus()
+    for _ in range(30):
+        form.keyboard.press("ArrowLeft")
+    form.keyboard.press("Space")
+    form.get_by_role("button", name="Done").click()
+    expect(form.locator("#fields")).to_contain_text("mask.png")
+    mask = file_of(live, sent(form, live), "mask")
+    assert mask.size == (64, 48)
+    assert mask.getpixel((32, 12)) == 255
+    assert mask.getpixel((32, 36)) in (127, 128)
+    assert mask.getpixel((32, 24)) == 0
+    assert mask.getpixel((1, 36)) == 255  # by keys
+
+
+def test_regions_are_drawn_with_their_prompts(form: Page, live: Live):
+    form.locator("summary", has_text="More settings").click()
+    form.locator("[data-input=regions]").click()
+    form.get_by_role("button", name="Add the region").click()
+    expect(form.locator("#regions")).to_contain_text("Write what this part of the picture shows.")
+    drag(form, "#regions .stage", (0.02, 0.02), (0.2, 0.2))  # outside of the first rectangle
+    form.get_by_label("What this part shows").fill("a bird: small")
+    form.get_by_role("button", name="Add the region").click()
+    form.locator("#regions .box").focus()
+    form.keyboard.press("ArrowRight")
+    form.keyboard.press("Shift+ArrowDown")
+    form.get_by_label("What this part shows").fill("grass")
+    check_accessible(form)
+    form.get_by_role("button", name="Done").click()
+    lines = form.locator("#field-regions").input_value().split("\n")
+    boxes = [[int(number) for number in line.split(":")[0].split(",")] for line in lines]
+    assert boxes[0] == pytest.approx([1, 1, 12, 9], abs=2)
+    assert boxes[1] == [boxes[0][0] + 1, boxes[0][1], boxes[0][2], boxes[0][3] + 1]
+    assert [line.split(":", 1)[1] for line in lines] == ["a bird: small", "grass"]
+    assert sent(form, live).input["regions"] == "\n".join(lines)
+
+
+def test_settings_are_tried_on_a_crop_and_a_cell_makes_the_whole(page: Page, workbench: Live):
+    form = open_form(page, workbench)
+    form.get_by_role("button", name="Try on a crop").click()
+    drag(form, "dialog .stage", (0.5, 0.0), (0.5, 0.0))
+    drag(form, "dialog .stage", (0.5, 0.5), (0.3, 0.3))
+    form.locator("#try-kind").select_option("knobs")
+    form.locator("#knob-2").select_option("")
+    form.locator("#knob-1-values").fill("0.3, 2")
+    form.get_by_role("button", name="Make the grid").click()
+    expect(form.locator("#try-error")).to_have_text("creativity lies between 0 and 1; 2 does not.")
+    form.locator("#knob-1-values").fill("0.3, 0.6")
+    form.get_by_role("button", name="Make the grid").click()
+    expect(form.locator("#try-status")).to_contain_text("2 of 2 done; choose one", timeout=120_000)
+    check_accessible(form)
+    sizes = form.locator("#grid img").evaluate_all("all => all.map(one => one.naturalWidth)")
+    assert sizes[0] == sizes[1] < 128
+    form.get_by_role("button", name="creativity 0.6").click()
+    form.wait_for_url("**/p/*")
+    expect(form.locator("#state")).to_have_text("Done")
+    prediction = workbench.store.predictions.get(form.url.rsplit("/", 1)[1])
+    assert prediction.input["creativity"] == 0.6
+    assert "seed" not in prediction.input
+
+
+def test_several_files_become_one_zip_under_the_names_of_their_sources(
+    form: Page, live: Live, tmp_path
+):
+    folder = tmp_path / "holiday"
+    (folder / "beach").mkdir(parents=True)
+    (folder / "holiday.png").write_bytes(png(20, 20))
+    (folder / "beach" / "holiday.png").write_bytes(png(16, 16))
+    (folder / "notes.txt").write_text("no picture")
+    form.locator("#folder").set_input_files(folder)
+    expect(form.locator("#problem")).to_have_text("1 of 3 files will be left out.")
+    check_accessible(form)
+    form.get_by_role("button", name="Make 2 pictures larger").click()
+    status = form.locator("#batch-status")
+    expect(status).to_have_text("2 of 2 done.", timeout=120_000)
+    form.reload()
+    expect(status).to_have_text("2 of 2 done.")
+    check_accessible(form)
+    with form.expect_download() as saved:
+        form.get_by_role("button", name="Download 2 as one zip").click()
+    with zipfile.ZipFile(saved.value.path()) as archive:
+        assert archive.testzip() is None
+        assert sorted(archive.namelist()) == ["holiday_2x-2.png", "holiday_2x.png"]
+        assert {archive.read(name) for name in archive.namelist()} == {PNG}
+    form.locator("#zip-format").select_option("jpg")
+    form.locator("#zip-quality").fill("60")
+    with form.expect_download() as saved:
+        form.get_by_role("button", name="Download 2 as one zip").click()
+    with zipfile.ZipFile(saved.value.path()) as archive:
+        assert sorted(archive.namelist()) == ["holiday_2x-2.jpg", "holiday_2x.jpg"]
+        assert {Image.open(archive.open(name)).format for name in archive.namelist()} == {"JPEG"}
+    form.get_by_role("button", name="Close").click()
+    expect(form.locator("#batch")).to_be_hidden()
+
+
+def test_models_are_shown_with_what_they_lack(page: Page, live: Live):
+    open_signed_in(page, live, "/catalog")
+    card = page.locator("[data-model='jingyunliang/swinir']")
+    expect(card).to_contain_text("Cannot run here")
+    expect(card).to_contain_text("into prescalers/ of the models folder")
+    expect(card.get_by_role("link", name="Use")).to_have_count(0)
+    page.locator("[data-model='tegula/upscale'] summary").click()
+    expect(page.locator("[data-model='tegula/upscale'] table").first).to_contain_text("creativity")
+    pictures = page.locator(".cards img").evaluate_all(
+        "async all => { for (const one of all) { one.loading = 'eager'; await one.decode(); }"
+        " return all.map(one => one.naturalWidth) }"
+    )
+    assert len(pictures) >= 5
+    assert all(pictures)
+    check_accessible(page)
+    page.get_by_role("link", name="Use nightmareai/real-esrgan").click()
+    expect(page.locator("#model")).to_have_value("nightmareai/real-esrgan")
