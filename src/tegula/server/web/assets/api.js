@@ -2,7 +2,7 @@
 //
 // A browser that is signed in has a cookie, which no script can read; requests send it by themselves.
 
-import { element } from "./dom.js";
+import { at, element } from "./dom.js";
 
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
 const SILENT = "The server does not answer; it may have been stopped. Try again in a moment.";
@@ -16,23 +16,31 @@ export function local(path) {
 }
 
 // An answer that is not a success, or none (`status` is 0); `message` is its sentence.
-// `problem` is the body of the answer; `wayOn` a link that leads on, or null.
+// `problem` is the body of the answer; `passes` whether the same may work a little later, which is
+// after `retryAfter` seconds if the server says so; `wayOn` a link or button that leads on, or null.
 export class RequestError extends Error {
-  constructor(status, sentence, problem = {}) {
+  constructor(status, sentence, problem = {}, retryAfter = null) {
     super(sentence);
     this.status = status;
     this.problem = problem;
-    this.wayOn = wayOn(status);
+    this.passes = status === 0 || status === 429 || status >= 500;
+    this.retryAfter = Number(retryAfter) || null;
+    this.wayOn = wayOn(this);
   }
 }
 
-function wayOn(status) {
-  if (status === 404) return element("a", { href: local("/history"), textContent: "Look in your history." });
-  if (status !== 0) return null;
-  return element("a", { href: location.href, textContent: "Load this page again." });
+function wayOn({ status, passes }) {
+  if (status === 404 || status === 410) return element("a", { href: local("/history"), textContent: "Look in your history." });
+  if (status === 401) {
+    const button = element("button", { type: "button", textContent: "Sign in" });
+    button.addEventListener("click", () => document.dispatchEvent(new Event("sign-in")));
+    return button;
+  }
+  if (status === 422 && at("fields")) return element("a", { href: "#fields", textContent: "Change it on the form." });
+  return passes ? element("a", { href: location.href, textContent: "Load this page again." }) : null;
 }
 
-function problemError(status, text) {
+function problemError(status, text, retryAfter) {
   let problem = {};
   try {
     problem = JSON.parse(text);
@@ -41,7 +49,7 @@ function problemError(status, text) {
   }
   const detail = String(problem.detail || `The server answered ${status}.`);
   const lines = detail.split("\n").map((line) => line.replace(/^- /, "")).filter(Boolean);
-  return new RequestError(status, lines.join("; "), problem);
+  return new RequestError(status, lines.join("; "), problem, retryAfter);
 }
 
 async function request(method, path, body, headers) {
@@ -51,7 +59,9 @@ async function request(method, path, body, headers) {
   }
   const response = await fetch(local(path), { method, headers, body, cache: "no-store" }).catch(() => null);
   if (response === null) throw new RequestError(0, SILENT);
-  if (!response.ok) throw problemError(response.status, await response.text().catch(() => ""));
+  if (!response.ok) {
+    throw problemError(response.status, await response.text().catch(() => ""), response.headers.get("retry-after"));
+  }
   return response;
 }
 
@@ -80,7 +90,7 @@ export function upload(file, onProgress = () => {}, signal = null) {
     sender.addEventListener("error", () => reject(new RequestError(0, SILENT)));
     sender.addEventListener("abort", () => reject(new DOMException("The upload was stopped.", "AbortError")));
     sender.addEventListener("load", () => {
-      if (sender.status >= 400) reject(problemError(sender.status, sender.responseText));
+      if (sender.status >= 400) reject(problemError(sender.status, sender.responseText, sender.getResponseHeader("retry-after")));
       else resolve(JSON.parse(sender.responseText));
     });
     signal?.addEventListener("abort", () => sender.abort());

@@ -29,14 +29,21 @@ export function showError(sentence, wayOn = null) {
   at("page-error").replaceChildren(...(sentence ? [sentence] : []), ...(wayOn ? [" ", wayOn] : []));
 }
 
-// Do some work; what goes wrong is shown at the top of the page. Returns whether it went well.
+// Do some work; what goes wrong is shown at the top of the page, and what may go well a little later
+// can be tried again from there, with all that is on the page. Returns whether it went well.
 export async function attempt(work) {
   showError("");
   try {
     await work();
     return true;
   } catch (error) {
-    showError(error.message, error.wayOn);
+    let { wayOn } = error;
+    if (error.passes) {
+      wayOn = element("button", { type: "button", textContent: "Try again" });
+      wayOn.addEventListener("click", () => attempt(work));
+    }
+    showError(error.message, wayOn);
+    at("page-error").scrollIntoView({ block: "nearest" });
     return false;
   }
 }

@@ -4,13 +4,14 @@ import { local } from "./api.js";
 import { at, element } from "./dom.js";
 
 function link(text, query) {
-  return element("a", { className: "button", href: local(`/?${query}`), textContent: text });
+  return element("a", { className: "button", href: local(query ? `/?${query}` : "/"), textContent: text });
 }
 
 // Show the links in #go-on; `own` is whether the prediction is the caller's, and not one that is shared.
 export function showGoOn(shown, own) {
   const id = own && !shown.data_removed ? encodeURIComponent(shown.id) : null;
   const links = [
+    own && shown.data_removed && link("Choose another picture", ""),
     id && link("Again with other settings", `again=${id}`),
     id && shown.status === "succeeded" && link("Enlarge the result further", `from=${id}`),
   ].filter(Boolean);

@@ -94,10 +94,11 @@ at("filters").addEventListener("submit", (event) => event.preventDefault());
 attempt(async () => {
   await signIn();
   const models = await call("GET", "/v1/models");
+  await load();
   at("filters").elements.model.append(
     ...models.results.map(({ owner, name }) => element("option", { value: `${owner}/${name}`, textContent: `${owner}/${name}` })));
   at("filters").hidden = false;
-  await load();
+  hear("signed-in", () => attempt(load));
   showRunning("running", { onEnd: () => attempt(load) });
   hear("predictions", () => attempt(load));
   document.addEventListener("visibilitychange", () => document.hidden || attempt(load));

@@ -5,7 +5,7 @@ import { at, attempt, element, formatBytes, formatSeconds, showError } from "./d
 import { showGoOn } from "./go-on.js";
 import { placeWords, showRunning } from "./running.js";
 import { signIn } from "./signing-in.js";
-import { createState, tell } from "./state.js";
+import { createState, hear, tell } from "./state.js";
 import { openViewer } from "./viewer.js";
 
 const LINE = /^\s*(\d+)%\s*\|.+?\|\s*\d+\/\d+\s*\[([\d:]+)<([\d:]+)/;
@@ -157,7 +157,8 @@ async function showOutput() {
       at("output").append(viewer.element);
       if (number === 0) showFacts({ shown, facts }, viewer);
     } catch (error) {
-      at("output").append(element("p", { className: "error", textContent: error.message }), link);
+      at("output").append(element("p", { className: "error", textContent: `${error.message} ` }),
+        [404, 410].includes(error.status) ? error.wayOn : link);
     }
     wait.remove();
   }
@@ -180,6 +181,7 @@ function watchEvents() {
 }
 
 async function refresh() {
+  let wait = LOOK_AGAIN_MS;
   try {
     const [shown, facts] = await Promise.all([call("GET", path), call("GET", share ? `${path}/facts` : web)]);
     showError("");
@@ -187,14 +189,15 @@ async function refresh() {
     showInput(shown);
   } catch (error) {
     showError(error.message, error.wayOn);
-    if (error.status) return;
+    if (!error.passes) return;
+    wait = Math.max(wait, 1000 * error.retryAfter);
   }
   const { shown } = page.get();
   if (!shown) return;
   if (ACTIVE.includes(shown.status)) {
     watchEvents();
     clearTimeout(refresh.timer);
-    refresh.timer = setTimeout(refresh, LOOK_AGAIN_MS);
+    refresh.timer = setTimeout(refresh, wait);
   } else await showOutput();
 }
 
@@ -213,6 +216,8 @@ function showSharing(link) {
   at("shared").hidden = !link;
   at("link").value = link || "";
 }
+
+hear("signed-in", refresh);
 
 at("cancel").addEventListener("click", () => attempt(async () => {
   at("cancel").disabled = true;

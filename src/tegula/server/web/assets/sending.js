@@ -1,7 +1,7 @@
 // From a picture on the form to a prediction, and from a prediction's addresses back to files.
 
 import { call, localAddress, picture as fetchPicture, upload } from "./api.js";
-import { formatBytes } from "./dom.js";
+import { formatBytes, formatSeconds } from "./dom.js";
 import { scaleInput } from "./form.js";
 import { fileOfDataAddress } from "./pictures.js";
 import { tell } from "./state.js";
@@ -32,8 +32,9 @@ async function patiently(work, say, signal) {
       return await work();
     } catch (error) {
       if (![429, 503].includes(error.status) || tries === SECOND_TRIES || signal?.aborted) throw error;
-      say("The server is busy; trying again …");
-      await new Promise((resolve) => setTimeout(resolve, WAIT_MS));
+      const wait = error.retryAfter ? 1000 * error.retryAfter : WAIT_MS;
+      say(`The server is busy; trying again in ${formatSeconds(wait / 1000)} …`);
+      await new Promise((resolve) => setTimeout(resolve, wait));
     }
   }
 }

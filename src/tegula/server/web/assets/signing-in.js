@@ -1,12 +1,14 @@
 // Who the browser is signed in as: the form that asks for a token, and the button to sign out.
 
 import { call, local, signInWith, signOut, takeTokenFromAddress } from "./api.js";
-import { at, attempt } from "./dom.js";
+import { at, attempt, showError } from "./dom.js";
+import { hear, tell } from "./state.js";
 
 // Show the form until a token is accepted.
 function askForToken() {
   at("token-form").hidden = false;
   at("token").focus();
+  const over = new AbortController();
   return new Promise((resolve, reject) => {
     at("token-form").addEventListener("submit", async (event) => {
       event.preventDefault();
@@ -15,16 +17,32 @@ function askForToken() {
       try {
         await signInWith(token);
       } catch (error) {
-        if (error.status !== 401) reject(error);
+        if (error.status !== 401) {
+          over.abort();
+          reject(error);
+          return;
+        }
         at("token-error").textContent =
           "This server does not know that token; tegula tokens create NAME makes a new one.";
         return;
       }
       at("token-form").hidden = true;
+      at("token-error").textContent = "";
+      over.abort();
       resolve();
-    });
+    }, { signal: over.signal });
   });
 }
+
+// A token that ended while the page was open: what is on the page stays, and goes on in all tabs.
+let asking = null;
+document.addEventListener("sign-in", () => {
+  asking ??= attempt(async () => {
+    await askForToken();
+    tell("signed-in");
+  }).finally(() => (asking = null));
+});
+hear("signed-in", () => showError(""));
 
 // Return the account, once there is one; servers without tokens have an account, too.
 export async function signIn() {
