@@ -106,6 +106,7 @@ def test_what_is_set_is_sent_and_the_rest_is_left_to_the_model(form: Page, live:
     choose(form, ("photo.png", png(30, 20)))
     form.get_by_role("button", name="4×").click()
     expect(form.locator("#result-size")).to_have_text("The result has 120 × 80 pixels.")
+    check_accessible(form)
     form.get_by_role("radio", name="creative").check()
     form.get_by_label("Prompt", exact=True).fill("a lighthouse")
     form.locator("summary", has_text="More settings").click()

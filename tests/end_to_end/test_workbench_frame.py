@@ -83,6 +83,10 @@ def test_a_page_loads_little_is_accessible_and_complains_of_nothing(
     assert size < FIRST_LOAD_BYTES
     if path == "/docs":  # which is long, and all of one kind
         assert findings(page) == []
+        page.emulate_media(color_scheme="dark")
+        page.set_viewport_size({"width": 360, "height": 900})
+        assert findings(page, ["color-contrast", "scrollable-region-focusable"]) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
     else:
         check_accessible(page)
 

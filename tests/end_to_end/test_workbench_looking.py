@@ -13,6 +13,7 @@ from workbench import (
     check_accessible,
     done,
     encoded,
+    findings,
     needs_browser,
     open_signed_in,
     pattern,
@@ -70,8 +71,10 @@ def test_source_and_result_share_one_zoom_and_place_by_mouse_and_keys(page: Page
     page.keyboard.press("f")
     flipped = seen(page)
     assert (flipped["shows"], flipped["zoom"], flipped["x"]) == ("before", 4, close["x"] + 16)
+    check_accessible(page)
     page.keyboard.press("s")
     assert seen(page)["mode"] == "sides"
+    check_accessible(page)
     page.keyboard.press("c")
     page.mouse.move(box["x"] + 300, box["y"] + 200)
     page.mouse.wheel(0, -400)
@@ -138,6 +141,7 @@ def test_fingers_pinch_and_a_long_touch_opens_the_loupe(chromium: Any, live: Liv
     expect(page.locator(".viewer[data-loupe=true]")).to_be_visible()
     send("touchMove", (x + 20, y + 5))
     expect(page.locator(".viewer[data-loupe=true]")).to_be_visible()
+    assert findings(page) == []
     send("touchEnd")
     expect(page.locator(".viewer[data-loupe=false]")).to_be_visible()
     context.close()
