@@ -85,12 +85,65 @@ def walk(page: Page, address: str, folder: Path) -> None:
             page.keyboard.press(key)
             expect(page.locator(".viewer[data-pending='0']")).to_be_visible()
             look(page, folder, state)
+        loupe(page, folder)
     page.goto(f"{base}/p/nothing")
     expect(page.locator("#page-error")).not_to_be_empty()
     look(page, folder, "missing")
     for name in ("history", "catalog", "docs"):
         page.goto(f"{base}/{name}", wait_until="networkidle")
         look(page, folder, name)
+    failed(page, base, folder)
+    several(page, base, folder)
+
+
+def failed(page: Page, base: str, folder: Path) -> None:
+    """Ask for a picture that is nowhere."""
+    page.goto(base)
+    page.get_by_label("Address of a picture").fill("https://nowhere.invalid/holiday.jpg")
+    page.get_by_role("button", name="Take it").click()
+    page.locator("#go").click()
+    expect(page.locator("#state")).to_have_text("Failed")
+    look(page, folder, "failed")
+
+
+def loupe(page: Page, folder: Path) -> None:
+    """Hold a finger on the picture."""
+    page.keyboard.press("c")
+    page.keyboard.press("0")
+    stage = page.locator(".viewer .stage")
+    page.set_viewport_size({"width": _WIDTHS[0], "height": 900})
+    stage.scroll_into_view_if_needed()
+    box = stage.bounding_box()
+    if box is None:
+        raise SystemExit("The viewer is not shown.")
+    touch = page.context.new_cdp_session(page)
+    touch.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    points = [{"x": box["x"] + 260, "y": box["y"] + 120}]
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": points})
+    expect(page.locator(".viewer[data-loupe=true]")).to_be_visible()
+    look(page, folder, "loupe")
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    touch.send("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
+def several(page: Page, base: str, folder: Path) -> None:
+    """Send several pictures; look at all of them, and at one that is cancelled."""
+    page.goto(base)
+    expect(page.locator("#upscale-form")).to_be_visible()
+    with tempfile.TemporaryDirectory() as temporary:
+        pictures = [Path(temporary) / f"{name}.jpg" for name in ("beach", "harbour", "holiday")]
+        source = Image.open(ROOT / "examples" / "cat.jpg").resize((480, 360))
+        for picture in pictures:
+            source.save(picture, quality=92)
+        page.locator("#file").set_input_files(pictures)
+        page.locator("#go").click()
+        links = page.locator("#batch a[href*='/p/']")
+        expect(links).to_have_count(len(pictures))
+        look(page, folder, "several")
+        page.goto(str(links.last.evaluate("(link) => link.href")))
+    page.locator("#cancel").click()
+    expect(page.locator("#state")).to_have_text("Cancelled")
+    look(page, folder, "cancelled")
 
 
 def main(words: list[str]) -> None:

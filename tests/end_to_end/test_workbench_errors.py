@@ -84,6 +84,7 @@ def test_a_sign_in_that_ended_is_made_good_without_losing_the_form(form: Page, l
     form.context.clear_cookies()
     for _ in range(2):  # and once more
         form.locator("#go").click()
+        expect(form.locator("#page-error")).to_contain_text("not signed in any more")
         form.locator("#page-error").get_by_role("button", name="Sign in").click()
         expect(form.get_by_label("Token")).to_be_focused()
         form.get_by_label("Token").fill(live.token)

@@ -87,6 +87,8 @@ def test_a_page_loads_little_is_accessible_and_complains_of_nothing(
         page.set_viewport_size({"width": 360, "height": 900})
         assert findings(page, ["color-contrast", "scrollable-region-focusable"]) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        hidden = "all => all.filter((one) => one.scrollWidth > one.clientWidth).length"
+        assert page.locator(".docs .scroll").evaluate_all(hidden) == 0
     else:
         check_accessible(page)
 

@@ -47,7 +47,8 @@ function problemError(status, text, retryAfter) {
   } catch {
     // A gateway answers with pages of its own.
   }
-  const detail = String(problem.detail || `The server answered ${status}.`);
+  const detail = status === 401 ? "This browser is not signed in any more."
+    : String(problem.detail || `The server answered ${status}.`);
   const lines = detail.split("\n").map((line) => line.replace(/^- /, "")).filter(Boolean);
   return new RequestError(status, lines.join("; "), problem, retryAfter);
 }
