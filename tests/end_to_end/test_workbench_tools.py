@@ -178,6 +178,28 @@ def test_several_files_become_one_zip_under_the_names_of_their_sources(
     expect(form.locator("#batch")).to_be_hidden()
 
 
+def test_one_of_several_pictures_is_cancelled_and_the_others_go_on(form: Page, live: Live):
+    names = ("beach.png", "harbour.png", "hills.png")
+    form.locator("#file").set_input_files(
+        [{"name": name, "mimeType": "", "buffer": png(20, 20)} for name in names]
+    )
+    form.locator("#field-prompt").fill("gated")
+    form.get_by_role("button", name="Make 3 pictures larger").click()
+    cancel = form.get_by_role("button", name="Cancel harbour.png")
+    expect(form.locator("#batch li", has_text="harbour.png").get_by_role("link")).to_be_visible()
+    check_accessible(form)
+    cancel.click()
+    expect(form.locator("#batch li", has_text="harbour.png")).to_contain_text("Cancelled")
+    expect(cancel).to_be_hidden()
+    live.gate.set()
+    try:
+        expect(form.locator("#batch-status")).to_have_text(
+            "2 of 3 done, 1 cancelled.", timeout=120_000
+        )
+    finally:
+        live.gate.clear()
+
+
 def test_models_are_shown_with_what_they_lack(page: Page, live: Live):
     open_signed_in(page, live, "/catalog")
     card = page.locator("[data-model='jingyunliang/swinir']")

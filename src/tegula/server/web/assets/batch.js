@@ -114,7 +114,12 @@ function build() {
 function row(item) {
   const name = element("span", { className: "grow", textContent: item.name });
   const state = element("span", { className: "soft" });
-  return { root: element("li", { className: "row" }, name, state), name, state };
+  const cancel = element("button", { type: "button", textContent: "Cancel", "aria-label": `Cancel ${item.name}` });
+  cancel.addEventListener("click", () => attempt(async () => {
+    await cancelOne(item);
+    show();
+  }));
+  return { root: element("li", { className: "row" }, name, state, cancel), name, state, cancel };
 }
 
 const count = (...states) => batch.items.filter(({ state }) => states.includes(state)).length;
@@ -131,10 +136,11 @@ function show() {
   parts.tools.hidden = parts.note.hidden = !done;
   parts.zip.textContent = `Download ${done} as one zip`;
   batch.items.forEach((item, place) => {
-    const { name, state } = parts.rows[place];
+    const { name, state, cancel } = parts.rows[place];
     if (item.id && !name.firstElementChild) name.replaceChildren(element("a", { href: local(`/p/${item.id}`), textContent: item.name }));
     state.textContent = item.text || WORDS[item.state] || item.state;
     state.className = item.state === "failed" ? "error" : "soft";
+    cancel.hidden = item.state !== "waiting" && (!item.id || ENDED.includes(item.state));
   });
 }
 
@@ -155,13 +161,15 @@ async function watch() {
   if (batch.items.some(({ state }) => !ENDED.includes(state))) timer = setTimeout(watch, LOOK_AGAIN_MS);
 }
 
+async function cancelOne(item) {
+  if (item.state === "waiting") item.state = "canceled";
+  else if (item.id && !ENDED.includes(item.state)) item.state = (await call("POST", `/v1/predictions/${item.id}/cancel`)).status;
+}
+
 function cancelRest() {
   attempt(async () => {
     stop.abort();
-    for (const item of batch.items) {
-      if (item.state === "waiting") item.state = "canceled";
-      else if (item.id && !ENDED.includes(item.state)) item.state = (await call("POST", `/v1/predictions/${item.id}/cancel`)).status;
-    }
+    for (const item of batch.items) await cancelOne(item);
     show();
   });
 }
