@@ -71,13 +71,22 @@ class Runner(BaseRunner):
         format: str = Input(
             description="Of the result.", default="png", choices=["png", "jpg", "webp"]
         ),
+        strength_map: Path | None = Input(
+            description="How much of the creativity each place gets: white all of it, black none.",
+            default=None,
+        ),
+        regions: str = Input(
+            description="Prompts for parts of the picture, a line each: x,y,width,height:prompt, in pixels or shares of the source.",  # noqa: E501
+            default="",
+        ),
     ) -> Path:
         """Return the file of the enlarged picture."""
         given = {
             "image": _content(image), "scale": scale, "preset": preset, "prompt": prompt,
             "negative_prompt": negative_prompt, "creativity": creativity,
             "resemblance": resemblance, "hdr": hdr, "mask": _content(mask), "seamless": seamless,
-            "seed": seed, "format": format,
+            "seed": seed, "format": format, "strength_map": _content(strength_map),
+            "regions": regions,
         }  # fmt: skip
         outputs = run(
             self.version,
