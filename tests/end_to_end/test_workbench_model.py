@@ -17,18 +17,29 @@ new MutationObserver((list) => list.forEach(({ target }) =>
 
 
 def test_a_picture_is_sent_grows_and_is_looked_at_closely(page: Page, workbench: Live):
-    open_signed_in(page, workbench)
-    picture = encoded(pattern(96, 64))
-    page.locator("input[type=file]").first.set_input_files(
-        {"name": "holiday.png", "mimeType": "image/png", "buffer": picture}
-    )
     page.add_init_script(_NOTE_PREVIEWS)
-    page.locator("#go").click()
-    expect(page.locator("#state")).to_have_text("Done", timeout=600_000)
-    grown = page.evaluate("window.grown")
-    assert "data:image/jpeg" in grown, grown  # it was seen to grow
+    open_signed_in(page, workbench)
+    grown = _sent(page, 96, 64)
     assert seen(page)["zoom"] == 1
     facts = page.locator("#facts")
     expect(facts).to_contain_text("192 \u00d7 128 px, PNG")
     expect(facts).to_contain_text("holiday.png, 96 \u00d7 64 px")
     expect(facts).to_contain_text("mini (tegula/upscale)")
+    # A busy machine may be done with a small picture before its page is there.
+    for width, height in ((240, 160), (480, 320)):
+        if "data:image/jpeg" not in grown:
+            page.goto(workbench.url)
+            grown = _sent(page, width, height)
+    assert "data:image/jpeg" in grown, grown
+
+
+def _sent(page: Page, width: int, height: int) -> list[str]:
+    """Send a picture, wait for its result; return how the addresses of its previews began."""
+    picture = encoded(pattern(width, height))
+    page.locator("input[type=file]").first.set_input_files(
+        {"name": "holiday.png", "mimeType": "image/png", "buffer": picture}
+    )
+    page.locator("#go").click()
+    expect(page.locator("#state")).to_have_text("Done", timeout=600_000)
+    grown: list[str] = page.evaluate("window.grown")
+    return grown
