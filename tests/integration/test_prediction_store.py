@@ -152,6 +152,17 @@ def test_many_may_open_a_new_database_at_once(tmp_path, database_url):
         store.close()
 
 
+def test_a_new_database_that_another_process_writes_to_is_waited_for(tmp_path):
+    path = tmp_path / "new.sqlite3"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.2, other.execute, ("ROLLBACK",))
+    release.start()
+    Database(f"sqlite:///{path}").close()
+    release.join()
+    other.close()
+
+
 def test_one_key_makes_one_prediction_however_many_ask_at_once(store):
     account = store.accounts.ensure("ada")
     new = NewPrediction(account.id, "tegula/upscale", VERSION, {})

@@ -8,7 +8,9 @@ import contextlib
 import json
 import os
 import secrets
+import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -66,6 +68,8 @@ Every connection has such a cache of its own, fills it within hours, and never g
 the default, 20 MiB for the ten of the pool. A larger one gains nothing: whenever another connection
 has written, its content is stale, and the system has the file in memory anyway.
 """
+_LONGEST_WAIT_S = 30.0
+"""Until a connection to SQLite that finds the database locked fails."""
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 """Endings of the files of one SQLite database."""
 
@@ -257,15 +261,15 @@ def _sqlite(path: str | None) -> Engine:
         max_overflow=50,
         # The connection that was used last has the freshest cache, and the others stay small.
         pool_use_lifo=True,
-        connect_args={"check_same_thread": False, "timeout": 30.0},
+        connect_args={"check_same_thread": False, "timeout": _LONGEST_WAIT_S},
     )
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
         # Python's driver would begin transactions by itself, and only before the first change.
         connection.isolation_level = None
+        _write_ahead(connection)
         for pragma in (
-            "journal_mode=WAL",
             "synchronous=NORMAL",
             "foreign_keys=ON",
             f"cache_size=-{_CACHE_KIB}",
@@ -278,6 +282,23 @@ def _sqlite(path: str | None) -> Engine:
         connection.exec_driver_sql(how)
 
     return engine
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn a database to WAL mode, which it keeps.
+
+    SQLite does not wait its timeout here when another connection writes to a new database, which
+    happens where several processes start at once: it fails at once.
+    """
+    end = time.monotonic() + _LONGEST_WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            return
+        except sqlite3.OperationalError:  # noqa: PERF203 - it waits
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 # Pages of long lists, by the place of an item and never by an offset or a name alone: a page
@@ -324,9 +345,9 @@ class _Place:
         return cls(direction == "newer", (*numbers, name))
 
 
-def microseconds(time: datetime) -> int:
+def microseconds(moment: datetime) -> int:
     """Return a time as part of a sort key."""
-    return (time - _EPOCH) // _MICROSECOND
+    return (moment - _EPOCH) // _MICROSECOND
 
 
 def read_page(

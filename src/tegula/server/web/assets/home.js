@@ -20,6 +20,8 @@ let model = null;
 let form = null;
 let pictures = [];
 let offered = null;
+let loaded = () => {};
+const ready = new Promise((resolve) => (loaded = resolve)); // once the server has said what it takes
 let opening = 0; // how many times pictures were chosen, so that the last choice wins
 
 // Pictures.
@@ -33,6 +35,7 @@ async function chooseFiles(files) {
     return;
   }
   const turn = ++opening;
+  await ready;
   const opened = [];
   for (const file of files) opened.push(await openFile(file));
   if (turn !== opening) return;
@@ -49,7 +52,9 @@ function chooseAddress(text) {
       const blob = await pictureOf(text, "dropped");
       return chooseFiles([blob]);
     }
-    opening++;
+    const turn = ++opening;
+    await ready;
+    if (turn !== opening) return;
     choose([{ ...openAddress(text), refusal: "" }]);
     offer(null);
   });
@@ -355,6 +360,7 @@ attempt(async () => {
   if (!names.length) throw new Error("No model can run on this server; the page Models says what they lack.");
   const wanted = new URLSearchParams(location.search).get("model");
   chooseModel(names.includes(wanted) ? wanted : names.includes(USUAL_MODEL) ? USUAL_MODEL : names[0]);
+  loaded();
   at("upscale-form").hidden = false;
   at("recent").hidden = recent.results.length === 0;
   at("list").replaceChildren(...recent.results.slice(0, SHOWN).map(entry));
