@@ -7,7 +7,7 @@ import pytest
 from api_support import PNG, png
 from live_server import Live, live_server
 from playwright.sync_api import Page, Route, expect
-from workbench import ask, check_accessible, done, needs_browser, open_signed_in
+from workbench import Held, ask, check_accessible, done, needs_browser, open_signed_in
 
 pytestmark = [pytest.mark.slow, needs_browser]
 CREATE = "**/v1/models/*/*/predictions"
@@ -118,6 +118,35 @@ def test_too_many_requests_are_sent_again_when_the_server_says(form: Page):
     expect(form.locator("#status")).to_have_text("The server is busy; trying again in 2 s …")
     form.wait_for_url("**/p/*")
     assert sent == ["POST", "POST"]
+
+
+def test_a_long_wait_says_how_long_it_is_and_can_be_stopped(form: Page):
+    sent = answer_once(form, CREATE, 429, "Request was throttled.", after="600")
+    form.locator("#go").click()
+    status = form.locator("#status")
+    expect(status).to_have_text("The server is busy; trying again in 10 min …")
+    expect(form.locator("#go")).to_be_disabled()
+    check_accessible(form)
+    form.get_by_role("button", name="Stop").click()
+    expect(status).to_have_text("Stopped; no prediction was made.")
+    expect(form.get_by_role("button", name="Stop")).to_be_hidden()
+    kept(form)
+    assert sent == ["POST"]
+    form.locator("#go").click()
+    form.wait_for_url("**/p/*")
+
+
+def test_what_is_stopped_while_it_is_created_is_cancelled(form: Page, live: Live):
+    held = Held(form, CREATE)
+    form.locator("#field-prompt").fill("gated")
+    form.locator("#go").click()
+    held.wait()
+    form.get_by_role("button", name="Stop").click()
+    held.release()
+    expect(form.locator("#status")).to_have_text("Stopped; no prediction was made.")
+    headers = {"authorization": f"Bearer {live.token}"}
+    last = httpx.get(f"{live.url}/v1/predictions", headers=headers).json()["results"][0]
+    assert (last["input"]["prompt"], last["status"]) == ("gated", "canceled")
 
 
 def test_what_passes_can_be_tried_again_where_it_is(form: Page, page: Page, live: Live):

@@ -141,7 +141,10 @@ def test_fingers_pinch_and_a_long_touch_opens_the_loupe(chromium: Any, live: Liv
     expect(page.locator(".viewer[data-loupe=true]")).to_be_visible()
     send("touchMove", (x + 20, y + 5))
     expect(page.locator(".viewer[data-loupe=true]")).to_be_visible()
-    assert findings(page) == []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert findings(page) == [], scheme
+    expect(page.locator(".viewer[data-loupe=true]")).to_be_visible()
     send("touchEnd")
     expect(page.locator(".viewer[data-loupe=false]")).to_be_visible()
     context.close()

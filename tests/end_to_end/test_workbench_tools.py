@@ -11,7 +11,7 @@ from api_support import PNG, png
 from live_server import Live, live_server
 from PIL import Image
 from playwright.sync_api import Page, expect
-from workbench import check_accessible, needs_browser, open_signed_in
+from workbench import Held, check_accessible, needs_browser, open_signed_in
 
 pytestmark = [pytest.mark.slow, needs_browser]
 
@@ -200,6 +200,70 @@ def test_one_of_several_pictures_is_cancelled_and_the_others_go_on(form: Page, l
         live.gate.clear()
 
 
+CREATE = "**/v1/models/*/*/predictions"
+
+
+def choose(page: Page, *names: str) -> None:
+    page.locator("#file").set_input_files(
+        [{"name": name, "mimeType": "", "buffer": png(20, 20)} for name in names]
+    )
+
+
+def test_pictures_that_wait_for_a_busy_server_are_cancelled_at_once(form: Page, live: Live):
+    headers = {"retry-after": "600"}
+    form.route(CREATE, lambda route: route.fulfill(status=429, json={}, headers=headers))
+    choose(form, "beach.png", "harbour.png", "hills.png")
+    form.get_by_role("button", name="Make 3 pictures larger").click()
+    harbour = form.locator("#batch li", has_text="harbour.png")
+    expect(harbour).to_contain_text("The server is busy; trying again in 10 min")
+    form.get_by_role("button", name="Cancel harbour.png").click()
+    expect(harbour).to_contain_text("Cancelled")
+    form.get_by_role("button", name="Cancel the rest").click()
+    expect(form.locator("#batch-status")).to_have_text("0 of 3 done, 3 cancelled.")
+    form.get_by_role("button", name="Close").click()
+    expect(form.locator("#batch")).to_be_hidden()
+
+
+def test_those_of_several_pictures_that_fail_lead_on(form: Page, live: Live):
+    status = form.locator("#batch-status")
+    form.route(CREATE, lambda route: route.abort())
+    form.locator("#field-prompt").fill("fail")
+    choose(form, "beach.png", "hills.png")
+    form.locator("#go").click()
+    expect(status).to_have_text("0 of 2 done, 2 failed.")
+    expect(form.locator("#batch li").first).to_contain_text("The server does not answer")
+    check_accessible(form)
+    form.unroute(CREATE)
+    form.get_by_role("button", name="Send 2 again").click()
+    look = form.get_by_role("link", name="Look at hills.png, which failed")
+    expect(look).to_be_visible()
+    expect(form.locator("#batch li").last).to_contain_text("The model broke.")
+    expect(form.get_by_role("button", name="Send 2 again")).to_be_hidden()
+    check_accessible(form)
+    look.click()
+    expect(form.locator("#error")).to_have_text("The model broke.")
+    form.get_by_role("link", name="Again with other settings").click()
+    expect(form.locator("#field-prompt")).to_have_value("fail")
+
+
+def test_more_pictures_join_those_on_their_way_with_settings_of_their_own(form: Page, live: Live):
+    held = Held(form, CREATE)
+    form.locator("#field-prompt").fill("first")
+    choose(form, "beach.png", "harbour.png", "hills.png")
+    form.locator("#go").click()
+    held.wait(2)  # which are sent at once
+    form.locator("#field-prompt").fill("second")
+    choose(form, "inn.png", "lane.png")
+    form.locator("#go").click()
+    held.release()
+    expect(form.locator("#batch-status")).to_have_text("5 of 5 done.")
+    links = form.locator("#batch li").evaluate_all(
+        "all => all.map((one) => one.querySelector('a').href.split('/').pop())"
+    )
+    prompts = [live.store.predictions.get(one).input["prompt"] for one in links]
+    assert prompts == ["first"] * 3 + ["second"] * 2
+
+
 def test_models_are_shown_with_what_they_lack(page: Page, live: Live):
     open_signed_in(page, live, "/catalog")
     card = page.locator("[data-model='jingyunliang/swinir']")
@@ -212,7 +276,7 @@ def test_models_are_shown_with_what_they_lack(page: Page, live: Live):
         "async all => { for (const one of all) { one.loading = 'eager'; await one.decode(); }"
         " return all.map(one => one.naturalWidth) }"
     )
-    assert len(pictures) >= 5
+    assert len(pictures) == page.get_by_role("link", name="Use").count() == 6
     assert all(pictures)
     check_accessible(page)
     page.get_by_role("link", name="Use nightmareai/real-esrgan").click()

@@ -20,7 +20,7 @@ from api_support import DATA_URI
 from browser_support import find_browser
 from live_server import Live, live_server
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from tegula.server.db import new_id
 from tegula.server.tables import FileRecord, Prediction, State
@@ -131,6 +131,32 @@ def ask(live: Live, prompt: str = "") -> str:
     body = {"version": "tegula/upscale", "input": {"image": DATA_URI, "prompt": prompt}}
     headers = {"authorization": f"Bearer {live.token}", "origin": live.url}
     return str(httpx.post(f"{live.url}/v1/predictions", json=body, headers=headers).json()["id"])
+
+
+class Held:
+    """Requests of a page to an address that do not arrive before they are released."""
+
+    def __init__(self, page: Page, address: str) -> None:
+        self._page, self._released = page, False
+        self._routes: list[Route] = []
+        page.route(address, self._take)
+
+    def _take(self, route: Route) -> None:
+        if self._released:
+            route.continue_()
+        else:
+            self._routes.append(route)
+
+    def wait(self, count: int = 1) -> None:
+        """Wait until so many are on their way."""
+        while len(self._routes) < count:
+            self._page.wait_for_timeout(20)
+
+    def release(self) -> None:
+        """Let them and all that follow arrive."""
+        self._released = True
+        for route in self._routes:
+            route.continue_()
 
 
 def seen(page: Page) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 // Several pictures with the same settings: each is a prediction of its own. How far all are, and the
-// results as one zip file under the names of their sources.
+// results as one zip file under the names of their sources. Pictures that are chosen while others are
+// on their way join the list, with the settings of their own.
 
 import { call, local } from "./api.js";
 import { at, attempt, element, formatBytes } from "./dom.js";
@@ -15,60 +16,70 @@ const WORDS = { waiting: "Waiting to be sent", sending: "Sending", starting: "Wa
   succeeded: "Done", failed: "Failed", canceled: "Cancelled", aborted: "Deadline passed" };
 const TYPES = { jpg: "image/jpeg", webp: "image/webp", png: "image/png" };
 
-let batch = null; // {model, inputs, items}; an item is {name, id, state, text, picture}
+// Each is {name, model, inputs, id, state, text, wayOn, picture, stop}: `id` once it is a prediction,
+// `picture` until then, and `stop` is an AbortController of its being sent.
+let items = [];
 let parts = null;
-let stop = null;
+let workers = 0;
 let timer = 0;
 
+const ended = ({ state }) => ENDED.includes(state);
+const unsent = ({ state }) => ["waiting", "sending"].includes(state);
+const sendable = ({ state, picture }) => state === "failed" && picture;
+
 export function startBatch(model, pictures, inputs) {
-  const items = pictures.map((picture) => ({ name: picture.name, id: null, state: "waiting", text: "", picture }));
-  batch = { model, inputs, items };
-  stop = new AbortController();
+  const added = pictures.map((picture) => (
+    { name: picture.name, model, inputs, id: null, state: "waiting", text: "", wayOn: null, picture, stop: new AbortController() }));
+  items = [...(items.every(ended) ? [] : items), ...added];
   open();
-  const queue = [...items];
-  const work = async () => {
-    for (let item = queue.shift(); item; item = queue.shift()) await send(item);
-  };
-  for (let worker = 0; worker < SENDING_AT_ONCE; worker++) work();
+  sendAll();
+}
+
+function sendAll() {
+  for (; workers < SENDING_AT_ONCE; workers++) work().finally(() => workers--);
+}
+
+async function work() {
+  for (let item; (item = items.find(({ state }) => state === "waiting")); ) await send(item);
 }
 
 async function send(item) {
-  if (item.state !== "waiting") return;
   item.state = "sending";
+  const { signal } = item.stop;
   try {
     const say = (text) => {
       item.text = text;
       show();
     };
-    const prediction = await create(batch.model, item.picture, batch.inputs, say, stop.signal);
-    Object.assign(item, { id: prediction.id, state: prediction.status, text: "" });
+    const prediction = await create(item.model, item.picture, item.inputs, say, signal);
+    Object.assign(item, { id: prediction.id, state: prediction.status, text: "", picture: null });
+    keep();
+    watchSoon(LOOK_AGAIN_MS);
   } catch (error) {
-    const stopped = error.name === "AbortError" || stop.signal.aborted;
-    Object.assign(item, { state: stopped ? "canceled" : "failed", text: stopped ? "" : error.message });
+    if (signal.aborted) Object.assign(item, { state: "canceled", text: "", picture: null });
+    else Object.assign(item, { state: "failed", text: error.message, wayOn: error.passes ? null : error.wayOn });
   }
-  item.picture = null;
-  keep();
   show();
 }
 
 // The ids outlive a reload of the page; pictures that were not sent yet do not.
 function keep() {
-  const items = batch.items.filter(({ id }) => id).map(({ name, id }) => ({ name, id }));
-  const inputs = Object.fromEntries(Object.entries(batch.inputs).filter(([, value]) => !(value instanceof Blob)));
-  sessionStorage.setItem(KEY, JSON.stringify({ model: batch.model.name, inputs, items }));
+  const known = items.filter(({ id }) => id).map(({ name, id, model, inputs }) => {
+    const plain = Object.entries(inputs).filter(([, value]) => !(value instanceof Blob));
+    return { name, id, model: model.name, inputs: Object.fromEntries(plain) };
+  });
+  sessionStorage.setItem(KEY, JSON.stringify(known));
 }
 
 export function resumeBatch(server) {
-  const kept = JSON.parse(sessionStorage.getItem(KEY) || "null");
-  const model = kept && server.models.find((one) => one.name === kept.model);
-  if (!model || !kept.items.length) return;
-  stop = new AbortController();
-  batch = { model, inputs: kept.inputs, items: kept.items.map((item) => ({ ...item, state: "starting", text: "", picture: null })) };
-  open();
+  const kept = JSON.parse(sessionStorage.getItem(KEY) || "[]");
+  const known = kept.map((item) => ({ ...item, model: server.models.find(({ name }) => name === item.model) }));
+  items = known.filter(({ model }) => model).map((item) => ({ ...item, state: "starting", text: "", wayOn: null, picture: null }));
+  if (items.length) open();
 }
 
 window.addEventListener("beforeunload", (event) => {
-  if (batch?.items.some(({ state }) => ["waiting", "sending"].includes(state))) event.preventDefault();
+  if (items.some(unsent)) event.preventDefault();
 });
 
 function open() {
@@ -76,23 +87,27 @@ function open() {
   at("batch").replaceChildren(...parts.all);
   at("batch").hidden = false;
   show();
-  clearTimeout(timer);
-  watch();
+  watchSoon(0);
 }
 
 function build() {
-  const title = element("h2", { id: "batch-title", textContent: `${batch.items.length} pictures` });
-  const bar = element("progress", { max: batch.items.length, "aria-label": "Share of the pictures that are done" });
+  const title = element("h2", { id: "batch-title", textContent: `${items.length} pictures` });
+  const bar = element("progress", { max: items.length, "aria-label": "Share of the pictures that are done" });
   const said = element("p", { id: "batch-status", role: "status" });
-  const rows = batch.items.map(row);
+  const rows = items.map(row);
   const cancel = element("button", { type: "button", id: "batch-cancel", textContent: "Cancel the rest" });
   cancel.addEventListener("click", cancelRest);
+  const again = element("button", { type: "button", id: "batch-again" });
+  again.addEventListener("click", () => {
+    for (const item of items.filter(sendable)) Object.assign(item, { state: "waiting", text: "", wayOn: null });
+    show();
+    sendAll();
+  });
   const close = element("button", { type: "button", id: "batch-close", textContent: "Close" });
   close.addEventListener("click", () => {
     sessionStorage.removeItem(KEY);
-    clearTimeout(timer);
     at("batch").hidden = true;
-    batch = null;
+    items = [];
   });
   const format = element("select", { id: "zip-format" }, ...["as they are", "jpg", "webp", "png"].map((value) => element("option", { value, textContent: value })));
   const quality = element("input", { id: "zip-quality", type: "number", min: 1, max: 100, value: 90, disabled: true });
@@ -108,68 +123,80 @@ function build() {
   );
   const note = element("p", { className: "soft", textContent: "Another format is written by this browser, with 8 bits a channel and without metadata; choose the format of the model to keep them. Up to 4 GB." });
   const list = element("ul", { className: "plain" }, ...rows.map((one) => one.root));
-  return { all: [title, bar, said, element("div", { className: "row" }, cancel, close), tools, note, list], bar, said, rows, cancel, close, tools, note, zip };
+  return { all: [title, bar, said, element("div", { className: "row" }, cancel, again, close), tools, note, list], bar, said, rows, cancel, again, close, tools, note, zip };
 }
 
 function row(item) {
   const name = element("span", { className: "grow", textContent: item.name });
   const state = element("span", { className: "soft" });
+  const more = element("span", {});
   const cancel = element("button", { type: "button", textContent: "Cancel", "aria-label": `Cancel ${item.name}` });
   cancel.addEventListener("click", () => attempt(async () => {
     await cancelOne(item);
     show();
   }));
-  return { root: element("li", { className: "row" }, name, state, cancel), name, state, cancel };
+  return { root: element("li", { className: "row" }, name, state, more, cancel), name, state, more, cancel };
 }
 
-const count = (...states) => batch.items.filter(({ state }) => states.includes(state)).length;
+const count = (...states) => items.filter(({ state }) => states.includes(state)).length;
 
 function show() {
-  if (!batch) return;
-  const ended = count(...ENDED), done = count("succeeded"), all = batch.items.length;
-  parts.bar.value = ended;
+  if (!items.length) return;
+  const over = count(...ENDED), done = count("succeeded"), all = items.length;
+  parts.bar.value = over;
   const failed = count("failed", "aborted"), cancelled = count("canceled");
   const words = [`${done} of ${all} done`, failed && `${failed} failed`, cancelled && `${cancelled} cancelled`];
   parts.said.textContent = `${words.filter(Boolean).join(", ")}.`;
-  parts.cancel.hidden = ended === all;
-  parts.close.hidden = ended < all;
+  parts.cancel.hidden = over === all;
+  parts.close.hidden = over < all;
+  const again = items.filter(sendable).length;
+  parts.again.hidden = !again;
+  parts.again.textContent = `Send ${again} again`;
   parts.tools.hidden = parts.note.hidden = !done;
   parts.zip.textContent = `Download ${done} as one zip`;
-  batch.items.forEach((item, place) => {
-    const { name, state, cancel } = parts.rows[place];
+  items.forEach((item, place) => {
+    const { name, state, more, cancel } = parts.rows[place];
     if (item.id && !name.firstElementChild) name.replaceChildren(element("a", { href: local(`/p/${item.id}`), textContent: item.name }));
     state.textContent = item.text || WORDS[item.state] || item.state;
     state.className = item.state === "failed" ? "error" : "soft";
-    cancel.hidden = item.state !== "waiting" && (!item.id || ENDED.includes(item.state));
+    cancel.hidden = ended(item);
+    const wayOn = item.id && item.state === "failed" ? "look" : item.wayOn ? "error" : "";
+    if (more.dataset.wayOn === wayOn) return; // what has the focus stays
+    more.dataset.wayOn = wayOn;
+    const look = () => element("a", { href: local(`/p/${item.id}`), textContent: "Look at it", "aria-label": `Look at ${item.name}, which failed` });
+    more.replaceChildren(...(wayOn === "look" ? [look()] : wayOn ? [item.wayOn] : []));
   });
 }
 
+function watchSoon(wait) {
+  timer ||= setTimeout(watch, wait); // once at a time
+}
+
 async function watch() {
-  if (!batch) return;
-  const mine = batch;
-  const active = batch.items.filter(({ id, state }) => id && !ENDED.includes(state)).slice(0, WATCHED_AT_ONCE);
+  const active = items.filter((item) => item.id && !ended(item)).slice(0, WATCHED_AT_ONCE);
   for (const item of active) {
     try {
       const prediction = await call("GET", `/v1/predictions/${item.id}`);
-      if (mine !== batch) return;
       Object.assign(item, { state: prediction.status, text: prediction.error || "" });
     } catch (error) {
       if (error.status === 404) Object.assign(item, { state: "failed", text: "It has been removed." });
     }
   }
   show();
-  if (batch.items.some(({ state }) => !ENDED.includes(state))) timer = setTimeout(watch, LOOK_AGAIN_MS);
+  timer = 0;
+  if (items.some((item) => item.id && !ended(item))) watchSoon(LOOK_AGAIN_MS);
 }
 
 async function cancelOne(item) {
+  item.stop?.abort();
   if (item.state === "waiting") item.state = "canceled";
-  else if (item.id && !ENDED.includes(item.state)) item.state = (await call("POST", `/v1/predictions/${item.id}/cancel`)).status;
+  else if (item.id && !ended(item)) item.state = (await call("POST", `/v1/predictions/${item.id}/cancel`)).status;
 }
 
 function cancelRest() {
   attempt(async () => {
-    stop.abort();
-    for (const item of batch.items) await cancelOne(item);
+    for (const item of items) item.stop?.abort(); // before the first of them is waited for
+    for (const item of items) await cancelOne(item);
     show();
   });
 }
@@ -195,7 +222,7 @@ async function download(format, quality, button) {
   const gone = [];
   await attempt(async () => {
     const files = [];
-    for (const item of batch.items.filter(({ state }) => state === "succeeded")) {
+    for (const item of items.filter(({ state }) => state === "succeeded")) {
       parts.said.textContent = `Fetching ${item.name} …`;
       const prediction = await call("GET", `/v1/predictions/${item.id}`);
       const outputs = [prediction.output].flat().filter(Boolean);
@@ -204,7 +231,7 @@ async function download(format, quality, button) {
         const file = await pictureOf(output, "result", prediction.urls);
         const made = await converted(file, format, quality);
         const ending = format === "as they are" ? file.name.split(".").pop() : format;
-        files.push({ name: resultName(item.name, batch.model, batch.inputs, ending), blob: made });
+        files.push({ name: resultName(item.name, item.model, item.inputs, ending), blob: made });
       }
     }
     const names = distinct(files.map(({ name }) => name));

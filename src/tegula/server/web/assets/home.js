@@ -22,6 +22,7 @@ let pictures = [];
 let offered = null;
 let loaded = () => {};
 const ready = new Promise((resolve) => (loaded = resolve)); // once the server has said what it takes
+let sending = null; // stops what is being sent, an AbortController
 let opening = 0; // how many times pictures were chosen, so that the last choice wins
 
 // Pictures.
@@ -218,7 +219,7 @@ function showProblem() {
       change({ ...fits[0], ...(Number.isFinite(least) ? { [scale]: least } : {}) });
     };
   }
-  at("go").disabled = !sendable().length || large.length > 0;
+  at("go").disabled = !sendable().length || large.length > 0 || sending !== null;
   at("go").textContent = sendable().length > 1 ? `Make ${sendable().length} pictures larger` : "Make it larger";
   const size = sendable().length === 1 ? resultSize(model, inputs, sendable()[0]) : null;
   at("result-size").textContent = size ? `The result has ${size.join(" × ")} pixels.` : "";
@@ -307,16 +308,31 @@ at("upscale-form").addEventListener("submit", async (event) => {
     choose([]);
     return;
   }
-  const done = await attempt(async () => {
-    const say = (text) => (at("status").textContent = text);
-    const prediction = await create(model, sent[0], inputs, say);
-    location.assign(local(`/p/${encodeURIComponent(prediction.id)}`));
-  });
-  if (!done) {
-    at("status").textContent = "";
-    showProblem();
-  }
+  attempt(() => sendOne(model, sent[0], inputs));
 });
+
+async function sendOne(chosen, picture, inputs) {
+  if (sending) return;
+  sending = new AbortController();
+  const { signal } = sending;
+  at("stop").hidden = false;
+  showProblem();
+  const say = (text) => (at("status").textContent = text);
+  try {
+    const prediction = await create(chosen, picture, inputs, say, signal);
+    location.assign(local(`/p/${encodeURIComponent(prediction.id)}`));
+  } catch (error) {
+    sending = null;
+    say(signal.aborted ? "Stopped; no prediction was made." : "");
+    showProblem();
+    if (!signal.aborted) throw error;
+    at("go").focus();
+  } finally {
+    at("stop").hidden = true;
+  }
+}
+
+at("stop").addEventListener("click", () => sending?.abort());
 
 // Coming back from a prediction: `again` fills the form with its picture and inputs, `from` takes its
 // result as the picture.
@@ -370,6 +386,7 @@ attempt(async () => {
 
 // A page that the browser restores from its memory still has its button disabled.
 window.addEventListener("pageshow", () => {
+  sending = null;
   at("status").textContent = "";
   showProblem();
 });

@@ -8,8 +8,10 @@ import { tell } from "./state.js";
 
 const WAIT_MS = 4000;
 const SECOND_TRIES = 100;
+const SAY_AGAIN_MS = 10_000;
 
 // Create a prediction of a picture; files among the inputs are sent first. `say` gets what happens.
+// An AbortSignal stops it with an AbortError, and then no prediction is left behind.
 export async function create(model, picture, inputs, say = () => {}, signal = null) {
   const sent = { ...inputs, [model.image]: picture.address || picture.file };
   for (const [name, value] of Object.entries(sent)) {
@@ -21,22 +23,46 @@ export async function create(model, picture, inputs, say = () => {}, signal = nu
   }
   say("Starting …");
   const made = await patiently(() => call("POST", `/v1/models/${model.name}/predictions`, { input: sent }), say, signal);
+  // It came about while somebody stopped it.
+  if (signal?.aborted) await call("POST", `/v1/predictions/${made.id}/cancel`).catch(() => {});
   tell("predictions");
+  signal?.throwIfAborted();
   return made;
 }
 
 // A server that is busy says so, and takes the work a little later.
 async function patiently(work, say, signal) {
   for (let tries = 0; ; tries++) {
+    signal?.throwIfAborted();
     try {
       return await work();
     } catch (error) {
-      if (![429, 503].includes(error.status) || tries === SECOND_TRIES || signal?.aborted) throw error;
-      const wait = error.retryAfter ? 1000 * error.retryAfter : WAIT_MS;
-      say(`The server is busy; trying again in ${formatSeconds(wait / 1000)} …`);
-      await new Promise((resolve) => setTimeout(resolve, wait));
+      if (![429, 503].includes(error.status) || tries === SECOND_TRIES) throw error;
+      await countDown(error.retryAfter ? 1000 * error.retryAfter : WAIT_MS, say, signal);
     }
   }
+}
+
+// Wait, and say now and then how long it still is.
+async function countDown(wait, say, signal) {
+  const end = Date.now() + wait;
+  for (let left = wait; left > 0 && !signal?.aborted; left = end - Date.now()) {
+    say(`The server is busy; trying again in ${formatSeconds(Math.ceil(left / 1000))} …`);
+    await pause(Math.min(left, SAY_AGAIN_MS), signal);
+  }
+}
+
+// Return after a time, or as soon as it is stopped.
+function pause(time, signal) {
+  return new Promise((resolve) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", end);
+      resolve();
+    };
+    const timer = setTimeout(end, time);
+    signal?.addEventListener("abort", end);
+  });
 }
 
 // A picture of the server, or one within the address itself, as a file. `urls` are those of its
