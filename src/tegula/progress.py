@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tegula.errors import CancelledError
@@ -23,9 +23,10 @@ class Progress:
     """One report from a running upscale.
 
     stage: one of ``STAGES``.
-    done, total: units of work of the stage: tiles in prescale, windows times steps in
-        refine, 1 elsewhere. Both are 0 when a stage begins.
-    fraction: share of the whole upscale that is done, 0..1, never falling.
+    done, total: units of the stage that are ready, and all of them: tiles in prescale,
+        windows times steps in refine, 1 elsewhere. Both are 0 when a stage begins.
+    fraction: share of the whole upscale that is done, 0..1, never falling. It counts work, so
+        it grows within a unit as well.
     seconds_left: estimate for the whole upscale; None until there is one.
     """
 
@@ -40,6 +41,9 @@ OnProgress = Callable[[Progress], None]
 OnUnit = Callable[[int, int], None]
 """Called with (done, total) units of one stage."""
 
+OnShare = Callable[[float], None]
+"""Called with the share of the work of one stage that is done, 0..1."""
+
 OnPreview = Callable[["Image"], object]
 """Shown small pictures of the work so far."""
 
@@ -51,6 +55,10 @@ Cancelled = Callable[[], bool]
 
 
 def ignore_units(done: int, total: int) -> None:
+    """Report to nobody."""
+
+
+def ignore_share(share: float) -> None:
     """Report to nobody."""
 
 
@@ -82,11 +90,20 @@ class StageProgress:
     on_unit: called with (done, total) units of the stage; the total may grow.
     cancel: checked between units.
     on_picture: shown small pictures of the work so far; None if nobody looks.
+    on_share: called often, with the share of the stage's work that is done. A stage that
+        calls it does so before it calls ``on_unit``; for any other, units are the work.
     """
 
     on_unit: OnUnit = ignore_units
     cancel: Cancel = Cancel()
     on_picture: OnPicture | None = None
+    on_share: OnShare = ignore_share
+
+    def part(self, start: float, end: float) -> StageProgress:
+        """Return what a part of the stage reports its shares to, as from ``start`` to ``end``."""
+        if self.on_share is ignore_share:
+            return self
+        return replace(self, on_share=lambda share: self.on_share(start + (end - start) * share))
 
 
 SILENT = StageProgress()
@@ -109,8 +126,12 @@ class StageClock:
         self.seconds[stage] = time.perf_counter() - start
 
 
+_SMALLEST_MOVE = 0.005
+"""Share of a stage's work from which on it is reported that more of it is done."""
+
+
 class Reporter:
-    """Turns units of single stages into progress of the whole upscale.
+    """Turns work and units of single stages into progress of the whole upscale.
 
     The time left is estimated from how long the work behind has taken and, the earlier the
     more, from how long the whole was expected to take.
@@ -139,14 +160,29 @@ class Reporter:
         self._report(stage, 0, 0, before)
         return before
 
-    def units(self, stage: str) -> OnUnit:
-        """Return what a stage calls with its units; the stage begins now."""
-        before = self.begin(stage)
+    def stage(
+        self, stage: str, cancel: Cancel = Cancel(), on_picture: OnPicture | None = None
+    ) -> StageProgress:
+        """Return what a stage reports to; the stage begins now."""
+        before, size = self.begin(stage), self._shares[stage]
+        units, reported = (0, 0), 0.0
+        worked: float | None = None
 
-        def report(done: int, total: int) -> None:
-            self._report(stage, done, total, before + self._shares[stage] * done / total)
+        def on_share(share: float) -> None:
+            nonlocal reported, worked
+            worked = max(worked or 0.0, share)
+            # A net has hundreds of layers, and in strips it calls each of them many times.
+            if worked - reported >= _SMALLEST_MOVE:
+                reported = worked
+                self._report(stage, *units, before + size * worked)
 
-        return report
+        def on_unit(done: int, total: int) -> None:
+            nonlocal units
+            units = done, total
+            share = done / total if worked is None else worked
+            self._report(stage, done, total, before + size * share)
+
+        return StageProgress(on_unit, cancel, on_picture, on_share)
 
     def finished(self) -> None:
         """Report the end."""

@@ -43,7 +43,6 @@ from tegula.progress import (
     OnProgress,
     Reporter,
     StageClock,
-    StageProgress,
     never_cancelled,
 )
 from tegula.result import UpscaleResult
@@ -209,7 +208,8 @@ class Upscaler:
             restore_faces = self._face_work(resolved)
             reporter = self._reporter(callbacks.on_progress, plan)
         with clock("prescale"):
-            progress = StageProgress(reporter.units("prescale"), callbacks.cancel)
+            show = callbacks.on_picture if callbacks.on_preview else None
+            progress = reporter.stage("prescale", callbacks.cancel, show)
             if resolved.drawing_prescaler:
                 nets = prescaler, self._prescaler(resolved.drawing_prescaler)
                 part = enlarged_part(wider, prepared.facts.size)
@@ -224,9 +224,9 @@ class Upscaler:
         with clock("refine"), self._merged(loras) as merged:
             strength, refined = control.strength(prescaled, resolved.flat_skip), prescaled
             if resolved.refines:
-                show = callbacks.on_picture if callbacks.on_preview else None
-                progress = StageProgress(reporter.units("refine"), callbacks.cancel, show)
-                job = RefineJob(self.bundle, prescaled, enlarged, resolved, strength)
+                progress = reporter.stage("refine", callbacks.cancel, show)
+                coding = plan.autoencoder_flops / max(1, plan.refine_flops)
+                job = RefineJob(self.bundle, prescaled, enlarged, resolved, strength, coding)
                 refined = _REFINE[resolved.mode](job, progress)
                 del job
             # Large pictures take gigabytes each: what finish does not need goes before it.

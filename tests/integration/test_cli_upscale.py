@@ -85,6 +85,25 @@ def test_a_result_that_is_there_is_not_replaced_without_overwrite(folder, loads)
     assert size_of("out.png") == (36, 24)
 
 
+def test_with_progress_programs_see_the_work_and_a_folder_says_how_far_it_is(folder):
+    for name in ("a.png", "b.png"):
+        put(folder / "in" / name)
+    told = upscale("in", "out/")
+    assert "1 of 2" in told.stderr
+    assert "2 of 2" in told.stderr
+    done = upscale("in", "again/", "--json", "--progress")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    moved = [
+        each["progress"]["fraction"]
+        for each in records
+        if each.get("input") == "in/a.png" and "progress" in each
+    ]
+    assert moved == sorted(set(moved))
+    assert moved[-1] == 1
+    plain = upscale("in", "third/", "--json")
+    assert len(plain.stdout.splitlines()) == 2
+
+
 def test_overwrite_does_not_replace_what_could_be_a_second_source(folder):
     put(folder / "a.png")
     put(folder / "b.png")

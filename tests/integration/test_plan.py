@@ -278,7 +278,7 @@ def test_calibrating_runs_two_small_upscales(bundle, monkeypatch):
 def test_time_left_starts_at_what_is_expected_and_learns():
     reported = []
     reporter = Reporter(reported.append, {"prescale": 0.5, "refine": 0.5}, expected=100.0)
-    report = reporter.units("prescale")
+    report = reporter.stage("prescale").on_unit
     assert reported[0].seconds_left == pytest.approx(100, abs=1)
     report(1, 2)
     assert reported[-1].seconds_left == pytest.approx(75 * 0.75, abs=1)

@@ -16,8 +16,8 @@ from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemo
 from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler, PrescalerFacts, list_prescalers
 from tegula.models.prescalers.load import load_prescaler
-from tegula.pipeline.prescale import SMALLEST_CORE, plan_sizes, plan_spans, prescale
-from tegula.progress import Cancel, StageProgress
+from tegula.pipeline.prescale import SMALLEST_CORE, plan_sizes, plan_spans, prescale, prescale_mixed
+from tegula.progress import Cancel, Reporter, StageProgress
 
 CPU = torch.device("cpu")
 NETS = [facts for facts in list_prescalers() if facts.factor]
@@ -219,6 +219,53 @@ def test_cancelling_stops_inside_a_tile_and_leaves_the_net_usable():
     assert len(calls) == 9
     prescale(picture, (128, 128), net)
     assert len(calls) == 9
+
+
+@pytest.mark.parametrize(
+    "name", ["tegula-photo", "tegula-swift", "realesrgan-animevideov3", "realesrgan-x4plus-anime"]
+)
+def test_the_bar_moves_within_a_single_tile_as_its_layers_take(name):
+    net, seen = load_prescaler(name, CPU, torch.float32), []
+    stage = Reporter(seen.append, {"prescale": 1.0}).stage("prescale")
+    prescale(photograph(16, 12), (64, 48), net, progress=stage)
+    fractions = sorted({report.fraction for report in seen})
+    assert len(fractions) > 20
+    assert max(b - a for a, b in itertools.pairwise(fractions)) < 0.25
+    assert fractions[-1] == pytest.approx(1)
+    assert (seen[-1].done, seen[-1].total) == (1, 1)
+
+
+def test_work_counts_by_its_size_over_passes_and_nets():
+    """Ten times the pixels move the bar by more than as many tiles of a smaller pass do."""
+    shares, net = [], load_prescaler("realesrgan-animevideov3", CPU, torch.float32)
+    report = StageProgress(on_share=shares.append, on_unit=lambda *_: shares.append(None))
+    prescale(photograph(40, 40), (640, 640), net, progress=report)
+    first = shares[shares.index(None) - 1]
+    assert first == pytest.approx(1 / 17, rel=0.01)
+    assert shares[-2] == pytest.approx(1)
+    mixed = []
+    nets = (net, load_prescaler("tegula-swift", CPU, torch.float32))
+    second = np.zeros((64, 64), np.float32)
+    report = StageProgress(on_share=mixed.append, on_unit=lambda *_: mixed.append(None))
+    prescale_mixed(photograph(32, 32), (64, 64), nets, second, report)
+    assert 0.2 < mixed[mixed.index(None) - 1] < 0.45
+    assert mixed[-2] == pytest.approx(1)
+    assert [each for each in mixed if each] == sorted(each for each in mixed if each)
+
+
+def test_tiles_that_are_ready_are_pasted_over_the_enlarged_source():
+    picture, seen = photograph(150, 110), []
+    report = StageProgress(on_picture=seen.append)
+    result = prescale(picture, (1050, 770), fake(Nearest(8)), tile=64, progress=report)
+    assert np.array_equal(result, prescale(picture, (1050, 770), fake(Nearest(8)), tile=64))
+    assert {shown.shape for shown in seen} == {(257, 350, 3)}
+    assert 4 < len(seen) < 12
+    small = functional.avg_pool2d(torch.from_numpy(result).permute(2, 0, 1), 3, ceil_mode=True)
+    wrong = [np.abs(shown - small.permute(1, 2, 0).numpy()).max(2) > 1e-5 for shown in seen]
+    amounts = [each.mean() for each in wrong]
+    assert amounts == sorted(amounts, reverse=True)
+    assert amounts[0] > 0.5 > amounts[-1]
+    assert not wrong[-1][:80].any()
 
 
 def test_tiles_are_halved_until_they_fit_and_the_result_stays():

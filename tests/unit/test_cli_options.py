@@ -7,7 +7,8 @@ import pytest
 from cli_support import run
 
 from tegula.cli import upscale as upscale_module
-from tegula.cli.console import ProgressLines, stage_text, time_left
+from tegula.cli.batch import Ahead
+from tegula.cli.console import ProgressLines, ProgressRecords, about, stage_text, time_left
 from tegula.cli.models import PARTS, models_like
 from tegula.cli.options import given_options, option_name, options_like
 from tegula.cli.upscale import UPSCALE
@@ -298,3 +299,59 @@ def test_mistakes_in_the_file_of_the_user_are_named(tmp_path, monkeypatch, text,
     monkeypatch.setenv("TEGULA_CONFIG", str(tmp_path / "other.toml"))
     assert run("upscale", "a.png").exit_code == 5
     assert "other.toml, which TEGULA_CONFIG names, does not exist" in run("models").stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "1 s"),
+        (99, "99 s"),
+        (100, "2 min"),
+        (720, "12 min"),
+        (5969, "99 min"),
+        (9000, "2.5 h"),
+    ],
+)
+def test_times_are_said_as_people_say_them(seconds, text):
+    assert about(seconds) == text
+
+
+def test_a_folder_takes_what_its_pictures_take_by_their_size():
+    now = [0.0]
+    ahead = Ahead([100, 0, 300, 600], clock=lambda: now[0])
+    ahead.begin(0)
+    assert ahead.text(Progress("refine", 1, 2, 0.5, 60.0)) == "1 of 3, 10 min left"
+    now[0] = 30.0
+    assert ahead.left(Progress("refine", 1, 2, 0.5, 30.0)) == 30 + 60 * 9
+    now[0] = 60.0
+    assert ahead.text_after(1) == "1 of 3, 9 min left"
+    ahead.begin(2)
+    assert ahead.text_after(1) == "1 of 3, 9 min left"
+    now[0] = 240.0
+    assert ahead.left(Progress("finish", 1, 1, 1.0, 0.0)) == 240 * 600 / 400
+    ahead.begin(3)
+    assert ahead.text(Progress("prepare", 0, 0, 0.0)) == "3 of 3"
+    assert ahead.text_after(2) == "2 of 3, 6 min left"
+
+
+def test_a_folder_stands_in_the_lines_of_its_pictures():
+    written, now = [], iter(range(0, 1000, 10))
+    lines = ProgressLines("a.png", written.append, lambda _: "2 of 9", clock=lambda: next(now))
+    lines(Progress("refine", 30, 100, 0.3, 65.0))
+    assert written == ["a.png: 30%, refine 30/100 windows, 0:01:05 left; 2 of 9"]
+
+
+def test_programs_read_a_line_for_every_hundredth():
+    written = []
+    records = ProgressRecords("a.png", written.append)
+    for thousandth in range(1001):
+        records(Progress("refine", 1, 2, thousandth / 1000, 5.0))
+    assert len(written) == 101
+    assert written[50]["input"] == "a.png"
+    assert written[50]["progress"] == {
+        "stage": "refine",
+        "done": 1,
+        "total": 2,
+        "fraction": 0.5,
+        "seconds_left": 5.0,
+    }

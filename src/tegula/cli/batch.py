@@ -7,6 +7,7 @@ A picture that goes wrong does not stop the others.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tegula.cli.console import Console, Failure, Interruption, plural, show_progress
+from tegula.cli.console import Console, Failure, Interruption, about, plural, show_progress
 from tegula.cli.models import Runtime, load_upscaler
 from tegula.cli.targets import (
     Job,
@@ -36,7 +37,8 @@ from tegula.errors import (
     TegulaError,
 )
 from tegula.models import BundleSettings
-from tegula.options import UpscaleOptions
+from tegula.options import UpscaleOptions, target_size
+from tegula.progress import Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -101,6 +103,59 @@ class _Upscaled:
     began: float
     facts: FrameFacts | None = None
     frames: tuple[tuple[Image, DeepPixels | None], ...] = ()
+
+
+class Ahead:
+    """How long the pictures of a command take that are still to come.
+
+    Work is counted in pixels of results, which a look at the head of each file tells; the
+    pace is that of the pictures so far.
+    """
+
+    def __init__(self, works: Sequence[float], clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin.
+
+        Args:
+            works: of all pictures; those that take none are not counted.
+            clock: for tests.
+        """
+        self._left = list(works)
+        self._total = sum(1 for work in works if work)
+        self._clock = clock
+        self._began: float | None = None
+        self._done = 0.0
+        self._finished = 0
+        self._current = 0.0
+
+    def begin(self, work_index: int) -> None:
+        """Go on to a picture."""
+        if self._began is None:
+            self._began = self._clock()
+        self._done += self._current
+        self._finished += bool(self._current)
+        self._current, self._left[work_index] = self._left[work_index], 0.0
+
+    def left(self, progress: Progress) -> float | None:
+        """Return the seconds left for all pictures."""
+        if self._began is None or progress.seconds_left is None:
+            return None
+        known = self._clock() - self._began + progress.seconds_left
+        return progress.seconds_left + known * sum(self._left) / max(1, self._done + self._current)
+
+    def text(self, progress: Progress) -> str:
+        """Return which picture is under way, such as ``37 of 500, 12 min left``."""
+        return self._text(self._finished + 1, self.left(progress))
+
+    def text_after(self, number: int) -> str:
+        """Return the same of the ``number``-th picture, which is done; another one may be begun."""
+        done = self._done or self._current
+        ahead = sum(self._left) + (self._current if self._done else 0.0)
+        spent = 0.0 if self._began is None else self._clock() - self._began
+        return self._text(number, spent * ahead / done if done and ahead else None)
+
+    def _text(self, number: int, left: float | None) -> str:
+        of_all = f"{min(number, self._total)} of {self._total}"
+        return of_all if left is None else f"{of_all}, {about(left)} left"
 
 
 @dataclass
@@ -203,17 +258,40 @@ class Batch:
             return source  # all frames together may take more memory than there is
         return prepare(source, self.request.options)
 
+    @cached_property
+    def _ahead(self) -> Ahead | None:
+        """What is to come, where there are several pictures."""
+        jobs = self.work.jobs
+        return Ahead([self._work_of(job) for job in jobs]) if len(jobs) > 1 else None
+
+    def _work_of(self, job: Job) -> float:
+        """Return the pixels of a result, none where it is there already."""
+        from tegula.images.open import upright_size
+
+        options = self.request.options
+        target, source = job.target, job.source
+        is_done = self.work.resumes and not self.request.overwrite
+        if source is None or (is_done and target is not None and target.is_file()):
+            return 0.0
+        try:
+            size = upright_size(source, max_pixels=options.max_pixels)
+            return float(math.prod(target_size(options, *size)))
+        except TegulaError:
+            return 1.0  # it will fail in its turn, at once
+
     def _upscale(self, job: Job, source: Path | bytes | Prepared | None) -> _Upscaled | None:
         if source is None:
             return None
         began = time.perf_counter()
+        if self._ahead is not None:
+            self._ahead.begin(self.work.jobs.index(job))
         if self.request.all_frames and isinstance(source, Path | bytes):
             from tegula.images.frames import frame_facts
 
             facts = frame_facts(source, self.request.options.max_pixels)
             if facts.count > 1:
                 return self._upscale_frames(job, source, facts, began)
-        return _Upscaled(self._upscale_one(job.name, source, self.request.options), began)
+        return _Upscaled(self._upscale_one(job, job.name, source, self.request.options), began)
 
     def _upscale_frames(
         self, job: Job, source: Path | bytes, facts: FrameFacts, began: float
@@ -228,7 +306,7 @@ class Batch:
         warnings: dict[str, None] = {}
         for picture in read_frames(source, facts, options.max_pixels):
             name = f"{job.name}, {facts.kind} {len(frames) + 1} of {facts.count}"
-            result = self._upscale_one(name, prepare(picture, options), options)
+            result = self._upscale_one(job, name, prepare(picture, options), options)
             if first is None:
                 first, options = result, options.replaced(seed=result.seed)
             frames.append((result.image, result.deep))
@@ -239,10 +317,12 @@ class Batch:
         return _Upscaled(first, began, facts, tuple(frames))
 
     def _upscale_one(
-        self, name: str, source: Path | bytes | Prepared, options: UpscaleOptions
+        self, job: Job, name: str, source: Path | bytes | Prepared, options: UpscaleOptions
     ) -> UpscaleResult:
         upscaler, side_files = self._upscaler, self.request.side_files
-        with show_progress(self.console, name) as on_progress, self.interruption.polled():
+        whole = None if self._ahead is None else self._ahead.text
+        showing = show_progress(self.console, name, job.input, whole)
+        with showing as on_progress, self.interruption.polled():
             result = upscaler.upscale(
                 source,
                 options,
@@ -341,7 +421,9 @@ class Batch:
         took = f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
         if result.found:
             self.console.message(f"{job.name}: {result.found}")
-        self.console.message(f"{place}: {size}, seed {result.seed}, {took}")
+        number = self._done + len(self._failures)
+        whole = "" if self._ahead is None else f"; {self._ahead.text_after(number)}"
+        self.console.message(f"{place}: {size}, seed {result.seed}, {took}{whole}")
         if comparison is not None:
             self.console.message(f"{comparison}: before and after")
 

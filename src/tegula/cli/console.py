@@ -96,15 +96,17 @@ class Console:
 
     quiet: only errors and data.
     json: data as JSON, one object per line, and no messages.
+    progress: with ``json``, a line for every hundredth of the work, too.
     """
 
     quiet: bool = False
     json: bool = False
+    progress: bool = False
 
     @classmethod
-    def open(cls, *, quiet: bool = False, json: bool = False) -> Console:
+    def open(cls, *, quiet: bool = False, json: bool = False, progress: bool = False) -> Console:
         """Return the console of the running command, which reports its errors, too."""
-        console = cls(quiet, json)
+        console = cls(quiet, json, progress)
         click.get_current_context().meta[_CONSOLE] = console
         return console
 
@@ -271,20 +273,35 @@ def show_waiting(console: Console, what: str) -> Iterator[None]:
         yield
 
 
+WholeText = Callable[[Progress], str]
+"""Says how far a command is with all its pictures, from the progress of the present one."""
+
+
 @contextmanager
-def show_progress(console: Console, name: str) -> Iterator[OnProgress | None]:
-    """Show the progress of one picture, unless messages are off."""
-    if not console.talks:
+def show_progress(
+    console: Console, name: str, source: str, whole: WholeText | None = None
+) -> Iterator[OnProgress | None]:
+    """Show the progress of one picture, unless messages are off.
+
+    Args:
+        console: where it is shown.
+        name: of the picture, for people.
+        source: the same for programs, as ``input`` of a record.
+        whole: says how far all pictures are, where there are several.
+    """
+    if console.json and console.progress:
+        yield ProgressRecords(source, console.record)
+    elif not console.talks:
         yield None
     elif sys.stderr.isatty():
-        with _bar(name) as report:
+        with _bar(name, whole) as report:
             yield report
     else:
-        yield ProgressLines(name, console.message)
+        yield ProgressLines(name, console.message, whole)
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[OnProgress]:
+def _bar(name: str, whole: WholeText | None) -> Iterator[OnProgress]:
     from rich.console import Console as Terminal
     from rich.progress import BarColumn, SpinnerColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -301,7 +318,8 @@ def _bar(name: str) -> Iterator[OnProgress]:
 
         def report(progress: Progress) -> None:
             text = f"{name}: {stage_text(progress)}"
-            left = time_left(progress)
+            parts = [time_left(progress), whole(progress) if whole else ""]
+            left = "; ".join(part for part in parts if part)
             bar.update(task, completed=progress.fraction, description=text, left=left)
 
         yield report
@@ -313,6 +331,7 @@ class ProgressLines:
 
     name: str
     write: Callable[[str], None]
+    whole: WholeText | None = None
     clock: Callable[[], float] = time.monotonic
     _quarter: int = 0
     _written: float = field(init=False)
@@ -328,7 +347,23 @@ class ProgressLines:
             return
         self._quarter, self._written = quarter, self.clock()
         parts = [f"{progress.fraction:.0%}", stage_text(progress), time_left(progress)]
-        self.write(f"{self.name}: {', '.join(part for part in parts if part)}")
+        line = f"{self.name}: {', '.join(part for part in parts if part)}"
+        self.write(f"{line}; {self.whole(progress)}" if self.whole else line)
+
+
+@dataclass
+class ProgressRecords:
+    """Writes an object for every hundredth of the work."""
+
+    source: str
+    write: Callable[[Mapping[str, Any]], None]
+    _percent: int = -1
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a report; see ``OnProgress``."""
+        if int(progress.fraction * 100) > self._percent:
+            self._percent = int(progress.fraction * 100)
+            self.write({"input": self.source, "progress": vars(progress)})
 
 
 def stage_text(progress: Progress) -> str:
@@ -344,3 +379,12 @@ def time_left(progress: Progress) -> str:
     if progress.seconds_left is None or progress.seconds_left < 0.5:
         return ""
     return f"{timedelta(seconds=round(progress.seconds_left))} left"
+
+
+def about(seconds: float) -> str:
+    """Return a time as people say it, such as ``40 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 99.5 * 60:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"

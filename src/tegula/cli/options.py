@@ -80,6 +80,7 @@ def path_option(names: Sequence[str], effect: str, metavar: str = "FILE") -> Opt
 
 
 JSON = flag(["--json"], "Print JSON for programs, one object per line.")
+PROGRESS = flag(["--progress"], "With --json, print a line for every hundredth of the work, too.")
 QUIET = flag(["-q", "--quiet"], "Print errors only.")
 
 

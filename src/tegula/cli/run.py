@@ -88,7 +88,7 @@ def _run_version(
         raise PathError(f"{folder} cannot be created: {error.strerror}.") from error
     image = getattr(inputs.values, version.image)
     source = image.stem if isinstance(image, Path) else "out"
-    with show_progress(console, source) as on_progress, interruption.polled():
+    with show_progress(console, source, source) as on_progress, interruption.polled():
         outputs = list(
             run(
                 version,

@@ -13,6 +13,7 @@ from tegula.cli.console import Console, Interruption
 from tegula.cli.models import MODEL_OPTIONS, PARTS, Runtime, models_given, models_like
 from tegula.cli.options import (
     JSON,
+    PROGRESS,
     QUIET,
     SIZES,
     Option,
@@ -46,7 +47,9 @@ folder for several. As a picture, `-` is standard input; as an output, standard 
 
 def _upscale(**parameters: Any) -> None:
     context = click.get_current_context()
-    console = Console.open(quiet=parameters["quiet"], json=parameters["json"])
+    console = Console.open(
+        quiet=parameters["quiet"], json=parameters["json"], progress=parameters["progress"]
+    )
     interruption = Interruption()
     with interruption.installed():
         request = request_of(parameters, debug=bool(context.find_root().params["debug"]))
@@ -175,7 +178,7 @@ SECTIONS: Mapping[str, Sequence[click.Option]] = {
     **{name: _BY_NAME[name] for name in ("Size", "Picture", "Faces")},
     "Model": MODEL_OPTIONS,
     **{name: _BY_NAME[name] for name in ("Diffusion", "Redraw mode")},
-    "Messages": (JSON, QUIET),
+    "Messages": (JSON, PROGRESS, QUIET),
 }
 EVERYDAY = (
     *("output", "format", "quality", "overwrite", "like", "compare"),

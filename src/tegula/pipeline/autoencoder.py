@@ -26,7 +26,7 @@ from tegula.models.bundle import Autoencoder, Bundle, ControlImage, TileableAuto
 from tegula.models.device import free_memory, side_that_fits
 from tegula.models.retry import first_finite, until_it_fits
 from tegula.pipeline.windows import Window, WindowGrid, feather, grid_windows
-from tegula.progress import SILENT, Cancel
+from tegula.progress import SILENT, StageProgress
 
 WHOLE_SIDE = 1280
 """Canvases of up to this side squared, in image pixels, are not tiled."""
@@ -95,12 +95,12 @@ def encode(
     image: Tensor,
     control: ControlImage,
     generator: torch.Generator,
-    cancel: Cancel = SILENT.cancel,
+    progress: StageProgress = SILENT,
 ) -> Tensor:
     """Return the latents [1, channels, h, w] of a canvas [1, 3, height, width], fp32.
 
     Raises:
-        CancelledError: ``cancel`` was requested, which is checked between tiles.
+        CancelledError: the caller wants to stop, which is checked between tiles.
         NumericalError: the autoencoder is not finite in fp32 either.
         OutOfMemoryError: not even the smallest tile fits.
     """
@@ -121,25 +121,27 @@ def encode(
                 image[window.index].to(bundle.device).contiguous()
             ),
             _Scale(1, factor),
-            cancel,
+            progress,
         )
         return autoencoder.draw(moments, generator)
 
-    return _safely(bundle, run)
+    coded = _safely(bundle, run)
+    progress.on_share(1.0)
+    return coded
 
 
 def decode(
     bundle: Bundle,
     latents: Tensor,
     control: ControlImage,
-    cancel: Cancel = SILENT.cancel,
+    progress: StageProgress = SILENT,
 ) -> Tensor:
     """Return the canvas [1, 3, height, width] of its latents, fp32, not clamped.
 
     It lies where the control image does, which may be the host.
 
     Raises:
-        CancelledError: ``cancel`` was requested, which is checked between tiles.
+        CancelledError: the caller wants to stop, which is checked between tiles.
         NumericalError: the autoencoder is not finite in fp32 either.
         OutOfMemoryError: not even the smallest tile fits.
     """
@@ -154,10 +156,12 @@ def decode(
             _grid(latents.shape[-1], latents.shape[-2], tiling, factor),
             lambda window: autoencoder.decode(latents[window.index], control).to(home),
             _Scale(factor, 1),
-            cancel,
+            progress,
         )
 
-    return _safely(bundle, run)
+    coded = _safely(bundle, run)
+    progress.on_share(1.0)
+    return coded
 
 
 @dataclass(frozen=True)
@@ -195,11 +199,17 @@ def _over_tiles(
     grid: WindowGrid,
     run: Callable[[Window], Tensor],
     scale: _Scale,
-    cancel: Cancel,
+    progress: StageProgress,
 ) -> Tensor:
+    done, total = 0, len(_measured(grid)) + len(grid)
+
     def tile(window: Window) -> Tensor:
-        cancel.check()
-        return run(window).float()
+        nonlocal done
+        progress.cancel.check()
+        coded = run(window).float()
+        done += 1
+        progress.on_share(done / total)
+        return coded
 
     with _measured_group_norms(network) as statistics:
         for window in _measured(grid):

@@ -40,6 +40,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -48,8 +49,10 @@ from torch import Tensor, nn
 from tegula.errors import OptionError
 from tegula.images.pixels import LANCZOS_LOBES, Float, Size, enlarge_lanczos, resample_box
 from tegula.models.prescalers import Prescaler, PrescalerFacts
+from tegula.models.prescalers.networks import RRDBNet
 from tegula.models.retry import first_finite, until_it_fits
-from tegula.progress import SILENT, Cancel, StageProgress
+from tegula.pipeline.preview import PastedPreview
+from tegula.progress import SILENT, StageProgress, ignore_share
 
 DEFAULT_TILE = 640
 SMALLEST_CORE = 32
@@ -78,7 +81,9 @@ def prescale(
         prescaler: from ``load_prescaler``.
         tile: longest side of a tile in source pixels, context included.
         progress: counts tiles; the total grows if they had to be made smaller. Its cancel
-            is checked before every layer of the net.
+            is checked before every layer of the net, and its share grows after every layer
+            by the work of it. It is shown the source, enlarged softly, and over it the tiles
+            of the last pass as they are ready.
 
     Returns:
         float32 [target[1], target[0], 3] in 0..1.
@@ -98,19 +103,20 @@ def prescale(
     if not sizes:
         progress.on_unit(1, 1)
         return enlarge_lanczos(rgb, target)
-    finished, side = 0, tile or max(DEFAULT_TILE, smallest)
+    preview = PastedPreview(rgb, target, progress.on_picture)
+    behind, side = _Behind(), tile or max(DEFAULT_TILE, smallest)
     for index, size in enumerate(sizes):
         later = list(itertools.pairwise(sizes[index:]))
-        enlarge = partial(_enlarge, rgb, size, prescaler, progress, finished, later)
+        shown = None if later else preview
+        enlarge = partial(_enlarge, rgb, size, prescaler, progress, behind, later, shown)
         # A tile that was too large for one pass is too large for the next, too.
-        (rgb, tiles), side = until_it_fits(
+        (rgb, behind), side = until_it_fits(
             enlarge,
             side,
             lambda failed: max(failed // 2, smallest) if failed > smallest else None,
             f"A tile of {smallest} px does not fit into memory; take a smaller prescaler, free "
             "memory, or compute on the CPU.",
         )
-        finished += tiles
     return rgb
 
 
@@ -136,12 +142,17 @@ def prescale_mixed(
     Raises:
         CancelledError, NumericalError, OutOfMemoryError: as ``prescale`` does.
     """
+    source = rgb.shape[1], rgb.shape[0]
+    first = _work_of_passes(nets[0], source, target)
+    between = first / max(1.0, first + _work_of_passes(nets[1], source, target))
 
     def part(number: int) -> StageProgress:
         def on_unit(done: int, total: int) -> None:
             progress.on_unit(done + number * total, 2 * total)
 
-        return dataclasses.replace(progress, on_unit=on_unit)
+        of_work = progress.part(between, 1.0) if number else progress.part(0.0, between)
+        on_picture = None if number else progress.on_picture
+        return dataclasses.replace(of_work, on_unit=on_unit, on_picture=on_picture)
 
     result, other = (
         prescale(rgb, target, net, progress=part(number)) for number, net in enumerate(nets)
@@ -219,45 +230,99 @@ def plan_tiles(
     return list(itertools.product(vertical, horizontal))
 
 
+@dataclass(frozen=True)
+class _Behind:
+    """What is done of all passes: tiles, and work as ``_tile_work`` counts it."""
+
+    tiles: int = 0
+    work: float = 0.0
+
+
 def _enlarge(
     rgb: Float,
     size: Size,
     prescaler: Prescaler,
     progress: StageProgress,
-    finished: int,
+    behind: _Behind,
     later: Sequence[tuple[Size, Size]],
+    preview: PastedPreview | None,
     tile: int,
-) -> tuple[Float, int]:
-    """Run one pass; return its result and the number of its tiles.
+) -> tuple[Float, _Behind]:
+    """Run one pass; return its result and what is done after it.
 
     Args:
         rgb: float32 [height, width, 3] in 0..1.
         size: width and height of the result.
         prescaler: one with a network.
-        progress: counts the tiles of all passes.
-        finished: tiles of the passes before.
+        progress: counts the tiles and the work of all passes.
+        behind: what the passes before have done.
         later: sizes before and after the passes that follow.
+        preview: is given the tiles; None where other passes follow.
         tile: longest side of a tile in source pixels.
     """
     source = (rgb.shape[1], rgb.shape[0])
-    total = finished + sum(
-        len(plan_tiles(*pair, prescaler.facts.reaching(*pair), tile))
-        for pair in ((source, size), *later)
-    )
+    ahead = [_tile_work(prescaler, *pair, tile) for pair in ((source, size), *later)]
+    total = behind.tiles + sum(map(len, ahead))
+    whole = behind.work + sum(map(sum, ahead))
     prescaler = prescaler.reaching(source, size)
     facts = prescaler.facts
     grid = plan_tiles(source, size, facts, tile)
     result: Float = np.empty((size[1], size[0], 3), np.float32)
     scale, factor = (size[0] / source[0], size[1] / source[1]), facts.factor or 1
-    for done, (y, x) in enumerate(grid, finished + 1):
-        larger = run_network(rgb[y.start : y.stop, x.start : x.stop], prescaler, progress.cancel)
+    for (y, x), work in zip(grid, ahead[0], strict=True):
+        within = progress.part(behind.work / whole, (behind.work + work) / whole)
+        larger = run_network(rgb[y.start : y.stop, x.start : x.stop], prescaler, within)
         left, right = ((edge / scale[0] - x.start) * factor for edge in (x.first, x.last))
         top, bottom = ((edge / scale[1] - y.start) * factor for edge in (y.first, y.last))
         result[y.first : y.last, x.first : x.last] = resample_box(
             larger, (x.last - x.first, y.last - y.first), (left, top, right, bottom)
         )
-        progress.on_unit(done, total)
-    return result, len(grid)
+        behind = _Behind(behind.tiles + 1, behind.work + work)
+        progress.on_unit(behind.tiles, total)
+        if preview is not None and behind.tiles < total:
+            preview.paste(result, (y.first, y.last), (x.first, x.last), len(grid))
+    return result, behind
+
+
+_ACTIVATION = 64
+"""Multiplications that take as long as one number of an activation, which waits for memory."""
+
+
+def _work_of_a_place(layer: nn.Module) -> float:
+    """Return the multiplications by which a layer makes all channels of one pixel."""
+    weight = getattr(layer, "weight", None)
+    if isinstance(layer, nn.PReLU):
+        return float(_ACTIVATION * layer.num_parameters)
+    return float(weight.numel()) if isinstance(weight, Tensor) and weight.ndim > 1 else 0.0
+
+
+def _work_of_a_pixel(prescaler: Prescaler) -> float:
+    """Return the multiplications of a net for each pixel of the source; 1 where none are known.
+
+    A network from spandrel is taken to convolve at the size of the source.
+    """
+    network = prescaler.network
+    sizes = network.sizes() if isinstance(network, RRDBNet) else {}
+    layers = () if network is None else network.named_modules()
+    work = sum(_work_of_a_place(each) * sizes.get(n.partition(".")[0], 1.0) for n, each in layers)
+    return work or 1.0
+
+
+def _tile_work(
+    prescaler: Prescaler, source: Size, size: Size, tile: int = DEFAULT_TILE
+) -> list[float]:
+    """Return the work of every tile of one pass."""
+    head = prescaler.reaching(source, size)
+    each = _work_of_a_pixel(head)
+    return [
+        each * math.prod(s.stop - s.start + 2 * padding(s.stop - s.start, head.facts) for s in pair)
+        for pair in plan_tiles(source, size, head.facts, tile)
+    ]
+
+
+def _work_of_passes(prescaler: Prescaler, source: Size, target: Size) -> float:
+    sizes = [source, *plan_sizes(source, target, prescaler.facts.factor)]
+    return sum(sum(_tile_work(prescaler, *pair)) for pair in itertools.pairwise(sizes))
 
 
 def _reach(source: int, target: int, factor: int) -> int:
@@ -266,13 +331,14 @@ def _reach(source: int, target: int, factor: int) -> int:
     return math.ceil((LANCZOS_LOBES * coarser + 1) / factor) + 1
 
 
-def run_network(rgb: Float, prescaler: Prescaler, cancel: Cancel = SILENT.cancel) -> Float:
+def run_network(rgb: Float, prescaler: Prescaler, progress: StageProgress = SILENT) -> Float:
     """Run the net over a whole picture, again in float32 where the result is not finite.
 
     Args:
         rgb: float32 [height, width, 3] in 0..1, at least 1x1.
         prescaler: one with a network.
-        cancel: checked before every layer of the net.
+        progress: its cancel is checked before every layer of the net, and its share is that
+            of this picture.
 
     Returns:
         float32 [height * factor, width * factor, 3] in 0..1.
@@ -287,8 +353,10 @@ def run_network(rgb: Float, prescaler: Prescaler, cancel: Cancel = SILENT.cancel
     padded = np.pad(rgb, ((down, down), (right, right), (0, 0)), "symmetric")
     x = torch.from_numpy(padded).permute(2, 0, 1)[None].to(prescaler.device)
 
+    each = _work_of_a_pixel(prescaler)
+
     def attempt(network: nn.Module) -> list[Tensor]:
-        with _checking(network, cancel):
+        with _watched(network, x.shape[-2] * x.shape[-1] * each, progress):
             return [network(x)]
 
     networks = filter(None, (prescaler.network, prescaler.full_precision))
@@ -309,18 +377,39 @@ def padding(side: int, facts: PrescalerFacts) -> int:
 
 
 @contextlib.contextmanager
-def _checking(network: nn.Module, cancel: Cancel) -> Iterator[None]:
-    """Check before every layer, as one tile of a deep net may take a minute on a CPU.
+def _watched(network: nn.Module, whole: float, progress: StageProgress) -> Iterator[None]:
+    """Check for cancel before every layer and report after it, as one tile may take minutes.
 
-    Threads may share a network; each checks for itself alone.
+    Threads may share a network; each watches itself alone.
+
+    Args:
+        network: what runs inside.
+        whole: the work of the run.
+        progress: is told the share of it that is done.
     """
-    caller = threading.get_ident()
+    caller, done = threading.get_ident(), 0.0
 
     def check(*_: object) -> None:
         if threading.get_ident() == caller:
-            cancel.check()
+            progress.cancel.check()
+
+    def count(work: float, channels: int, result: Tensor) -> None:
+        nonlocal done
+        if threading.get_ident() == caller:
+            done += work * result.numel() / channels
+            progress.on_share(min(1.0, done / whole))
 
     handles = [layer.register_forward_pre_hook(check) for layer in network.modules()]
+    for layer in network.modules() if progress.on_share is not ignore_share else ():
+        if work := _work_of_a_place(layer):
+            channels = cast("Tensor", layer.weight).shape[0]
+            handles.append(
+                layer.register_forward_hook(
+                    lambda _layer, _given, result, work=work, channels=channels: count(
+                        work, channels, result
+                    )
+                )
+            )
     try:
         yield
     finally:

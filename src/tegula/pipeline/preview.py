@@ -1,4 +1,4 @@
-"""Small pictures of a refine that is under way.
+"""Small pictures of an upscale that is under way.
 
 Nothing here draws a random number or changes what it is shown, so that a run with
 previews gives the same result as one without.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tegula.images.pixels import Float
+from tegula.images.pixels import Float, Size, resample_box
 from tegula.models.bundle import Bundle, ControlImage, TileableAutoencoder
 from tegula.pipeline.sampler import Watch
 from tegula.progress import OnPicture
@@ -58,6 +58,50 @@ def canvas_watcher(size: tuple[int, int], offers: int, show: OnPicture | None) -
         return lambda _canvas: None
     height, width = size
     return _seldom(offers, lambda canvas: show(small_picture(canvas[..., :height, :width])), 0)
+
+
+class PastedPreview:
+    """Shows a picture that a net enlarges: the source, and over it the tiles that are ready.
+
+    Args:
+        source: float32 [height, width, 3] in 0..1, shown at once.
+        target: width and height of the result.
+        show: is given the previews, about ``PREVIEWS`` of the tiles; None shows none.
+    """
+
+    def __init__(self, source: Float, target: Size, show: OnPicture | None) -> None:
+        self._show, self._target, self._pasted = show, target, 0
+        if show is None:
+            return
+        self._times = _shrink_factor(target, SIDE)
+        small = -(-target[0] // self._times), -(-target[1] // self._times)
+        self._canvas = resample_box(source, small, (0, 0, source.shape[1], source.shape[0]))
+        show(self._canvas.copy())
+
+    def paste(self, result: Float, y: tuple[int, int], x: tuple[int, int], tiles: int) -> None:
+        """Paste a tile; those above it and to its left are in the result already.
+
+        Args:
+            result: float32 [height, width, 3], of the target's size.
+            y: first row of the tile, and that after its last.
+            x: the same of its columns.
+            tiles: of the whole result.
+        """
+        if self._show is None:
+            return
+        (top, bottom), (left, right) = (
+            (first // self._times, -(-last // self._times) if last == side else last // self._times)
+            for (first, last), side in zip((y, x), self._target[::-1], strict=True)
+        )
+        rows, columns = (
+            slice(first * self._times, last * self._times)
+            for first, last in ((top, bottom), (left, right))
+        )
+        tile = torch.from_numpy(result[rows, columns]).permute(2, 0, 1)[None]
+        self._canvas[top:bottom, left:right] = _shrunk(tile, self._times)[0].permute(1, 2, 0)
+        self._pasted += 1
+        if self._pasted % -(-tiles // PREVIEWS) == 0:
+            self._show(self._canvas.copy())
 
 
 def _seldom(offers: int, take: Watch, first: int = 1) -> Watch:

@@ -106,7 +106,8 @@ def _part(progress: StageProgress, before: int, units: int, total: int) -> Stage
     def report(done: int, of: int) -> None:
         progress.on_unit(before + units * done // of, total)
 
-    return dataclasses.replace(progress, on_unit=report)
+    of_work = progress.part(before / total, (before + units) / total)
+    return dataclasses.replace(of_work, on_unit=report)
 
 
 def _paste(

@@ -35,6 +35,9 @@ from tegula.pipeline.steps import Guidance, MaskSchedule, blend_weights, first_s
 from tegula.pipeline.windows import Piece, Window, canvas_piece, pad_to_canvas
 from tegula.progress import SILENT, StageProgress
 
+_ENCODING = 0.3
+"""Of the work of an autoencoder: the way into latents. Decoders are the larger half."""
+
 PICTURES = 3
 """Pictures of the canvas' size that refine keeps: prescaled, source, and result."""
 
@@ -48,6 +51,7 @@ class RefineJob:
     source: the source enlarged by Lanczos to the same size.
     strength: [height, width] in 0..1, the share of the denoise strength that each pixel
         gets; None gives all of it everywhere.
+    coding: share of the work that the autoencoder takes.
     """
 
     bundle: Bundle
@@ -55,6 +59,7 @@ class RefineJob:
     source: Float
     options: ResolvedOptions
     strength: Float | None = None
+    coding: float = 0.0
 
 
 @torch.inference_mode()
@@ -108,6 +113,8 @@ class Diffusion:
         self.strength = None if job.strength is None else on_canvas(job.strength[..., None])
         self._bundle = bundle
         self._options = job.options
+        self._encoded = _ENCODING * job.coding
+        self._sampled_at = 1.0 - job.coding + self._encoded
         self._prompts = encode_prompts(bundle, job.options)
         self._denoiser = SafeDenoiser(bundle.denoiser, bundle.dtype)
         self._batch = BatchSize.of(bundle, job.options)
@@ -140,16 +147,18 @@ class Diffusion:
             canvas: [1, 3, height, width], as ``control`` lies; the pieces are read from it.
             pieces: of one size.
             denoise_strength: above 0.
-            progress: counts windows of all steps of these pieces.
+            progress: counts windows of all steps of these pieces; its share is that of all
+                that is done here.
             watch: shown the clean latents by now.
         """
         latents = self._sampled(canvas, pieces, denoise_strength, progress, watch)
+        decoding = progress.part(self._sampled_at, 1.0)
         for row, piece in enumerate(pieces):
             yield autoencoder.decode(
                 self._bundle,
                 latents[row : row + 1],
                 crop_control(self.control, piece.area),
-                cancel=progress.cancel,
+                decoding.part(row / len(pieces), (row + 1) / len(pieces)),
             )
 
     def _sampled(
@@ -163,6 +172,7 @@ class Diffusion:
         """Return the clean latents of pieces, [pieces, channels, height, width]."""
         bundle, options, factor = self._bundle, self._options, self._bundle.facts.latent_factor
         generators = [torch.Generator("cpu").manual_seed(options.seed) for _ in pieces]
+        encoding = progress.part(0.0, self._encoded)
         initial = torch.cat(
             [
                 autoencoder.encode(
@@ -170,9 +180,9 @@ class Diffusion:
                     canvas[piece.area.index],
                     crop_control(self.control, piece.area),
                     generator,
-                    cancel=progress.cancel,
+                    encoding.part(row / len(pieces), (row + 1) / len(pieces)),
                 )
-                for piece, generator in zip(pieces, generators, strict=True)
+                for row, (piece, generator) in enumerate(zip(pieces, generators, strict=True))
             ]
         ).to(bundle.device)
         if options.whole is not None and options.mode == "canvas":
@@ -202,7 +212,8 @@ class Diffusion:
         # the call, a variable cannot.
         start = [schedule.noised(initial, noise, 0)]
         del initial, noise, drawn
-        return sampler.sample(start.pop(), schedule, generators, progress, mask, watch)
+        sampling = progress.part(self._encoded, self._sampled_at)
+        return sampler.sample(start.pop(), schedule, generators, sampling, mask, watch)
 
     def _noise_at(self, offset: Size, whole: Size, shape: torch.Size) -> Tensor:
         """Return the noise that the canvas of the whole result has where a crop of it lies.

@@ -272,7 +272,8 @@ class CanvasSampler:
             schedule: the steps to run.
             generator: draws the noise of stochastic schedulers: one for the whole stack,
                 or one for each canvas.
-            progress: counts windows of all steps; its cancel is checked before every batch.
+            progress: counts windows of all steps, and as work the rows that the denoiser
+                sees of them; its cancel is checked before every batch.
             mask: what may change only from a later step on; None changes all from the first.
             watch: called after every step but the last.
 
@@ -282,7 +283,10 @@ class CanvasSampler:
             OutOfMemoryError: a single window does not fit into memory.
         """
         steps = plan_steps(self._guidance, schedule.timesteps, self._every)
-        done, total = 0, sum(len(self._changing(step.number, mask)) for step in steps)
+        due = [len(self._due(step, mask)) for step in steps]
+        works = [_work(_span(steps, step)) for step in steps]
+        done, total, worked = 0, sum(due), 0.0
+        whole = sum(count * work for count, work in zip(due, works, strict=True))
         # By the number of a step, what is known of its prediction: that of a step between two
         # key steps is made in parts, as windows begin to change.
         predictions: dict[int, Tensor] = {}
@@ -296,6 +300,8 @@ class CanvasSampler:
                 predictions, scaled, span, self._due(step, mask), progress
             ):
                 done += windows
+                worked += windows * works[step.number]
+                progress.on_share(worked / whole)
                 progress.on_unit(done, total)
             prediction = predictions.pop(step.number)
             if mask is not None:
@@ -398,3 +404,13 @@ def _span(steps: Sequence[Step], step: Step) -> Sequence[Step]:
     be remembered is predictions, never features.
     """
     return [step, *takewhile(lambda later: not later.key, steps[step.number + 1 :])]
+
+
+_SECOND_HALF = 0.5
+"""Work of the decoder of a denoiser alone, as a share of all of it."""
+
+
+def _work(span: Sequence[Step]) -> float:
+    """Return the work of one window over a span, in rows that a denoiser sees whole."""
+    first, *later = (2 if step.guided else 1 for step in span)
+    return first + _SECOND_HALF * sum(later)
