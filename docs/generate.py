@@ -12,7 +12,7 @@ from tegula.catalog.inputs import BOOLEAN, SINGLE, InputField
 from tegula.models.mini import CONFIG_FILE, WEIGHTS
 from tegula.models.mini.bundle import read_config
 from tegula.models.sd15.facts import PRESETS as SD15
-from tegula.options import OPTIONS, PRESETS, PresetValues
+from tegula.options import OPTIONS, PRESETS, PresetValues, preset_values
 from tegula.schema import span
 from tegula.server.api import connections, create, files, receiving
 from tegula.server.api import models as api_models
@@ -80,7 +80,9 @@ def _preset_table(presets: Mapping[str, PresetValues]) -> list[str]:
         "|---|" + "---|" * len(PRESETS),
         *(
             f"| {name} | "
-            + " | ".join(str(getattr(presets[preset], name)) or "none" for preset in PRESETS)
+            + " | ".join(
+                str(getattr(preset_values(presets, preset), name)) or "none" for preset in PRESETS
+            )
             + " |"
             for name in PresetValues.model_fields
         ),

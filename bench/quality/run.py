@@ -23,6 +23,7 @@ from bench.quality.measures import luma_of, seam_score
 from bench.quality.methods import SEED, Method, Result, Runner
 from bench.quality.recipes import Picture, degrade, on_white
 from bench.quality.scores import Jury, MethodScores, PictureScores, Truth, score
+from tegula.images.exact import Consistency, consistency
 
 SEAM_WINDOW = 192
 _SCORES = "1"
@@ -120,6 +121,7 @@ class Bench:
         outcome = Outcome({s: {d: {} for d in degradations} for s in scales})
         truths = MethodScores()
         found: dict[tuple[int, str, str], MethodScores] = {}
+        shrunk: dict[tuple[int, str, str], list[Consistency]] = {}
         seconds: dict[str, list[float]] = {}
         # Photographs outermost: what the judges see of a truth is large, and kept for it alone.
         for number, (name, picture) in enumerate(photographs, 1):
@@ -129,6 +131,7 @@ class Bench:
                 for degradation in degradations:
                     title = f"{name} · {scale}x · {degradation}"
                     small = degrade(picture, scale, degradation, name)
+                    source = np.asarray(small / np.float32(255), np.float32)
                     pictures = []
                     for method in methods:
                         self.on_progress(f"{number}/{len(photographs)} {title} · {method.name}")
@@ -136,6 +139,7 @@ class Bench:
                         key = (scale, degradation, method.name)
                         scores = self._score(result.picture, truth, small)
                         found.setdefault(key, MethodScores()).add(scores)
+                        shrunk.setdefault(key, []).append(consistency(result.picture, source))
                         outcome.nets[method.name] = result.nets
                         if result.seconds:
                             per_megapixel = result.seconds * 1e6 / truth.luma.size
@@ -143,7 +147,12 @@ class Bench:
                         pictures.append((method.name, result.picture))
                     outcome.crops.append(_crop(title, truth, pictures))
         for (scale, degradation, method_name), one in found.items():
-            outcome.tables[scale][degradation][method_name] = one.summary(truths)
+            near = shrunk[scale, degradation, method_name]
+            outcome.tables[scale][degradation][method_name] = {
+                **one.summary(truths),
+                "off_mean": float(np.mean([each.mean for each in near])),
+                "off_worst": max(each.worst for each in near),
+            }
         outcome.seconds_per_megapixel = {n: float(np.mean(s)) for n, s in seconds.items()}
         if self.jury.brisque is not None:
             outcome.truth_brisque = float(np.mean([row["brisque"] for row in truths.rows]))

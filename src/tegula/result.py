@@ -14,6 +14,7 @@ from tegula.errors import PathError
 from tegula.folders import write_atomically
 from tegula.images.deep import DeepPixels
 from tegula.images.encode import Encoded, encode
+from tegula.images.exact import Consistency
 from tegula.images.formats import format_for
 from tegula.images.metadata import Metadata
 from tegula.options import ResolvedOptions
@@ -36,6 +37,8 @@ class UpscaleResult:
         TIFF files are written of it.
     found: a line on what was found in the source and what was done about it; empty without
         ``auto``.
+    consistency: how far the result, shrunk again, is from the source, in the colours of its
+        file; of a crop, with the surroundings it was enlarged with. None if it is smaller.
     """
 
     image: Image.Image
@@ -48,6 +51,7 @@ class UpscaleResult:
     warnings: tuple[str, ...]
     deep: DeepPixels | None = None
     found: str = ""
+    consistency: Consistency | None = None
 
     @property
     def seed(self) -> int:

@@ -25,7 +25,14 @@ from tegula.models.faces.networks import FaceRestorer, load_detector, load_resto
 from tegula.models.load import load_bundle
 from tegula.models.prescalers import Prescaler, is_tuned
 from tegula.models.prescalers.load import load_prescaler, with_share
-from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part, resolve, with_context
+from tegula.options import (
+    ResolvedOptions,
+    UpscaleOptions,
+    enlarged_part,
+    preset_values,
+    resolve,
+    with_context,
+)
 from tegula.pipeline.choices import UNSEEN_SHARE, describe, share_of_tuning
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish
@@ -197,7 +204,7 @@ class Upscaler:
     ) -> tuple[UpscaleResult, Mapping[str, float]]:
         """Run all stages; return the seconds of those that say something of other upscales, too."""
         # Loading and counting happen once, so they must not be timed as part of a stage.
-        usual = self.bundle.facts.presets[options.preset].prescaler
+        usual = preset_values(self.bundle.facts.presets, options.preset).prescaler
         self._costs(self._prescaler(options.prescaler or usual))
         clock, loaded = StageClock(callbacks.cancel), set(self._prescalers)
         with clock("prepare"):
@@ -255,6 +262,7 @@ class Upscaler:
             ),
             deep=finished.deep,
             found=describe(prepared.look, resolved) if options.auto else "",
+            consistency=finished.consistency,
         )
         if options.crop is not None and wider.crop is not None:
             alone = options.replaced(seed=resolved.seed)

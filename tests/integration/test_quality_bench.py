@@ -170,7 +170,7 @@ def test_the_asymmetric_fit_finds_a_gaussian():
 
 def test_the_report_holds_the_means_and_every_crop(tmp_path, photograph):
     row = dict.fromkeys([*report.JUDGED, *report.MEASURED], 1.0)
-    worse = {**row, "psnr": 3.0, "dists": 2.0}
+    worse = {**row, "psnr": 3.0, "dists": 2.0, "off_worst": 4.0}
     tables = {4: {"clean": {BASELINE: row, "a": row}, "blur": {BASELINE: row, "a": worse}}}
     crop = Crop("cat", (("truth", photograph[:8, :8]), ("a", photograph[:8, :8])))
     nets = {BASELINE: (BASELINE,), "a": ("tegula-photo", "mini")}
@@ -178,6 +178,7 @@ def test_the_report_holds_the_means_and_every_crop(tmp_path, photograph):
     report.write({"photographs": outcome}, tmp_path, {}, report.markdown(outcome))
     text = (tmp_path / "quality.md").read_text()
     assert report.mean_over(tables[4])["a"]["psnr"] == 2
+    assert report.mean_over(tables[4])["a"]["off_worst"] == 4  # not the mean of worsts
     assert "| a | nothing | nothing | EfficientNet-lite1 |" in text
     assert f"| {BASELINE} | VGG19 | nothing | nothing |" in text
     assert f"**4x, DISTS, of that of {BASELINE}**" in text

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from colour_profiles import wide_rgb
 from PIL import Image, ImageCms
 from support import photograph
 
@@ -335,3 +336,70 @@ def test_without_auto_nothing_is_said_and_every_picture_takes_the_same_share(ups
     cheap = {"prescaler": "tegula-photo", "creativity": 0.0, "scale": 1, "auto": False}
     result = upscaler.upscale(Image.fromarray(noise), asked(**cheap))
     assert (result.found, result.settings["tuning"]) == ("", UNSEEN_SHARE)
+
+
+def shrunk_again(result, source):
+    """Return levels of 255 by which a result, shrunk by averaging areas, misses its source."""
+    size = source.shape[1], source.shape[0]
+    pixels = np.asarray(result.image, np.float32)
+    if result.deep is not None:
+        pixels = result.deep.samples.astype(np.float32) / 257
+    pixels, source = (
+        np.dstack([p[..., :3] * (p[..., 3:] / 255), p[..., 3]]) if p.shape[-1] == 4 else p
+        for p in (pixels, source.astype(np.float32))
+    )
+    return np.abs(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) - source)
+
+
+@pytest.mark.parametrize("kind", ["photograph", "noise", "alpha", "grey", "deep", "profile"])
+def test_exact_shrinks_to_its_source(upscaler, kind):
+    rng, profile = np.random.default_rng(5), None
+    source = (photograph(48, 36) * 255).round().astype(np.uint8)
+    if kind == "noise":
+        source = rng.integers(0, 256, source.shape).astype(np.uint8)
+    elif kind == "alpha":
+        alpha = np.clip(rng.normal(128, 200, (36, 48, 1)), 0, 255).astype(np.uint8)
+        source = np.dstack([rng.integers(0, 256, source.shape).astype(np.uint8), alpha])
+    elif kind == "grey":
+        source = source[..., 1]
+    given, file = source, io.BytesIO()
+    if kind == "deep":
+        given = (photograph(48, 36) * 65535).round().astype(np.uint16)
+        source = given.astype(np.float32) / 257
+    elif kind == "profile":
+        profile = wide_rgb()
+        Image.fromarray(source).save(file, "PNG", icc_profile=profile)
+        given = file.getvalue()
+    change = {"preset": "exact", "sharpen": 1.0, "scale": 4, "prescaler": "lanczos", "seed": 1}
+    result = upscaler.upscale(given, UpscaleOptions(**change))
+    off = shrunk_again(result, source)
+    assert off.mean() <= 1
+    assert off.max() <= 4
+    assert result.consistency.is_exact
+    assert result.consistency.mean == pytest.approx(off.mean(), abs=0.1)
+    assert (result.options.creativity, result.options.exact, result.warnings) == (0, True, ())
+
+
+def test_exact_holds_after_diffusion_a_crop_and_a_mask(upscaler):
+    source = picture(48, 36)
+    mask = Image.fromarray(np.linspace(0, 255, 48).astype(np.uint8)[None])
+    refined = asked(creativity=0.9, exact=True, scale=2, colour_lock="none", window=64)
+    whole = upscaler.upscale(source, refined, mask=mask)
+    assert shrunk_again(whole, np.asarray(source)).max() <= 4
+    crop = upscaler.upscale(source, refined, crop=(8, 4, 20, 16))
+    assert shrunk_again(crop, np.asarray(source)[4:20, 8:28]).max() <= 4
+    free = upscaler.upscale(source, refined.replaced(exact=False))
+    assert free.consistency.worst > 4
+    assert not free.consistency.is_exact
+
+
+def test_exact_at_a_factor_that_is_not_whole_and_what_it_cannot_hold(upscaler):
+    soft = Image.fromarray((photograph(40, 30) * 127 + 64).round().astype(np.uint8))
+    result = upscaler.upscale(soft, preset="exact", prescaler="lanczos", scale=2.4)
+    off = shrunk_again(result, np.asarray(soft))
+    assert (off.mean() <= 1, off.max() <= 4, result.warnings) == (True, True, ())
+    hard = Image.fromarray(np.random.default_rng(2).integers(0, 2, (30, 40)).astype(np.uint8) * 255)
+    result = upscaler.upscale(hard, preset="exact", prescaler="lanczos", scale=1.5)
+    assert "a factor that is not whole" in result.warnings[-1]
+    smaller = upscaler.upscale(hard, preset="exact", prescaler="lanczos", scale=0.5)
+    assert (smaller.consistency, "smaller" in smaller.warnings[-1]) == (None, True)

@@ -18,6 +18,7 @@ from tegula.options import (
     PresetValues,
     ResolvedOptions,
     UpscaleOptions,
+    preset_values,
     resolve,
     target_size,
     with_context,
@@ -151,7 +152,7 @@ def test_every_option_of_a_preset_is_filled_and_none_is_left_open():
         resolved = resolve(UpscaleOptions(preset=preset), SD15, 512, (10, 10))
         assert {name for name, value in resolved if value is None} == stay_open
         for name in PresetValues.model_fields:
-            assert getattr(resolved, name) == getattr(SD15[preset], name)
+            assert getattr(resolved, name) == getattr(preset_values(SD15, preset), name)
 
 
 def test_what_was_asked_for_wins_over_the_preset():

@@ -364,6 +364,9 @@ class Batch:
                 "options": result.options.settings(),
                 "timings": dict(result.timings),
                 "found": result.found,
+                "consistency": (
+                    None if result.consistency is None else dataclasses.asdict(result.consistency)
+                ),
                 "warnings": list(warnings),
                 "settings": settings,
             }
@@ -424,6 +427,11 @@ class Batch:
         number = self._done + len(self._failures)
         whole = "" if self._ahead is None else f"; {self._ahead.text_after(number)}"
         self.console.message(f"{place}: {size}, seed {result.seed}, {took}{whole}")
+        if (near := result.consistency) is not None:
+            self.console.message(
+                f"{place}: shrunk again, {near.mean:.1f} levels of 255 from the source on average, "
+                f"{near.worst:.0f} at the worst pixel"
+            )
         if comparison is not None:
             self.console.message(f"{comparison}: before and after")
 

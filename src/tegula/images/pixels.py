@@ -202,9 +202,9 @@ def _joined(pixels: Float, margin: int) -> Float:
 
 # Alpha from which a colour counts in full. Below it the eight bits of a colour that was
 # multiplied by alpha leave too few tones to be believed, so its surroundings count more.
-_TRUSTED = 1 / 16
+TRUSTED = 1 / 16
 
-_SPECK = 0.5 / 255
+SPECK = 0.5 / 255
 """Alpha nearer than this to 0 or 1 is one of them: half a step of eight bits."""
 
 # An enlarged outline is blurred by this share of the scale, which rounds the stairs of the
@@ -238,7 +238,7 @@ def goes_on_hidden(rgb: Float, alpha: Float) -> bool:
         rgb: float32 [height, width, 3], 0..1.
         alpha: float32 [height, width], 0..1.
     """
-    hidden = alpha < _SPECK
+    hidden = alpha < SPECK
     if not hidden.any():
         return False
     sums, counts = np.zeros(3), np.zeros(3)  # by how many of a pair are hidden
@@ -259,7 +259,7 @@ def goes_on_hidden(rgb: Float, alpha: Float) -> bool:
     return bool(has_structure and across < _CONTINUES * visible + _STEP)
 
 
-def fill_hidden(rgb: Float, alpha: Float) -> Float:
+def fill_hidden(rgb: Float, alpha: Float, trusted: float = TRUSTED) -> Float:
     """Give transparent pixels the colour of the visible ones around them.
 
     What lies under full transparency is arbitrary, often black, and every enlargement
@@ -270,11 +270,12 @@ def fill_hidden(rgb: Float, alpha: Float) -> Float:
     Args:
         rgb: float32 [height, width, 3], 0..1, not multiplied by alpha.
         alpha: float32 [height, width], 0..1.
+        trusted: alpha from which a colour counts in full.
 
     Returns:
         float32 [height, width, 3]; the same array when nothing is hidden, or everything.
     """
-    visible = np.minimum(alpha * np.float32(1 / _TRUSTED), 1)
+    visible = np.minimum(alpha * np.float32(1 / trusted), 1)
     if visible.min() >= 1 or visible.max() <= 0:
         return rgb
     return _pushed_and_pulled(rgb * visible[..., None], visible)
@@ -320,7 +321,7 @@ def enlarge_alpha(alpha: Float, width: int, height: int) -> Float:
     """
     scale = min(width / alpha.shape[1], height / alpha.shape[0])
     scaled = enlarge_lanczos(alpha[..., None], (width, height))[..., 0]
-    if scale > 1 and (np.minimum(alpha, 1 - alpha) < _SPECK).all():
+    if scale > 1 and (np.minimum(alpha, 1 - alpha) < SPECK).all():
         scaled = cv2.GaussianBlur(scaled, (0, 0), _ROUNDING * scale)
         scaled = (scaled - np.float32(0.5)) * np.float32(_STEEPNESS * scale) + np.float32(0.5)
     np.clip(scaled, 0, 1, out=scaled)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,14 @@ from PIL import Image
 
 from tegula.images.adjust import lock_colour, scale_detail, sharpen
 from tegula.images.deep import DeepPixels
+from tegula.images.exact import Consistency, consistency, hold_to_source, is_enlarged
 from tegula.images.metadata import Metadata
 from tegula.images.pixels import Float, Patch, bands, enlarge_alpha, paste, to_bytes
 from tegula.images.profiles import ColourSpace, colour_space, is_nearly_srgb
 from tegula.options import ResolvedOptions
 from tegula.pipeline.prepare import LUMA, Prepared
+
+Kind = type[np.uint8] | type[np.uint16] | type[np.float32]
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,14 @@ class Finished:
     deep: the same with sixteen bits a channel; None of a source with eight.
     metadata: what its file takes along.
     warnings: sentences on what could not be kept.
+    consistency: how far it is from the source when shrunk again; None if it is smaller.
     """
 
     image: Image.Image
     deep: DeepPixels | None
     metadata: Metadata
     warnings: tuple[str, ...]
+    consistency: Consistency | None
 
 
 def finish(
@@ -44,14 +49,14 @@ def finish(
     mask: Float | None = None,
     patches: Sequence[Patch] = (),
 ) -> Finished:
-    """Scale detail, lock colour, sharpen; restore greyscale, alpha and profile.
+    """Scale detail, lock colour, sharpen; restore greyscale, alpha and profile; hold to the source.
 
     Args:
         refined: float32 [height, width, 3], sRGB, about 0..1. The very array
             ``prescaled`` when nothing was refined: then there is nothing to lock.
         prescaled: float32 of the same shape.
         prepared: the source.
-        options: ``detail``, ``colour_lock``, ``window`` and ``sharpen`` count here.
+        options: ``detail``, ``colour_lock``, ``window``, ``sharpen`` and ``exact`` count here.
         mask: float32 [height, width] in 0..1, how far the result may differ from
             ``prescaled``; None lets all of it differ.
         patches: restored faces, laid over the sharpened picture.
@@ -65,19 +70,50 @@ def finish(
         done = done - prescaled
         done *= mask[..., None]
         done += prescaled
-    facts = prepared.facts
     height, width = done.shape[:2]
-    alpha = None if prepared.alpha is None else enlarge_alpha(prepared.alpha, width, height)
+    can_shrink = is_enlarged((width, height), prepared.size)
+    is_held = options.exact and can_shrink
+    alpha = None
+    if prepared.alpha is not None:
+        alpha = enlarge_alpha(prepared.alpha, width, height)
+        if is_held:
+            hold_to_source(alpha[..., None], prepared.alpha[..., None])
     space = None
-    if facts.metadata.profile is not None:
-        space = colour_space(facts.metadata.profile, greyscale=facts.greyscale)
+    if prepared.facts.metadata.profile is not None:
+        space = colour_space(prepared.facts.metadata.profile, greyscale=prepared.facts.greyscale)
         space = None if space is None or is_nearly_srgb(space) else space
-    deep = None
-    if space is None and facts.depth <= 8:
+    image, deep = _file_pixels(done, alpha, prepared, space, is_held=is_held)
+    warnings, found = prepared.facts.warnings, None
+    if can_shrink:
+        pixels = np.atleast_3d(np.asarray(image)) if deep is None else deep.samples
+        source = _in_file_colours(prepared.rgb, prepared, space, np.float32)
+        found = consistency(pixels, source, prepared.alpha)
+        if options.exact and not found.is_exact:
+            warnings = (*warnings, _NOT_EXACT.format(found.mean, found.worst))
+    elif options.exact:
+        warnings = (*warnings, "The result is smaller than the source, so it cannot be exact.")
+    return Finished(image, deep, prepared.facts.metadata, warnings, found)
+
+
+def _file_pixels(
+    done: Float,
+    alpha: Float | None,
+    prepared: Prepared,
+    space: ColourSpace | None,
+    *,
+    is_held: bool,
+) -> tuple[Image.Image, DeepPixels | None]:
+    """Round a finished picture to the samples of its file, and to sixteen bits if that is deep."""
+    facts, deep = prepared.facts, None
+    if space is None and facts.depth <= 8 and not is_held:
         image = Image.fromarray(to_bytes(done))
         image = image.convert("L") if facts.greyscale else image
     else:
-        samples = _restored(done, prepared, space)
+        kind: Kind = np.uint16 if facts.depth > 8 else np.uint8
+        if is_held:
+            samples = _held(done, alpha, prepared, space, kind)
+        else:
+            samples = _in_file_colours(done, prepared, space, kind)
         if facts.depth > 8:
             planes = [samples] if alpha is None else [samples, _rounded(alpha[..., None])]
             deep = DeepPixels(np.concatenate(planes, axis=2), facts.depth)
@@ -85,35 +121,68 @@ def finish(
         image = Image.fromarray(samples[..., 0] if facts.greyscale else samples)
     if alpha is not None:
         image.putalpha(Image.fromarray(to_bytes(alpha)))
-    return Finished(image, deep, facts.metadata, facts.warnings)
+    return image, deep
 
 
-def _restored(done: Float, prepared: Prepared, space: ColourSpace | None) -> NDArray[Any]:
-    """Return a finished picture in the colours and at the depth of its source.
+_NOT_EXACT = (
+    "Shrunk again, the result is {:.1f} levels of 255 from the source on average and {:.0f} at the "
+    "worst pixel: hard edges have no exact result at a factor that is not whole."
+)
+
+
+def _held(
+    done: Float, alpha: Float | None, prepared: Prepared, space: ColourSpace | None, kind: Kind
+) -> NDArray[Any]:
+    """Return a finished picture in the colours of its file, held to its source before rounding.
+
+    It is held as it will be shrunk by whoever checks it: in those colours, and premultiplied
+    by alpha as that will be rounded.
+    """
+    picture = _in_file_colours(done, prepared, space, np.float32)
+    source = _in_file_colours(prepared.rgb, prepared, space, np.float32)
+    if alpha is None or prepared.alpha is None:
+        hold_to_source(picture, source)
+    else:
+        steps = np.float32(65535 if kind is np.uint16 else 255)
+        ceiling = (np.rint(alpha * steps) / steps)[..., None]
+        weighted = picture * ceiling
+        hold_to_source(weighted, source * prepared.alpha[..., None], ceiling)
+        np.divide(weighted, ceiling, out=picture, where=ceiling > 0)
+    return _ROUNDING[kind](picture)
+
+
+def _in_file_colours(
+    picture: Float, prepared: Prepared, space: ColourSpace | None, kind: Kind
+) -> NDArray[Any]:
+    """Bring a picture into the colours of the file of its source.
 
     What sRGB could not hold went around the networks and is added here, enlarged by the
     filter that cannot overshoot.
 
+    Args:
+        picture: float32 [height, width, 3], sRGB, about 0..1.
+        prepared: the source.
+        space: the colours of its file; None if they are sRGB.
+        kind: of the samples: uint8, uint16, or float32 in 0..1.
+
     Returns:
-        uint8 or uint16 [height, width, 1 or 3].
+        [height, width, 1 or 3].
     """
-    height, width = done.shape[:2]
+    height, width = picture.shape[:2]
     is_grey, beyond = prepared.facts.greyscale, prepared.beyond
     if beyond is not None:
         beyond = cv2.resize(beyond, (width, height), interpolation=cv2.INTER_LINEAR)
-        beyond = beyond.reshape(done.shape)
-    kind = np.uint16 if prepared.facts.depth > 8 else np.uint8
+        beyond = beyond.reshape(picture.shape)
     out = np.empty((height, width, 1 if is_grey else 3), kind)
     for rows in bands(height):
-        band = np.clip(done[rows], 0, 1)
+        band = np.clip(picture[rows], 0, 1)
         if is_grey:
             band[...] = (band @ LUMA)[..., None]
         if beyond is not None:
             band += beyond[rows]
         if space is not None:
             band = space.from_srgb(band).astype(np.float32)
-        band = band[..., 1:2] if is_grey else band
-        out[rows] = _rounded(band) if kind is np.uint16 else to_bytes(band)
+        out[rows] = _ROUNDING[kind](band[..., 1:2] if is_grey else band)
     return out
 
 
@@ -121,3 +190,14 @@ def _rounded(values: Float) -> NDArray[np.uint16]:
     """Round 0..1 to 0..65535; values outside are clipped."""
     steps: NDArray[np.uint16] = np.rint(np.clip(values, 0, 1) * np.float32(65535)).astype(np.uint16)
     return steps
+
+
+def _clipped(values: Float) -> Float:
+    return np.clip(values, 0, 1)
+
+
+_ROUNDING: Mapping[Kind, Callable[[Float], NDArray[Any]]] = {
+    np.uint8: to_bytes,
+    np.uint16: _rounded,
+    np.float32: _clipped,
+}

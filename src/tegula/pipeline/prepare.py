@@ -11,7 +11,7 @@ from tegula.images.adjust import flatness, soften_blocks
 from tegula.images.decode import Facts, Picture, decode
 from tegula.images.look import Look, look_at
 from tegula.images.open import Source
-from tegula.images.pixels import Float, Size, fill_hidden, goes_on_hidden
+from tegula.images.pixels import SPECK, TRUSTED, Float, Size, fill_hidden, goes_on_hidden
 from tegula.models.prescalers import LANCZOS
 from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part, with_context
 
@@ -77,12 +77,14 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
         alpha = None if alpha is None else alpha[part].copy()
         beyond = None if beyond is None else beyond[part].copy()
     if alpha is not None and fills:
-        rgb = fill_hidden(rgb, alpha)
-        beyond = None if beyond is None else fill_hidden(beyond, alpha)
+        # An exact result shrinks to all that is visible in the source, however little.
+        trusted = SPECK if options.is_exact else TRUSTED
+        rgb = fill_hidden(rgb, alpha, trusted)
+        beyond = None if beyond is None else fill_hidden(beyond, alpha, trusted)
     is_resampled = options.prescaler == LANCZOS
     limit = MENDED_BELOW_FOR_RESAMPLING if is_resampled else MENDED_BELOW
     quality = look.damage.jpeg_quality if options.auto else facts.jpeg_quality
-    mends = quality is not None and quality < limit
+    mends = quality is not None and quality < limit and not options.is_exact
     if quality is None or not (mends if options.mend_jpeg is None else options.mend_jpeg):
         return Prepared(rgb, alpha, facts, mended=False, look=look, beyond=beyond)
     mended = soften_blocks(rgb, quality)
