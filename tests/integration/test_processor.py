@@ -7,7 +7,7 @@ import torch
 from support import options, photograph
 
 from tegula.errors import OptionError
-from tegula.models import device
+from tegula.models import compiled, device
 from tegula.models.device import ProcessorChoice, choose_fastest, lay_out, processor_choice
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tests.tiny.networks import tiny_bundle
@@ -84,6 +84,28 @@ def test_the_layout_changes_no_picture():
     for network in (*bundle.denoiser.networks, bundle.autoencoder.decoder):
         lay_out(network, channels_last=True)
     assert abs(refine_canvas(RefineJob(bundle, picture, picture, knobs)) - expected).max() < 1e-4
+
+
+def test_on_a_gpu_each_part_is_laid_out_as_it_runs_fastest_and_that_is_remembered():
+    bundle, measured = tiny_bundle(), []
+
+    def is_last(network):
+        weights = max(network.parameters(), key=torch.Tensor.numel)
+        return weights.is_contiguous(memory_format=torch.channels_last)
+
+    def seconds(run):
+        run()
+        layouts = [is_last(bundle.denoiser.unet), is_last(bundle.autoencoder.decoder)]
+        measured.append(layouts)
+        # The denoiser is measured first, and is quicker with channels last.
+        return (1.0 if layouts[0] else 2.0) + (3.0 if layouts[1] else 0.0)
+
+    with torch.inference_mode():
+        for _ in range(2):
+            compiled._set_layout_on_gpu(bundle, seconds)
+            assert is_last(bundle.denoiser.unet)
+            assert not is_last(bundle.autoencoder.decoder)
+    assert len(measured) == 4
 
 
 def test_a_reader_sees_the_whole_memory_before_or_after_a_change(tmp_path):

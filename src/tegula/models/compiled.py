@@ -6,13 +6,12 @@ every new shape.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
+import logging
 import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Protocol, runtime_checkable
@@ -33,25 +32,30 @@ from tegula.models.bundle import (
     TileableAutoencoder,
     WindowBatch,
 )
-from tegula.models.compiler import uncompiled
 from tegula.models.device import (
+    fastest_layout,
     free_memory,
     lay_out,
     processor_choice,
+    seconds_on_gpu,
     windows_that_fit,
 )
 from tegula.models.retry import WINDOW_DOES_NOT_FIT, until_it_fits
 
+_LOG = logging.getLogger(__name__)
+
 # Batches of static sizes.
 #
-# However many windows come, they are cut into runs of one to three static sizes, and the last
+# However many windows come, they are cut into runs of a few static sizes, and the last
 # run is filled up with copies of its last window, whose results are thrown away. Windows of
-# more than a few shapes run without being compiled.
+# more than a few shapes are left to the plain denoiser.
 
 MOST_SHAPES = 3
 """Shapes of windows and texts that are compiled for."""
-
-Bypass = Callable[[], AbstractContextManager[object]]
+MOST_SIZES = 4
+"""Numbers of rows that are compiled for: guided and unguided steps of two pictures."""
+MOST_FILLED_UP = 1 / 8
+"""Of a batch; one that would be filled up by more is compiled for itself."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,6 @@ class StaticRun:
     first: int
     count: int
     size: int
-
-
-def static_sizes(window_batch: int) -> tuple[int, ...]:
-    """Return the batch sizes for a window batch, the largest first.
-
-    Guidance doubles the rows of a batch, so the largest is twice the window batch; the
-    smallest keeps what is filled up below a quarter of a window batch.
-    """
-    sizes = {2 * window_batch, window_batch, max(1, window_batch // 4)}
-    return tuple(sorted(sizes, reverse=True))
 
 
 def static_runs(count: int, sizes: Sequence[int]) -> list[StaticRun]:
@@ -109,17 +103,20 @@ class StaticDenoiser:
 
     Args:
         denoiser: computes the batches.
+        plain: the same, for any batch: it takes windows of further shapes.
         sizes: rows of a batch, the largest first; what does not fit into memory is dropped.
-        bypass: a context in which the denoiser runs without being compiled, for windows
-            of further shapes.
+        grows_to: with so many sizes none is added. Below it the rows of a batch become a size
+            of their own where the sizes that are there would waste too much.
     """
 
     def __init__(
-        self, denoiser: Denoiser, sizes: Sequence[int], bypass: Bypass = contextlib.nullcontext
+        self, denoiser: Denoiser, plain: Denoiser, sizes: Sequence[int] = (), *, grows_to: int = 0
     ) -> None:
         self._denoiser = denoiser
+        self._plain = plain
         self.sizes = tuple(sizes)
-        self._bypass = bypass
+        self._grows_to = grows_to
+        self._most_rows: int | None = None  # once memory ran out
         self._shapes: set[object] = set()
         self._lock = threading.Lock()
 
@@ -131,17 +128,19 @@ class StaticDenoiser:
         """Return the prediction, computed in runs of static sizes."""
         batch = replace(batch, timestep=batch.timesteps())
         if not self._is_static(batch):
-            with self._bypass():
-                return self._denoiser(batch)
-        predict = partial(self._predict, batch)
-        prediction, self.sizes = until_it_fits(
-            predict, self.sizes, _smaller_sizes, WINDOW_DOES_NOT_FIT
+            return self._plain(batch)
+        sizes = self._sizes_for(len(batch.latents))
+        prediction, fitting = until_it_fits(
+            partial(self._predict, batch), sizes, _smaller_sizes, WINDOW_DOES_NOT_FIT
         )
+        if fitting != sizes:
+            with self._lock:
+                self.sizes, self._most_rows = fitting, fitting[0]
         return prediction
 
     def to_dtype(self, dtype: torch.dtype) -> Denoiser:
         """Return the plain denoiser in another precision, which takes any batch."""
-        return self._denoiser.to_dtype(dtype)
+        return self._plain.to_dtype(dtype)
 
     def _is_static(self, batch: WindowBatch) -> bool:
         """Tell whether windows and texts are of the first few shapes that came."""
@@ -150,6 +149,20 @@ class StaticDenoiser:
             if len(self._shapes) < MOST_SHAPES:
                 self._shapes.add(shape)
             return shape in self._shapes
+
+    def _sizes_for(self, rows: int) -> tuple[int, ...]:
+        """Return the static sizes, with one for these rows where there is room for it."""
+        with self._lock:
+            own = rows if self._most_rows is None else min(rows, self._most_rows)
+            if len(self.sizes) < self._grows_to and self._wastes(own):
+                self.sizes = tuple(sorted({*self.sizes, own}, reverse=True))
+            return self.sizes
+
+    def _wastes(self, rows: int) -> bool:
+        if not self.sizes:
+            return True
+        computed = sum(run.size for run in static_runs(rows, self.sizes))
+        return computed - rows > MOST_FILLED_UP * rows or rows > self.sizes[0]
 
     def _predict(self, batch: WindowBatch, sizes: Sequence[int]) -> Tensor:
         # In guess mode the first half of the rows is without control, and the second half the
@@ -163,7 +176,7 @@ class StaticDenoiser:
             rows = torch.cat([picked + half * windows for half in range(halves)])
             result = self._denoiser(_select(batch, rows, halves))
             for half, prediction in zip(predictions, result.chunk(halves), strict=True):
-                # A copy: the result lies in memory of the CUDA graph, which overwrites it.
+                # A copy: what is compiled may answer in memory that the next run overwrites.
                 half.append(prediction[: run.count].clone())
         return torch.cat([prediction for half in predictions for prediction in half])
 
@@ -172,20 +185,23 @@ class StaticSplitDenoiser(StaticDenoiser):
     """A static denoiser in two halves, which take any batch and are not compiled."""
 
     def __init__(
-        self, denoiser: SplitDenoiser, sizes: Sequence[int], bypass: Bypass = contextlib.nullcontext
+        self,
+        denoiser: Denoiser,
+        plain: SplitDenoiser,
+        sizes: Sequence[int] = (),
+        *,
+        grows_to: int = 0,
     ) -> None:
-        super().__init__(denoiser, sizes, bypass)
-        self._halves = denoiser
+        super().__init__(denoiser, plain, sizes, grows_to=grows_to)
+        self._halves = plain
 
     def encode(self, batch: WindowBatch) -> Features:
         """Run the first half."""
-        with self._bypass():
-            return self._halves.encode(batch)
+        return self._halves.encode(batch)
 
     def decode(self, features: Features, timestep: Tensor, text: Tensor) -> Tensor:
         """Run the second half."""
-        with self._bypass():
-            return self._halves.decode(features, timestep, text)
+        return self._halves.decode(features, timestep, text)
 
 
 def _smaller_sizes(sizes: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -207,90 +223,160 @@ def _select(batch: WindowBatch, rows: Tensor, halves: int) -> WindowBatch:
 
 # Compiling by torch.
 #
-# On CUDA the compiled networks are replayed as CUDA graphs, so that starting their kernels
-# costs nothing. UNet and ControlNet are compiled apart: each is one graph without breaks,
-# and what the ControlNet hands to the UNet stays on the device. What was compiled is kept
+# ControlNet, the spreading of its residuals and UNet are one compiled function. Were they two,
+# replayed as CUDA graphs, the second would overwrite the memory in which the first left the
+# residuals for it. Graphs save the time to start kernels, which full networks hide anyway, so
+# torch's default mode is used, without them: it is right by construction, and reached 379
+# TFLOP/s on a card where the same batch ran at 236 without compiling. What was compiled is kept
 # in the cache folder, where torch writes it, and found again by the next process.
 
+COMPILER = "inductor"
+"""torch's name of the backend that compiles."""
 _INDUCTOR_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
-_CUDA_MODE = "reduce-overhead"
 _MOST_GRAPHS = 128
-"""Graphs of one piece of code that torch keeps: shapes times sizes times networks."""
+"""Graphs of one piece of code that torch keeps: shapes times sizes times bundles."""
 _COMPILERS = ("g++", "clang++", "c++")
 _FAILURES = ("torch._inductor", "torch._dynamo", "triton")
 
 
 @runtime_checkable
 class CompilableDenoiser(Denoiser, Protocol):
-    """A denoiser whose networks can be compiled or converted."""
+    """A denoiser of networks that can be laid out in memory, compiled and converted."""
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """The networks that every step runs, each compiled for itself."""
+        """The networks that every step runs."""
         ...
 
 
-def compile_bundle(bundle: Bundle, sizes: Sequence[int]) -> Bundle:
-    """Compile the networks of a bundle's denoiser in place and run each size once.
+@dataclass(frozen=True)
+class ControlKind:
+    """How the control path takes part in a batch: what a compiler makes part of its code.
 
-    The first time takes minutes for a full Stable Diffusion, later ones seconds.
+    second_half: only the second half of the rows is controlled, as in guess mode.
+    """
 
-    Args:
-        bundle: its networks are changed: they are compiled when they are called.
-        sizes: rows of a batch, as ``static_sizes`` gives them.
+    has_control: bool
+    guess_mode: bool
+    second_half: bool
 
-    Returns:
-        The bundle with a denoiser that computes in batches of static sizes.
+    @classmethod
+    def of(cls, batch: WindowBatch) -> ControlKind:
+        """Return the kind of a batch."""
+        scale = batch.control_scale
+        return cls(
+            scale is not None, scale is not None and scale.guess_mode, bool(batch.controlled.start)
+        )
+
+
+class Evaluation(nn.Module):
+    """One whole evaluation of a denoiser as a function of tensors, for compilers."""
+
+    def __init__(self, denoiser: CompilableDenoiser, kind: ControlKind) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(denoiser.networks)
+        self._denoiser = denoiser
+        self._kind = kind
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, control: Tensor, scale: Tensor
+    ) -> Tensor:
+        """Return the prediction, shaped like ``latents``."""
+        # The scale stays a tensor, so that what is compiled takes any number for it.
+        number: Any = scale
+        control_scale = (
+            ControlScale(number, self._kind.guess_mode) if self._kind.has_control else None
+        )
+        rows = slice(len(latents) // 2 if self._kind.second_half else 0, len(latents))
+        batch = WindowBatch(latents, timestep, text, control, control_scale, rows)
+        return self._denoiser(batch)
+
+
+class CompiledDenoiser:
+    """A denoiser that torch compiles, for each shape that comes.
+
+    Where the compiler fails, which is said once, it goes on without.
+    """
+
+    def __init__(self, denoiser: CompilableDenoiser) -> None:
+        self._plain = denoiser
+        self._compiled: dict[ControlKind, Callable[..., Tensor]] = {}
+        self._failed = False
+
+    def embed_control(self, control: ControlImage) -> Tensor:
+        """Embed the control windows."""
+        return self._plain.embed_control(control)
+
+    def __call__(self, batch: WindowBatch) -> Tensor:
+        """Return the prediction."""
+        if self._failed:
+            return self._plain(batch)
+        kind, scale = ControlKind.of(batch), batch.control_scale
+        if kind not in self._compiled:
+            self._compiled[kind] = _compile(Evaluation(self._plain, kind))
+        number = torch.tensor(0.0 if scale is None else scale.scale, device=batch.latents.device)
+        try:
+            return self._compiled[kind](
+                batch.latents, batch.timestep, batch.text, batch.control, number
+            )
+        except Exception as error:
+            if not type(error).__module__.startswith(_FAILURES):
+                raise
+            _LOG.warning("torch could not compile the model, which runs without: %s", error)
+            self._failed = True
+        return self._plain(batch)
+
+    def to_dtype(self, dtype: torch.dtype) -> Denoiser:
+        """Return the plain denoiser in another precision."""
+        return self._plain.to_dtype(dtype)
+
+
+def compile_bundle(bundle: Bundle) -> Bundle:
+    """Return a bundle whose denoiser is compiled as it runs, for the batches that come.
+
+    The first picture of a full Stable Diffusion waits a minute for it, those of later
+    processes for seconds. mini stays as it is: compiled it was no faster on a card and on a
+    processor, and took 20 seconds more.
 
     Raises:
-        OptionError: this machine has no compiler, or it failed.
+        OptionError: the networks cannot be compiled, or this machine has no compiler.
     """
-    _check_compiler(bundle.device)
     denoiser = bundle.denoiser
+    if bundle.facts.family == "mini":
+        return bundle
     if not isinstance(denoiser, CompilableDenoiser):
         raise OptionError(f"The networks of {bundle.facts.name} cannot be compiled.")
+    _check_compiler(bundle.device)
     os.environ.setdefault(_INDUCTOR_FOLDER, str(cache_folder() / "inductor"))
     _raise_graph_limit()
-    mode = _CUDA_MODE if bundle.device.type == "cuda" else None
-    for network in denoiser.networks:
-        network.compile(fullgraph=True, dynamic=False, mode=mode)
+    _try_compiler(bundle.device)
+    compiled = CompiledDenoiser(denoiser)
     static: StaticDenoiser = (
-        StaticSplitDenoiser(denoiser, sizes, uncompiled)
+        StaticSplitDenoiser(compiled, denoiser, grows_to=MOST_SIZES)
         if isinstance(denoiser, SplitDenoiser)
-        else StaticDenoiser(denoiser, sizes, uncompiled)
+        else StaticDenoiser(compiled, denoiser, grows_to=MOST_SIZES)
     )
-    compiled = replace(bundle, denoiser=static)
-    try:
-        warm_up(compiled, sizes)
-    except Exception as error:
-        if type(error).__module__.startswith(_FAILURES):
-            raise OptionError(
-                "torch could not compile the model: a C++ compiler and the headers of Python "
-                "are needed; leave compile out to go without."
-            ) from error
-        raise
+    return replace(bundle, denoiser=static)
+
+
+def _compile(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    compiled: Callable[..., Tensor] = torch.compile(
+        function, backend=COMPILER, fullgraph=True, dynamic=False
+    )
     return compiled
 
 
-@torch.inference_mode()
-def warm_up(bundle: Bundle, sizes: Sequence[int]) -> None:
-    """Run the denoiser once at every batch size, on black windows of the default side."""
-    facts, device = bundle.facts, bundle.device
-    pixels = torch.zeros(1, 3, facts.window, facts.window, device=device)
-    control = bundle.denoiser.embed_control(ControlImage(pixels, pixels))
-    text = bundle.text.encode([""])
-    side = facts.window // facts.latent_factor
-    for size in sizes:
-        latents = torch.zeros(size, facts.latent_channels, side, side, device=device)
-        batch = WindowBatch(
-            latents,
-            torch.tensor(500.0),
-            text.expand(size, *text.shape[1:]),
-            control.expand(size, *control.shape[1:]),
-            ControlScale(1.0),
-            slice(0, size),
-        )
-        bundle.denoiser(batch)
+def _try_compiler(device: torch.device) -> None:
+    """Compile next to nothing, so that a compiler that fails is found out at once."""
+    try:
+        _compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:
+        if type(error).__module__.startswith(_FAILURES):
+            raise OptionError(
+                "torch could not compile anything here: a C++ compiler and the headers of Python "
+                "are needed; leave compile out to go without."
+            ) from error
+        raise
 
 
 def _check_compiler(device: torch.device) -> None:
@@ -320,13 +406,13 @@ GPU_WINDOW_BATCH = 16
 def optimise_bundle(bundle: Bundle, backend: str, *, compiled: bool) -> Bundle:
     """Return a bundle that runs as fast as its device lets it, on a backend.
 
-    On a processor threads and memory layout are set; on CUDA it is measured what a window
-    takes of the memory.
+    On a processor threads and memory layout are set; on CUDA it is measured which layout is
+    faster and what a window takes of the memory.
 
     Args:
         bundle: as it was loaded; its networks may be changed.
         backend: one of ``BACKENDS``.
-        compiled: compile the networks and warm them up.
+        compiled: let torch compile the denoiser.
 
     Raises:
         OptionError: no such backend, or it does not go with the device or with compiling.
@@ -340,35 +426,76 @@ def optimise_bundle(bundle: Bundle, backend: str, *, compiled: bool) -> Bundle:
         from tegula.models.openvino import convert_bundle
 
         return convert_bundle(bundle)
-    _set_layout(bundle)
     if bundle.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(bundle.device)
-        before = torch.cuda.memory_allocated(bundle.device)
-        warm_up(bundle, (2,))  # one window with both rows of guidance
-        peak = torch.cuda.max_memory_allocated(bundle.device)
-        bundle = replace(bundle, window_bytes=peak - before)
-    if not compiled:
-        return bundle
-    return compile_bundle(bundle, static_sizes(default_window_batch(bundle)))
+        with torch.inference_mode():
+            _set_layout_on_gpu(bundle, partial(seconds_on_gpu, device=bundle.device))
+            bundle = replace(bundle, window_bytes=_window_bytes(bundle))
+    elif bundle.device.type == "cpu":
+        _set_up_processor(bundle)
+    return compile_bundle(bundle) if compiled else bundle
 
 
-def _set_layout(bundle: Bundle) -> None:
-    """Set threads and layout on a processor; on a GPU, channels last is fastest.
+def _set_up_processor(bundle: Bundle) -> None:
+    """Set threads and layout; mini comes in the layout that was measured to be fastest for it."""
+    choice = processor_choice(bundle.dtype)
+    torch.set_num_threads(choice.threads)
+    if bundle.facts.family != "mini":
+        for network in (*_denoiser_networks(bundle), *_autoencoder_networks(bundle)):
+            lay_out(network, channels_last=choice.channels_last)
 
-    mini comes in the layout that was measured to be fastest for it.
-    """
-    channels_last = bundle.device.type == "cuda"
-    if bundle.device.type == "cpu":
-        choice = processor_choice(bundle.dtype)
-        torch.set_num_threads(choice.threads)
-        channels_last = choice.channels_last
-    if bundle.facts.family == "mini" or not isinstance(bundle.denoiser, CompilableDenoiser):
-        return
-    networks = [*bundle.denoiser.networks]
-    if isinstance(bundle.autoencoder, TileableAutoencoder):
-        networks += [bundle.autoencoder.encoder, bundle.autoencoder.decoder]
-    for network in networks:
-        lay_out(network, channels_last=channels_last)
+
+def _set_layout_on_gpu(bundle: Bundle, seconds: Callable[[Callable[[], object]], float]) -> None:
+    """Lay denoiser and autoencoder out as each runs fastest on one window."""
+    batch, control = _one_window(bundle)
+    latents = batch.latents[:1]
+    card = torch.cuda.get_device_name(bundle.device) if torch.cuda.is_available() else ""
+    for networks, run in (
+        (_denoiser_networks(bundle), partial(bundle.denoiser, batch)),
+        (_autoencoder_networks(bundle), partial(bundle.autoencoder.decode, latents, control)),
+    ):
+        if networks:
+            fastest_layout((card, bundle.dtype, bundle.facts.window), networks, run, seconds)
+
+
+def _denoiser_networks(bundle: Bundle) -> list[nn.Module]:
+    denoiser = bundle.denoiser
+    return [*denoiser.networks] if isinstance(denoiser, CompilableDenoiser) else []
+
+
+def _autoencoder_networks(bundle: Bundle) -> list[nn.Module]:
+    autoencoder = bundle.autoencoder
+    if not isinstance(autoencoder, TileableAutoencoder):
+        return []
+    return [autoencoder.encoder, autoencoder.decoder]
+
+
+def _one_window(bundle: Bundle) -> tuple[WindowBatch, ControlImage]:
+    """Return a black window of the default side with both rows of guidance."""
+    facts, device, rows = bundle.facts, bundle.device, 2
+    pixels = torch.zeros(1, 3, facts.window, facts.window, device=device)
+    picture = ControlImage(pixels, pixels)
+    control = bundle.denoiser.embed_control(picture)
+    text = bundle.text.encode([""])
+    side = facts.window // facts.latent_factor
+    latents = torch.zeros(rows, facts.latent_channels, side, side, device=device)
+    batch = WindowBatch(
+        latents,
+        torch.tensor(500.0),
+        text.expand(rows, *text.shape[1:]),
+        control.expand(rows, *control.shape[1:]),
+        ControlScale(1.0),
+        slice(0, rows),
+    )
+    return batch, picture
+
+
+def _window_bytes(bundle: Bundle) -> int:
+    """Return what a window takes in a guided forward pass."""
+    batch, _ = _one_window(bundle)
+    torch.cuda.reset_peak_memory_stats(bundle.device)
+    before = torch.cuda.memory_allocated(bundle.device)
+    bundle.denoiser(batch)
+    return torch.cuda.max_memory_allocated(bundle.device) - before
 
 
 def default_window_batch(bundle: Bundle, window: int | None = None) -> int:

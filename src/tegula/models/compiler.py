@@ -11,10 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any
-
-import torch
 
 _COMPILER = "torch._dynamo"
 
@@ -38,12 +35,3 @@ def import_diffusers() -> Any:
         import diffusers
         import diffusers.utils.torch_utils
     return diffusers
-
-
-def uncompiled() -> AbstractContextManager[object]:
-    """Return a context in which compiled networks run as they were written."""
-    if _COMPILER not in sys.modules:
-        return contextlib.nullcontext()
-    stance: Any = torch.compiler.set_stance
-    context: AbstractContextManager[object] = stance("force_eager")
-    return context

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,7 +26,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from tegula.models.bundle import Bundle, ControlImage, ControlScale, SplitDenoiser, WindowBatch
-from tegula.models.compiler import uncompiled
 from tegula.models.prescalers import Prescaler
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
 
@@ -76,8 +75,9 @@ def bundle_cost(bundle: Bundle) -> BundleCost:
     """Count a bundle; a tenth of the work of a window."""
     side = bundle.facts.window_multiple
     shapes = [(side * down, side * across) for down, across in _AREAS]
-    with uncompiled():
-        counts = [_counts(bundle, *shape) for shape in shapes]
+    # The plain denoiser: a compiled one would be compiled for the shapes that are counted.
+    plain = replace(bundle, denoiser=bundle.denoiser.to_dtype(bundle.dtype))
+    counts = [_counts(plain, *shape) for shape in shapes]
     pixels = [height * width for height, width in shapes]
 
     def fitted(net: str) -> NetCost:

@@ -6,24 +6,27 @@ was converted is kept in the cache folder. Everything but the denoiser stays wit
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tegula.errors import MissingExtraError, OptionError
 from tegula.folders import cache_folder
-from tegula.models.bundle import Bundle, ControlImage, ControlScale, Denoiser, WindowBatch
-from tegula.models.compiled import CompilableDenoiser, StaticDenoiser
+from tegula.models.bundle import Bundle, ControlImage, Denoiser, WindowBatch
+from tegula.models.compiled import (
+    CompilableDenoiser,
+    ControlKind,
+    Evaluation,
+    StaticDenoiser,
+)
 
 BATCH_SIZES = (2, 1)
 """Larger batches gain nothing on a processor, and each size takes memory of its own."""
@@ -45,7 +48,7 @@ def convert_bundle(bundle: Bundle) -> Bundle:
     if not isinstance(bundle.denoiser, CompilableDenoiser):
         raise OptionError(f"The networks of {bundle.facts.name} cannot be converted.")
     denoiser = OpenVinoDenoiser(bundle.denoiser, bundle.facts.fingerprint, bundle.dtype)
-    static = StaticDenoiser(denoiser, BATCH_SIZES, denoiser.bypassed)
+    static = StaticDenoiser(denoiser, bundle.denoiser, BATCH_SIZES)
     return replace(bundle, denoiser=static, with_loras=None)
 
 
@@ -64,7 +67,6 @@ class OpenVinoDenoiser:
         self._dtype = dtype
         self._models: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self._mode = threading.local()
 
     def embed_control(self, control: ControlImage) -> Tensor:
         """Embed the control windows with torch."""
@@ -74,22 +76,13 @@ class OpenVinoDenoiser:
         """Return the prediction, float32; guess mode runs on torch."""
         scale = batch.control_scale
         # diffusers fades the blocks of guess mode with logspace, which OpenVINO lacks.
-        if getattr(self._mode, "bypassed", False) or (scale is not None and scale.guess_mode):
+        if scale is not None and scale.guess_mode:
             return self._denoiser(batch)
         inputs = _inputs(batch)
         with self._lock:
             model = self._model(batch, inputs)
             result = model([each.numpy() for each in inputs.values()])[0]
             return torch.from_numpy(result.copy())
-
-    @contextlib.contextmanager
-    def bypassed(self) -> Iterator[None]:
-        """Let this thread's batches run on torch."""
-        self._mode.bypassed = True
-        try:
-            yield
-        finally:
-            self._mode.bypassed = False
 
     def to_dtype(self, dtype: torch.dtype) -> Denoiser:
         """Return the original denoiser, which runs on torch, in another precision."""
@@ -121,10 +114,11 @@ class OpenVinoDenoiser:
         import openvino
 
         denoiser = self._denoiser.to_dtype(torch.float32)
+        assert isinstance(denoiser, CompilableDenoiser)  # noqa: S101 - convert_bundle saw to it
         with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad():
             warnings.simplefilter("ignore")
             model = openvino.convert_model(
-                _Traced(denoiser, batch),
+                Evaluation(denoiser, ControlKind.of(batch)),
                 example_input=tuple(each.clone() for each in inputs.values()),
                 input=[tuple(each.shape) for each in inputs.values()],
             )
@@ -137,29 +131,6 @@ class OpenVinoDenoiser:
             # The weights first: a model counts as converted when its .xml is there.
             for suffix in (".bin", ".xml"):
                 whole_file.with_suffix(suffix).replace(path.with_suffix(suffix))
-
-
-class _Traced(nn.Module):
-    """A denoiser as a function of tensors, with the control of one batch."""
-
-    def __init__(self, denoiser: Denoiser, like: WindowBatch) -> None:
-        super().__init__()
-        assert isinstance(denoiser, CompilableDenoiser)  # noqa: S101 - convert_bundle saw to it
-        self.networks = nn.ModuleList(denoiser.networks)
-        self._denoiser = denoiser
-        self._like = like
-
-    def forward(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, control: Tensor, scale: Tensor
-    ) -> Tensor:
-        """Return the prediction."""
-        like = self._like
-        # The scale stays a tensor, so that the converted model takes any number for it.
-        number: Any = scale
-        guess_mode = like.control_scale is not None and like.control_scale.guess_mode
-        control_scale = None if like.control_scale is None else ControlScale(number, guess_mode)
-        batch = WindowBatch(latents, timestep, text, control, control_scale, like.controlled)
-        return self._denoiser(batch)
 
 
 def _inputs(batch: WindowBatch) -> dict[str, Tensor]:

@@ -148,7 +148,7 @@ class ServerSettings(BaseSettings):
         description="Where models run, such as `cpu` or `cuda:0`; every GPU or the CPU if empty.",
     )
     backend: str = Field(default="torch", description="`torch`, or `openvino` on processors.")
-    compile: bool = Field(default=False, description="Compile the networks while loading.")
+    compile: bool = Field(default=False, description="Let torch compile the networks.")
     retention_seconds: Count = Field(
         default=3600,
         description="How long a finished prediction keeps its data; 0 keeps it for good.",
