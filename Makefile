@@ -22,6 +22,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# What users run first shows pip's bars: torch takes minutes.
+PIP_SHOWN := $(BIN)/python -m pip install --disable-pip-version-check
 IN ?= examples/cat.jpg
 SCALE ?= 2
 OUT ?= out
@@ -52,11 +54,13 @@ $(VENV)/constraints.txt: requirements/lock.py $(wildcard requirements/*.txt) | $
 	$(BIN)/python requirements/lock.py --versions > $@
 
 $(VENV)/.tegula: pyproject.toml $(VENV)/constraints.txt
-	$(PIP) --constraint $(VENV)/constraints.txt --editable .
+	@echo 'Installing tegula and torch into $(VENV), once; with CUDA it is several gigabytes.'
+	$(PIP_SHOWN) --constraint $(VENV)/constraints.txt --editable .
 	touch $@
 
 $(VENV)/.tegula-server: pyproject.toml $(VENV)/constraints.txt
-	$(PIP) --constraint $(VENV)/constraints.txt --editable '.[server]'
+	@echo 'Installing tegula, its server and torch into $(VENV), once; with CUDA it is several gigabytes.'
+	$(PIP_SHOWN) --constraint $(VENV)/constraints.txt --editable '.[server]'
 	touch $@ $(VENV)/.tegula
 
 # Everything locked first, checked against its hashes; then tegula itself, and the torch that this

@@ -202,3 +202,12 @@ class Reporter:
             # ahead * (ahead * expected + behind * (spent / behind)).
             return ahead * (ahead * self._expected + spent)
         return spent * ahead / self._behind if self._behind > 0 else None
+
+
+def about(seconds: float) -> str:
+    """Return a time as people say it, such as ``40 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 99.5 * 60:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"

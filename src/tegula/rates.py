@@ -5,6 +5,9 @@ A stage is assumed to need ``fixed + rate * work`` seconds: for a small picture 
 part is most of it, for a large one almost nothing. The line through the runs is Theil and Sen's:
 its slope is the median of the slopes between any two of them, so that a few runs beside
 other work on the machine, or the first of a program, do not skew it.
+
+Before the first run, and far from all runs, what a short measure of the machine found stands in:
+seconds for each unit of work, without a fixed part.
 """
 
 from __future__ import annotations
@@ -30,8 +33,6 @@ if TYPE_CHECKING:
     from tegula.models.bundle import Bundle
     from tegula.plan import Plan
 
-COMMAND = "tegula doctor --calibrate"
-
 KEPT = 5
 """Runs of a stage that are kept of about the same work, that is, within a power of two."""
 
@@ -50,6 +51,7 @@ class Setting:
     """What speed depends on beside the work; rates hold for one setting.
 
     denoiser: how it runs: plainly, compiled, or by OpenVINO.
+    version: of tegula, whose next one may be quicker.
     """
 
     device: str
@@ -59,6 +61,7 @@ class Setting:
     fingerprint: str
     denoiser: str
     torch: str
+    version: str
 
     @property
     def file(self) -> Path:
@@ -73,26 +76,31 @@ class Rates:
 
     runs: by stage; those of prescalers that are nets by ``prescale`` and their name.
     usual: seconds of 1024x1024 at 2x with the balanced preset; None where unknown.
+    measured: by the names of the runs, seconds for a unit of work, from a short measure.
     """
 
     runs: Mapping[str, Sequence[Timed]] = field(default_factory=dict)
     usual: float | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     def seconds(self, plan: Plan) -> Mapping[str, float] | None:
         """Return the seconds of a plan by stage; None where the runs do not tell.
 
-        They do not where a stage has never run, or only on far less work than this. A
-        prescaler that has never run counts as the slowest that has.
+        They do not where a stage has never run, or only on far less work than this, and
+        was not measured either. A prescaler that has never run counts as the slowest that has.
         """
         found: dict[str, float] = {}
-        for stage, (name, work) in _work_of(plan).items():
+        for stage, (name, work) in work_of(plan).items():
             runs = [self.runs.get(name, ())]
-            if stage == "prescale" and plan.tiles and not runs[0]:
+            if stage == "prescale" and plan.tiles and not runs[0] and name not in self.measured:
                 runs = [runs for key, runs in self.runs.items() if key.startswith("prescale ")]
             known = [each for each in runs if each and work <= _FURTHEST * max(each)[0]]
-            if not known:
+            if known:
+                found[stage] = max(expected_seconds(each, work) for each in known)
+            elif name in self.measured:
+                found[stage] = work * self.measured[name]
+            else:
                 return None
-            found[stage] = max(expected_seconds(each, work) for each in known)
         return {**dict.fromkeys(STAGES, 0.0), **found}
 
     def with_run(self, plan: Plan, seconds: Mapping[str, float]) -> Rates:
@@ -102,7 +110,7 @@ class Rates:
             plan: its work.
             seconds: by stage; those that are missing say nothing about the machine.
         """
-        works = {stage: work for stage, work in _work_of(plan).items() if stage in seconds}
+        works = {stage: work for stage, work in work_of(plan).items() if stage in seconds}
         added = {
             name: _last_of_each_size((*self.runs.get(name, ()), (work, seconds[stage])))
             for stage, (name, work) in works.items()
@@ -128,8 +136,8 @@ def expected_seconds(runs: Sequence[Timed], work: float) -> float:
     return fixed + rate * work
 
 
-def setting_of(bundle: Bundle) -> Setting:
-    """Return what the speed of a loaded bundle depends on."""
+def setting_of(bundle: Bundle, version: str) -> Setting:
+    """Return what the speed of a loaded bundle depends on, with this version of tegula."""
     import torch
 
     device = bundle.device
@@ -145,6 +153,7 @@ def setting_of(bundle: Bundle) -> Setting:
         bundle.facts.fingerprint,
         type(bundle.denoiser).__name__,
         torch.__version__,
+        version,
     )
 
 
@@ -167,11 +176,19 @@ def remember(
     # Of two processes that write at once the later one wins, and a run of the other is lost.
     rates = find(setting).with_run(plan, seconds)
     by_stage = rates.seconds(usual) if usual is not None else None
-    kept = {
-        "setting": dataclasses.asdict(setting),
-        "runs": rates.runs,
-        "usual": sum(by_stage.values()) if by_stage is not None else rates.usual,
-    }
+    if by_stage is not None:
+        rates = dataclasses.replace(rates, usual=sum(by_stage.values()))
+    _keep(setting, rates)
+
+
+def remember_measure(setting: Setting, measured: Mapping[str, float]) -> None:
+    """Keep what a short measure found, as ``remember`` keeps a run."""
+    rates = find(setting)
+    _keep(setting, dataclasses.replace(rates, measured={**rates.measured, **measured}))
+
+
+def _keep(setting: Setting, rates: Rates) -> None:
+    kept = {"setting": dataclasses.asdict(setting), **vars(rates)}
     try:
         setting.file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(setting.file, json.dumps(kept, indent=1).encode())
@@ -194,7 +211,7 @@ def usual_seconds(bundle: str) -> float | None:
     return seconds
 
 
-def _work_of(plan: Plan) -> Mapping[str, tuple[str, float]]:
+def work_of(plan: Plan) -> Mapping[str, tuple[str, float]]:
     """Return for every stage with work under which name its runs are kept, and the work.
 
     It is FLOPs where nets run, pixels elsewhere.
@@ -229,7 +246,8 @@ def _read(path: Path, bundle: str | None = None) -> Rates:
             for name, timed in kept["runs"].items()
         }
         usual = kept["usual"]
-        return Rates(runs, None if usual is None else float(usual))
+        measured = {str(name): float(each) for name, each in kept["measured"].items()}
+        return Rates(runs, None if usual is None else float(usual), measured)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return Rates()
 

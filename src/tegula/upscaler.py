@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from tegula import __version__, rates
 from tegula.errors import OptionError
@@ -23,9 +27,10 @@ from tegula.models.costs import BundleCost, Cost, bundle_cost, prescaler_flops
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.faces.networks import FaceRestorer, load_detector, load_restorer
 from tegula.models.load import load_bundle
-from tegula.models.prescalers import Prescaler, is_tuned
+from tegula.models.prescalers import LANCZOS, Prescaler, is_tuned
 from tegula.models.prescalers.load import load_prescaler, with_share
 from tegula.options import (
+    Preset,
     ResolvedOptions,
     UpscaleOptions,
     enlarged_part,
@@ -37,7 +42,7 @@ from tegula.pipeline.choices import UNSEEN_SHARE, describe, share_of_tuning
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
-from tegula.pipeline.prescale import prescale, prescale_mixed
+from tegula.pipeline.prescale import padding, prescale, prescale_mixed, run_network
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.pipeline.remarks import ignored_options, loras_of_prompts
@@ -55,10 +60,22 @@ from tegula.progress import (
 from tegula.result import UpscaleResult
 
 _FACE_PRESCALER = "realesrgan-x4plus"
+_LONG_WORK = {"cpu": 3e11}
+"""FLOPs from which on an upscale is worth a measure of the machine; half a second's, about."""
+_LONG_ON_GPU = 3e13
+_MEASURED_WORK = {"cpu": 2e10}
+"""FLOPs of a short measure of one net, about: a fraction of a second's."""
+_MEASURED_ON_GPU = 2e12
+_SMALLEST_TILE = 32
+_LARGEST_TILE = 512
 _USUAL_SIDE = 1024
 """Of the usual picture, by whose seconds a server estimates a model that it has not run yet."""
 Crop = tuple[int, int, int, int]
 _REFINE = {"canvas": refine_canvas, "redraw": refine_redraw}
+
+
+OnPlan = Callable[[Plan, "Mapping[str, float] | None"], None]
+"""Called with the work of an upscale and its expected seconds by stage, None where unknown."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,7 @@ class Callbacks:
     on_progress: OnProgress | None = None
     on_preview: OnPreview | None = None
     cancel: Cancel = field(default_factory=Cancel)
+    on_plan: OnPlan | None = None
 
     def on_picture(self, small: Float) -> None:
         """Show a small array as a picture."""
@@ -91,6 +109,7 @@ class Upscaler:
     _shares: dict[str, Prescaler] = field(default_factory=dict, repr=False)
     _restorers: dict[str, FaceRestorer] = field(default_factory=dict, repr=False)
     _prescaler_costs: dict[str, Mapping[int | None, Cost]] = field(default_factory=dict, repr=False)
+    _measured: dict[str, float] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
@@ -153,6 +172,7 @@ class Upscaler:
         strength_map: Source | None = None,
         on_progress: OnProgress | None = None,
         on_preview: OnPreview | None = None,
+        on_plan: OnPlan | None = None,
         cancelled: Cancelled = never_cancelled,
         **named: Any,
     ) -> UpscaleResult:
@@ -173,6 +193,7 @@ class Upscaler:
             on_progress: called with how far the work is.
             on_preview: shown small pictures of the work so far; they change nothing of the
                 result.
+            on_plan: called with the work and its expected seconds by stage before it begins.
             cancelled: asked between small pieces of work; True stops the upscale.
             **named: fields of ``UpscaleOptions`` by their names, in place of ``options`` or
                 on top of them.
@@ -189,7 +210,7 @@ class Upscaler:
                 "their names, such as scale=4."
             )
         options = (options or UpscaleOptions()).replaced(**named)
-        callbacks = Callbacks(on_progress, on_preview, Cancel(cancelled))
+        callbacks = Callbacks(on_progress, on_preview, Cancel(cancelled), on_plan)
         result, typical = self._upscale(source, options, callbacks, mask, strength_map)
         self._learn(result.plan, typical)
         return result
@@ -213,7 +234,7 @@ class Upscaler:
             wider = with_context(options, prepared.facts.size)
             control = read_spatial_control(mask, strength_map, wider, resolved, prepared)
             restore_faces = self._face_work(resolved)
-            reporter = self._reporter(callbacks.on_progress, plan)
+        reporter = self._reporter(callbacks, plan)
         with clock("prescale"):
             show = callbacks.on_picture if callbacks.on_preview else None
             progress = reporter.stage("prescale", callbacks.cancel, show)
@@ -366,7 +387,90 @@ class Upscaler:
 
     def expected_seconds(self, plan: Plan) -> Mapping[str, float] | None:
         """Return how long a plan takes by stage, judged by earlier upscales; None if unknown."""
-        return rates.find(rates.setting_of(self.bundle)).seconds(plan)
+        return rates.find(rates.setting_of(self.bundle, __version__)).seconds(plan)
+
+    def expect(self, plan: Plan) -> Mapping[str, float]:
+        """Return how long a plan takes by stage, from a short measure where no run tells.
+
+        The measure takes less than a second for each net that was not measured yet, and is
+        kept in the cache folder.
+
+        Raises:
+            NumericalError, OutOfMemoryError: as ``upscale`` does.
+        """
+        setting = rates.setting_of(self.bundle, __version__)
+        known = rates.find(setting)
+        seconds = known.seconds(plan)
+        if seconds is None:
+            known = dataclasses.replace(known, measured={**known.measured, **self._measured})
+            missing = {name for name, _ in rates.work_of(plan).values()} - set(known.measured)
+            self._measured |= self._measure(plan, missing)
+            rates.remember_measure(setting, self._measured)
+            measured = {**known.measured, **self._measured}
+            seconds = rates.Rates(known.runs, None, measured).seconds(plan)
+        return seconds or {}
+
+    def expected_when(self, plan: Plan, options: UpscaleOptions, preset: Preset) -> float:
+        """Return the seconds of the same enlargement with another preset.
+
+        Args:
+            plan: of the enlargement.
+            options: that it was planned with.
+            preset: in place of that of the options.
+
+        Raises:
+            ModelError: the prescaler of the preset is missing.
+            NumericalError, OutOfMemoryError: as ``upscale`` does.
+        """
+        options = options.replaced(
+            **dict.fromkeys(("scale", "resolution", "crop")), regions=(), size=plan.size
+        )
+        facts = self.bundle.facts
+        resolved = resolve(
+            options.replaced(preset=preset), facts.presets, facts.window, plan.source
+        )
+        other = self._plan(self._prescaler(resolved.prescaler), plan.source, resolved)
+        return sum(self.expect(other).values())
+
+    def _measure(self, plan: Plan, missing: Set[str]) -> Mapping[str, float]:
+        """Measure the seconds for a unit of work of those names that are missing."""
+        net = next((name for name in missing if plan.tiles and name.startswith("prescale ")), None)
+        enough = _MEASURED_WORK.get(self.bundle.device.type, _MEASURED_ON_GPU)
+        found: dict[str, float] = {}
+        if net is not None:
+            prescaler = self._prescaler(plan.prescaler)
+            cost = self._costs(prescaler).prescaler[prescaler.facts.factor]
+
+            def work_of_net(side: int) -> float:
+                return cost.of((side + 2 * padding(side, prescaler.facts)) ** 2)
+
+            def run_net(side: int) -> Mapping[str, rates.Timed]:
+                noise = np.random.default_rng(0).random((side, side, 3), np.float32)
+                start = time.perf_counter()
+                run_network(noise, prescaler)
+                return {net: (work_of_net(side), time.perf_counter() - start)}
+
+            found |= _measured(run_net, work_of_net, _SMALLEST_TILE, _LARGEST_TILE, enough)
+        if missing - {net}:
+            options = UpscaleOptions(
+                scale=1, prescaler=LANCZOS, steps=2, creativity=1.0, seed=0, auto=False
+            )
+
+            def noise_of(side: int) -> Image.Image:
+                return Image.effect_noise((side, side), 64).convert("RGB")
+
+            def run_all(side: int) -> Mapping[str, rates.Timed]:
+                result, _ = self._upscale(noise_of(side), options, Callbacks())
+                works = rates.work_of(result.plan)
+                return {name: (work, result.timings[s]) for s, (name, work) in works.items()}
+
+            def work_of_all(side: int) -> float:
+                return self.prepare(noise_of(side), options)[2].flops
+
+            facts = self.bundle.facts
+            sides = facts.minimum_window, facts.window
+            found |= _measured(run_all, work_of_all, *sides, enough)
+        return found
 
     def _learn(self, plan: Plan, seconds: Mapping[str, float]) -> None:
         """Remember how long the stages took; of a usual picture, too, if it is known."""
@@ -375,7 +479,7 @@ class Upscaler:
         options = resolve(UpscaleOptions(seed=0), facts.presets, facts.window, size)
         prescaler = self._prescalers.get(options.prescaler)
         usual = None if prescaler is None else self._plan(prescaler, size, options)
-        rates.remember(rates.setting_of(self.bundle), plan, seconds, usual)
+        rates.remember(rates.setting_of(self.bundle, __version__), plan, seconds, usual)
 
     def _resolved(self, options: UpscaleOptions, prepared: Prepared) -> ResolvedOptions:
         facts = self.bundle.facts
@@ -404,8 +508,13 @@ class Upscaler:
     def _bundle_cost(self) -> BundleCost:
         return bundle_cost(self.bundle)
 
-    def _reporter(self, on_progress: OnProgress | None, plan: Plan) -> Reporter:
-        seconds = None if on_progress is None else self.expected_seconds(plan)
+    def _reporter(self, callbacks: Callbacks, plan: Plan) -> Reporter:
+        on_progress, seconds = callbacks.on_progress, None
+        if on_progress is not None or callbacks.on_plan is not None:
+            long = _LONG_WORK.get(self.bundle.device.type, _LONG_ON_GPU)
+            seconds = self.expect(plan) if plan.flops > long else self.expected_seconds(plan)
+        if callbacks.on_plan is not None:
+            callbacks.on_plan(plan, seconds)
         if not seconds:
             return Reporter(on_progress, plan.shares)
         # Preparing is over when the first report is made.
@@ -447,6 +556,31 @@ class Upscaler:
             return
         with self.bundle.with_loras(loras) as warnings:
             yield warnings
+
+
+def _measured(
+    run: Callable[[int], Mapping[str, rates.Timed]],
+    work_of: Callable[[int], float],
+    side: int,
+    largest: int,
+    enough: float,
+) -> Mapping[str, float]:
+    """Return the seconds for a unit of work, by name, from one square or two.
+
+    The larger has about ``enough`` work; what the smaller takes of it, which for a quick net
+    is all that is not work, is left out.
+    """
+    smaller = larger = run(side)
+    if work_of(side) < enough:
+        while work_of(side) < enough and 2 * side <= largest:
+            side *= 2
+        larger = run(side)
+    found = {}
+    for name, (work, seconds) in larger.items():
+        first, took = smaller[name]
+        grew = work > first and seconds > took
+        found[name] = (seconds - took) / (work - first) if grew else seconds / work
+    return found
 
 
 def _without_context(

@@ -104,6 +104,22 @@ def test_with_progress_programs_see_the_work_and_a_folder_says_how_far_it_is(fol
     assert len(plain.stdout.splitlines()) == 2
 
 
+def test_long_work_says_beforehand_how_long_it_takes_and_what_is_quicker(folder, monkeypatch):
+    for name in ("a.png", "b.png"):
+        put(folder / "in" / name)
+    expected = {"prepare": 1.0, "prescale": 170.0, "refine": 9.0, "finish": 0.0}
+    monkeypatch.setattr(Upscaler, "expected_seconds", lambda *_: expected)
+    monkeypatch.setattr(Upscaler, "expected_when", lambda *_: 15.0)
+    sentence = "expected to take about 3 min; with --preset fast about 15 s"
+    assert f"in/a.png: {sentence}" in upscale("in/a.png", "one.png").stderr
+    assert "--preset fast" not in upscale("in/a.png", "two.png", "--preset", "fast").stderr
+    folders = upscale("in", "out/").stderr
+    assert folders.count("expected to take") == 1
+    assert "2 pictures: expected to take about 6 min; with --preset fast about 30 s" in folders
+    expected.update(prescale=5.0, refine=2.0)
+    assert "expected" not in upscale("in/a.png", "three.png").stderr
+
+
 def test_overwrite_does_not_replace_what_could_be_a_second_source(folder):
     put(folder / "a.png")
     put(folder / "b.png")

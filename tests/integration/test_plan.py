@@ -13,7 +13,7 @@ from cli_support import put, run
 from PIL import Image
 from support import options, photograph
 
-from tegula import UpscaleOptions, Upscaler, rates
+from tegula import UpscaleOptions, Upscaler, __version__, rates
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
 from tegula.models.costs import Counter, bundle_cost, prescaler_flops
 from tegula.models.prescalers import Prescaler, PrescalerFacts
@@ -22,7 +22,7 @@ from tegula.models.prescalers.networks import RRDBNet
 from tegula.pipeline.prepare import prepare
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.plan import prescale_tiles
-from tegula.progress import Reporter
+from tegula.progress import STAGES, Reporter
 from tegula.rates import Rates, Setting, expected_seconds
 from tests.tiny.networks import tiny_bundle
 
@@ -187,7 +187,7 @@ def test_a_prescaler_that_never_ran_counts_as_the_slowest_that_did(bundle):
     assert Rates({**known, **nets, **mine}).seconds(plan)["prescale"] == pytest.approx(2)
 
 
-SETTING = Setting("cpu", "float32", 1, "tiny", "abc", "TinyDenoiser", "2.0")
+SETTING = Setting("cpu", "float32", 1, "tiny", "abc", "TinyDenoiser", "2.0", "1")
 SECONDS = {"prepare": 1.0, "prescale": 2.0, "refine": 3.0, "finish": 4.0}
 
 
@@ -221,10 +221,11 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(bundle, tmp_path, mon
     upscaler = Upscaler(bundle)
     result = upscaler.upscale(picture(), UpscaleOptions(**QUICK))
     assert upscaler.expected_seconds(result.plan) is None
+    assert min(upscaler.expect(result.plan).values()) > 0
 
 
 def known_stages(upscaler):
-    return set(rates.find(rates.setting_of(upscaler.bundle)).runs)
+    return set(rates.find(rates.setting_of(upscaler.bundle, __version__)).runs)
 
 
 def test_an_icon_tells_nothing_of_a_picture_many_times_its_size():
@@ -250,6 +251,44 @@ def test_every_upscale_leaves_how_long_it_took(bundle, monkeypatch):
     assert reported[0].seconds_left == pytest.approx(expected, rel=0.05, abs=0.01)
 
 
+def test_what_a_short_measure_found_stands_in_until_the_runs_tell(bundle):
+    plan = Upscaler(bundle).prepare(picture(), UpscaleOptions(**QUICK))[2]
+    works = rates.work_of(plan)
+    rates.remember_measure(SETTING, {name: 2.0 / work for name, work in works.values()})
+    assert rates.find(SETTING).seconds(plan) == pytest.approx(dict.fromkeys(STAGES, 2.0))
+    rates.remember(SETTING, plan, {"refine": 7.0})
+    assert rates.find(SETTING).seconds(plan) == pytest.approx(
+        {**dict.fromkeys(STAGES, 2.0), "refine": 7.0}
+    )
+    assert rates.find(dataclasses.replace(SETTING, version="0")).seconds(plan) is None
+
+
+def test_long_work_begins_with_a_measure_that_is_made_once(bundle, monkeypatch):
+    monkeypatch.setattr("tegula.upscaler._LONG_WORK", {})
+    monkeypatch.setattr("tegula.upscaler._LONG_ON_GPU", 0)
+    monkeypatch.setattr("tegula.upscaler._MEASURED_WORK", {"cpu": 1e8})
+    upscaler, seen, planned = Upscaler(bundle), [], []
+    options = UpscaleOptions(**{**QUICK, "prescaler": "realesrgan-animevideov3"})
+    measured = []
+    measure = Upscaler._measure
+    monkeypatch.setattr(
+        Upscaler, "_measure", lambda *given: measured.append(given[2]) or measure(*given)
+    )
+    upscaler.upscale(
+        picture(), options, on_progress=seen.append, on_plan=lambda *each: planned.append(each)
+    )
+    names = {"prepare", "prescale realesrgan-animevideov3", "refine", "finish"}
+    assert measured == [names]
+    assert set(rates.find(rates.setting_of(bundle, __version__)).measured) >= names
+    ((plan, seconds),) = planned
+    assert plan.tiles == 1
+    assert min(seconds.values()) > 0
+    expected = sum(seconds.values()) - seconds["prepare"]
+    assert seen[0].seconds_left == pytest.approx(expected, rel=0.05)
+    Upscaler(bundle).upscale(picture(), options, on_progress=seen.append)
+    assert len(measured) == 1
+
+
 def test_what_is_no_measure_of_the_machine_is_not_remembered(bundle):
     upscaler, options = Upscaler(bundle), UpscaleOptions(**QUICK)
     list(upscaler.upscale_many([picture()], options))
@@ -272,7 +311,9 @@ def test_calibrating_runs_two_small_upscales(bundle, monkeypatch):
     reported = json.loads(run("doctor", "--calibrate", "--json").stdout)
     assert reported["bundle"] == bundle.facts.name
     assert reported["usual"] == rates.usual_seconds(bundle.facts.name) > 0
-    assert {len(runs) for runs in rates.find(rates.setting_of(bundle)).runs.values()} == {2}
+    assert {
+        len(runs) for runs in rates.find(rates.setting_of(bundle, __version__)).runs.values()
+    } == {2}
 
 
 def test_time_left_starts_at_what_is_expected_and_learns():
@@ -294,12 +335,15 @@ def test_plan_tells_work_and_memory_and_where_times_come_from(tmp_path):
     assert "24x16 to 72x48" in plain.stdout
     assert "window" in plain.stdout
     assert "TFLOP" in plain.stdout
-    assert "tegula doctor --calibrate" in plain.stdout
     reported = json.loads(run(*words, "--json").stdout)
-    assert reported["seconds"] is None
+    assert set(reported["seconds"]) == {*STAGES, "total"}
+    assert reported["seconds"]["total"] == pytest.approx(
+        sum(reported["seconds"][stage] for stage in STAGES)
+    )
+    assert f"{reported['seconds']['refine']:.1f} s" in plain.stdout
     assert reported["flops"] == reported["denoise_flops"] + reported["autoencoder_flops"]
     assert reported["memory"]["host"]["refine"] > 0
-    assert sorted(tmp_path.iterdir()) == [source]
+    assert sorted(tmp_path.iterdir()) == [source, tmp_path / "cache"]
 
 
 def test_plan_tells_seconds_where_the_model_has_run(tmp_path, monkeypatch):

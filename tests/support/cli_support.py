@@ -26,7 +26,9 @@ class Upscaler:
         {load}
         return cls()
 
-    def upscale(self, source, options, *, mask, strength_map, on_progress, on_preview, cancelled):
+    def upscale(
+        self, source, options, *, mask, strength_map, on_progress, on_preview, on_plan, cancelled
+    ):
         {upscale}
 
 fake.Upscaler = Upscaler

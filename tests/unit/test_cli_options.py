@@ -8,14 +8,14 @@ from cli_support import run
 
 from tegula.cli import upscale as upscale_module
 from tegula.cli.batch import Ahead
-from tegula.cli.console import ProgressLines, ProgressRecords, about, stage_text, time_left
+from tegula.cli.console import ProgressLines, ProgressRecords, stage_text, time_left
 from tegula.cli.models import PARTS, models_like
 from tegula.cli.options import given_options, option_name, options_like
 from tegula.cli.upscale import UPSCALE
 from tegula.errors import InputError, OptionError
 from tegula.models import BundleSettings
 from tegula.options import OPTIONS, UpscaleOptions
-from tegula.progress import Progress
+from tegula.progress import Progress, about
 
 SAMPLES = {
     "number": ("0.5", 0.5),

@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from tegula.catalog.inputs import RunContext, ValidInputs, Version
 from tegula.options import MAX_PIXELS, UpscaleOptions, target_size
-from tegula.progress import Cancelled, OnPreview, OnProgress, Progress, never_cancelled
+from tegula.progress import (
+    Cancelled,
+    OnPreview,
+    OnProgress,
+    Progress,
+    about,
+    never_cancelled,
+)
 
 # The catalogue is listed without numpy and torch, which the first run loads.
 if TYPE_CHECKING:
     from tegula.images.decode import Picture
     from tegula.images.open import Source
+    from tegula.plan import Plan
     from tegula.result import UpscaleResult
-    from tegula.upscaler import Upscaler
+    from tegula.upscaler import OnPlan, Upscaler
 
 
 Provider = Callable[[Sequence[tuple[str, float]]], "Upscaler"]
@@ -25,6 +33,8 @@ Provider = Callable[[Sequence[tuple[str, float]]], "Upscaler"]
 OnLog = Callable[[str], None]
 _MEDIA_TYPES: Mapping[str, str] = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 _QUALITY = 95
+_LONG_S = 10.0
+"""Seconds of work from which on it is said beforehand how long it will take."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,11 @@ def run(
     strength_map = sources.get(request.strength_map) if request.strength_map else None
     upscale = _upscale_seamless if request.seamless else _upscale
 
+    def tell_expected(_plan: Plan, seconds: Mapping[str, float] | None) -> None:
+        expected = sum((seconds or {}).values()) * len(request.passes)
+        if expected >= _LONG_S:
+            log(f"Expected to take about {about(expected)}.")
+
     def run_pass(number: int, source: Picture) -> UpscaleResult:
         done = upscale(
             upscaler,
@@ -94,6 +109,7 @@ def run(
             _Maps(mask, strength_map),
             _overall(on_progress, number, len(request.passes)),
             on_preview,
+            tell_expected if number == 0 else None,
             cancelled,
         )
         for sentence in (*([done.found] if done.found else []), *done.warnings):
@@ -146,6 +162,7 @@ def _upscale(
     maps: _Maps,
     on_progress: OnProgress | None,
     on_preview: OnPreview | None,
+    on_plan: OnPlan | None,
     cancelled: Cancelled,
 ) -> UpscaleResult:
     from tegula.pipeline.prepare import prepare
@@ -157,6 +174,7 @@ def _upscale(
         strength_map=maps.strength_map,
         on_progress=on_progress,
         on_preview=on_preview,
+        on_plan=on_plan,
         cancelled=cancelled,
     )
 
@@ -168,6 +186,7 @@ def _upscale_seamless(
     maps: _Maps,
     on_progress: OnProgress | None,
     on_preview: OnPreview | None,
+    on_plan: OnPlan | None,
     cancelled: Cancelled,
 ) -> UpscaleResult:
     """Upscale a texture whose opposite edges meet, so that they meet in the result too.
@@ -198,6 +217,7 @@ def _upscale_seamless(
         strength_map=wrapped_map(maps.strength_map),
         on_progress=on_progress,
         on_preview=on_preview,
+        on_plan=on_plan,
         cancelled=cancelled,
     )
     warnings = result.warnings

@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tegula.cli.console import Console, Failure, Interruption, about, plural, show_progress
+from tegula.cli.console import Console, Failure, Interruption, plural, show_progress
 from tegula.cli.models import Runtime, load_upscaler
 from tegula.cli.targets import (
     Job,
@@ -38,7 +38,7 @@ from tegula.errors import (
 )
 from tegula.models import BundleSettings
 from tegula.options import UpscaleOptions, target_size
-from tegula.progress import Progress
+from tegula.progress import Progress, about
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,11 +46,21 @@ if TYPE_CHECKING:
     from tegula.images.deep import DeepPixels
     from tegula.images.frames import FrameFacts
     from tegula.pipeline.prepare import Prepared
+    from tegula.plan import Plan
     from tegula.progress import OnPreview
     from tegula.result import UpscaleResult
     from tegula.upscaler import Upscaler
 
 _NAMES_SHOWN = 5
+
+_LONG_S = 10.0
+"""Seconds of work from which on it is said beforehand how long it will take."""
+
+_TOO_LONG_S = 120.0
+"""The same from which on a quicker preset is named."""
+
+_QUICKER = 0.7
+"""Share of the time that it may take at most, to be named."""
 
 _STOPPING = (CancelledError, ModelError, FullDiskError, BrokenPipeError)
 """Errors that no later picture can escape."""
@@ -135,6 +145,10 @@ class Ahead:
         self._finished += bool(self._current)
         self._current, self._left[work_index] = self._left[work_index], 0.0
 
+    def times_the_first(self) -> float:
+        """Return how much work all is, in that of the present picture."""
+        return 1.0 + sum(self._left) / max(1.0, self._current)
+
     def left(self, progress: Progress) -> float | None:
         """Return the seconds left for all pictures."""
         if self._began is None or progress.seconds_left is None:
@@ -168,6 +182,7 @@ class Batch:
     interruption: Interruption
     _done: int = 0
     _skipped: int = 0
+    _has_told: bool = False
     _failures: list[Failure] = field(default_factory=list)
 
     def run(self) -> int:
@@ -330,6 +345,7 @@ class Batch:
                 strength_map=side_files.strength_map,
                 on_progress=on_progress,
                 on_preview=_save_preview(side_files.preview),
+                on_plan=partial(self._tell_expected, job, name),
                 cancelled=self.interruption.requested,
             )
         if self.request.fingerprint not in (None, upscaler.bundle.facts.fingerprint):
@@ -338,6 +354,32 @@ class Batch:
             )
             result = dataclasses.replace(result, warnings=(warning, *result.warnings))
         return result
+
+    def _tell_expected(
+        self, job: Job, name: str, plan: Plan, seconds: Mapping[str, float] | None
+    ) -> None:
+        """Say once, before long work, how long all of it takes, and what is quicker."""
+        if seconds is None or self._has_told:
+            return
+        self._has_told = True
+        one = sum(seconds.values())
+        times = 1.0 if self._ahead is None else self._ahead.times_the_first()
+        expected = one * times
+        if self.console.progress:
+            self.console.record({"input": job.input, "expected_seconds": expected})
+        if not self.console.talks or expected < _LONG_S:
+            return
+        what = name if self._ahead is None else plural(len(self.work.jobs), "picture")
+        sentence = f"{what}: expected to take about {about(expected)}"
+        options = self.request.options
+        if expected > _TOO_LONG_S and options.preset not in ("fast", "exact"):
+            try:
+                quicker = self._upscaler.expected_when(plan, options, "fast") * times
+            except TegulaError:
+                quicker = expected  # its prescaler is missing, or memory is short
+            if quicker < _QUICKER * expected:
+                sentence += f"; with --preset fast about {about(quicker)}"
+        self.console.message(sentence)
 
     def _finish(self, job: Job, upscaled: _Upscaled | None) -> None:
         """Write the result and report it."""

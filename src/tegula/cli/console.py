@@ -379,12 +379,3 @@ def time_left(progress: Progress) -> str:
     if progress.seconds_left is None or progress.seconds_left < 0.5:
         return ""
     return f"{timedelta(seconds=round(progress.seconds_left))} left"
-
-
-def about(seconds: float) -> str:
-    """Return a time as people say it, such as ``40 s``, ``12 min`` or ``3.5 h``."""
-    if seconds < 99.5:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 99.5 * 60:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"

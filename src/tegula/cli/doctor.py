@@ -308,7 +308,7 @@ def _calibrate(console: Console, models: BundleSettings, runtime: Runtime) -> No
             for share in _CALIBRATING_SHARES:
                 side = round(upscaler.bundle.facts.window * share)
                 upscaler.upscale(Image.effect_noise((side, side), 64).convert("RGB"), options)
-    setting = rates.setting_of(upscaler.bundle)
+    setting = rates.setting_of(upscaler.bundle, __version__)
     if not setting.file.is_file():
         raise PathError(f"{setting.file} cannot be written; set TEGULA_CACHE to another folder.")
     usual = rates.find(setting).usual

@@ -24,7 +24,7 @@ _HELP = """Show what an upscale would take: windows, FLOPs, memory and time.
 
 It takes the arguments and options of `tegula upscale` and writes nothing. Times are
 learned from the upscales that this machine has done with the model; where there are none,
-`tegula doctor --calibrate` runs two small ones.
+they come from a measure of less than a second, which is rough.
 """
 _ROWS = (*STAGES, "total")
 
@@ -44,9 +44,8 @@ def _plan(**parameters: Any) -> None:
 
                 count = frame_facts(source, request.options.max_pixels).count
             plan, memory = upscaler.forecast(source, request.options)
-            seconds = upscaler.expected_seconds(plan)
-            if seconds is not None:
-                seconds = {**seconds, "total": sum(seconds.values())}
+            by_stage = upscaler.expect(plan)
+            seconds = {**by_stage, "total": sum(by_stage.values())}
             console.record(
                 {
                     "input": job.input,
@@ -63,12 +62,8 @@ def _plan(**parameters: Any) -> None:
                 console.text(f"  frames    {count}, each of them as the first, above")
 
 
-def _lines(
-    job: Job, plan: Plan, memory: Memory, seconds: Mapping[str, float] | None
-) -> Iterator[str]:
-    """Yield what a person reads: the size, a row for each stage, memory and time."""
-    from tegula.rates import COMMAND
-
+def _lines(job: Job, plan: Plan, memory: Memory, seconds: Mapping[str, float]) -> Iterator[str]:
+    """Yield what a person reads: the size, a row for each stage with its time, memory."""
     source = f"{plan.source[0]}x{plan.source[1]}"
     yield f"{job.name}: {source} to {plan.width}x{plan.height}, {plan.prescaler}"
     passes = plural(plan.evaluations, "evaluation")
@@ -79,16 +74,12 @@ def _lines(
     }
     for stage in _ROWS:
         work, flops = rows.get(stage, ("", 0))
-        if flops or seconds is not None:
-            counted = f"{flops / 1e12:.2f} TFLOP" if flops else ""
-            took = "" if seconds is None else f"{seconds[stage]:>10.1f} s"
-            yield f"  {stage:<9} {work:<32} {counted:>14}{took}".rstrip()
+        counted = f"{flops / 1e12:.2f} TFLOP" if flops else ""
+        yield f"  {stage:<9} {work:<32} {counted:>14}{seconds[stage]:>10.1f} s"
     for place, stages in (("memory", memory.host), ("on the GPU", memory.device)):
         if stages:
             stage = max(stages, key=lambda stage: stages[stage])
             yield f"  {place:<9} up to {format_bytes(stages[stage])} beside the models, in {stage}"
-    if seconds is None:
-        yield f"  time      unknown: run `{COMMAND}` once with this model and device"
 
 
 PLAN = SectionedCommand(
