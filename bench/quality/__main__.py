@@ -41,7 +41,9 @@ def main() -> None:
     )
     parser.add_argument("--scales", type=int, nargs="+", default=[4, 2], choices=(2, 4))
     parser.add_argument("--damages", nargs="+", default=list(DEGRADATIONS), choices=DEGRADATIONS)
-    only = "methods by name: bicubic, presets, and prescalers such as tegula-photo@0.35+colours"
+    only = (
+        "methods by name: bicubic, auto, presets, and prescalers such as tegula-photo@0.35+colours"
+    )
     parser.add_argument("--only", nargs="+", default=METHODS, metavar="METHOD", help=only)
     extras = "over how many photographs seams and the spread over seeds are measured"
     parser.add_argument("--seams", type=int, default=0, metavar="N", help=extras)

@@ -22,6 +22,7 @@ Picture = NDArray[np.float32]
 SEED = 1
 BASELINE = "realesrgan-x4plus"
 BICUBIC = "bicubic"
+AUTO = "auto"
 _HELD = "+colours"
 
 
@@ -44,23 +45,25 @@ class Method:
 def find_method(name: str) -> Method:
     """Return a method by its name on the command line.
 
-    ``bicubic``; a preset; or a prescaler, which is its net and nothing else. A prescaler may
-    be followed by ``@0.35``, the share of its tuning that is taken (of ``tegula-photo`` alone;
-    without it the damage decides, as it does for users), and by ``+colours``, for colours held
-    to the source.
+    ``bicubic``; ``auto``, the nets that the look at the source chooses; a preset; or a
+    prescaler, which is its net and nothing else. A prescaler may be followed by ``@0.35``, the
+    share of its tuning that is taken (of ``tegula-photo`` alone; without it the damage decides,
+    as it does for users), and by ``+colours``, for colours held to the source.
 
     Raises:
         SystemExit: no method has that name.
     """
     if name == BICUBIC:
         return Method(BICUBIC, None)
+    if name == AUTO:
+        return Method("chosen nets", UpscaleOptions(creativity=0, seed=SEED))
     if name in PRESETS:
         return Method(f"mini {name}", UpscaleOptions(preset=name, seed=SEED))
     prescaler = name.removesuffix(_HELD)
     known = [facts.name for facts in list_prescalers()]
     plain, _, share = prescaler.partition("@")
     if plain not in known:
-        names = ", ".join([BICUBIC, *PRESETS, *known])
+        names = ", ".join([BICUBIC, AUTO, *PRESETS, *known])
         raise SystemExit(f"There is no method {name!r}; there are: {names}.")
     options = UpscaleOptions(
         prescaler=plain, tuning=float(share) if share else None, creativity=0, seed=SEED
@@ -132,7 +135,7 @@ class Runner:
             return Result(_in_unit_range(image.resize(size, Image.Resampling.BICUBIC)))
         result = self._upscaler.upscale(image, method.options, scale=scale)
         options = result.options
-        nets = (options.prescaler,)
+        nets = tuple(filter(None, (options.prescaler, options.drawing_prescaler)))
         picture = _in_unit_range(result.image)
         if not options.refines:
             return Result(picture, nets=nets)

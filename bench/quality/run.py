@@ -59,6 +59,10 @@ class Outcome:
     crops: list[Crop] = field(default_factory=list)
     truth_brisque: float | None = None
 
+    def add_nets(self, method: str, nets: tuple[str, ...]) -> None:
+        """Remember which nets made a picture; where a look chooses, they differ."""
+        self.nets[method] = tuple(dict.fromkeys((*self.nets.get(method, ()), *nets)))
+
 
 def read_photographs(folder: Path, limit: int | None, multiple: int) -> list[tuple[str, Picture]]:
     """Return (name, picture) of a folder, in order, cut to sides that ``multiple`` divides."""
@@ -140,7 +144,7 @@ class Bench:
                         scores = self._score(result.picture, truth, small)
                         found.setdefault(key, MethodScores()).add(scores)
                         shrunk.setdefault(key, []).append(consistency(result.picture, source))
-                        outcome.nets[method.name] = result.nets
+                        outcome.add_nets(method.name, result.nets)
                         if result.seconds:
                             per_megapixel = result.seconds * 1e6 / truth.luma.size
                             seconds.setdefault(method.name, []).append(per_megapixel)
@@ -192,7 +196,7 @@ class Bench:
                         for name, (stay, count) in kept.items():
                             row |= {f"stay_{name}": stay, f"count_{name}": count}
                         found.setdefault((scale, degradation, method.name), []).append(row)
-                        outcome.nets[method.name] = result.nets
+                        outcome.add_nets(method.name, result.nets)
                         pictures.append((method.name, result.picture))
                     outcome.crops.append(_crop(title, truth, pictures))
         for (scale, degradation, method_name), rows in found.items():

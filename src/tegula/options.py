@@ -269,14 +269,27 @@ class UpscaleOptions(CheckedOptions):
     )
     auto: bool = Field(
         default=True,
-        description="Looks at the source first, and chooses tuning and mend_jpeg, where they are "
-        "left open, by the damage and the kind of picture that it finds.",
+        description="Looks at the source first, and chooses tuning, mend_jpeg, drawing_prescaler "
+        "and hold_drawings, where they are left open, by the damage and the kind of picture that "
+        "it finds.",
     )
     prescaler: PrescalerName | None = None
     drawing_prescaler: str | None = Field(
         default=None,
         description="A second net for the parts of the picture that are drawn or text, blended "
-        "softly into the first. Left open or empty, there is none.",
+        "softly into the first. Empty, there is none. Left open, auto takes tegula-swift for text, "
+        "drawings and pictures with such parts, unless a prescaler is named.",
+    )
+    drawing_share: Share | None = Field(
+        default=None,
+        description="Share of the second net where a picture is drawn. Left open, it is half where "
+        "auto chose the net, and all of it otherwise.",
+    )
+    hold_drawings: bool | None = Field(
+        default=None,
+        description="Holds drawn parts to the range of the source around each place, so that white "
+        "paper stays white, and where they are not damaged to the source itself. Left open, auto "
+        "does so wherever it chooses a second net for them.",
     )
     tuning: Share | None = Field(
         default=None,
@@ -472,6 +485,8 @@ class ResolvedOptions(UpscaleOptions):
     prescaler: PrescalerName
     exact: Exact = False
     drawing_prescaler: str = ""
+    drawing_share: Share = 1.0
+    hold_drawings: bool = False
     mend_jpeg: bool = False
     placed_regions: tuple[PlacedRegion, ...] = ()
     whole: tuple[int, int] | None = None
@@ -614,6 +629,8 @@ def resolve(
         "window": default_window,
         "seed": secrets.randbits(31),
         "drawing_prescaler": "",
+        "drawing_share": 1.0,
+        "hold_drawings": False,
         "mend_jpeg": False,
         **(chosen or {}),
     }

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tegula import __version__, rates
 from tegula.errors import OptionError
-from tegula.images.adjust import fuse_exposures, lock_colour
+from tegula.images.adjust import fuse_exposures, hold_drawings, lock_colour
 from tegula.images.open import Source
 from tegula.images.pixels import Float, Size, enlarge_lanczos, to_image
 from tegula.models import DEFAULT_BUNDLE, BundleSettings
@@ -38,7 +38,7 @@ from tegula.options import (
     resolve,
     with_context,
 )
-from tegula.pipeline.choices import UNSEEN_SHARE, describe, share_of_tuning
+from tegula.pipeline.choices import choose, describe
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
@@ -238,15 +238,21 @@ class Upscaler:
         with clock("prescale"):
             show = callbacks.on_picture if callbacks.on_preview else None
             progress = reporter.stage("prescale", callbacks.cancel, show)
-            if resolved.drawing_prescaler:
-                nets = prescaler, self._prescaler(resolved.drawing_prescaler)
+            drawn = None
+            if resolved.drawing_prescaler or resolved.hold_drawings:
                 part = enlarged_part(wider, prepared.facts.size)
                 drawn = prepared.look.drawn_at(plan.size, part)
-                prescaled = prescale_mixed(prepared.rgb, plan.size, nets, drawn, progress)
+            if resolved.drawing_prescaler and drawn is not None:
+                nets = prescaler, self._prescaler(resolved.drawing_prescaler)
+                share = drawn * np.float32(resolved.drawing_share)
+                prescaled = prescale_mixed(prepared.rgb, plan.size, nets, share, progress)
             else:
                 prescaled = prescale(prepared.rgb, plan.size, prescaler, progress=progress)
             enlarged = enlarge_lanczos(prepared.rgb, plan.size)
             prescaled = lock_colour(prescaled, enlarged, resolved, out=prescaled)
+            if resolved.hold_drawings and drawn is not None:
+                crisp = prepared.look.crisp
+                prescaled = hold_drawings(prescaled, prepared.rgb, drawn, crisp)
             prescaled = fuse_exposures(prescaled, resolved.hdr)
         loras, left_out = loras_of_prompts(self.bundle, options) if resolved.refines else ([], [])
         with clock("refine"), self._merged(loras) as merged:
@@ -263,7 +269,8 @@ class Upscaler:
         with clock("finish"):
             reporter.begin("finish")
             faces = restore_faces(prepared.rgb, callbacks.cancel) if restore_faces else ()
-            finished = finish(refined, prescaled, prepared, resolved, control.mask, faces)
+            held = drawn if resolved.hold_drawings else None
+            finished = finish(refined, prescaled, prepared, resolved, control.mask, faces, held)
         reporter.finished()
         result = UpscaleResult(
             image=finished.image,
@@ -483,7 +490,8 @@ class Upscaler:
 
     def _resolved(self, options: UpscaleOptions, prepared: Prepared) -> ResolvedOptions:
         facts = self.bundle.facts
-        chosen = {"tuning": share_of_tuning(prepared.look) if options.auto else UNSEEN_SHARE}
+        usual = preset_values(facts.presets, options.preset).prescaler
+        chosen = choose(prepared.look, options, usual)
         size = prepared.facts.size
         resolved = resolve(options, facts.presets, facts.window, size, chosen)
         guidance_scale = min(resolved.guidance_scale, facts.strongest_guidance)

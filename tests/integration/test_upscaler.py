@@ -320,12 +320,16 @@ def test_a_second_net_is_blended_in_where_a_picture_is_drawn(upscaler):
     source[:, 96:] = drawn
     cheap = {"creativity": 0.0, "scale": 1.25, "colour_lock": "none"}
     plain, both = (
-        upscaler.upscale(Image.fromarray(source), asked(**cheap, drawing_prescaler=second))
+        upscaler.upscale(
+            Image.fromarray(source),
+            asked(**cheap, drawing_prescaler=second, hold_drawings=bool(second)),
+        )
         for second in ("", "realesrgan-animevideov3")
     )
     assert both.settings["drawing_prescaler"] == "realesrgan-animevideov3"
     assert both.plan.prescale_flops > plain.plan.prescale_flops
     assert "realesrgan-animevideov3 where it is drawn" in both.found
+    assert np.all(np.asarray(both.image)[:3, 160:] == 255)
     difference = np.abs(np.asarray(both.image, int) - np.asarray(plain.image, int)).mean(2)
     assert difference[:, 170:].mean() > 1
     assert difference[:, :60].mean() < 0.3

@@ -9,9 +9,11 @@ from PIL import Image
 from support import options as resolved
 from support import photograph
 
+from tegula.images.adjust import hold_drawings
 from tegula.images.look import Damage, Look, find_damage, look_at
+from tegula.images.pixels import enlarge_lanczos
 from tegula.options import UpscaleOptions
-from tegula.pipeline.choices import CLEAN_SHARE, describe, share_of_tuning
+from tegula.pipeline.choices import CLEAN_SHARE, choose, describe, share_of_tuning
 from tegula.pipeline.prepare import prepare
 
 
@@ -173,8 +175,100 @@ def test_the_parts_of_a_mixed_picture_are_told_apart():
     assert np.abs(right - drawn[:, 384:]).mean() < 0.05
 
 
+def coloured_map():
+    """Thin pale borders between tinted areas: all differences are weak, and none is noise."""
+    picture = np.full((256, 256, 3), (242, 239, 233), np.uint8)
+    rng = np.random.default_rng(2)
+    for x, y in rng.integers(0, 236, (60, 2)):
+        cv2.rectangle(picture, (x, y), (x + 14, y + 10), (222, 212, 200), -1)
+        cv2.rectangle(picture, (x, y), (x + 14, y + 10), (200, 188, 175), 1)
+    for line in range(20, 256, 60):
+        cv2.line(picture, (0, line), (255, line + 30), (120, 110, 70), 2, cv2.LINE_AA)
+    return picture
+
+
+def test_a_map_of_pale_colours_is_drawn_as_its_neighbours_are_equal():
+    assert look_at(coloured_map().astype(np.float32) / 255).kind == "drawing"
+
+
+@pytest.mark.parametrize("make", [text_page, screenshot, line_art, coloured_map])
+def test_what_is_drawn_is_crisp_until_it_was_compressed(make):
+    picture = make()
+    assert look_at(picture.astype(np.float32) / 255).crisp > 0.9
+    assert look_at(compressed(picture, 90).astype(np.float32) / 255, 90).crisp < 0.3
+
+
 def seen(kind, quality=None, noise=0.0):
     return Look(Damage(quality, noise), kind, np.zeros((1, 1), np.float32))
+
+
+@pytest.mark.parametrize("kind", ["drawing", "mixed"])
+def test_drawn_parts_get_a_second_net_and_are_held_to_the_source(kind):
+    chosen = choose(seen(kind), UpscaleOptions(), "tegula-photo")
+    assert chosen["drawing_prescaler"] == "tegula-swift"
+    assert (chosen["drawing_share"], chosen["hold_drawings"]) == (0.5, True)
+    # A preset that begins from the small net needs no other.
+    fast = choose(seen(kind), UpscaleOptions(preset="fast"), "tegula-swift")
+    assert "drawing_prescaler" not in fast
+    assert fast["hold_drawings"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("photograph", {}),
+        ("drawing", {"auto": False}),
+        ("drawing", {"prescaler": "tegula-photo"}),
+    ],
+)
+def test_photographs_and_named_nets_are_left_alone(kind, given):
+    assert set(choose(seen(kind), UpscaleOptions(**given), "tegula-photo")) == {"tuning"}
+
+
+def test_a_second_net_that_is_named_is_taken_whole():
+    chosen = choose(seen("drawing"), UpscaleOptions(drawing_prescaler="second"), "tegula-photo")
+    assert "drawing_share" not in chosen
+
+
+def hazy(page, scale):
+    """A page enlarged with haze on its paper, and letters that are paler than their source."""
+    large = enlarge_lanczos(page, (page.shape[1] * scale, page.shape[0] * scale))
+    haze = np.random.default_rng(3).normal(-0.02, 0.01, large.shape).astype(np.float32)
+    return (large * 0.9 + 0.08 + haze).astype(np.float32)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("crisp", [0.0, 1.0])
+def test_white_paper_stays_white_and_ink_stays_solid(scale, crisp):
+    page = np.rint(text_page((0, 0, 0))[:64, :96]).astype(np.float32) / 255
+    page[40:56, 8:60] = 0
+    made = hazy(page, scale)
+    drawn = np.ones(made.shape[:2], np.float32)
+    found = hold_drawings(made.copy(), page, drawn, crisp)
+    clear = np.ones((2, 2), np.uint8).repeat(scale + 1, 0).repeat(scale + 1, 1)
+    large = page.repeat(scale, 0).repeat(scale, 1)
+    paper = cv2.erode((large.min(2) == 1).astype(np.uint8), clear).astype(bool)
+    ink = cv2.erode((large.max(2) == 0).astype(np.uint8), clear).astype(bool)
+    assert paper.sum() > 200
+    assert ink.sum() > 200
+    assert found[paper].min() == 1
+    assert found[ink].max() == 0
+    shrunk = cv2.resize(found, (96, 64), interpolation=cv2.INTER_AREA)
+    before = cv2.resize(made, (96, 64), interpolation=cv2.INTER_AREA)
+    if crisp:
+        assert np.abs(shrunk - page).mean() < 0.25 * np.abs(before - page).mean()
+
+
+def test_what_is_not_drawn_is_not_held():
+    page = text_page()[:64, :96].astype(np.float32) / 255
+    made = hazy(page, 2)
+    drawn = np.zeros(made.shape[:2], np.float32)
+    drawn[:, 100:] = 1
+    found = hold_drawings(made.copy(), page, drawn, 1.0)
+    assert np.array_equal(found[:, :96], made[:, :96])
+    assert not np.array_equal(found[:, 104:], made[:, 104:])
+    smaller = made[:40]
+    assert np.array_equal(hold_drawings(smaller.copy(), page, drawn[:40], 1.0), smaller)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +306,12 @@ def test_one_line_says_what_was_found_and_done():
     assert describe(seen("mixed"), mixed) == (
         "photograph with drawing or text; net lanczos; second where it is drawn"
     )
+    held = mixed.replaced(drawing_share=0.5, hold_drawings=True)
+    assert describe(seen("mixed"), held).endswith(
+        "; 0.5 of second where it is drawn, held to the source"
+    )
+    alone = held.replaced(drawing_prescaler="")
+    assert describe(seen("mixed"), alone).endswith("; drawn parts held to the source")
 
 
 def test_a_png_that_was_a_bad_jpeg_is_mended():

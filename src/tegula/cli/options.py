@@ -36,6 +36,8 @@ _SECTIONS: Mapping[str, Sequence[str]] = {
         "auto",
         "prescaler",
         "drawing_prescaler",
+        "drawing_share",
+        "hold_drawings",
         "tuning",
         "mend_jpeg",
         "regions",

@@ -1,4 +1,4 @@
-"""Adjusting a picture: colour, detail, sharpness, exposure, JPEG damage, flat areas."""
+"""Adjusting a picture: colour, drawings, detail, sharpness, exposure, JPEG damage, flat areas."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import io
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from tegula.images.pixels import Float, to_bytes
+from tegula.images.exact import shrink
+from tegula.images.pixels import Float, bands, to_bytes
 from tegula.options import ResolvedOptions
 
 # Holding the colours of a refined picture to those of the prescaled one.
@@ -176,6 +178,76 @@ def _spread_out(coarse: Float, like: Float) -> Float:
         return coarse
     size = (like.shape[1], like.shape[0])
     return np.asarray(cv2.resize(coarse, size, interpolation=cv2.INTER_LINEAR))
+
+
+# Holding what is drawn to the source.
+#
+# Nets for enlargement and diffusion leave haze on white paper and rims along letters. A drawing
+# has neither: what lies between two places of one colour is of that colour, and what its pixels
+# are is known to the level, unless it was damaged.
+
+_SLACK = 0.5
+"""How far beyond the darkest and the lightest around a place it may go, as a share of what lies
+between them: thin strokes are darker than any pixel of the source that they only partly cover."""
+_PASSES = 2
+"""The second still wins a tenth of what the first did in likeness of letters, a third nothing."""
+
+
+def hold_drawings(picture: Float, source: Float, drawn: Float, crisp: float) -> Float:
+    """Hold the drawn parts of an enlarged picture to its source.
+
+    Where the source is crisp, the result shrunk again is brought to what the source is there
+    (by back-projection, as ``hold_to_source`` does, and not as far). Everywhere drawn, a pixel
+    is held to the range of the four pixels of the source around it, so that white paper stays
+    white.
+
+    Args:
+        picture: float32 [height, width, 3], no smaller than ``source`` on either side; it is
+            changed.
+        source: float32 [rows, columns, 3] in 0..1.
+        drawn: float32 [height, width] in 0..1, how much each pixel looks drawn.
+        crisp: 0..1, how far the pixels of the source are to be trusted.
+
+    Returns:
+        ``picture``, in 0..1 where it is drawn.
+    """
+    height, width = picture.shape[:2]
+    rows, columns = source.shape[:2]
+    if height < rows or width < columns:
+        return picture
+    down, across = _neighbours(rows, height), _neighbours(columns, width)
+    parts = [part for part in bands(height) if drawn[part].any()]
+    for _ in range(_PASSES if crisp > 0 and parts else 0):
+        missing = source - shrink(picture, (columns, rows))
+        for part in parts:
+            first, second, share = (each[part] for each in down)
+            found = missing[first] + (missing[second] - missing[first]) * share[:, None, None]
+            first, second, share = across
+            found = found[:, first] + (found[:, second] - found[:, first]) * share[:, None]
+            picture[part] += found * (drawn[part, :, None] * np.float32(crisp))
+    for part in parts:
+        ends = []
+        for pick in (np.minimum, np.maximum):
+            end = pick(source[down[0][part]], source[down[1][part]])
+            ends.append(pick(end[:, across[0]], end[:, across[1]]))
+        slack = (ends[1] - ends[0]) * np.float32(_SLACK)
+        lowest, highest = np.maximum(ends[0] - slack, 0), np.minimum(ends[1] + slack, 1)
+        change = np.clip(picture[part], lowest, highest)
+        change -= picture[part]
+        change *= drawn[part, :, None]
+        picture[part] += change
+    return picture
+
+
+def _neighbours(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Float]:
+    """Return the two source pixels between whose middles each target pixel of a side lies.
+
+    The third array says how far it is on the way to the second, 0..1.
+    """
+    places = (np.arange(target) + 0.5) * (source / target) - 0.5
+    first = np.floor(places).astype(np.intp)
+    share = (places - first).astype(np.float32)
+    return np.clip(first, 0, source - 1), np.clip(first + 1, 0, source - 1), share
 
 
 def scale_detail(refined: Float, prescaled: Float, amount: float) -> Float:

@@ -5,10 +5,12 @@ Every choice is the value of an ordinary option, so that a result's settings giv
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tegula.images.look import Look
-from tegula.options import ResolvedOptions
+from tegula.options import ResolvedOptions, UpscaleOptions
 
 CLEAN_SHARE = 0.8
 """Of tegula-photo's tuning for a clean photograph; docs/decisions/0005 has how all were found."""
@@ -35,6 +37,32 @@ def share_of_tuning(look: Look) -> float:
     return round(min(shares) * 20) / 20
 
 
+_DRAWING_PRESCALER = "tegula-swift"
+_MIXED_WITH = "tegula-photo"
+"""The two make mistakes of different kinds on letters: half of each, held to the source, is read
+as well as the better one at 4x and better than either at 2x."""
+_HALF = 0.5
+
+
+def choose(look: Look, options: UpscaleOptions, prescaler: str) -> dict[str, Any]:
+    """Return values for options that the caller leaves open, by the look of the source.
+
+    Args:
+        look: of the whole source.
+        options: as the caller gave them.
+        prescaler: the one that the preset begins from.
+    """
+    if not options.auto:
+        return {"tuning": UNSEEN_SHARE}
+    chosen: dict[str, Any] = {"tuning": share_of_tuning(look)}
+    # A net that was named runs alone, as its author meant it.
+    if options.prescaler is None and look.kind != "photograph":
+        chosen["hold_drawings"] = True
+        if prescaler == _MIXED_WITH and options.drawing_prescaler is None:
+            chosen |= {"drawing_prescaler": _DRAWING_PRESCALER, "drawing_share": _HALF}
+    return chosen
+
+
 _GOOD, _NOISY = 90, 2.5
 """Quality of JPEG below which, and levels of noise from which, they are spoken of."""
 _KINDS = {
@@ -57,5 +85,9 @@ def describe(look: Look, resolved: ResolvedOptions) -> str:
     if resolved.tuning is not None:
         net += f", {resolved.tuning:g} of its tuning"
     if resolved.drawing_prescaler:
-        net += f"; {resolved.drawing_prescaler} where it is drawn"
+        share = "" if resolved.drawing_share == 1 else f"{resolved.drawing_share:g} of "
+        net += f"; {share}{resolved.drawing_prescaler} where it is drawn"
+    if resolved.hold_drawings:
+        what = "" if resolved.drawing_prescaler else "; drawn parts"
+        net += f"{what or ','} held to the source"
     return f"{', '.join(found)}; {net}"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tegula.images.adjust import lock_colour, scale_detail, sharpen
+from tegula.images.adjust import hold_drawings, lock_colour, scale_detail, sharpen
 from tegula.images.deep import DeepPixels
 from tegula.images.exact import Consistency, consistency, hold_to_source, is_enlarged
 from tegula.images.metadata import Metadata
@@ -48,6 +48,7 @@ def finish(
     options: ResolvedOptions,
     mask: Float | None = None,
     patches: Sequence[Patch] = (),
+    drawn: Float | None = None,
 ) -> Finished:
     """Scale detail, lock colour, sharpen; restore greyscale, alpha and profile; hold to the source.
 
@@ -60,11 +61,17 @@ def finish(
         mask: float32 [height, width] in 0..1, how far the result may differ from
             ``prescaled``; None lets all of it differ.
         patches: restored faces, laid over the sharpened picture.
+        drawn: float32 [height, width] in 0..1, how much of each pixel is held to the source as
+            a drawing; None holds none.
     """
     done = refined
     if refined is not prescaled:
         done = scale_detail(refined, prescaled, options.detail)
         done = lock_colour(done, prescaled, options)
+        # Fused exposures have other tones than the source on purpose.
+        if drawn is not None and options.hdr == 0:
+            done = done.copy() if done is refined else done
+            done = hold_drawings(done, prepared.rgb, drawn, prepared.look.crisp)
     done = paste(sharpen(done, options.sharpen), patches)
     if mask is not None:  # last, so that nothing changes where it is black, not even a face
         done = done - prescaled
