@@ -152,6 +152,20 @@ def test_many_may_open_a_new_database_at_once(tmp_path, database_url):
         store.close()
 
 
+def test_a_server_with_another_folder_than_the_files_of_the_database_does_not_start(
+    tmp_path, database_url
+):
+    open_store(tmp_path / "one", database_url=database_url).close()
+    open_store(tmp_path / "one", database_url=database_url).close()
+    shared = database_url or f"sqlite:///{tmp_path / 'one' / 'tegula.sqlite3'}"
+    with pytest.raises(ServiceError, match="another folder"):
+        open_store(tmp_path / "two", database_url=shared)
+    # A folder that was moved is still the same one.
+    (tmp_path / "one").rename(tmp_path / "moved")
+    moved = database_url or f"sqlite:///{tmp_path / 'moved' / 'tegula.sqlite3'}"
+    open_store(tmp_path / "moved", database_url=moved).close()
+
+
 def test_a_new_database_that_another_process_writes_to_is_waited_for(tmp_path):
     path = tmp_path / "new.sqlite3"
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)

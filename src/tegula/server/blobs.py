@@ -10,6 +10,7 @@ import hashlib
 import mimetypes
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -83,6 +84,7 @@ def safe_name(name: str | None, content_type: str) -> str:
 
 
 _HEAD = 64
+_IDENTITY = "identity"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,33 @@ class Blobs:
     """
 
     folder: Path
+
+    def identity(self) -> str:
+        """Return what tells this folder from every other one: written once, copied with it.
+
+        Raises:
+            PathError: it can be neither read nor written.
+        """
+        path = self.folder / _IDENTITY
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                handle, name = tempfile.mkstemp(dir=self.folder)
+                with os.fdopen(handle, "w", encoding="ascii") as file:
+                    file.write(secrets.token_hex(16))
+                # Of several servers that start at once one gets to name the folder.
+                try:
+                    os.link(name, path)
+                    Path(name).unlink()
+                except FileExistsError:
+                    Path(name).unlink()
+                except OSError:  # a file system without links
+                    Path(name).replace(path)
+            return path.read_text(encoding="ascii").strip()
+        except OSError as error:
+            raise PathError(
+                f"The server cannot use its folder: {error.strerror or error}."
+            ) from error
 
     def put(self, chunks: Iterable[bytes], limit: int) -> Blob:
         """Store bytes; they are on the disk when this returns.

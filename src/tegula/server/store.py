@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import select, update
 
-from tegula.errors import PathError
+from tegula.errors import PathError, ServiceError
 from tegula.folders import make_private
 from tegula.server.accounts import Accounts, Deployments, Usage, UserModels
 from tegula.server.blobs import Blobs
@@ -20,12 +20,13 @@ from tegula.server.links import Links, Signer, compact_json, prediction_answer
 from tegula.server.predictions import Predictions
 from tegula.server.queue import PubSub, Queue
 from tegula.server.settings import ServerSettings
-from tegula.server.tables import Prediction, SecretKey
+from tegula.server.tables import Prediction, Property, SecretKey
 from tegula.server.tiles import Tiles
 from tegula.server.webhooks import Webhooks
 
 _SIGNING = "signing"
 _PRESENT_KEY = (SecretKey.owner == _SIGNING, SecretKey.retired_at.is_(None))
+_FOLDER = "folder of files"
 _FOLDERS = ("files", "spool", "tiles")
 
 
@@ -70,6 +71,7 @@ class Store:
             return compact_json(shown.as_json())
 
         blobs, pubsub = Blobs(settings.folder / "files"), PubSub()
+        _keep_to_one_folder(database, blobs)
         webhooks = Webhooks(database, clock, body)
         lifecycle = Lifecycle(webhooks)
         lease = timedelta(seconds=settings.lease_seconds)
@@ -119,6 +121,25 @@ def _signing_key(database: Database, clock: Clock) -> bytes:
             value = secrets.token_hex(32)
             session.add(SecretKey(_SIGNING, value, clock()))
     return bytes.fromhex(value)
+
+
+def _keep_to_one_folder(database: Database, blobs: Blobs) -> None:
+    """Refuse a folder other than the one that the files of the database are in.
+
+    Raises:
+        ServiceError: it is another one.
+    """
+    identity = blobs.identity()
+    with database.write(alone=True) as session:
+        known = session.get(Property, _FOLDER)
+        if known is None:
+            session.add(Property(_FOLDER, identity))
+        elif known.value != identity:
+            raise ServiceError(
+                f"The files of this database are in another folder than {blobs.folder}: servers "
+                "that share a database share one folder too. Set folder to that of the others, "
+                "or give this server a database of its own."
+            )
 
 
 def _make_folder_private(folder: Path) -> None:

@@ -181,6 +181,15 @@ class SecretKey(Base):
     retired_at: Mapped[datetime | None] = mapped_column(default=None)
 
 
+class Property(Base):
+    """Something that is true of the whole database, by its name."""
+
+    __tablename__ = "properties"
+
+    name: Mapped[Id] = mapped_column(primary_key=True)
+    value: Mapped[str] = mapped_column(String(128))
+
+
 class Prediction(Base):
     """One accepted piece of work.
 
