@@ -183,6 +183,11 @@ class UpscaleOptions(CheckedOptions):
         default="",
         description="What the picture shows or should look like; (word:1.3) weighs a word.",
     )
+    source_prompt: bool = Field(
+        default=True,
+        description="With auto and without a prompt, takes the one that the source says it was "
+        "made with, where the model reads prompts.",
+    )
     negative_prompt: NegativePrompt | None = None
     prompt_weighting: Weighting = Field(
         default="a1111",

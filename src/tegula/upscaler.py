@@ -45,7 +45,7 @@ from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
 from tegula.pipeline.prescale import padding, prescale, prescale_mixed, run_network
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
-from tegula.pipeline.remarks import ignored_options, loras_of_prompts
+from tegula.pipeline.remarks import ignored_options, loras_of_prompts, prompt_taken
 from tegula.pipeline.sharing import in_order, shared
 from tegula.plan import Costs, Memory, Plan, expected_memory, make_plan
 from tegula.progress import (
@@ -289,7 +289,9 @@ class Upscaler:
                 *([NONE_FOUND] if restore_faces and not faces else []),
             ),
             deep=finished.deep,
-            found=describe(prepared.look, resolved) if options.auto else "",
+            found=_joined(describe(prepared.look, resolved), prompt_taken(options, resolved))
+            if options.auto
+            else "",
             consistency=finished.consistency,
         )
         if options.crop is not None and wider.crop is not None:
@@ -493,6 +495,9 @@ class Upscaler:
         usual = preset_values(facts.presets, options.preset).prescaler
         chosen = choose(prepared.look, options, usual)
         size = prepared.facts.size
+        written = prepared.facts.metadata.prompt
+        if options.auto and options.source_prompt and not options.prompt and facts.reads_prompts:
+            options = options.replaced(prompt=written)
         resolved = resolve(options, facts.presets, facts.window, size, chosen)
         guidance_scale = min(resolved.guidance_scale, facts.strongest_guidance)
         tuning = resolved.tuning if is_tuned(resolved.prescaler) else None
@@ -564,6 +569,10 @@ class Upscaler:
             return
         with self.bundle.with_loras(loras) as warnings:
             yield warnings
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
 
 
 def _measured(

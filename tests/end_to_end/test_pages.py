@@ -103,7 +103,7 @@ def test_a_photograph_is_chosen_watched_compared_and_saved(
     browser.choose_file("#file", photo)
     browser.until("/60 . 40/.test(document.getElementById('result-size').textContent)")
     browser.run("document.querySelector('[data-scale=\"4\"]').click()")
-    browser.run("document.querySelector('[name=preset][value=creative]').click()")
+    browser.run("document.querySelector('[name=preset][value=fast]').click()")
     browser.run("document.getElementById('field-prompt').value = 'slow'")
     browser.run("document.getElementById('go').click()")
     browser.until(PERCENT)
@@ -111,7 +111,7 @@ def test_a_photograph_is_chosen_watched_compared_and_saved(
     browser.until(DRAWN)
     made = browser.run("location.pathname.split('/').pop()")
     kept = live.store.predictions.get(made)
-    assert (kept.input["scale"], kept.input["preset"]) == (4, "creative")
+    assert (kept.input["scale"], kept.input["preset"]) == (4, "fast")
     assert kept.source == "web"
     browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     browser.run("document.querySelector('a[download]').click()")

@@ -107,7 +107,7 @@ def test_what_is_set_is_sent_and_the_rest_is_left_to_the_model(form: Page, live:
     form.get_by_role("button", name="4×").click()
     expect(form.locator("#result-size")).to_have_text("The result has 120 × 80 pixels.")
     check_accessible(form)
-    form.get_by_role("radio", name="creative").check()
+    form.get_by_role("radio", name="fast").check()
     form.get_by_label("Prompt", exact=True).fill("a lighthouse")
     form.locator("summary", has_text="More settings").click()
     form.get_by_label("Seed").fill("7")
@@ -116,7 +116,7 @@ def test_what_is_set_is_sent_and_the_rest_is_left_to_the_model(form: Page, live:
     image = prediction.input.pop("image")
     assert image
     assert prediction.input == {
-        "scale": 4, "preset": "creative", "prompt": "a lighthouse", "seed": 7, "seamless": True,
+        "scale": 4, "preset": "fast", "prompt": "a lighthouse", "seed": 7, "seamless": True,
         "format": "png",
     }  # fmt: skip
 
@@ -261,9 +261,7 @@ def predicted(live: Live, **inputs) -> str:
 
 
 def test_again_comes_back_with_the_picture_and_every_input(form: Page, live: Live):
-    made = predicted(
-        live, scale=3, preset="faithful", prompt="a cat", seed=5, hdr=0.25, mask=DATA_URI
-    )
+    made = predicted(live, scale=3, preset="fast", prompt="a cat", seed=5, hdr=0.25, mask=DATA_URI)
     form.goto(f"{live.url}/p/{made}")
     form.get_by_role("link", name="Again with other settings").click()
     expect(form.locator("#go")).to_be_enabled()
@@ -291,9 +289,9 @@ def test_a_result_is_the_next_picture(form: Page, live: Live):
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
 def test_the_settings_of_a_dropped_result_are_offered(form: Page, ending: str, tmp_path: Path):
     settings = {
-        "version": "0.2.0", "preset": "creative", "prompt": "a “cat” & <dog>", "creativity": 0.4,
+        "version": "0.2.0", "preset": "fast", "prompt": "a “cat” & <dog>", "creativity": 0.4,
         "resemblance": 0.5, "seed": 11, "steps": 20, "hdr": 0.0, "negative_prompt": "",
-        "asked": {"scale": 3.0, "preset": "creative", "prompt": "a “cat” & <dog>", "steps": 20},
+        "asked": {"scale": 3.0, "preset": "fast", "prompt": "a “cat” & <dog>", "steps": 20},
     }  # fmt: skip
     path = tmp_path / f"holiday_3x.{ending}"
     save(Image.new("RGB", (30, 20)), path, settings=settings)
@@ -306,7 +304,7 @@ def test_the_settings_of_a_dropped_result_are_offered(form: Page, ending: str, t
     form.get_by_role("button", name="Use its settings").click()
     expect(form.locator("#field-scale")).to_have_value("3")
     expect(form.locator("#field-prompt")).to_have_value("a “cat” & <dog>")
-    expect(form.get_by_role("radio", name="creative")).to_be_checked()
+    expect(form.get_by_role("radio", name="fast")).to_be_checked()
     expect(form.locator("#field-seed")).to_have_value("11")
     expect(form.locator("#field-creativity")).to_have_value("0.4")
     expect(form.locator("#status")).to_contain_text("but for steps")

@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from skimage import data
 from support import photograph
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError
+from tegula.models import offered_presets
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
 from tegula.models.mini import bundle as words
 from tegula.models.mini.bundle import SCHEDULER, WEIGHTS, load_mini
@@ -306,3 +308,20 @@ def test_a_guidance_scale_that_would_tear_the_picture_is_held_and_told():
     assert np.array_equal(held.image, reported.image)
     assert held.warnings == ("mini takes a guidance scale of up to 2; 8 was held to it.",)
     assert reported.warnings == ()
+
+
+def test_presets_that_are_not_offered_look_like_the_usual_one():
+    upscaler = Upscaler(load_mini(CPU, torch.float32))
+    source = Image.fromarray(data.chelsea()[100:148, 120:168])
+    options = UpscaleOptions(prescaler="realesrgan-animevideov3", seed=1)
+
+    def made(preset):
+        result = upscaler.upscale(source, options.replaced(preset=preset))
+        return np.asarray(result.image, np.float32)
+
+    usual, presets = made("balanced"), upscaler.bundle.facts.presets
+    alike = {name for name in PRESETS if np.abs(made(name) - usual).mean() < 2}
+    nets = {name: values.prescaler for name, values in presets.items()}
+    other_nets = {name for name, net in nets.items() if net != nets["balanced"]}
+    assert set(offered_presets("mini")) == {"balanced", *other_nets} | (set(PRESETS) - alike)
+    assert offered_presets("some/checkpoint") == PRESETS

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from colour_profiles import wide_rgb
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 from support import photograph
 
 from tegula import UpscaleOptions, Upscaler
@@ -407,3 +408,42 @@ def test_exact_at_a_factor_that_is_not_whole_and_what_it_cannot_hold(upscaler):
     assert "a factor that is not whole" in result.warnings[-1]
     smaller = upscaler.upscale(hard, preset="exact", prescaler="lanczos", scale=0.5)
     assert (smaller.consistency, "smaller" in smaller.warnings[-1]) == (None, True)
+
+
+def made_with(prompt, file_format):
+    """A picture as AUTOMATIC1111's web UI saves it."""
+    text, buffer = f"{prompt}\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a", io.BytesIO()
+    if file_format == "PNG":
+        info = PngInfo()
+        info.add_text("parameters", text)
+        picture(16, 12).save(buffer, "PNG", pnginfo=info)
+    else:
+        exif = Image.Exif()
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + text.encode(
+            "utf-16-be"
+        )
+        picture(16, 12).save(buffer, file_format, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+def test_the_prompt_of_the_source_is_taken_where_the_model_reads_prompts(bundle, file_format):
+    source, upscaler = made_with("a stone bridge", file_format), Upscaler(bundle)
+    result = upscaler.upscale(source, asked())
+    assert result.options.prompt == "a stone bridge"
+    assert result.found.endswith("; prompt taken from the picture: a stone bridge")
+    if file_format != "PNG":
+        return
+    assert upscaler.upscale(source, asked(prompt="a dog")).options.prompt == "a dog"
+    for changes in ({"source_prompt": False}, {"auto": False}):
+        result = upscaler.upscale(source, asked(**changes))
+        assert result.options.prompt == ""
+        assert "prompt" not in result.found
+    blind = dataclasses.replace(bundle.facts, reads_prompts=False)
+    result = Upscaler(dataclasses.replace(bundle, facts=blind)).upscale(source, asked())
+    assert result.options.prompt == ""
+
+
+def test_a_result_of_ours_hands_its_prompt_on(upscaler):
+    first = upscaler.upscale(picture(16, 12), asked(prompt="a stone bridge"))
+    assert upscaler.upscale(first.encoded("jpeg").data, asked()).options.prompt == "a stone bridge"

@@ -1,4 +1,5 @@
 import itertools
+import json
 import re
 
 import pytest
@@ -6,6 +7,7 @@ from growth import SUPERLINEAR, growth
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tegula.images.prompts import LONGEST, prompt_in
 from tegula.models.prompt import parse_prompt
 
 
@@ -145,3 +147,58 @@ def test_escaped_text_comes_back_as_it_was(text):
 def test_any_prompt_can_be_read_and_neighbours_differ_in_weight(prompt):
     parts = parse_prompt(prompt)
     assert all(left.weight != right.weight for left, right in itertools.pairwise(parts))
+
+
+A1111 = """a cat, (fur:1.2), <lora:detail:0.8> green eyes
+on a wall
+Negative prompt: blurry, text
+Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512"""
+COMFYUI = {
+    "3": {
+        "class_type": "KSampler",
+        "inputs": {"seed": 1, "positive": ["12", 0], "negative": ["7", 0], "model": ["4", 0]},
+    },
+    "12": {
+        "class_type": "ControlNetApplyAdvanced",
+        "inputs": {"positive": ["6", 0], "negative": ["7", 0], "strength": 1.0},
+    },
+    "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["4", 1]}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": ["9", 0], "clip": ["4", 1]}},
+    "9": {"class_type": "PrimitiveString", "inputs": {"value": "a stone bridge"}},
+}
+CIRCLE = {
+    "1": {"inputs": {"seed": 1, "positive": ["2", 0]}},
+    "2": {"inputs": {"conditioning": ["3", 0]}},
+    "3": {"inputs": {"conditioning": ["2", 0]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "settings", "prompt"),
+    [
+        ({"parameters": A1111}, None, "a cat, (fur:1.2), green eyes on a wall"),
+        ({"parameters": "a cat\nSteps: 20, Sampler: Euler a"}, None, "a cat"),
+        ({"parameters": "f(x) of a plot in some other program"}, None, ""),
+        ({"prompt": json.dumps(COMFYUI)}, None, "a stone bridge"),
+        ({"prompt": json.dumps(COMFYUI), "parameters": A1111}, {"prompt": "ours"}, "ours"),
+        ({"parameters": A1111}, {"prompt": ""}, "a cat, (fur:1.2), green eyes on a wall"),
+        ({"prompt": json.dumps(CIRCLE)}, None, ""),
+        ({"prompt": "[" * 100_000}, None, ""),
+        ({"prompt": '{"3": {"inputs": {"positive": 5}}, "4": [], "5": {"inputs": 1}}'}, None, ""),
+        ({"prompt": "[1]"}, {"prompt": 5}, ""),
+        ({"parameters": "x" * 9000 + "\nSteps: 1, "}, None, "x" * LONGEST),
+        ({}, None, ""),
+    ],
+)
+def test_the_prompt_of_a_picture_is_found_where_programs_write_it(chunks, settings, prompt):
+    assert prompt_in(chunks, None, None, settings) == prompt
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le"])
+def test_the_prompt_of_a_jpeg_is_in_its_user_comment_and_of_a_webp_in_its_model(encoding):
+    comment = b"UNICODE\0" + A1111.encode(encoding)
+    assert prompt_in({}, comment, None, None).startswith("a cat")
+    assert prompt_in({}, b"ASCII\0\0\0" + A1111.encode(), None, None).startswith("a cat")
+    assert prompt_in({}, b"ASCII\0\0\0shot in Rome", "Nikon", None) == ""
+    graph = "prompt:" + json.dumps(COMFYUI)
+    assert prompt_in({}, None, graph, None) == "a stone bridge"

@@ -25,6 +25,7 @@ _SECTIONS: Mapping[str, Sequence[str]] = {
     "Picture": (
         "preset",
         "prompt",
+        "source_prompt",
         "negative_prompt",
         "creativity",
         "resemblance",

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from tegula.images.prompts import prompt_in
+
 SETTINGS_KEY = "tegula"
 
 MAX_XMP = 1_048_576
@@ -56,6 +58,7 @@ class Metadata:
     dpi: pixels per inch, horizontally and vertically.
     cicp: of a picture of high dynamic range, whose values stay as they are: primaries,
         transfer, matrix and range by the numbers of ITU-T H.273, as a PNG file has them.
+    prompt: that the picture was made with, for the models that read it; a result has its own.
     """
 
     exif: bytes | None = None
@@ -66,6 +69,7 @@ class Metadata:
     profile: bytes | None = None
     dpi: tuple[float, float] | None = None
     cicp: bytes | None = None
+    prompt: str = ""
 
 
 def read_metadata(image: Image.Image) -> tuple[Metadata, tuple[str, ...]]:
@@ -99,8 +103,19 @@ def read_metadata(image: Image.Image) -> tuple[Metadata, tuple[str, ...]]:
         comment=_comment(image),
         profile=image.info.get("icc_profile") or None,
         dpi=_dpi(image),
+        prompt=_prompt(image, chunks),
     )
     return kept, tuple(remarks)
+
+
+def _prompt(image: Image.Image, chunks: Mapping[str, Any]) -> str:
+    try:
+        exif = exif_of(image)
+        comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+        model = exif.get(ExifTags.Base.Model)
+    except Exception:
+        comment = model = None
+    return prompt_in(chunks, comment, model, settings_of(image))
 
 
 def exif_of(image: Image.Image) -> Image.Exif:

@@ -178,6 +178,7 @@ class BundleFacts:
     presets: the numbers behind each preset name for this bundle.
     fingerprint: a hash over the weights, part of a result's metadata.
     strongest_guidance: guidance scales above it break pictures and are lowered to it.
+    reads_prompts: whether it understands what people write, and not some words alone.
     """
 
     name: str
@@ -191,6 +192,7 @@ class BundleFacts:
     fingerprint: str
     licence: str
     strongest_guidance: float = 30.0
+    reads_prompts: bool = True
 
 
 WithLoras = Callable[[Sequence[tuple[str, float]]], AbstractContextManager[Sequence[str]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import shorten
 
 from tegula.models.bundle import Bundle, SplitDenoiser
 from tegula.models.library import FileKind, find_file
@@ -38,6 +39,17 @@ def loras_of_prompts(
         for tag in split_tags(options.negative_prompt or "", weighting)[1]
     ]
     return loras, left_out
+
+
+_SHOWN = 200
+"""Characters of a prompt that are shown."""
+
+
+def prompt_taken(options: UpscaleOptions, resolved: ResolvedOptions) -> str:
+    """Say which prompt was taken from the source; empty where none was."""
+    if resolved.prompt == options.prompt or not resolved.refines:
+        return ""
+    return f"prompt taken from the picture: {shorten(resolved.prompt, _SHOWN, placeholder='...')}"
 
 
 def ignored_options(

@@ -38,7 +38,8 @@ from pythonjsonlogger.json import JsonFormatter
 
 from tegula.errors import OptionError, PathError
 from tegula.folders import server_folder
-from tegula.models import DEFAULT_BUNDLE, BundleSettings
+from tegula.models import DEFAULT_BUNDLE, BundleSettings, offered_presets
+from tegula.options import PRESETS, Preset
 from tegula.schema import faults
 
 MIB = 1 << 20
@@ -286,6 +287,13 @@ class ServerSettings(BaseSettings):
             OptionError: a part of it is wrong.
         """
         return BundleSettings(**{name: getattr(self, name) for name in BundleSettings.model_fields})
+
+    @property
+    def presets(self) -> tuple[Preset, ...]:
+        """The presets that one at least of the bundles can tell apart."""
+        bundles = (self.bundle, *(each.bundle for each in self.bundles.values()))
+        offered = {preset for bundle in bundles for preset in offered_presets(bundle)}
+        return tuple(preset for preset in PRESETS if preset in offered)
 
     def bundle_of(self, *references: str | None) -> str:
         """Return the first of these references that has a bundle of its own, or else ""."""

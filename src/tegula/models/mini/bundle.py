@@ -194,6 +194,7 @@ def load_mini(device: torch.device, dtype: torch.dtype, folder: Path | None = No
         fingerprint=config.sha256,
         licence=config.licence,
         strongest_guidance=STRONGEST_GUIDANCE,
+        reads_prompts=False,
     )
     return Bundle(
         facts=facts,

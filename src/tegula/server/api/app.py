@@ -97,7 +97,10 @@ def create_app(
     """
     settings = store.settings
     library = Library(
-        catalog or Catalog(packaged_fingerprint()), store.models, settings.default_model
+        catalog or Catalog(packaged_fingerprint()),
+        store.models,
+        settings.default_model,
+        settings.presets,
     )
     service = Service(store, library, hardware, background)
     app = Api(

@@ -16,6 +16,7 @@ from typing import Any
 
 from tegula.catalog import Catalog, Model, Version, openapi_schema
 from tegula.catalog.weights import how_it_could_run, why_it_cannot_run
+from tegula.options import PRESETS, Preset
 from tegula.server.accounts import UserModels, VersionedModel
 from tegula.server.api.errors import ProblemError, bad_version, not_found
 from tegula.server.db import SortKey, microseconds
@@ -52,6 +53,7 @@ class ServedVersion:
     base: the catalogue's version that does the work.
     defaults: inputs that a user's version pins; a request may still override them.
     label: of a version of the catalogue; None for that of a user's model.
+    presets: those that are offered, where the version takes a preset of the bundle.
     """
 
     model: str
@@ -60,6 +62,7 @@ class ServedVersion:
     created_at: datetime = RELEASED
     defaults: Mapping[str, Any] = field(default_factory=dict)
     label: str | None = None
+    presets: tuple[Preset, ...] = PRESETS
 
     @property
     def pin(self) -> str:
@@ -74,7 +77,11 @@ class ServedVersion:
     def schema(self) -> dict[str, Any]:
         """The OpenAPI document, with the pinned inputs as defaults and none of them required."""
         document = openapi_schema(self.base)
-        inputs = document["components"]["schemas"]["Input"]
+        schemas = document["components"]["schemas"]
+        inputs = schemas["Input"]
+        if schemas.get("preset", {}).get("enum") == list(PRESETS):
+            pinned = self.defaults.get("preset")
+            schemas["preset"]["enum"] = [n for n in PRESETS if n in self.presets or n == pinned]
         for name, value in self.defaults.items():
             if name in inputs["properties"]:
                 inputs["properties"][name] = {**inputs["properties"][name], "default": value}
@@ -160,11 +167,13 @@ class Library:
     """Finds models and versions for an account, which sees its own private models only.
 
     default_model: ``owner/name`` that a bare ``latest`` means where the inputs fit several.
+    presets: that the bundles of the server can tell apart.
     """
 
     catalog: Catalog
     user_models: UserModels
     default_model: str | None = None
+    presets: tuple[Preset, ...] = PRESETS
 
     def models(self, account_id: str | None, limit: int | None = None) -> Iterator[ServedModel]:
         """Yield the catalogue's models, then users' models that the account sees.
@@ -293,7 +302,9 @@ class Library:
                 readme=readme_of(model),
                 created_at=RELEASED,
                 versions=tuple(
-                    ServedVersion(model.reference, base.id, base, label=base.label)
+                    ServedVersion(
+                        model.reference, base.id, base, label=base.label, presets=self.presets
+                    )
                     for base in model.versions
                 ),
                 sort_key=(1, -place, model.reference),
@@ -320,7 +331,14 @@ class Library:
             readme=row.readme,
             created_at=row.created_at,
             versions=tuple(
-                ServedVersion(each.model, each.id, base, each.created_at, each.defaults)
+                ServedVersion(
+                    each.model,
+                    each.id,
+                    base,
+                    each.created_at,
+                    each.defaults,
+                    presets=self.presets,
+                )
                 for each in versions
                 if (base := self._bases.get((each.base_model, each.base_label)))
             ),

@@ -39,6 +39,12 @@ function progressOf(logs) {
   return found && { percent: Number(found[1]), left: seconds(found[3]) };
 }
 
+// Sentences of the log that are no progress: what was found, and what could not be followed.
+function notesOf(logs, active) {
+  const lines = logs.split(/[\n\r]+/).map((line) => line.trim()).filter((line) => line && !/^\d+%\s*\|/.test(line));
+  return [...new Set(lines)].filter((line) => active || !line.startsWith("Expected to take"));
+}
+
 function statusWords({ shown, facts, logs }) {
   const { predict_time: run, total_time: whole } = shown.metrics;
   if (shown.status === "starting") {
@@ -67,6 +73,9 @@ page.watch(({ shown, facts, logs, preview, own }) => {
   at("status").textContent = statusWords({ shown, facts, logs });
   at("error").textContent = shown.error || "";
   at("logs").textContent = logs;
+  const notes = notesOf(logs, active);
+  at("notes").hidden = !notes.length;
+  at("notes").replaceChildren(...notes.map((text) => element("li", { textContent: text })));
   at("progress").hidden = !active;
   const found = shown.status === "processing" && progressOf(logs);
   if (found) at("progress").value = found.percent / 100;
