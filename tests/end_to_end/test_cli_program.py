@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from api_support import PNG
 from cli_support import names_in, put, run, start_fake
+from live_server import Live, eventually, live_server
+from serve_support import free_port
 
 import tegula.errors
 from tegula import __version__, errors
@@ -22,7 +25,7 @@ from tegula.models import BACKENDS, PRECISIONS, compiled, device
 from tests.tiny.networks import tiny_bundle
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "cv2", "rich")
-OF_THE_SERVER = {"fetch", "service", "not_found", "conflict", "busy", "worker"}
+OF_THE_SERVER = {"fetch", "not_found", "conflict", "busy", "worker"}
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
@@ -273,3 +276,65 @@ def test_a_full_output_is_one_sentence(arguments):
     assert done.returncode == 5
     assert done.stderr.count(b"\n") == 1
     assert b"Standard output cannot be written" in done.stderr
+
+
+# On a server.
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    with live_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+def on_server(server, *words):
+    return run("run", "--server", server, *words)
+
+
+def test_a_server_does_the_work(live: Live, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEGULA_TOKEN", live.token)
+    photo = put(tmp_path / "photo.png")
+    inputs = ("tegula/upscale", f"image=@{photo}", "scale=3", "seamless=true")
+    done = on_server(f"{live.url}/v1/", *inputs, "-o", tmp_path / "large", "--json")
+    assert done.exit_code == 0, done.output
+    result = tmp_path / "large" / "photo-upscale-0.png"
+    assert json.loads(done.stdout) == {"output": str(result)}
+    assert result.read_bytes() == PNG
+    row = live.store.predictions.page(None).items[0]
+    assert (row.input["scale"], row.input["seamless"]) == (3, True)
+
+
+def test_what_a_server_says_is_one_sentence(live: Live, tmp_path, monkeypatch):
+    photo = f"image=@{put(tmp_path / 'photo.png')}"
+    nobody = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("TEGULA_TOKEN", live.token)
+    for server, words, status, sentence in (
+        (live.url, (photo, "scale=99"), 2, "input.scale: Must be less than or equal to 8"),
+        (live.url, (photo, "prompt=fail"), 9, "The model broke."),
+        (live.url, ("image=@nothing.png",), 5, "nothing.png cannot be used"),
+        (nobody, (photo,), 9, f"{nobody} does not answer"),
+        ("gpu:5000", (photo,), 2, "begins with http://"),
+        (live.url, (photo, "--model", "mini"), 2, "exclude each other"),
+    ):
+        done = on_server(server, "tegula/upscale", *words)
+        assert (done.exit_code, sentence in done.stderr) == (status, True), done.stderr
+        assert done.stderr.count("\n") == 1
+    monkeypatch.setenv("TEGULA_TOKEN", "tgl_nonsense")
+    done = on_server(live.url, "tegula/upscale", photo)
+    assert (done.exit_code, "does not know the token" in done.stderr) == (9, True)
+
+
+def test_stopping_cancels_what_a_server_does(live: Live, tmp_path):
+    words = ["tegula/upscale", f"image=@{put(tmp_path / 'photo.png')}", "prompt=gated"]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "tegula", "run", "--server", live.url, *words],
+        env={**os.environ, "TEGULA_TOKEN": live.token},
+    )
+
+    def newest():
+        return live.store.predictions.page(None).items[0]
+
+    eventually(lambda: newest().input.get("prompt") == "gated" and newest().status == "processing")
+    program.send_signal(signal.SIGINT)
+    assert program.wait(60) == 130
+    assert newest().status == "canceled"

@@ -1,4 +1,7 @@
-"""Drawing on the picture, trying on a crop, and several files, as a person does it in a browser."""
+"""Drawing on the picture, trying on a crop, and several files, as a person does it in a browser.
+
+With the packaged model, but for what a server rarely does: it breaks, is busy, or takes its time.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,20 @@ from api_support import PNG, png
 from live_server import Live, live_server
 from PIL import Image
 from playwright.sync_api import Page, expect
-from workbench import Held, check_accessible, needs_browser, open_signed_in
+from workbench import (
+    Held,
+    check_accessible,
+    choose,
+    encoded,
+    needs_browser,
+    open_form,
+    open_signed_in,
+    pattern,
+    run,
+)
 
 pytestmark = [pytest.mark.slow, needs_browser]
+CREATE = "**/v1/models/*/*/predictions"
 
 
 @pytest.fixture(scope="module")
@@ -23,26 +37,15 @@ def live(tmp_path_factory):
 
 
 @pytest.fixture
-def form(page: Page, live: Live) -> Page:
-    """The form of a server, with a picture chosen."""
-    return open_form(page, live)
+def quick(page: Page, live: Live) -> Page:
+    """The form of a server with an engine of a few lines, with a picture chosen."""
+    return open_form(page, live, ("photo.png", png(64, 48)))
 
 
-def open_form(page: Page, live: Live) -> Page:
-    open_signed_in(page, live)
-    expect(page.locator("#upscale-form")).to_be_visible()
-    picture = {"name": "photo.png", "mimeType": "", "buffer": png(64, 48)}
-    page.locator("#file").set_input_files([picture])
-    expect(page.locator("#go")).to_be_enabled()
-    return page
-
-
-def sent(page: Page, live: Live):
-    """Press the button; return the prediction that came of it, and its state once it has ended."""
-    page.locator("#go").click()
-    page.wait_for_url("**/p/*")
-    expect(page.locator("#state")).to_have_text("Done", timeout=120_000)
-    return live.store.predictions.get(page.url.rsplit("/", 1)[1])
+@pytest.fixture
+def form(page: Page, workbench: Live) -> Page:
+    """The form of a server with the packaged model, with a picture chosen."""
+    return open_form(page, workbench, ("photo.png", encoded(pattern(64, 48))))
 
 
 def file_of(live: Live, prediction, name: str) -> Image.Image:
@@ -66,7 +69,7 @@ def drag(page: Page, locator: str, start: tuple[float, float], end: tuple[float,
     page.mouse.up()
 
 
-def test_a_mask_is_painted_by_the_brush_and_by_keys(form: Page, live: Live):
+def test_a_mask_is_painted_by_the_brush_and_by_keys(form: Page, workbench: Live):
     form.locator("summary", has_text="More settings").click()
     form.locator("[data-input=mask]").click()
     expect(form.locator("#painting")).to_be_visible()
@@ -90,7 +93,7 @@ def test_a_mask_is_painted_by_the_brush_and_by_keys(form: Page, live: Live):
     form.keyboard.press("Space")
     form.get_by_role("button", name="Done").click()
     expect(form.locator("#fields")).to_contain_text("mask.png")
-    mask = file_of(live, sent(form, live), "mask")
+    mask = file_of(workbench, run(form, workbench), "mask")
     assert mask.size == (64, 48)
     assert mask.getpixel((32, 12)) == 255
     assert mask.getpixel((32, 36)) in (127, 128)
@@ -98,7 +101,28 @@ def test_a_mask_is_painted_by_the_brush_and_by_keys(form: Page, live: Live):
     assert mask.getpixel((1, 36)) == 255  # by keys
 
 
-def test_regions_are_drawn_with_their_prompts(form: Page, live: Live):
+def test_how_much_may_change_is_painted_by_the_brush(form: Page, workbench: Live):
+    form.get_by_label("Creativity", exact=True).fill("0.8")
+    form.locator("summary", has_text="More settings").click()
+    form.locator("[data-input=strength_map]").click()
+    expect(form.locator("#painting")).to_contain_text("a weaker brush lets it change less")
+    check_accessible(form)
+    form.locator("#brush-size").fill("16")
+    drag(form, "#painting canvas", (0.1, 0.25), (0.9, 0.25))
+    form.locator("#brush-strength").fill("30")
+    drag(form, "#painting canvas", (0.1, 0.75), (0.9, 0.75))
+    form.get_by_role("button", name="Invert").click()
+    form.get_by_role("button", name="Undo").click()
+    form.get_by_role("button", name="Done").click()
+    expect(form.locator("#fields")).to_contain_text("strength_map.png")
+    strength = file_of(workbench, run(form, workbench), "strength_map")
+    places = ((32, 12), (32, 36), (32, 24), (1, 1))
+    assert [strength.getpixel(place) for place in places] == [255, pytest.approx(76, abs=1), 0, 0]
+    form.get_by_role("link", name="Again with other settings").click()
+    expect(form.locator("#fields")).to_contain_text("the one of that prediction")
+
+
+def test_regions_are_drawn_with_their_prompts(form: Page, workbench: Live):
     form.locator("summary", has_text="More settings").click()
     form.locator("[data-input=regions]").click()
     form.get_by_role("button", name="Add the region").click()
@@ -117,11 +141,10 @@ def test_regions_are_drawn_with_their_prompts(form: Page, live: Live):
     assert boxes[0] == pytest.approx([1, 1, 12, 9], abs=2)
     assert boxes[1] == [boxes[0][0] + 1, boxes[0][1], boxes[0][2], boxes[0][3] + 1]
     assert [line.split(":", 1)[1] for line in lines] == ["a bird: small", "grass"]
-    assert sent(form, live).input["regions"] == "\n".join(lines)
+    assert run(form, workbench).input["regions"] == "\n".join(lines)
 
 
-def test_settings_are_tried_on_a_crop_and_a_cell_makes_the_whole(page: Page, workbench: Live):
-    form = open_form(page, workbench)
+def test_settings_are_tried_on_a_crop_and_a_cell_makes_the_whole(form: Page, workbench: Live):
     form.get_by_role("button", name="Try on a crop").click()
     drag(form, "dialog .stage", (0.5, 0.0), (0.5, 0.0))
     drag(form, "dialog .stage", (0.5, 0.5), (0.3, 0.3))
@@ -144,9 +167,7 @@ def test_settings_are_tried_on_a_crop_and_a_cell_makes_the_whole(page: Page, wor
     assert "seed" not in prediction.input
 
 
-def test_several_files_become_one_zip_under_the_names_of_their_sources(
-    form: Page, live: Live, tmp_path
-):
+def test_several_files_become_one_zip_under_the_names_of_their_sources(form: Page, tmp_path):
     folder = tmp_path / "holiday"
     (folder / "beach").mkdir(parents=True)
     (folder / "holiday.png").write_bytes(png(20, 20))
@@ -165,8 +186,10 @@ def test_several_files_become_one_zip_under_the_names_of_their_sources(
         form.get_by_role("button", name="Download 2 as one zip").click()
     with zipfile.ZipFile(saved.value.path()) as archive:
         assert archive.testzip() is None
-        assert sorted(archive.namelist()) == ["holiday_2x-2.png", "holiday_2x.png"]
-        assert {archive.read(name) for name in archive.namelist()} == {PNG}
+        sizes = {one: Image.open(archive.open(one)).size for one in archive.namelist()}
+        assert sizes == {"holiday_2x-2.png": (40, 40), "holiday_2x.png": (32, 32)} or sizes == {
+            "holiday_2x-2.png": (32, 32), "holiday_2x.png": (40, 40),
+        }  # fmt: skip
     form.locator("#zip-format").select_option("jpg")
     form.locator("#zip-quality").fill("60")
     with form.expect_download() as saved:
@@ -178,86 +201,77 @@ def test_several_files_become_one_zip_under_the_names_of_their_sources(
     expect(form.locator("#batch")).to_be_hidden()
 
 
-def test_one_of_several_pictures_is_cancelled_and_the_others_go_on(form: Page, live: Live):
+def test_one_of_several_pictures_is_cancelled_and_the_others_go_on(quick: Page, live: Live):
     names = ("beach.png", "harbour.png", "hills.png")
-    form.locator("#file").set_input_files(
+    quick.locator("#file").set_input_files(
         [{"name": name, "mimeType": "", "buffer": png(20, 20)} for name in names]
     )
-    form.locator("#field-prompt").fill("gated")
-    form.get_by_role("button", name="Make 3 pictures larger").click()
-    cancel = form.get_by_role("button", name="Cancel harbour.png")
-    expect(form.locator("#batch li", has_text="harbour.png").get_by_role("link")).to_be_visible()
-    check_accessible(form)
+    quick.locator("#field-prompt").fill("gated")
+    quick.get_by_role("button", name="Make 3 pictures larger").click()
+    cancel = quick.get_by_role("button", name="Cancel harbour.png")
+    expect(quick.locator("#batch li", has_text="harbour.png").get_by_role("link")).to_be_visible()
+    check_accessible(quick)
     cancel.click()
-    expect(form.locator("#batch li", has_text="harbour.png")).to_contain_text("Cancelled")
+    expect(quick.locator("#batch li", has_text="harbour.png")).to_contain_text("Cancelled")
     expect(cancel).to_be_hidden()
     live.gate.set()
     try:
-        expect(form.locator("#batch-status")).to_have_text(
+        expect(quick.locator("#batch-status")).to_have_text(
             "2 of 3 done, 1 cancelled.", timeout=120_000
         )
     finally:
         live.gate.clear()
 
 
-CREATE = "**/v1/models/*/*/predictions"
-
-
-def choose(page: Page, *names: str) -> None:
-    page.locator("#file").set_input_files(
-        [{"name": name, "mimeType": "", "buffer": png(20, 20)} for name in names]
-    )
-
-
-def test_pictures_that_wait_for_a_busy_server_are_cancelled_at_once(form: Page, live: Live):
+def test_pictures_that_wait_for_a_busy_server_are_cancelled_at_once(quick: Page, live: Live):
     headers = {"retry-after": "600"}
-    form.route(CREATE, lambda route: route.fulfill(status=429, json={}, headers=headers))
-    choose(form, "beach.png", "harbour.png", "hills.png")
-    form.get_by_role("button", name="Make 3 pictures larger").click()
-    harbour = form.locator("#batch li", has_text="harbour.png")
+    quick.route(CREATE, lambda route: route.fulfill(status=429, json={}, headers=headers))
+    choose(quick, ("beach.png", PNG), ("harbour.png", PNG), ("hills.png", PNG))
+    quick.get_by_role("button", name="Make 3 pictures larger").click()
+    harbour = quick.locator("#batch li", has_text="harbour.png")
     expect(harbour).to_contain_text("The server is busy; trying again in 10 min")
-    form.get_by_role("button", name="Cancel harbour.png").click()
+    quick.get_by_role("button", name="Cancel harbour.png").click()
     expect(harbour).to_contain_text("Cancelled")
-    form.get_by_role("button", name="Cancel the rest").click()
-    expect(form.locator("#batch-status")).to_have_text("0 of 3 done, 3 cancelled.")
-    form.get_by_role("button", name="Close").click()
-    expect(form.locator("#batch")).to_be_hidden()
+    quick.get_by_role("button", name="Cancel the rest").click()
+    expect(quick.locator("#batch-status")).to_have_text("0 of 3 done, 3 cancelled.")
+    quick.get_by_role("button", name="Close").click()
+    expect(quick.locator("#batch")).to_be_hidden()
 
 
-def test_those_of_several_pictures_that_fail_lead_on(form: Page, live: Live):
-    status = form.locator("#batch-status")
-    form.route(CREATE, lambda route: route.abort())
-    form.locator("#field-prompt").fill("fail")
-    choose(form, "beach.png", "hills.png")
-    form.locator("#go").click()
+def test_those_of_several_pictures_that_fail_lead_on(quick: Page, live: Live):
+    status = quick.locator("#batch-status")
+    quick.route(CREATE, lambda route: route.abort())
+    quick.locator("#field-prompt").fill("fail")
+    choose(quick, ("beach.png", PNG), ("hills.png", PNG))
+    quick.locator("#go").click()
     expect(status).to_have_text("0 of 2 done, 2 failed.")
-    expect(form.locator("#batch li").first).to_contain_text("The server does not answer")
-    check_accessible(form)
-    form.unroute(CREATE)
-    form.get_by_role("button", name="Send 2 again").click()
-    look = form.get_by_role("link", name="Look at hills.png, which failed")
+    expect(quick.locator("#batch li").first).to_contain_text("The server does not answer")
+    check_accessible(quick)
+    quick.unroute(CREATE)
+    quick.get_by_role("button", name="Send 2 again").click()
+    look = quick.get_by_role("link", name="Look at hills.png, which failed")
     expect(look).to_be_visible()
-    expect(form.locator("#batch li").last).to_contain_text("The model broke.")
-    expect(form.get_by_role("button", name="Send 2 again")).to_be_hidden()
-    check_accessible(form)
+    expect(quick.locator("#batch li").last).to_contain_text("The model broke.")
+    expect(quick.get_by_role("button", name="Send 2 again")).to_be_hidden()
+    check_accessible(quick)
     look.click()
-    expect(form.locator("#error")).to_have_text("The model broke.")
-    form.get_by_role("link", name="Again with other settings").click()
-    expect(form.locator("#field-prompt")).to_have_value("fail")
+    expect(quick.locator("#error")).to_have_text("The model broke.")
+    quick.get_by_role("link", name="Again with other settings").click()
+    expect(quick.locator("#field-prompt")).to_have_value("fail")
 
 
-def test_more_pictures_join_those_on_their_way_with_settings_of_their_own(form: Page, live: Live):
-    held = Held(form, CREATE)
-    form.locator("#field-prompt").fill("first")
-    choose(form, "beach.png", "harbour.png", "hills.png")
-    form.locator("#go").click()
+def test_more_pictures_join_those_on_their_way_with_settings_of_their_own(quick: Page, live: Live):
+    held = Held(quick, CREATE)
+    quick.locator("#field-prompt").fill("first")
+    choose(quick, ("beach.png", PNG), ("harbour.png", PNG), ("hills.png", PNG))
+    quick.locator("#go").click()
     held.wait(2)  # which are sent at once
-    form.locator("#field-prompt").fill("second")
-    choose(form, "inn.png", "lane.png")
-    form.locator("#go").click()
+    quick.locator("#field-prompt").fill("second")
+    choose(quick, ("inn.png", PNG), ("lane.png", PNG))
+    quick.locator("#go").click()
     held.release()
-    expect(form.locator("#batch-status")).to_have_text("5 of 5 done.")
-    links = form.locator("#batch li").evaluate_all(
+    expect(quick.locator("#batch-status")).to_have_text("5 of 5 done.")
+    links = quick.locator("#batch li").evaluate_all(
         "all => all.map((one) => one.querySelector('a').href.split('/').pop())"
     )
     prompts = [live.store.predictions.get(one).input["prompt"] for one in links]

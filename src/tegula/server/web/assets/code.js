@@ -108,16 +108,9 @@ for (const [number, address] of [prediction.output].flat().entries()) {
 }`;
 }
 
-function command({ model, inputs }) {
-  const fetched = [];
-  const word = ([name, value]) => {
-    if (isFile(value)) return quoted(`${name}=@${value.file}`);
-    if (!/^https?:/.test(value)) return quoted(`${name}=${value}`);
-    fetched.push(`curl -sSLo ${name}.picture ${quoted(value)}`);
-    return quoted(`${name}=@${name}.picture`);
-  };
-  const words = inputs.map(word);
-  return [...fetched, `tegula run ${model} \\\n  ${words.join(" \\\n  ")}`].join("\n");
+function command({ server, model, inputs }) {
+  const words = inputs.map(([name, value]) => quoted(`${name}=${isFile(value) ? `@${value.file}` : value}`));
+  return [`tegula run --server ${quoted(server)} ${model}`, ...words].join(" \\\n  ");
 }
 
 const TOKEN = "TEGULA_TOKEN holds a token: export TEGULA_TOKEN=$(tegula tokens create NAME) on the server’s machine makes one.";
@@ -126,7 +119,7 @@ export const KINDS = {
   curl: { label: "curl", write: curl, note: "For a shell. The answer names the result, or says where to ask again after a minute." },
   python: { label: "Python", write: python, note: "For Python 3, without any package." },
   javascript: { label: "JavaScript", write: javascript, note: "For Node.js 18 and later, as a file with the ending .mjs, without any package." },
-  command: { label: "tegula run", write: command, note: "On any machine with tegula, without the server." },
+  command: { label: "tegula run", write: command, note: "On any machine with tegula, which does the work itself without --server." },
 };
 
 // Return {text, note}: the code for a model with these inputs, of which files are Blobs with a name.
@@ -134,5 +127,5 @@ export function write(kind, { model, inputs, hasTokens, result }) {
   const server = local("/").replace(/\/$/, "");
   const { write: written, note } = KINDS[kind];
   const text = written({ server, token: hasTokens, model, inputs: marked(inputs), result });
-  return { text, note: hasTokens && kind !== "command" ? `${note} ${TOKEN}` : note };
+  return { text, note: hasTokens ? `${note} ${TOKEN}` : note };
 }

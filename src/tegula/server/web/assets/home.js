@@ -24,6 +24,7 @@ let loaded = () => {};
 const ready = new Promise((resolve) => (loaded = resolve)); // once the server has said what it takes
 let sending = null; // stops what is being sent, an AbortController
 let opening = 0; // how many times pictures were chosen, so that the last choice wins
+let reading = false; // what was chosen last, before which nothing is sent
 
 // Pictures.
 
@@ -36,15 +37,18 @@ async function chooseFiles(files) {
     return;
   }
   const turn = ++opening;
+  reading = true;
+  showProblem();
   await ready;
   const opened = [];
   for (const file of files) opened.push(await openFile(file));
   if (turn !== opening) return;
+  reading = false;
   // What is no picture is passed over where it lies among pictures in a folder.
   const taken = opened.map((picture) => ({ ...picture, refusal: whyNotTaken(picture, server) }));
   choose(taken);
-  const reading = taken.length === 1 && !taken[0].refusal ? await readSettings(taken[0].file) : null;
-  if (turn === opening) offer(reading);
+  const settings = taken.length === 1 && !taken[0].refusal ? await readSettings(taken[0].file) : null;
+  if (turn === opening) offer(settings);
 }
 
 function chooseAddress(text) {
@@ -53,10 +57,11 @@ function chooseAddress(text) {
       const blob = await pictureOf(text, "dropped");
       return chooseFiles([blob]);
     }
-    const turn = ++opening;
+    const picture = openAddress(text), turn = ++opening;
     await ready;
     if (turn !== opening) return;
-    choose([{ ...openAddress(text), refusal: "" }]);
+    reading = false;
+    choose([{ ...picture, refusal: "" }]);
     offer(null);
   });
 }
@@ -219,7 +224,7 @@ function showProblem() {
       change({ ...fits[0], ...(Number.isFinite(least) ? { [scale]: least } : {}) });
     };
   }
-  at("go").disabled = !sendable().length || large.length > 0 || sending !== null;
+  at("go").disabled = !sendable().length || large.length > 0 || reading || sending !== null;
   at("go").textContent = sendable().length > 1 ? `Make ${sendable().length} pictures larger` : "Make it larger";
   const size = sendable().length === 1 ? resultSize(model, inputs, sendable()[0]) : null;
   at("result-size").textContent = size ? `The result has ${size.join(" × ")} pixels.` : "";
@@ -340,19 +345,24 @@ async function comeBack() {
   const query = new URLSearchParams(location.search);
   const id = query.get("again") || query.get("from");
   if (!id) return;
+  const turn = ++opening; // somebody may choose another picture meanwhile
   const prediction = await call("GET", `/v1/predictions/${encodeURIComponent(id)}`);
   if (!(prediction.model in modelsByName())) throw new Error(`${prediction.model} cannot run here any more; choose another model.`);
   chooseModel(prediction.model);
   if (prediction.data_removed) throw new Error("The picture and inputs of that prediction have been removed; choose the picture again.");
   if (query.has("again")) {
     const name = prediction.input[model.image].split("/").pop();
-    await chooseFiles([await pictureOf(`/v1/predictions/${encodeURIComponent(id)}/source`, name)]);
-    offer(null);
+    const source = await pictureOf(`/v1/predictions/${encodeURIComponent(id)}/source`, name);
+    if (turn === opening) {
+      await chooseFiles([source]);
+      offer(null);
+    }
     form.fill(prediction.input);
   } else {
     const [output] = [prediction.output].flat();
     if (!output) throw new Error("That prediction has no result; choose a picture.");
-    await chooseFiles([await pictureOf(output, "result", prediction.urls)]);
+    const result = await pictureOf(output, "result", prediction.urls);
+    if (turn === opening) await chooseFiles([result]);
   }
   history.replaceState(null, "", location.pathname);
 }

@@ -14,8 +14,14 @@ const LEAST_PATIENCE_MS = 15_000;
 // server fetches. `url` shows it where the browser can; sizes are 0 where they are not known.
 
 export async function openFile(file) {
-  const head = new Uint8Array(await file.slice(0, HEAD_BYTES).arrayBuffer());
-  const picture = { name: file.name || "picture.png", file, kind: kindOf(head), width: 0, height: 0, url: null };
+  const picture = { name: file.name || "picture.png", file, kind: null, width: 0, height: 0, url: null };
+  let head;
+  try {
+    head = new Uint8Array(await file.slice(0, HEAD_BYTES).arrayBuffer());
+  } catch {
+    return { ...picture, kind: "unreadable" };
+  }
+  picture.kind = kindOf(head);
   if (!picture.kind) return picture;
   const url = URL.createObjectURL(file);
   const shown = element("img", { src: url, alt: "" });
@@ -124,6 +130,7 @@ function inPixels(count) {
 // Why the server would not take a file, whatever the settings; "" if it would.
 export function whyNotTaken({ name, file, kind, width, height }, { limits, reads_heic: readsHeic }) {
   if (!file) return "";
+  if (kind === "unreadable") return `${name} cannot be read; it may have been moved or removed, or it is a folder. Choose it again.`;
   if (!file.size) return `${name} is empty.`;
   if (!kind) return `${name} is not a picture that this server reads: it reads ${READ}${readsHeic ? ", and HEIC" : ""}.`;
   if (kind === "HEIC" && !readsHeic) {
