@@ -24,6 +24,7 @@ from tegula.errors import ConflictError
 from tegula.server import tables
 from tegula.server.accounts import UsageLine
 from tegula.server.api.library import Library
+from tegula.server.db import Database
 from tegula.server.fetch import Fetcher
 from tegula.server.predictions import NewPrediction
 from tegula.server.queue import Report
@@ -48,8 +49,7 @@ def postgresql_of_0001(folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) 
     upgrade = command.upgrade
     with monkeypatch.context() as patch:
         patch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0001"))
-        patch.setattr("tegula.server.store._signing_key", lambda *_: b"")
-        open_store(folder, database_url=url).close()
+        Database(url).close()
     sqlite_of_0001(folder)
     source = sa.create_engine(f"sqlite:///{folder / 'tegula.sqlite3'}")
     target = sa.create_engine(url)

@@ -95,7 +95,8 @@ def test_a_folder_that_everybody_could_read_is_mended_at_the_start(tmp_path):
         open_store(folder).close()
         (folder / "files" / "ab").mkdir(parents=True)
         (folder / "files" / "ab" / "abcd").write_bytes(b"picture")
-        folder.chmod(0o755)
+        for open_to_all in (folder, folder / "files"):
+            open_to_all.chmod(0o755)
         (folder / "tegula.sqlite3").chmod(0o644)
     (home / "letter.txt").write_text("of somebody")
     for folder in (data, home):

@@ -115,7 +115,7 @@ class Blobs:
         """
         path = self.folder / _IDENTITY
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not path.exists():
                 handle, name = tempfile.mkstemp(dir=self.folder)
                 with os.fdopen(handle, "w", encoding="ascii") as file:

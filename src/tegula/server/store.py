@@ -71,7 +71,11 @@ class Store:
             return compact_json(shown.as_json())
 
         blobs, pubsub = Blobs(settings.folder / "files"), PubSub()
-        _keep_to_one_folder(database, blobs)
+        try:
+            _keep_to_one_folder(database, blobs)
+        except BaseException:
+            database.close()
+            raise
         webhooks = Webhooks(database, clock, body)
         lifecycle = Lifecycle(webhooks)
         lease = timedelta(seconds=settings.lease_seconds)
