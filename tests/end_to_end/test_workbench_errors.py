@@ -7,7 +7,7 @@ import pytest
 from api_support import PNG, png
 from live_server import Live, live_server
 from playwright.sync_api import Page, Route, expect
-from workbench import Held, ask, check_accessible, done, needs_browser, open_signed_in
+from workbench import Held, ask, check_accessible, choose, done, needs_browser, open_signed_in
 
 pytestmark = [pytest.mark.slow, needs_browser]
 CREATE = "**/v1/models/*/*/predictions"
@@ -132,6 +132,8 @@ def test_a_long_wait_says_how_long_it_is_and_can_be_stopped(form: Page):
     expect(form.get_by_role("button", name="Stop")).to_be_hidden()
     kept(form)
     assert sent == ["POST"]
+    choose(form, ("other.png", png(20, 30)))
+    expect(status).to_be_empty()
     form.locator("#go").click()
     form.wait_for_url("**/p/*")
 

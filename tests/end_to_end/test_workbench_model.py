@@ -121,6 +121,10 @@ def test_a_result_leads_on_with_its_settings_and_as_the_next_picture(
 def test_the_history_has_what_was_made_in_all_tabs(form: Page, workbench: Live):
     choose(form, ("harbour.png", encoded(pattern(64, 48))))
     run(form, workbench)
+    form.goto(workbench.url)
+    last = form.locator("#list > li").first
+    expect(last.get_by_role("link")).to_have_text("harbour.png")
+    expect(last).to_contain_text("done, 2×, fast")
     tabs = [form, form.context.new_page()]
     for tab in tabs:
         tab.goto(f"{workbench.url}/history")

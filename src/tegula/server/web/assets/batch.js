@@ -32,6 +32,7 @@ export function startBatch(model, pictures, inputs) {
     { name: picture.name, model, inputs, id: null, state: "waiting", text: "", wayOn: null, picture, stop: new AbortController() }));
   items = [...(items.every(ended) ? [] : items), ...added];
   open();
+  at("batch").scrollIntoView({ block: "nearest" });
   sendAll();
 }
 
@@ -129,7 +130,7 @@ function build() {
 function row(item) {
   const name = element("span", { className: "grow", textContent: item.name });
   const state = element("span", { className: "soft" });
-  const more = element("span", {});
+  const more = element("span", { hidden: true });
   const cancel = element("button", { type: "button", textContent: "Cancel", "aria-label": `Cancel ${item.name}` });
   cancel.addEventListener("click", () => attempt(async () => {
     await cancelOne(item);
@@ -163,6 +164,7 @@ function show() {
     const wayOn = item.id && item.state === "failed" ? "look" : item.wayOn ? "error" : "";
     if (more.dataset.wayOn === wayOn) return; // what has the focus stays
     more.dataset.wayOn = wayOn;
+    more.hidden = !wayOn;
     const look = () => element("a", { href: local(`/p/${item.id}`), textContent: "Look at it", "aria-label": `Look at ${item.name}, which failed` });
     more.replaceChildren(...(wayOn === "look" ? [look()] : wayOn ? [item.wayOn] : []));
   });

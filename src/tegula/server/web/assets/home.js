@@ -13,6 +13,8 @@ import { signIn } from "./signing-in.js";
 
 const USUAL_MODEL = "tegula/upscale";
 const SHOWN = 8;
+const WORDS = { starting: "waiting", processing: "running", succeeded: "done", failed: "failed",
+  canceled: "cancelled", aborted: "deadline passed" };
 const MOST_PICTURES = 1000;
 
 let server = null; // what GET /v1/web/workbench says
@@ -71,6 +73,7 @@ function choose(chosen) {
   if (pictures.length) for (const name of drawnInputs()) form.field(name).set(undefined);
   for (const { url } of pictures) if (url) URL.revokeObjectURL(url);
   pictures = chosen;
+  if (!sending) at("status").textContent = "";
   showPictures();
   showProblem();
   showTools();
@@ -367,19 +370,16 @@ async function comeBack() {
   history.replaceState(null, "", location.pathname);
 }
 
-function entry(prediction) {
-  const item = document.createElement("li"), link = document.createElement("a");
-  link.href = local(`/p/${encodeURIComponent(prediction.id)}`);
-  link.textContent = new Date(prediction.created_at).toLocaleString();
-  const { scale, preset } = prediction.input;
-  const kept = prediction.data_removed ? "removed" : [scale && `${scale}×`, preset].filter(Boolean).join(", ");
-  item.append(link, ` ${prediction.status}${kept ? `, ${kept}` : ""}`);
-  return item;
+function entry({ id, name, model: its, created_at: when, status, chosen, data_removed: removed }) {
+  const link = element("a", { href: local(`/p/${encodeURIComponent(id)}`), textContent: name || its });
+  const { scale, preset } = chosen;
+  const words = [new Date(when).toLocaleString(), WORDS[status], ...(removed ? ["removed"] : [scale && `${scale}×`, preset])];
+  return element("li", {}, link, ` ${words.filter(Boolean).join(", ")}`);
 }
 
 attempt(async () => {
   await signIn();
-  const [about, recent] = await Promise.all([call("GET", "/v1/web/workbench"), call("GET", "/v1/predictions?source=web")]);
+  const [about, recent] = await Promise.all([call("GET", "/v1/web/workbench"), call("GET", "/v1/web/history?source=web&removed=true")]);
   server = about;
   showModels();
   const names = Object.keys(modelsByName());
