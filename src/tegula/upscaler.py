@@ -19,7 +19,7 @@ from tegula import __version__, rates
 from tegula.errors import OptionError
 from tegula.images.adjust import fuse_exposures, hold_drawings, lock_colour
 from tegula.images.open import Source
-from tegula.images.pixels import Float, Size, enlarge_lanczos, to_image
+from tegula.images.pixels import Float, Size, enlarge_lanczos, outlines, to_image
 from tegula.models import DEFAULT_BUNDLE, BundleSettings
 from tegula.models.bundle import Bundle
 from tegula.models.compiled import default_window_batch, optimise_bundle
@@ -42,7 +42,13 @@ from tegula.pipeline.choices import choose, describe
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
-from tegula.pipeline.prescale import padding, prescale, prescale_mixed, run_network
+from tegula.pipeline.prescale import (
+    padding,
+    prescale,
+    prescale_alpha,
+    prescale_mixed,
+    run_network,
+)
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.pipeline.remarks import ignored_options, loras_of_prompts, prompt_taken
@@ -55,6 +61,7 @@ from tegula.progress import (
     OnProgress,
     Reporter,
     StageClock,
+    ignore_units,
     never_cancelled,
 )
 from tegula.result import UpscaleResult
@@ -237,7 +244,12 @@ class Upscaler:
         reporter = self._reporter(callbacks, plan)
         with clock("prescale"):
             show = callbacks.on_picture if callbacks.on_preview else None
-            progress = reporter.stage("prescale", callbacks.cancel, show)
+            whole = progress = reporter.stage("prescale", callbacks.cancel, show)
+            alpha, ahead = prepared.alpha, 1.0
+            if alpha is not None and outlines(alpha) is not None:
+                # Alpha goes through the net as one picture more.
+                ahead = 1 - 1 / (3 if resolved.drawing_prescaler else 2)
+                progress = whole.part(0.0, ahead)
             drawn = None
             if resolved.drawing_prescaler or resolved.hold_drawings:
                 part = enlarged_part(wider, prepared.facts.size)
@@ -248,6 +260,10 @@ class Upscaler:
                 prescaled = prescale_mixed(prepared.rgb, plan.size, nets, share, progress)
             else:
                 prescaled = prescale(prepared.rgb, plan.size, prescaler, progress=progress)
+            if alpha is not None:
+                behind = dataclasses.replace(whole.part(ahead, 1.0), on_unit=ignore_units)
+                behind = dataclasses.replace(behind, on_picture=None)
+                alpha = prescale_alpha(alpha, plan.size, prescaler, behind)
             enlarged = enlarge_lanczos(prepared.rgb, plan.size)
             prescaled = lock_colour(prescaled, enlarged, resolved, out=prescaled)
             if resolved.hold_drawings and drawn is not None:
@@ -270,7 +286,9 @@ class Upscaler:
             reporter.begin("finish")
             faces = restore_faces(prepared.rgb, callbacks.cancel) if restore_faces else ()
             held = drawn if resolved.hold_drawings else None
-            finished = finish(refined, prescaled, prepared, resolved, control.mask, faces, held)
+            finished = finish(
+                refined, prescaled, prepared, resolved, control.mask, faces, held, alpha
+            )
         reporter.finished()
         result = UpscaleResult(
             image=finished.image,
@@ -382,6 +400,10 @@ class Upscaler:
                 tiles=plan.tiles + other.tiles,
                 prescale_flops=plan.prescale_flops + other.prescale_flops,
             )
+        if prepared.alpha is not None and outlines(prepared.alpha) is not None:
+            alone = self._plan(self._prescaler(resolved.prescaler), prepared.size, resolved)
+            flops = plan.prescale_flops + alone.prescale_flops
+            plan = dataclasses.replace(plan, prescale_flops=flops)
         return prepared, resolved, plan
 
     def forecast(self, source: Source, options: UpscaleOptions) -> tuple[Plan, Memory]:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,10 +14,17 @@ from support import photograph
 from torch.nn import functional
 
 from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemoryError
-from tegula.images.pixels import enlarge_lanczos
+from tegula.images.pixels import enlarge_alpha, enlarge_lanczos, fill_hidden
 from tegula.models.prescalers import Prescaler, PrescalerFacts, list_prescalers
 from tegula.models.prescalers.load import load_prescaler
-from tegula.pipeline.prescale import SMALLEST_CORE, plan_sizes, plan_spans, prescale, prescale_mixed
+from tegula.pipeline.prescale import (
+    SMALLEST_CORE,
+    plan_sizes,
+    plan_spans,
+    prescale,
+    prescale_alpha,
+    prescale_mixed,
+)
 from tegula.progress import Cancel, Reporter, StageProgress
 
 CPU = torch.device("cpu")
@@ -317,3 +325,53 @@ def test_lanczos_follows_a_slope():
     larger = enlarge_lanczos(ramp, (64, 16))
     expected = np.clip((np.arange(64) + 0.5) / 2 - 0.5, 0, 31) / 31
     assert np.abs(larger[8, 8:-8, 0] - expected[8:-8]).max() < 0.01
+
+
+def drawn_icon(side, finer=8):
+    """Return a badge with a glyph, whose outline is drawn ``finer`` times finer and averaged."""
+    y, x = (np.mgrid[: side * finer, : side * finer] + 0.5) / (side * finer)
+    ring, dot = np.hypot(x - 0.5, y - 0.5), np.hypot(x - 0.62, y - 0.4)
+    shape = (ring < 0.42) & ((ring > 0.3) | (dot < 0.12)) | (np.abs(x - y) < 0.04) & (ring < 0.42)
+    red = np.where(dot < 0.12, 1.0, 0.1)
+    weighted = np.stack([red * shape, 0.3 * shape, 0.8 * shape, shape], 2)
+    mean = weighted.reshape(side, finer, side, finer, 4).mean((1, 3)).astype(np.float32)
+    return mean[..., :3] / np.maximum(mean[..., 3:], 1e-6), mean[..., 3]
+
+
+@pytest.fixture(scope="module")
+def icon_net():
+    return load_prescaler("tegula-swift", CPU, torch.float32)
+
+
+def test_the_rim_of_an_icon_is_as_wide_as_a_drawn_one(icon_net):
+    _, small = drawn_icon(32)
+    _, truth = drawn_icon(64)
+    large, resampled = prescale_alpha(small, (64, 64), icon_net), enlarge_alpha(small, 64, 64)
+    rim, drawn, wide = (((a > 0.05) & (a < 0.95)).sum() for a in (large, truth, resampled))
+    assert rim < 1.35 * drawn < wide
+    outside = cv2.dilate(truth, np.ones((7, 7))) == 0
+    assert large[outside].max() < 2 / 255
+    assert large[cv2.erode(truth, np.ones((7, 7))) == 1].min() > 253 / 255
+
+
+@pytest.mark.parametrize("ground", [(0, 0, 0), (1, 1, 1), (1, 0, 1)], ids=["k", "w", "m"])
+def test_an_icon_has_no_halo_on_any_ground(icon_net, ground):
+    colour, small = drawn_icon(32)
+    truth, drawn = drawn_icon(64)
+    colour = prescale(fill_hidden(colour, small), (64, 64), icon_net)
+    on, errors = drawn[..., None] * truth + (1 - drawn[..., None]) * np.float32(ground), []
+    for alpha in (prescale_alpha(small, (64, 64), icon_net), enlarge_alpha(small, 64, 64)):
+        seen = alpha[..., None] * colour + (1 - alpha[..., None]) * np.float32(ground)
+        errors.append(np.abs(seen - on)[cv2.dilate(drawn, np.ones((7, 7))) == 0].max(initial=0))
+        errors.append(np.abs(seen - on).mean())
+    assert errors[0] < 2.5 / 255
+    assert errors[1] < 0.75 * errors[3]
+
+
+def test_a_shadow_a_cut_out_and_a_net_of_none_leave_alpha_to_resampling(icon_net):
+    _, crisp = drawn_icon(32)
+    soft = cv2.GaussianBlur(crisp, (0, 0), 4)
+    for alpha, net in ((soft, icon_net), (np.rint(crisp), icon_net), (crisp, LANCZOS)):
+        np.testing.assert_array_equal(
+            prescale_alpha(alpha, (64, 64), net), enlarge_alpha(alpha, 64, 64)
+        )

@@ -14,7 +14,14 @@ from support import photograph
 from tegula.errors import OptionError, TooLargeError
 from tegula.images.adjust import lock_colour, soften_blocks
 from tegula.images.encode import encode
-from tegula.images.pixels import enlarge_alpha, enlarge_lanczos, fill_hidden, to_bytes, to_image
+from tegula.images.pixels import (
+    enlarge_alpha,
+    enlarge_lanczos,
+    fill_hidden,
+    outlines,
+    to_bytes,
+    to_image,
+)
 from tegula.options import UpscaleOptions, with_context
 from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import MENDED_BELOW, MENDED_BELOW_FOR_RESAMPLING, prepare
@@ -257,3 +264,12 @@ def test_finish_locks_colour_as_the_options_say(lock, window):
 def test_the_three_locks_are_all_there_is():
     rgb = photograph(32, 32)
     assert lock_colour(rgb, rgb, resolved(colour_lock="none")) is rgb
+
+
+def test_an_icon_has_outlines_and_a_shadow_or_a_bare_cut_out_none():
+    column = np.array([0, 0, 0, 0.1, 0.7, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], np.float32)
+    found = outlines(np.tile(column, (20, 1)))
+    assert found is not None
+    assert (found[:, 2:6].min(), found[:, 12:].max()) == (1, 0)
+    assert outlines(np.tile(np.linspace(0, 1, 20, dtype=np.float32), (20, 1))) is None
+    assert outlines(np.tile(np.rint(column), (20, 1))) is None

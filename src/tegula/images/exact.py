@@ -102,7 +102,9 @@ def consistency(picture: NDArray[Any], source: Float, alpha: Float | None = None
     return Consistency(255 * float(off.mean(dtype=np.float64)), 255 * float(off.max()))
 
 
-def hold_to_source(picture: Float, source: Float, ceiling: Float | None = None) -> None:
+def hold_to_source(
+    picture: Float, source: Float, ceiling: Float | None = None, *, rounds: int = _ROUNDS
+) -> None:
     """Change a picture, as little as it takes, so that it shrinks to its source.
 
     Args:
@@ -110,13 +112,14 @@ def hold_to_source(picture: Float, source: Float, ceiling: Float | None = None) 
         source: float32 [height, width, channels] in 0..1, no larger on either side.
         ceiling: float32 [height, width, 1], the most that each pixel may be; 1 everywhere if
             None. Of premultiplied pictures it is alpha.
+        rounds: at most; fewer leave more where the factor is not whole.
     """
     width, height = source.shape[1], source.shape[0]
     most: Float | np.float32 = np.float32(1)
     if ceiling is not None:
         most = shrink(ceiling, (width, height))
     strips = list(_strips(height, picture.shape[0]))
-    for number in range(_ROUNDS):
+    for number in range(rounds):
         mean = shrink(picture, (width, height))
         missing = source - mean
         if np.abs(missing).max() <= _NEAR:

@@ -213,6 +213,10 @@ SPECK = 0.5 / 255
 _ROUNDING = 0.45
 _STEEPNESS = 1.5
 
+# Alpha that differs by this much between neighbours is an outline; a shadow falls off slower.
+_OUTLINE = 0.4
+_NEAR_OUTLINE, _BESIDE_OUTLINE = 7, 5  # sides in pixels: whole, and faded out
+
 _NOT_ZERO = np.float32(1e-6)
 
 
@@ -326,3 +330,26 @@ def enlarge_alpha(alpha: Float, width: int, height: int) -> Float:
         scaled = (scaled - np.float32(0.5)) * np.float32(_STEEPNESS * scale) + np.float32(0.5)
     np.clip(scaled, 0, 1, out=scaled)
     return scaled
+
+
+def outlines(alpha: Float) -> Float | None:
+    """Return where alpha has outlines that a net should enlarge, as an icon's.
+
+    Shadows and glows fall off too slowly to count. Of a cut-out of only 0 and 1 a net would
+    keep the stairs; ``enlarge_alpha`` rounds them.
+
+    Args:
+        alpha: float32 [height, width], 0..1.
+
+    Returns:
+        float32 [height, width] in 0..1, 1 on outlines and fading beside them; None if there are
+        none.
+    """
+    if (np.minimum(alpha, 1 - alpha) < SPECK).all():
+        return None
+    beside = np.ones((3, 3), np.uint8)
+    hard = cv2.dilate(alpha, beside) - cv2.erode(alpha, beside) > _OUTLINE
+    if not hard.any():
+        return None
+    near = cv2.dilate(hard.astype(np.float32), np.ones((_NEAR_OUTLINE,) * 2, np.uint8))
+    return np.asarray(cv2.blur(near, (_BESIDE_OUTLINE,) * 2), np.float32)

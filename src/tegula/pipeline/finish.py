@@ -49,6 +49,7 @@ def finish(
     mask: Float | None = None,
     patches: Sequence[Patch] = (),
     drawn: Float | None = None,
+    alpha: Float | None = None,
 ) -> Finished:
     """Scale detail, lock colour, sharpen; restore greyscale, alpha and profile; hold to the source.
 
@@ -63,6 +64,7 @@ def finish(
         patches: restored faces, laid over the sharpened picture.
         drawn: float32 [height, width] in 0..1, how much of each pixel is held to the source as
             a drawing; None holds none.
+        alpha: float32 [height, width], enlarged by the net; None leaves that to resampling.
     """
     done = refined
     if refined is not prescaled:
@@ -80,9 +82,8 @@ def finish(
     height, width = done.shape[:2]
     can_shrink = is_enlarged((width, height), prepared.size)
     is_held = options.exact and can_shrink
-    alpha = None
     if prepared.alpha is not None:
-        alpha = enlarge_alpha(prepared.alpha, width, height)
+        alpha = enlarge_alpha(prepared.alpha, width, height) if alpha is None else alpha
         if is_held:
             hold_to_source(alpha[..., None], prepared.alpha[..., None])
     space = None

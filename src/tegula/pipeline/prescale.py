@@ -42,12 +42,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tegula.errors import OptionError
-from tegula.images.pixels import LANCZOS_LOBES, Float, Size, enlarge_lanczos, resample_box
+from tegula.images.exact import hold_to_source, is_enlarged
+from tegula.images.pixels import (
+    LANCZOS_LOBES,
+    Float,
+    Size,
+    enlarge_alpha,
+    enlarge_lanczos,
+    outlines,
+    resample_box,
+)
 from tegula.models.prescalers import Prescaler, PrescalerFacts
 from tegula.models.prescalers.networks import RRDBNet
 from tegula.models.retry import first_finite, until_it_fits
@@ -59,6 +69,8 @@ SMALLEST_CORE = 32
 """Pixels a side that a tile must keep; smaller tiles are nearly all context."""
 SMALLEST_INPUT = 32
 """Nets see at least this many pixels a side; smaller pictures are mirrored outwards."""
+_ALPHA_ROUNDS = 6
+"""In which enlarged alpha is held to its source."""
 STRETCH = 1.25
 """A last resize enlarges by at most this; beyond it another pass begins."""
 
@@ -161,6 +173,39 @@ def prescale_mixed(
     other *= second[..., None]
     result += other
     return result
+
+
+def prescale_alpha(
+    alpha: Float, target: Size, prescaler: Prescaler, progress: StageProgress = SILENT
+) -> Float:
+    """Enlarge alpha by the net of the picture where it has outlines, and by resampling elsewhere.
+
+    Resampling leaves a rim around a crisp icon that is as wide as the factor. What the net
+    makes is held to the source, or it would leave a haze where nothing is.
+
+    Args:
+        alpha: float32 [height, width] in 0..1.
+        target: width and height of the result in pixels.
+        prescaler: that of the picture.
+        progress: of this part of the work alone.
+
+    Returns:
+        float32 [target[1], target[0]] in 0..1.
+
+    Raises:
+        CancelledError, NumericalError, OutOfMemoryError: as ``prescale`` does.
+    """
+    smooth, size = enlarge_alpha(alpha, *target), (alpha.shape[1], alpha.shape[0])
+    edges = outlines(alpha)
+    if edges is None or not plan_sizes(size, target, prescaler.facts.factor):
+        return smooth
+    grey = np.repeat(alpha[..., None], 3, axis=2)
+    net: Float = prescale(grey, target, prescaler, progress=progress).mean(2, keepdims=True)
+    if is_enlarged(target, size):
+        hold_to_source(net, alpha[..., None], rounds=_ALPHA_ROUNDS)
+    share = cv2.resize(edges, target, interpolation=cv2.INTER_LINEAR)
+    smooth += (net[..., 0] - smooth) * share
+    return np.clip(smooth, 0, 1, out=smooth)
 
 
 def plan_sizes(source: Size, target: Size, factor: int | None) -> list[Size]:
