@@ -5,10 +5,11 @@ import os
 import shutil
 import tempfile
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# Hypothesis gives each example 200 ms, which a busy machine exceeds through no fault of the code.
-settings.register_profile("tegula", deadline=None)
+# Hypothesis gives each example 200 ms and ten of them a second to be drawn, which a busy machine
+# exceeds through no fault of the code.
+settings.register_profile("tegula", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tegula")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -138,11 +138,12 @@ while True:
 REPORTING = """
 from tegula.progress import Progress
 on_progress(Progress("refine", 3, 12, 0.75, 65.0))
-time.sleep(0.3)
+while not cancelled():
+    time.sleep(0.01)
 raise CancelledError("Cancelled.")
 """
 # One long sleep could begin just after the signal, and then nothing would end it.
-LOADING = 'print("busy", file=sys.stderr, flush=True); [time.sleep(0.1) for _ in range(600)]'
+LOADING = 'print("busy", file=sys.stderr, flush=True); [time.sleep(0.1) for _ in range(6000)]'
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -152,7 +153,7 @@ def test_a_signal_stops_the_work_and_leaves_nothing(tmp_path, number, code):
     process = start_fake(source, tmp_path / "new" / "", "-o", f"{tmp_path}/out/", **code)
     assert process.stderr.readline() == "busy\n"
     process.send_signal(number)
-    _, printed = process.communicate(timeout=30)
+    _, printed = process.communicate(timeout=300)
     assert process.returncode == 130
     assert printed.splitlines()[-1].startswith("tegula: Cancelled")
     assert names_in(tmp_path) == ["a.png"]
@@ -163,7 +164,7 @@ def test_a_signal_stops_the_loading_of_a_model_by_its_name_at_once(tmp_path):
     process = start_fake("tegula/upscale", f"image=@{source}", command="run", load=LOADING)
     assert process.stderr.readline() == "busy\n"
     process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=30)
+    _, printed = process.communicate(timeout=300)
     assert process.returncode == 130
     assert printed.splitlines()[-1].startswith("tegula: Cancelled")
 
@@ -172,12 +173,15 @@ def test_a_terminal_shows_stage_windows_and_time_left(tmp_path):
     reader, writer = os.openpty()
     process = start_fake(put(tmp_path / "a.png"), upscale=REPORTING, stderr=writer)
     os.close(writer)
-    process.communicate(timeout=30)
-    shown = b""
+    shown, signalled = b"", False
     with contextlib.suppress(OSError):
         while block := os.read(reader, 65536):
             shown += block
+            if b"0:01:05 left" in shown and not signalled:
+                process.send_signal(signal.SIGINT)
+                signalled = True
     os.close(reader)
+    process.communicate(timeout=300)
     assert process.returncode == 130
     assert b"refine 3/12 windows" in shown
     assert b"75%" in shown
@@ -190,7 +194,7 @@ def test_a_second_signal_kills_what_does_not_listen(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == "noted\n"
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert process.returncode == -signal.SIGINT
 
 
@@ -236,7 +240,7 @@ def test_an_upscale_with_mini_imports_nothing_that_it_does_not_need(tmp_path):
 def start(*words, shell="", **environment):
     command = ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-m", "tegula", *words]
     settings = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, env=settings, timeout=60)
+    return subprocess.run(command, capture_output=True, env=settings, timeout=300)
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])

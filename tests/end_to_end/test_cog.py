@@ -79,12 +79,12 @@ def model(tmp_path_factory):
             program, cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT
         )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
             _wait_until_up(client, runtime, log)
             yield Model(client)
     finally:
         runtime.terminate()
-        runtime.wait(30)
+        runtime.wait(300)
 
 
 @needs_cog
@@ -194,7 +194,7 @@ def _loaded():
 
 
 def _wait_until_up(client: httpx.Client, runtime: subprocess.Popen, log: Path) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         assert runtime.poll() is None, log.read_text()[-2000:]
         try:
             if client.get("/health-check").json()["status"] != "STARTING":

@@ -24,7 +24,7 @@ from tegula.server.engine import (
 )
 from tegula.server.runner import LocalEngine, RunnerSpec, Timeouts
 
-TIMEOUTS = Timeouts(load=20.0, run=20.0, cancel=20.0)
+TIMEOUTS = Timeouts(load=300.0, run=300.0, cancel=300.0)
 
 
 @pytest.fixture
@@ -95,18 +95,18 @@ def test_a_process_that_died_while_idle_is_replaced(make_engine, run):
 @pytest.mark.parametrize("do", ["hang", "stop"])
 def test_a_silent_process_is_taken_for_dead(make_engine, run, do):
     engine = make_engine()
-    run(engine)
-    engine._timeouts = Timeouts(load=20, run=0.3, cancel=0.3)
+    pid = pid_of(run(engine))
+    engine._timeouts = Timeouts(load=300, run=0.3, cancel=0.3)
     events = run(engine, do)
     assert events[-1].lost
     assert "silent" in events[-1].error
-    assert gone(pid_of(events))
+    assert gone(pid)
 
 
 def test_a_process_that_asks_whether_to_go_on_is_alive(make_engine, run):
     engine = make_engine()
     run(engine)
-    engine._timeouts = Timeouts(load=20, run=2, cancel=20)
+    engine._timeouts = Timeouts(load=300, run=4, cancel=300)
     assert isinstance(run(engine, "toil")[-1], Done)
 
 
@@ -155,7 +155,7 @@ def test_cancelling_ends_the_job_and_keeps_the_process(make_engine, run):
 
 
 def test_a_job_that_will_not_stop_is_stopped(make_engine, run):
-    engine = make_engine(Timeouts(load=20, run=20, cancel=0.3))
+    engine = make_engine(Timeouts(load=300, run=300, cancel=0.3))
     events = run(engine, "hang", cancelled=lambda: True)
     assert events[-1].cancelled
     assert engine.pid is None
@@ -174,7 +174,7 @@ def test_a_model_that_cannot_be_loaded_says_why(make_engine, run):
 
 
 def test_loading_has_a_timeout_of_its_own(make_engine, run):
-    engine = make_engine(Timeouts(load=0.5, run=60, cancel=1), open="hang")
+    engine = make_engine(Timeouts(load=0.5, run=300, cancel=1), open="hang")
     assert "loading" in run(engine)[-1].error
 
 
@@ -182,7 +182,7 @@ def test_a_process_is_kept_ready_but_not_started_again_and_again(make_engine):
     engine = make_engine(open="fail")
     engine.load()
     first = engine._child.process
-    first.join(20)
+    first.join(300)
     engine.load()
     assert engine._child.process is first
 
@@ -199,7 +199,7 @@ def test_the_process_ends_with_the_server(make_engine, run):
     engine = make_engine()
     pid = pid_of(run(engine))
     engine._child.pipe.close()
-    engine._child.process.join(10)
+    engine._child.process.join(300)
     assert gone(pid)
 
 

@@ -23,7 +23,7 @@ from tegula.server.work import CatalogResolver, InputFiles, ResolvedVersion
 
 @pytest.fixture
 def store(tmp_path):
-    opened = open_store(tmp_path, utc_now, lease_seconds=5.0)
+    opened = open_store(tmp_path, utc_now, lease_seconds=60.0)
     yield opened
     opened.close()
 
@@ -163,7 +163,7 @@ def test_stopping_lets_finish_what_ends_in_time(store, supervise):
     supervisor = supervise(HereEngine())
     name = ask(store).id
     until(lambda: store.predictions.get(name).attempt)
-    assert supervisor.stop(grace=10) is True
+    assert supervisor.stop(grace=300) is True
     assert store.predictions.get(name).status is State.SUCCEEDED
 
 
@@ -231,7 +231,7 @@ def test_a_full_disk_fails_the_prediction_and_others_go_on(store, supervise, mon
 
 @pytest.fixture
 def process():
-    return LocalEngine(RunnerSpec("engine_support:open_runner", {}), "cpu", Timeouts(20, 20, 1))
+    return LocalEngine(RunnerSpec("engine_support:open_runner", {}), "cpu", Timeouts(300, 300, 1))
 
 
 def test_a_death_is_survived_once(store, supervise, process):
@@ -286,7 +286,7 @@ def test_a_picture_is_upscaled_by_the_packaged_model(store, supervise):
     supervisor = open_supervisor(store, catalog, engines, Fetcher())
     supervisor.start()
     new = NewPrediction(ada.id, version.name, version.id, values)
-    done = ended(store, store.predictions.create(new).prediction.id, 120)
+    done = ended(store, store.predictions.create(new).prediction.id)
     supervisor.stop()
     assert done.status is State.SUCCEEDED, done.error
     with Image.open(store.files.path(store.files.get(done.output[FILE_KEY]))) as large:

@@ -65,7 +65,8 @@ def predict(live: Live, model: str = "tegula/upscale", **inputs) -> str:
     """Ask for a prediction as a program would; return its id."""
     body = {"version": model, "input": {"image": DATA_URI, **inputs}}
     headers = {"authorization": f"Bearer {live.token}"}
-    return httpx.post(f"{live.url}/v1/predictions", json=body, headers=headers).json()["id"]
+    answer = httpx.post(f"{live.url}/v1/predictions", json=body, headers=headers, timeout=300)
+    return answer.json()["id"]
 
 
 def sign_in(browser: Browser, live: Live) -> None:
@@ -104,10 +105,12 @@ def test_a_photograph_is_chosen_watched_compared_and_saved(
     browser.until("/60 . 40/.test(document.getElementById('result-size').textContent)")
     browser.run("document.querySelector('[data-scale=\"4\"]').click()")
     browser.run("document.querySelector('[name=preset][value=fast]').click()")
-    browser.run("document.getElementById('field-prompt').value = 'slow'")
+    browser.run("document.getElementById('field-prompt').value = 'gated'")
     browser.run("document.getElementById('go').click()")
     browser.until(PERCENT)
+    live.gate.set()
     browser.until(DONE)
+    live.gate.clear()
     browser.until(DRAWN)
     made = browser.run("location.pathname.split('/').pop()")
     kept = live.store.predictions.get(made)
@@ -156,7 +159,7 @@ def test_a_failure_is_one_sentence(browser: Browser, live: Live):
 
 
 def test_a_press_of_cancel_ends_a_prediction(browser: Browser, live: Live):
-    made = predict(live, prompt="slow")
+    made = predict(live, prompt="gated")
     shown(browser, live, made)
     browser.until("!document.getElementById('cancel').hidden")
     browser.run("document.getElementById('cancel').click()")
@@ -242,7 +245,10 @@ def mounted(folder: Path, *, keeps_mount: bool) -> Iterator[tuple[Live, str]]:
 
 @pytest.mark.parametrize("keeps_mount", [False, True])
 def test_every_link_leads_through_the_gateway(tmp_path, keeps_mount):
-    with mounted(tmp_path, keeps_mount=keeps_mount) as (live, _), httpx.Client() as client:
+    with (
+        mounted(tmp_path, keeps_mount=keeps_mount) as (live, _),
+        httpx.Client(timeout=300) as client,
+    ):
         client.headers["authorization"] = f"Bearer {live.token}"
         parts = {"content": ("a.png", PNG)}
         file = client.post(f"{live.url}/v1/files", files=parts).json()
@@ -285,9 +291,10 @@ def test_the_pages_work_behind_the_gateway(tab: Browser, photo, tmp_path, keeps_
         tab.until("!document.getElementById('upscale-form').hidden")
         tab.choose_file("#file", photo)
         tab.until("!document.getElementById('go').disabled")
-        tab.run("document.getElementById('field-prompt').value = 'slow'")
+        tab.run("document.getElementById('field-prompt').value = 'gated'")
         tab.run("document.getElementById('go').click()")
         tab.until(PERCENT)
+        live.gate.set()
         tab.until(DONE)
         tab.until(DRAWN)
         assert tab.run("location.pathname").startswith("/deep/tile/p/")

@@ -63,14 +63,14 @@ def test_nothing_accepted_is_lost_or_done_twice(tmp_path, kills):
             if (depth := moments.random()) < 0.8:
                 assert pipe.recv() == "opened"
             if depth < 0.6:
-                assert pipe.poll(180), "it accepted nothing"
+                assert pipe.poll(600), "it accepted nothing"
             time.sleep(moments.uniform(0.0, 0.25))
             process.kill()
             process.join()
             accepted += said(pipe)
         process, _ = started(tmp_path, receiver.url, accepting=False)
         store = open_chaos_store(tmp_path)
-        settle(store, 180)
+        settle(store, 600)
         process.kill()
         process.join()
         assert len(accepted) >= kills // 2
@@ -82,7 +82,7 @@ def test_nothing_accepted_is_lost_or_done_twice(tmp_path, kills):
 def test_a_worker_that_is_killed_again_and_again_loses_nothing(tmp_path, kills):
     moments = random.Random(6)
     store = open_chaos_store(tmp_path)
-    engine = LocalEngine(RunnerSpec("engine_support:open_runner", {}), "cpu", Timeouts(20, 20, 1))
+    engine = LocalEngine(RunnerSpec("engine_support:open_runner", {}), "cpu", Timeouts(300, 300, 1))
     supervisor = supervisor_of(store, engine)
     supervisor.start()
     names = []
@@ -91,7 +91,7 @@ def test_a_worker_that_is_killed_again_and_again_loses_nothing(tmp_path, kills):
         time.sleep(moments.uniform(0.2, 0.7))
         if pid := engine.pid:
             os.kill(pid, signal.SIGKILL)
-    settle(store, 180)
+    settle(store, 600)
     supervisor.stop()
     done = [store.predictions.get(name) for name in names]
     assert all(len(each.output) == 1 for each in done if each.status is State.SUCCEEDED)

@@ -53,7 +53,7 @@ def run(folder, *words, code=RUN):
         text=True,
         env=settings,
         cwd=folder,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

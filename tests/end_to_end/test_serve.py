@@ -30,8 +30,16 @@ pytestmark = pytest.mark.slow
 def api(tmp_path):
     with served(tmp_path) as server:
         headers = {"authorization": f"Bearer {server.token}"}
-        with httpx.Client(base_url=server.url, headers=headers, timeout=70) as client:
+        with httpx.Client(base_url=server.url, headers=headers, timeout=300) as client:
             yield client
+
+
+def ended(api, prediction):
+    """The prediction once it has ended, which may be after the longest wait of a create."""
+    while prediction["status"] in ("starting", "processing"):
+        time.sleep(0.5)
+        prediction = api.get(f"/v1/predictions/{prediction['id']}").json()
+    return prediction
 
 
 def test_a_picture_is_uploaded_enlarged_and_read_back(api, tmp_path):
@@ -40,10 +48,7 @@ def test_a_picture_is_uploaded_enlarged_and_read_back(api, tmp_path):
     answer = api.post(
         "/v1/models/tegula/upscale/predictions", json=body, headers={"prefer": "wait"}
     )
-    prediction = answer.json()
-    while prediction["status"] in ("starting", "processing"):
-        time.sleep(0.5)
-        prediction = api.get(f"/v1/predictions/{prediction['id']}").json()
+    prediction = ended(api, answer.json())
     assert prediction["status"] == "succeeded", prediction["error"]
     assert "100%|" in prediction["logs"]
     listed = api.get("/v1/predictions").json()["results"][0]["output"]
@@ -76,14 +81,15 @@ def test_a_certificate_that_is_none_is_told_in_a_sentence(tmp_path):
 def test_a_picture_that_is_damaged_fails_with_a_sentence(api):
     given = {"image": "data:image/png;base64,iVBORw0KGgoAAAAA", "scale": 2}
     body = {"version": "tegula/upscale", "input": given}
-    made = api.post("/v1/predictions", json=body, headers={"prefer": "wait"}).json()
+    answer = api.post("/v1/predictions", json=body, headers={"prefer": "wait"})
+    made = ended(api, answer.json())
     assert made["status"] == "failed"
     assert made["error"] == "image is a damaged or truncated image; save it again."
 
 
 def status_of_a_slow_upload(url, headers):
     """Send a body in parts with pauses, as clients do that send on while they are refused."""
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=300)
     connection.putrequest("POST", "/v1/predictions")
     for name, value in {**headers, "content-length": "5000"}.items():
         connection.putheader(name, value)
@@ -98,7 +104,7 @@ def status_of_a_slow_upload(url, headers):
 
 def test_a_server_that_stops_answers_who_waits_and_goes_on_with_what_runs(tmp_path):
     def ask(method, path, **options):
-        with httpx.Client(base_url=live.url, headers=me, timeout=30) as client:
+        with httpx.Client(base_url=live.url, headers=me, timeout=300) as client:
             return client.request(method, path, **options)
 
     given = {"image": DATA_URI, "prompt": "gated"}
@@ -116,9 +122,9 @@ def test_a_server_that_stops_answers_who_waits_and_goes_on_with_what_runs(tmp_pa
         assert not stream.done()
 
         live.stop()
-        answer = held.result(10)
+        answer = held.result(300)
         assert (answer.status_code, answer.json()["status"]) == (202, "starting")
-        assert stream.result(10).text.endswith("\n\nretry: 1000\n\n")
+        assert stream.result(300).text.endswith("\n\nretry: 1000\n\n")
         refused = ask("POST", path, json=body)
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "1"
@@ -134,7 +140,7 @@ def test_a_server_that_stops_answers_who_waits_and_goes_on_with_what_runs(tmp_pa
         made = again.store.predictions.page(None).items
         assert [one.status.value for one in made] == ["succeeded"]
         stream = again.url + httpx.URL(urls["stream"]).path
-        text = httpx.get(stream, headers={"last-event-id": "0"}).text
+        text = httpx.get(stream, headers={"last-event-id": "0"}, timeout=300).text
         assert ["event: output" in text, "event: done" in text] == [True, True]
 
 

@@ -113,9 +113,9 @@ def test_a_page_that_watches_goes_on_once_it_is_signed_in_again(page: Page, live
 
 
 def test_too_many_requests_are_sent_again_when_the_server_says(form: Page):
-    sent = answer_once(form, CREATE, 429, "Request was throttled.", after="2")
+    sent = answer_once(form, CREATE, 429, "Request was throttled.", after="6")
     form.locator("#go").click()
-    expect(form.locator("#status")).to_have_text("The server is busy; trying again in 2 s …")
+    expect(form.locator("#status")).to_have_text("The server is busy; trying again in 6 s …")
     form.wait_for_url("**/p/*")
     assert sent == ["POST", "POST"]
 
@@ -172,7 +172,7 @@ def test_a_page_that_watches_looks_again_after_a_refusal(page: Page, live: Live)
     open_signed_in(page, live, f"/p/{ask(live, 'gated')}")
     expect(page.locator("#state")).to_have_text("Running")
     detail = "The server is stopping; send the request again."
-    answer_once(page, "**/v1/web/predictions/*", 503, detail, "1")
+    answer_once(page, "**/v1/web/predictions/*", 503, detail, "6")
     expect(page.locator("#page-error")).to_contain_text("The server is stopping")
     expect(page.locator("#page-error")).to_be_empty()
     live.gate.set()
@@ -190,7 +190,9 @@ def test_a_result_that_is_gone_leads_on(page: Page, live: Live):
     expect(page.locator("#output")).to_contain_text("It is gone. Look in your history.")
     expect(page.get_by_role("link", name="Download")).to_have_count(0)
     headers = {"authorization": f"Bearer {live.token}"}
-    httpx.delete(f"{live.url}/v1/predictions/{made}", headers=headers).raise_for_status()
+    httpx.delete(
+        f"{live.url}/v1/predictions/{made}", headers=headers, timeout=300
+    ).raise_for_status()
     page.reload()
     expect(page.locator("#status")).to_contain_text("have been removed")
     check_accessible(page)

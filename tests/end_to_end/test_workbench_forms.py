@@ -236,7 +236,7 @@ def test_files_and_addresses_are_taken_however_they_come(form: Page, live: Live)
 def test_an_address_is_fetched_by_the_server(form: Page, live: Live):
     headers = {"authorization": f"Bearer {live.token}"}
     parts = {"content": ("there.png", png(30, 20))}
-    file = httpx.post(f"{live.url}/v1/files", files=parts, headers=headers).json()
+    file = httpx.post(f"{live.url}/v1/files", files=parts, headers=headers, timeout=300).json()
     form.get_by_label("Address of a picture").fill(file["urls"]["download"])
     form.keyboard.press("Enter")
     prediction = sent(form, live)
@@ -249,8 +249,8 @@ def test_an_address_is_fetched_by_the_server(form: Page, live: Live):
 
 def predicted(live: Live, **inputs) -> str:
     body = {"version": "tegula/upscale", "input": {"image": DATA_URI, **inputs}}
-    headers = {"authorization": f"Bearer {live.token}", "prefer": "wait=20"}
-    answer = httpx.post(f"{live.url}/v1/predictions", json=body, headers=headers, timeout=30)
+    headers = {"authorization": f"Bearer {live.token}", "prefer": "wait=60"}
+    answer = httpx.post(f"{live.url}/v1/predictions", json=body, headers=headers, timeout=300)
     return answer.json()["id"]
 
 
@@ -342,7 +342,9 @@ def test_the_code_runs_as_it_stands(page: Page, workbench: Live, tmp_path: Path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     headers = {"authorization": f"Bearer {workbench.token}"}
-    last = httpx.get(f"{workbench.url}/v1/predictions", headers=headers).json()["results"][0]
+    last = httpx.get(f"{workbench.url}/v1/predictions", headers=headers, timeout=300).json()[
+        "results"
+    ][0]
     assert (last["input"]["prompt"], last["input"]["scale"]) == (PROMPT, 4)
     if kind == "curl":
         made = json.loads(done.stdout)

@@ -155,7 +155,7 @@ def test_a_picture_of_67_megapixels_moves_without_a_long_task(page: Page, live: 
     made = done(live, encoded(pattern(1024, 1024)), encoded(pattern(side, side)))
     open_signed_in(page, live, f"/p/{made}")
     expect(page.locator("#output")).to_contain_text("prepared")
-    expect(page.locator(".viewer")).to_be_visible(timeout=180_000)
+    expect(page.locator(".viewer")).to_be_visible()
     seen(page)
     page.evaluate(
         """() => { window.tasks = [0]; new PerformanceObserver((list) => {

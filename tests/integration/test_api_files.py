@@ -266,12 +266,20 @@ def test_odd_data_uris_are_read(server: Server):
 
 def test_a_silent_stream_is_kept_alive_by_comments(server: Server, monkeypatch):
     monkeypatch.setattr("tegula.server.api.streams.KEEP_ALIVE_S", 0.05)
-    made = server.create()
-    timer = server.work_soon(0.5)
-    text = server.get(made["urls"]["stream"]).text
-    timer.join()
-    assert text.count("\n: ") >= 2
-    assert text.startswith(": ")
+    name, service = server.create()["id"], server.client.app.state.service
+
+    async def follow() -> list[str]:
+        """All that is streamed, of a prediction that is worked on after some silence."""
+        parts: list[str] = []
+        async for part in stream(service, name):
+            parts.append(part if isinstance(part, str) else part.decode())
+            if len(parts) == 4:
+                await asyncio.to_thread(server.work)
+        return parts
+
+    parts = asyncio.run(follow())
+    assert all(part.startswith(": ") for part in parts[:4])
+    assert "event: done" in parts[-1]
 
 
 def test_many_streams_on_which_nothing_happens_ask_the_database_together(server: Server):

@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
@@ -248,12 +249,13 @@ def test_the_lines_of_a_request_name_its_prediction(server: Server, caplog):
 def test_answers_on_their_way_have_what_the_runs_leave_of_the_grace(monkeypatch, grace, runs, left):
     class Stopping:
         async def stop(self):
-            await asyncio.sleep(runs)
+            now.append(runs)
 
     async def shutdown(server, _sockets=None):
         seen.append(server.config.timeout_graceful_shutdown)
 
-    seen = []
+    seen, now = [], [0.0]
+    monkeypatch.setattr("tegula.server.api.app.time", SimpleNamespace(monotonic=lambda: now[-1]))
     monkeypatch.setattr(uvicorn.Server, "shutdown", shutdown)
     config = uvicorn.Config(lambda: None, timeout_graceful_shutdown=grace)
     asyncio.run(GracefulServer(config, Stopping()).shutdown())

@@ -6,7 +6,7 @@ import pytest
 
 from tegula.cli.batch import staggered
 
-LONG = 20
+LONG = 300
 """Seconds that only a failing test waits."""
 
 

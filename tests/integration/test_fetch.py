@@ -201,7 +201,7 @@ def test_a_name_is_looked_up_once_and_connected_to_where_it_was_checked():
     assert seen == ["cat.test"]
 
 
-def open_url(fetcher, url, *, limit=1000, seconds=5.0):
+def open_url(fetcher, url, *, limit=1000, seconds=300.0):
     return fetcher.get(url, limit=limit, seconds=seconds)
 
 
@@ -234,7 +234,7 @@ def test_a_redirect_to_what_is_no_address_is_an_error_of_the_fetch(receiver, fet
 
 def test_a_pause_of_any_length_is_read(receiver, fetcher):
     receiver.status, receiver.headers = 503, {"retry-after": "9" * 5000}
-    assert fetcher.post(receiver.url, b"{}", {}, seconds=5).retry_after == float("inf")
+    assert fetcher.post(receiver.url, b"{}", {}, seconds=300).retry_after == float("inf")
 
 
 def test_a_circle_of_redirects_is_left(receiver, fetcher):
@@ -302,7 +302,7 @@ def hold(part, until_closed):
             request.end_headers()
             request.wfile.write(b"half")
             request.wfile.flush()
-        request.connection.settimeout(10)
+        request.connection.settimeout(300)
         if request.connection.recv(1) == b"":
             until_closed.set()
 
@@ -317,11 +317,11 @@ def test_a_fetch_is_ended_from_another_thread_by_closing_its_connection(receiver
     threading.Timer(0.1, token.cancel).start()
     with (
         pytest.raises(CancelledError),
-        fetcher.get(receiver.url, limit=1000, seconds=10, token=token) as got,
+        fetcher.get(receiver.url, limit=1000, seconds=600, token=token) as got,
     ):
         list(got.chunks)
-    assert closed.wait(1)
-    assert time.monotonic() - begun < 5
+    assert closed.wait(300)
+    assert time.monotonic() - begun < 300
 
 
 def test_a_fetch_is_ended_while_its_host_is_looked_up(receiver):
@@ -329,18 +329,21 @@ def test_a_fetch_is_ended_while_its_host_is_looked_up(receiver):
 
     def resolve(host, port):
         threading.Timer(0.05, token.cancel).start()
-        known.wait(10)
+        known.wait(600)
         return ["127.0.0.1"]
 
     begun = time.monotonic()
     fetcher = Fetcher(LOOPBACK, resolve, TLS)
-    with pytest.raises(CancelledError), fetcher.get(receiver.url, limit=9, seconds=9, token=token):
+    with (
+        pytest.raises(CancelledError),
+        fetcher.get(receiver.url, limit=9, seconds=600, token=token),
+    ):
         pass
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 300
     # What was left behind connects to nothing.
     left_behind = token.left_behind
     known.set()
-    left_behind.join(5)
+    left_behind.join(300)
     assert (token.left_behind, receiver.requests) == (None, [])
 
 
@@ -354,16 +357,16 @@ def test_a_fetch_is_ended_while_it_connects():
         threading.Timer(0.05, token.cancel).start()
         begun = time.monotonic()
         fetcher = Fetcher(LOOPBACK, tls=TLS)
-        with pytest.raises(CancelledError), fetcher.get(url, limit=9, seconds=20, token=token):
+        with pytest.raises(CancelledError), fetcher.get(url, limit=9, seconds=600, token=token):
             pass
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 300
 
 
 def test_looking_a_host_up_counts_into_the_time_of_a_fetch(receiver):
     known = threading.Event()
 
     def resolve(host, port):
-        known.wait(10)
+        known.wait(600)
         return ["127.0.0.1"]
 
     fetcher = Fetcher(LOOPBACK, resolve, TLS)
@@ -373,7 +376,7 @@ def test_looking_a_host_up_counts_into_the_time_of_a_fetch(receiver):
         open_url(fetcher, receiver.url, seconds=0.1),
     ):
         pass
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 300
     known.set()
 
 
@@ -384,9 +387,9 @@ def test_before_a_redirect_to_another_host_is_followed_somebody_may_make_it_wait
 
     def admit(host):
         admitted.append((host, len(receiver.requests)))
-        time.sleep(0.3)  # more than the fetch has
+        time.sleep(2.1)  # more than the fetch has
 
-    with fetcher.get(f"{receiver.url}/a", limit=99, seconds=0.25, admit=admit) as fetched:
+    with fetcher.get(f"{receiver.url}/a", limit=99, seconds=2, admit=admit) as fetched:
         assert b"".join(fetched.chunks) == b"ok"
     assert admitted == [("localhost", 2)]
 
@@ -440,7 +443,7 @@ def test_proxies_of_the_environment_are_not_used(receiver, fetcher, monkeypatch)
 
 def test_a_post_follows_no_redirect_and_reads_when_to_come_back(receiver, fetcher):
     receiver.status, receiver.headers = 307, {"location": "/elsewhere", "retry-after": "7"}
-    answer = fetcher.post(receiver.url, b"{}", {"webhook-id": "msg_1"}, seconds=5)
+    answer = fetcher.post(receiver.url, b"{}", {"webhook-id": "msg_1"}, seconds=300)
     assert (answer.status, answer.retry_after) == (307, 7)
     (request,) = receiver.requests
     assert (request[0], request[3], request[2]["webhook-id"]) == ("POST", b"{}", "msg_1")
@@ -473,10 +476,10 @@ def test_a_certificate_is_checked_against_the_name_and_not_the_address(certifica
             threading.Timer(0.1, token.cancel).start()
             with (
                 pytest.raises(CancelledError),
-                fetcher.get(url, limit=1000, seconds=10, token=token) as got,
+                fetcher.get(url, limit=1000, seconds=600, token=token) as got,
             ):
                 list(got.chunks)
-            assert closed.wait(1)
+            assert closed.wait(300)
         else:
             with pytest.raises(FetchError), open_url(fetcher, url):
                 pass

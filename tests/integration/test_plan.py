@@ -5,6 +5,7 @@ import json
 import os
 import tracemalloc
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,10 +246,11 @@ def test_every_upscale_leaves_how_long_it_took(bundle, monkeypatch):
     assert upscaler.expected_seconds(result.plan) == pytest.approx(result.timings)
     assert rates.usual_seconds("tiny") > sum(result.timings.values())
     reported.clear()
+    monkeypatch.setattr("tegula.progress.time", SimpleNamespace(perf_counter=lambda: 0.0))
     Upscaler(bundle).upscale(picture(), options, on_progress=reported.append)
     assert reported[0].fraction == 0
     expected = sum(result.timings.values()) - result.timings["prepare"]
-    assert reported[0].seconds_left == pytest.approx(expected, rel=0.05, abs=0.01)
+    assert reported[0].seconds_left == pytest.approx(expected, rel=0.05)
 
 
 def test_what_a_short_measure_found_stands_in_until_the_runs_tell(bundle):
@@ -284,7 +286,7 @@ def test_long_work_begins_with_a_measure_that_is_made_once(bundle, monkeypatch):
     assert plan.tiles == 1
     assert min(seconds.values()) > 0
     expected = sum(seconds.values()) - seconds["prepare"]
-    assert seen[0].seconds_left == pytest.approx(expected, rel=0.05)
+    assert seen[0].seconds_left >= 0.95 * expected  # and what has gone since
     Upscaler(bundle).upscale(picture(), options, on_progress=seen.append)
     assert len(measured) == 1
 
@@ -316,13 +318,14 @@ def test_calibrating_runs_two_small_upscales(bundle, monkeypatch):
     } == {2}
 
 
-def test_time_left_starts_at_what_is_expected_and_learns():
+def test_time_left_starts_at_what_is_expected_and_learns(monkeypatch):
+    monkeypatch.setattr("tegula.progress.time", SimpleNamespace(perf_counter=lambda: 0.0))
     reported = []
     reporter = Reporter(reported.append, {"prescale": 0.5, "refine": 0.5}, expected=100.0)
     report = reporter.stage("prescale").on_unit
-    assert reported[0].seconds_left == pytest.approx(100, abs=1)
+    assert reported[0].seconds_left == pytest.approx(100)
     report(1, 2)
-    assert reported[-1].seconds_left == pytest.approx(75 * 0.75, abs=1)
+    assert reported[-1].seconds_left == pytest.approx(75 * 0.75)
     reporter.finished()
     assert reported[-1].seconds_left == 0
 

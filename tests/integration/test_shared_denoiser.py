@@ -19,7 +19,7 @@ from tegula.pipeline.sharing import SharedDenoiser
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
 
-LONG = 20.0
+LONG = 400.0
 """Seconds that only a failing test waits."""
 
 

@@ -82,7 +82,7 @@ class Server:
 
     def _claim(self) -> Prediction:
         """The next prediction, which a request of another thread may just be making."""
-        for _ in range(500):
+        for _ in range(15_000):
             if claimed := self.store.queue.claim("tests"):
                 return claimed
             time.sleep(0.02)

@@ -22,7 +22,7 @@ from typing import Any
 from websockets.sync.client import ClientConnection, connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 
 def find_browser() -> str | None:
@@ -152,7 +152,7 @@ def opened_browser(program: str, profile: Path) -> Iterator[Browser]:
             yield browser
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE_S)
 
 
 def _address(profile: Path, process: subprocess.Popen[bytes]) -> str:

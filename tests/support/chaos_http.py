@@ -35,7 +35,7 @@ SETTINGS = {
     "max_waiting_seconds": "1e9",
 }
 TWICE = 0.3
-_PATIENCE_S = 180.0
+_PATIENCE_S = 600.0
 _ENDED = ("succeeded", "failed", "canceled")
 
 

@@ -32,7 +32,7 @@ def open_runner(device: str, options: Mapping[str, Any]) -> Callable[..., None]:
     if options.get("open") == "fail":
         raise MissingWeightsError("The weights are not here.")
     if options.get("open") == "hang":
-        time.sleep(60)
+        time.sleep(600)
     return run
 
 
@@ -68,12 +68,12 @@ def stop(job: Job, cancelled: Cancelled) -> None:
 
 
 def hang(job: Job, cancelled: Cancelled) -> None:
-    time.sleep(60)
+    time.sleep(600)
 
 
 def toil(job: Job, cancelled: Cancelled) -> None:
-    """Work on for three seconds without a word, asking only whether to go on."""
-    end = time.monotonic() + 3
+    """Work on for five seconds without a word, asking only whether to go on."""
+    end = time.monotonic() + 5
     while time.monotonic() < end and not cancelled():
         time.sleep(0.02)
 
@@ -164,7 +164,7 @@ class HereEngine:
         yield events.pop(0)
 
 
-def ended(store: Store, name: str, seconds: float = 20.0) -> Prediction:
+def ended(store: Store, name: str, seconds: float = 300.0) -> Prediction:
     end = time.monotonic() + seconds
     while not (now := store.predictions.get(name)).status.terminal:
         assert time.monotonic() < end, f"it never ended: {now}"
@@ -172,7 +172,7 @@ def ended(store: Store, name: str, seconds: float = 20.0) -> Prediction:
     return now
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never happened"

@@ -40,7 +40,7 @@ def served(folder: Path) -> Iterator[Served]:
         _wait_until_up(url, server)
         yield Served(url, token)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
+        assert server.wait(300) == 0
     finally:
         server.kill()
         server.wait()

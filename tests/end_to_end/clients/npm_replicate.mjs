@@ -66,9 +66,8 @@ async function streamed() {
 async function aborted() {
   const controller = new AbortController();
   let id;
-  setTimeout(() => controller.abort(), 300);
-  await replicate.run("tegula/upscale", { input: { image, prompt: "slow" }, signal: controller.signal, wait: { mode: "poll", interval: 20 } },
-    (prediction) => { id = prediction.id; });
+  await replicate.run("tegula/upscale", { input: { image, prompt: "gated" }, signal: controller.signal, wait: { mode: "poll", interval: 20 } },
+    (prediction) => { id = prediction.id; if (prediction.status === "processing") controller.abort(); });
   return (await replicate.predictions.get(id)).status;
 }
 
@@ -107,7 +106,7 @@ async function webhook() {
   await once(hook, "listening");
   const url = `http://127.0.0.1:${hook.address().port}/`;
   await replicate.predictions.create({ model: "tegula/upscale", input: { image }, webhook: url, webhook_events_filter: ["completed"] });
-  for (let wait = 0; wait < 100 && received.length === 0; wait++) await sleep(50);
+  for (let wait = 0; wait < 6000 && received.length === 0; wait++) await sleep(50);
   hook.close();
   const { key } = await replicate.webhooks.default.secret.get();
   const [message] = received;

@@ -34,7 +34,7 @@ async function files() {
 }
 
 async function cancelled() {
-  const made = await client.predictions.create({ version: "tegula/upscale", input: { image: dataUri, prompt: "slow" } });
+  const made = await client.predictions.create({ version: "tegula/upscale", input: { image: dataUri, prompt: "gated" } });
   return (await client.predictions.cancel({ prediction_id: made.id })).status;
 }
 

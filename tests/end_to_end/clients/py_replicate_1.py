@@ -93,7 +93,7 @@ def progressed():
 
 def cancelled():
     with IMAGE.open("rb") as image:
-        given = {"image": image, "prompt": "slow"}
+        given = {"image": image, "prompt": "gated"}
         made = client.predictions.create(model="tegula/upscale", input=given)
     made.cancel()
     made.reload()

@@ -71,7 +71,7 @@ def streamed():
 
 def cancelled():
     uri = client.files.create(content=IMAGE.read_bytes()).urls.get
-    given = {"image": uri, "prompt": "slow"}
+    given = {"image": uri, "prompt": "gated"}
     made = client.models.predictions.create(model_owner="tegula", model_name="upscale", input=given)
     return client.predictions.cancel(prediction_id=made.id).status
 
