@@ -23,7 +23,6 @@ from workbench import (
 from tegula.server.tables import State
 
 pytestmark = [pytest.mark.slow, needs_browser]
-SMOOTH_MS = 100
 
 
 @pytest.fixture(scope="module")
@@ -150,33 +149,47 @@ def test_fingers_pinch_and_a_long_touch_opens_the_loupe(chromium: Any, live: Liv
     context.close()
 
 
-def test_a_picture_of_67_megapixels_moves_without_a_long_task(page: Page, live: Live):
-    side = 8192
-    made = done(live, encoded(pattern(1024, 1024)), encoded(pattern(side, side)))
-    open_signed_in(page, live, f"/p/{made}")
-    expect(page.locator("#output")).to_contain_text("prepared")
+def work_of_moving(page: Page, live: Live, side: int) -> float:
+    """The seconds that the page computes while a result of so many pixels a side moves.
+
+    They are of its thread's own clock, which stands still while other programs run.
+    """
+    made = done(live, encoded(pattern(side // 8, side // 8)), encoded(pattern(side, side)))
+    page.goto(f"{live.url}/p/{made}")
+    if side > 4096:
+        expect(page.locator("#output")).to_contain_text("prepared")
     expect(page.locator(".viewer")).to_be_visible()
     seen(page)
-    page.evaluate(
-        """() => { window.tasks = [0]; new PerformanceObserver((list) => {
-        for (const one of list.getEntries()) window.tasks.push(one.duration); })
-        .observe({ entryTypes: ['longtask'] }); }"""
-    )
     box = page.locator(".viewer .stage").bounding_box()
     assert box is not None
     page.locator(".viewer .stage").focus()
     page.keyboard.press("1")
     page.mouse.move(box["x"] + 700, box["y"] + 400)
+    seen(page)
+    tab = page.context.new_cdp_session(page)
+    tab.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def worked() -> float:
+        metrics = tab.send("Performance.getMetrics")["metrics"]
+        return next(one["value"] for one in metrics if one["name"] == "TaskDuration")
+
+    before = worked()
     for _ in range(3):
         page.mouse.down()
         page.mouse.move(box["x"] + 100, box["y"] + 100, steps=20)
         page.mouse.up()
         page.mouse.move(box["x"] + 700, box["y"] + 400)
-    page.mouse.wheel(0, 900)
     assert seen(page)["x"] > side / 2
-    longest = page.evaluate("Math.max(...window.tasks)")
-    print(f"longest task while {side} x {side} moves: {longest:.0f} ms")  # noqa: T201
-    assert longest < SMOOTH_MS
+    page.mouse.wheel(0, 900)
+    seen(page)
+    return worked() - before
+
+
+def test_a_picture_of_67_megapixels_moves_as_smoothly_as_a_small_one(page: Page, live: Live):
+    open_signed_in(page, live)
+    small, large = (work_of_moving(page, live, side) for side in (2048, 8192))
+    print(f"moving a small picture: {small:.2f} s of work, a large one: {large:.2f} s")  # noqa: T201
+    assert large < 3 * small
 
 
 def test_a_picture_grows_while_it_runs_and_others_are_seen_and_cancelled(page: Page, live: Live):

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tegula.errors import CancelledError, ImageError, MissingWeightsError, OutOfMemoryError
 from tegula.server.engine import (
@@ -21,9 +21,11 @@ from tegula.server.engine import (
     Progressed,
     Started,
 )
-from tegula.server.runner import Emit
-from tegula.server.store import Store
-from tegula.server.tables import Prediction
+
+if TYPE_CHECKING:  # each process of an engine imports this module, and databases take a while
+    from tegula.server.runner import Emit
+    from tegula.server.store import Store
+    from tegula.server.tables import Prediction
 
 Cancelled = Callable[[], bool]
 
