@@ -142,7 +142,10 @@ def opened_browser(program: str, profile: Path) -> Iterator[Browser]:
         [program, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        with connect(_address(profile, process), max_size=None) as socket:
+        address = _address(profile, process)
+        # A browser that is kept from running answers no ping in time, and goes on all the same.
+        patience = {"open_timeout": PATIENCE_S, "ping_interval": None}
+        with connect(address, max_size=None, **patience) as socket:
             browser = Browser(socket)
             target = browser.call("Target.createTarget", url="about:blank")["targetId"]
             found = browser.call("Target.attachToTarget", targetId=target, flatten=True)
