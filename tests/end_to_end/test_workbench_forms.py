@@ -342,9 +342,8 @@ def test_the_code_runs_as_it_stands(page: Page, workbench: Live, tmp_path: Path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     headers = {"authorization": f"Bearer {workbench.token}"}
-    last = httpx.get(f"{workbench.url}/v1/predictions", headers=headers, timeout=300).json()[
-        "results"
-    ][0]
+    url = f"{workbench.url}/v1/predictions"
+    last = httpx.get(url, headers=headers, timeout=300).json()["results"][0]
     assert (last["input"]["prompt"], last["input"]["scale"]) == (PROMPT, 4)
     if kind == "curl":
         made = json.loads(done.stdout)

@@ -224,9 +224,7 @@ def test_one_of_several_pictures_is_cancelled_and_the_others_go_on(quick: Page, 
     expect(cancel).to_be_hidden()
     live.gate.set()
     try:
-        expect(quick.locator("#batch-status")).to_have_text(
-            "2 of 3 done, 1 cancelled.", timeout=120_000
-        )
+        expect(quick.locator("#batch-status")).to_have_text("2 of 3 done, 1 cancelled.")
     finally:
         live.gate.clear()
 
