@@ -13,7 +13,7 @@ import pytest
 from api_support import PNG, png
 from live_server import Live, live_server
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FloatRect, Page, expect
 from workbench import (
     Held,
     check_accessible,
@@ -58,7 +58,7 @@ def file_of(live: Live, prediction, name: str) -> Image.Image:
     return Image.open(io.BytesIO(live.store.files.path(file).read_bytes())).convert("L")
 
 
-def at_rest(page: Page, locator: str) -> dict[str, float]:
+def at_rest(page: Page, locator: str) -> FloatRect:
     """Where an element is, once it has a size and stays where it is."""
     before = None
     while (box := page.locator(locator).bounding_box()) != before or not (box and box["height"]):

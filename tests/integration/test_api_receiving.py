@@ -43,7 +43,7 @@ class TurnedLoop(asyncio.SelectorEventLoop):
     def _run_once(self) -> None:
         if self._scheduled and not self._ready:
             self.now = max(self.now, self._scheduled[0].when())
-        super()._run_once()
+        super()._run_once()  # type: ignore[misc]
 
 
 def _received(messages: list[tuple[float, bytes]], **bounds: int) -> bytes:
