@@ -274,9 +274,9 @@ class UpscaleOptions(CheckedOptions):
     )
     auto: bool = Field(
         default=True,
-        description="Looks at the source first, and chooses tuning, mend_jpeg, drawing_prescaler "
-        "and hold_drawings, where they are left open, by the damage and the kind of picture that "
-        "it finds.",
+        description="Looks at the source first, and chooses creativity, resemblance, tuning, "
+        "mend_jpeg, drawing_prescaler, hold_drawings and keep_grey, where they are left open, by "
+        "the damage and the kind of picture that it finds.",
     )
     prescaler: PrescalerName | None = None
     drawing_prescaler: str | None = Field(
@@ -301,6 +301,11 @@ class UpscaleOptions(CheckedOptions):
         description="Share of its tuning that the prescaler tegula-photo takes: 0 smooths as "
         "x4plus does, 1 keeps the most texture, and noise and traces of JPEG with it. Left open, "
         "the source decides, and 0.65 is taken without auto.",
+    )
+    keep_grey: bool | None = Field(
+        default=None,
+        description="Leaves no colour in the result. Left open, auto does so where the source has "
+        "none, unless a prompt may ask for some.",
     )
     mend_jpeg: bool | None = Field(
         default=None,
@@ -492,6 +497,7 @@ class ResolvedOptions(UpscaleOptions):
     drawing_prescaler: str = ""
     drawing_share: Share = 1.0
     hold_drawings: bool = False
+    keep_grey: bool = False
     mend_jpeg: bool = False
     placed_regions: tuple[PlacedRegion, ...] = ()
     whole: tuple[int, int] | None = None
@@ -636,6 +642,7 @@ def resolve(
         "drawing_prescaler": "",
         "drawing_share": 1.0,
         "hold_drawings": False,
+        "keep_grey": False,
         "mend_jpeg": False,
         **(chosen or {}),
     }

@@ -514,12 +514,12 @@ class Upscaler:
 
     def _resolved(self, options: UpscaleOptions, prepared: Prepared) -> ResolvedOptions:
         facts = self.bundle.facts
-        usual = preset_values(facts.presets, options.preset).prescaler
-        chosen = choose(prepared.look, options, usual)
         size = prepared.facts.size
         written = prepared.facts.metadata.prompt
         if options.auto and options.source_prompt and not options.prompt and facts.reads_prompts:
             options = options.replaced(prompt=written)
+        usual = preset_values(facts.presets, options.preset)
+        chosen = choose(prepared.look, options, usual, size)
         resolved = resolve(options, facts.presets, facts.window, size, chosen)
         guidance_scale = min(resolved.guidance_scale, facts.strongest_guidance)
         tuning = resolved.tuning if is_tuned(resolved.prescaler) else None

@@ -1,6 +1,7 @@
 """What is found in a picture by looking at it."""
 
 import io
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from support import photograph
 from tegula.images.adjust import hold_drawings
 from tegula.images.look import Damage, Look, find_damage, look_at
 from tegula.images.pixels import enlarge_lanczos
-from tegula.options import UpscaleOptions
+from tegula.options import PresetValues, UpscaleOptions
 from tegula.pipeline.choices import CLEAN_SHARE, choose, describe, share_of_tuning
 from tegula.pipeline.prepare import prepare
 
@@ -202,13 +203,96 @@ def seen(kind, quality=None, noise=0.0):
     return Look(Damage(quality, noise), kind, np.zeros((1, 1), np.float32))
 
 
+def preset(**named):
+    values = {
+        "creativity": 0.4,
+        "resemblance": 1.0,
+        "guidance_scale": 1.0,
+        "steps": 18,
+        "scheduler": "ddim",
+        "prescaler": "tegula-photo",
+    }
+    return PresetValues(**{**values, **named})
+
+
+def test_nothing_is_invented_in_drawings_unless_it_is_wanted():
+    look = seen("drawing")
+    size = 900, 900
+    assert choose(look, UpscaleOptions(), preset(), size)["creativity"] == 0
+    assert "creativity" not in choose(look, UpscaleOptions(preset="creative"), preset(), size)
+    assert "creativity" not in choose(look, UpscaleOptions(auto=False), preset(), size)
+    assert "creativity" not in choose(seen("mixed"), UpscaleOptions(), preset(), size)
+
+
+@pytest.mark.parametrize(
+    ("found", "size", "creativity", "resemblance"),
+    [
+        ({}, (900, 900), None, None),
+        ({"blur": 1.3}, (900, 900), 0.5, 0.8),
+        ({}, (300, 900), 0.5, 0.8),
+        ({"on_white": 0.4, "blur": 1.3}, (900, 900), 0.2, 2.0),
+    ],
+)
+def test_soft_and_small_photographs_get_more_and_products_less(
+    found, size, creativity, resemblance
+):
+    look = replace(seen("photograph"), **found)
+    chosen = choose(look, UpscaleOptions(), preset(), size)
+    assert chosen.get("creativity") == creativity
+    assert chosen.get("resemblance") == resemblance
+    # A model of one step has no other creativity than the one it was trained at.
+    assert "creativity" not in choose(look, UpscaleOptions(), preset(steps=1), size)
+
+
+def test_a_grey_source_stays_grey_unless_a_prompt_may_ask_for_colour():
+    look = replace(seen("photograph"), is_grey=True)
+    assert choose(look, UpscaleOptions(), preset(), (900, 900))["keep_grey"]
+    for given in ({"prompt": "a red rose"}, {"auto": False}):
+        assert "keep_grey" not in choose(look, UpscaleOptions(**given), preset(), (900, 900))
+    done = resolved(prescaler="tegula-photo")
+    assert describe(look, done).startswith("grey photograph;")
+
+
+def test_grey_is_what_has_no_pixel_of_colour():
+    picture = scan()
+    assert look_at(picture.astype(np.float32) / 255).is_grey
+    picture[255, 255, 0] ^= 8
+    assert not look_at(picture.astype(np.float32) / 255).is_grey
+
+
+@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "rocket"])
+def test_softness_is_told_in_octaves(name):
+    sharp = levels(name, 200)
+    sharp = cv2.resize(sharp, (100, 100), interpolation=cv2.INTER_AREA)
+    found = []
+    for factor in (1, 2, 4):
+        larger = cv2.resize(sharp, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+        found.append(look_at(larger.astype(np.float32) / 255).blur)
+    assert found[0] < 0.7
+    assert found == sorted(found)
+    assert found[2] >= 1
+    assert look_at(np.full((64, 64, 3), 0.5, np.float32)).blur == 0
+
+
+def test_a_thing_on_white_is_seen():
+    picture = np.full((256, 256, 3), 255, np.uint8)
+    picture[60:200, 70:190] = levels("coffee", 140)[:, :120]
+    look = look_at(picture.astype(np.float32) / 255)
+    assert look.on_white == pytest.approx(1 - 140 * 120 / 256**2, abs=0.03)
+    assert look.flat > 0.4
+    picture[:, 200:] = 90
+    assert look_at(picture.astype(np.float32) / 255).on_white == 0
+
+
 @pytest.mark.parametrize("kind", ["drawing", "mixed"])
 def test_drawn_parts_get_a_second_net_and_are_held_to_the_source(kind):
-    chosen = choose(seen(kind), UpscaleOptions(), "tegula-photo")
+    chosen = choose(seen(kind), UpscaleOptions(), preset(), (900, 900))
     assert chosen["drawing_prescaler"] == "tegula-swift"
     assert (chosen["drawing_share"], chosen["hold_drawings"]) == (0.5, True)
     # A preset that begins from the small net needs no other.
-    fast = choose(seen(kind), UpscaleOptions(preset="fast"), "tegula-swift")
+    fast = choose(
+        seen(kind), UpscaleOptions(preset="fast"), preset(prescaler="tegula-swift"), (900, 900)
+    )
     assert "drawing_prescaler" not in fast
     assert fast["hold_drawings"]
 
@@ -218,15 +302,18 @@ def test_drawn_parts_get_a_second_net_and_are_held_to_the_source(kind):
     [
         ("photograph", {}),
         ("drawing", {"auto": False}),
-        ("drawing", {"prescaler": "tegula-photo"}),
+        ("mixed", {"prescaler": "tegula-photo"}),
     ],
 )
 def test_photographs_and_named_nets_are_left_alone(kind, given):
-    assert set(choose(seen(kind), UpscaleOptions(**given), "tegula-photo")) == {"tuning"}
+    chosen = choose(seen(kind), UpscaleOptions(**given), preset(), (900, 900))
+    assert set(chosen) == {"tuning"}
 
 
 def test_a_second_net_that_is_named_is_taken_whole():
-    chosen = choose(seen("drawing"), UpscaleOptions(drawing_prescaler="second"), "tegula-photo")
+    chosen = choose(
+        seen("drawing"), UpscaleOptions(drawing_prescaler="second"), preset(), (900, 900)
+    )
     assert "drawing_share" not in chosen
 
 

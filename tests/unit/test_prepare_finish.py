@@ -72,6 +72,16 @@ def test_colour_that_refine_puts_into_grey_is_taken_out():
     assert finished.image.mode == "L"
 
 
+def test_colour_is_taken_out_of_a_grey_source_in_three_channels():
+    grey = Image.fromarray(np.repeat(np.asarray(portrait().convert("L"))[..., None], 3, axis=2))
+    prepared = prepare(grey, UpscaleOptions())
+    tinted = np.clip(enlarged(prepared) + np.float32([0.08, 0, -0.08]), 0, 1)
+    options = resolved(colour_lock="none", keep_grey=True)
+    done = np.asarray(finish(tinted, enlarged(prepared), prepared, options).image)
+    assert done.shape[2] == 3
+    assert np.ptp(done, axis=2).max() == 0
+
+
 @pytest.mark.parametrize(
     ("mode", "profile"),
     [

@@ -39,6 +39,7 @@ _SECTIONS: Mapping[str, Sequence[str]] = {
         "drawing_prescaler",
         "drawing_share",
         "hold_drawings",
+        "keep_grey",
         "tuning",
         "mend_jpeg",
         "regions",

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tegula.images.look import Look
-from tegula.options import ResolvedOptions, UpscaleOptions
+from tegula.images.pixels import Size
+from tegula.options import PresetValues, ResolvedOptions, UpscaleOptions
 
 CLEAN_SHARE = 0.8
 """Of tegula-photo's tuning for a clean photograph; docs/decisions/0005 has how all were found."""
@@ -44,23 +45,57 @@ as well as the better one at 4x and better than either at 2x."""
 _HALF = 0.5
 
 
-def choose(look: Look, options: UpscaleOptions, prescaler: str) -> dict[str, Any]:
+_SOFT = 1.0
+"""Octaves of detail that a source lacks from which more is invented."""
+_TINY, _SMALL = 64, 384
+"""Pixels of the shorter side from and below which, too; what is tiny is an icon, or a sample."""
+_ON_WHITE = 0.25
+"""Share of white around a thing from which it counts as a product on white."""
+_MORE, _LESS = 1.25, 0.5
+"""Shares of a preset's creativity; resemblance goes the other way."""
+
+
+def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size) -> dict[str, Any]:
     """Return values for options that the caller leaves open, by the look of the source.
+
+    Faces are no part of the look: what holds their likeness finds them itself, and changes the
+    strength there, place by place, whatever is chosen here for the whole.
 
     Args:
         look: of the whole source.
         options: as the caller gave them.
-        prescaler: the one that the preset begins from.
+        usual: of the preset.
+        size: of the whole source.
     """
     if not options.auto:
         return {"tuning": UNSEEN_SHARE}
     chosen: dict[str, Any] = {"tuning": share_of_tuning(look)}
+    if look.is_grey and not options.prompt and not options.regions:
+        chosen["keep_grey"] = True
     # A net that was named runs alone, as its author meant it.
     if options.prescaler is None and look.kind != "photograph":
         chosen["hold_drawings"] = True
-        if prescaler == _MIXED_WITH and options.drawing_prescaler is None:
+        if usual.prescaler == _MIXED_WITH and options.drawing_prescaler is None:
             chosen |= {"drawing_prescaler": _DRAWING_PRESCALER, "drawing_share": _HALF}
+    if options.preset == "creative":
+        return chosen
+    if look.kind == "drawing":
+        # Letters and lines are all there; what diffusion could add to them would be wrong.
+        return {**chosen, "creativity": 0.0}
+    # A model of one step takes its creativity for the noise that it was trained at, and what
+    # more or less resemblance does to mini's photographs is smaller than what can be measured.
+    factor = _less_or_more(look, size) if usual.steps > 1 else 1.0
+    if factor != 1:
+        chosen["creativity"] = round(min(1.0, usual.creativity * factor), 2)
+        chosen["resemblance"] = round(min(3.0, usual.resemblance / factor), 2)
     return chosen
+
+
+def _less_or_more(look: Look, size: Size) -> float:
+    """Return the share of the usual creativity that a photograph gets."""
+    if look.on_white >= _ON_WHITE:
+        return _LESS
+    return _MORE if look.blur >= _SOFT or _TINY <= min(size) < _SMALL else 1.0
 
 
 _GOOD, _NOISY = 90, 2.5
@@ -74,13 +109,17 @@ _KINDS = {
 
 def describe(look: Look, resolved: ResolvedOptions) -> str:
     """Say in one line what was found and what is done about it."""
-    found = [_KINDS[look.kind]]
+    found = [("grey " if look.is_grey else "") + _KINDS[look.kind]]
+    if look.kind == "photograph" and look.on_white >= _ON_WHITE:
+        found.append("on white")
     if look.damage.jpeg_quality is not None and look.damage.jpeg_quality < _GOOD:
         mended = ", mended" if resolved.mend_jpeg else ""
         found.append(f"JPEG quality about {look.damage.jpeg_quality}{mended}")
     # Small letters are noise to its measure.
     if look.kind == "photograph" and look.damage.noise >= _NOISY:
         found.append(f"noise of about {look.damage.noise:.0f} levels")
+    if look.kind == "photograph" and look.blur >= _SOFT:
+        found.append(f"as soft as if enlarged {2 ** round(look.blur)} times")
     net = f"net {resolved.prescaler}"
     if resolved.tuning is not None:
         net += f", {resolved.tuning:g} of its tuning"
@@ -90,4 +129,6 @@ def describe(look: Look, resolved: ResolvedOptions) -> str:
     if resolved.hold_drawings:
         what = "" if resolved.drawing_prescaler else "; drawn parts"
         net += f"{what or ','} held to the source"
+    if look.kind == "drawing" and not resolved.refines:
+        net += ", no diffusion"
     return f"{', '.join(found)}; {net}"

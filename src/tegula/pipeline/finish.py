@@ -58,7 +58,8 @@ def finish(
             ``prescaled`` when nothing was refined: then there is nothing to lock.
         prescaled: float32 of the same shape.
         prepared: the source.
-        options: ``detail``, ``colour_lock``, ``window``, ``sharpen`` and ``exact`` count here.
+        options: ``detail``, ``colour_lock``, ``window``, ``sharpen``, ``keep_grey`` and
+            ``exact`` count here.
         mask: float32 [height, width] in 0..1, how far the result may differ from
             ``prescaled``; None lets all of it differ.
         patches: restored faces, laid over the sharpened picture.
@@ -66,19 +67,14 @@ def finish(
             a drawing; None holds none.
         alpha: float32 [height, width], enlarged by the net; None leaves that to resampling.
     """
-    done = refined
-    if refined is not prescaled:
-        done = scale_detail(refined, prescaled, options.detail)
-        done = lock_colour(done, prescaled, options)
-        # Fused exposures have other tones than the source on purpose.
-        if drawn is not None and options.hdr == 0:
-            done = done.copy() if done is refined else done
-            done = hold_drawings(done, prepared.rgb, drawn, prepared.look.crisp)
+    done = _settled(refined, prescaled, prepared, options, drawn)
     done = paste(sharpen(done, options.sharpen), patches)
     if mask is not None:  # last, so that nothing changes where it is black, not even a face
         done = done - prescaled
         done *= mask[..., None]
         done += prescaled
+    if options.keep_grey:
+        done = np.repeat((done @ LUMA)[..., None], 3, axis=2)
     height, width = done.shape[:2]
     can_shrink = is_enlarged((width, height), prepared.size)
     is_held = options.exact and can_shrink
@@ -101,6 +97,24 @@ def finish(
     elif options.exact:
         warnings = (*warnings, "The result is smaller than the source, so it cannot be exact.")
     return Finished(image, deep, prepared.facts.metadata, warnings, found)
+
+
+def _settled(
+    refined: Float,
+    prescaled: Float,
+    prepared: Prepared,
+    options: ResolvedOptions,
+    drawn: Float | None,
+) -> Float:
+    """Scale what diffusion changed, and hold it to the colours and the drawings of the source."""
+    if refined is prescaled:
+        return refined
+    done = lock_colour(scale_detail(refined, prescaled, options.detail), prescaled, options)
+    # Fused exposures have other tones than the source on purpose.
+    if drawn is None or options.hdr > 0:
+        return done
+    done = done.copy() if done is refined else done
+    return hold_drawings(done, prepared.rgb, drawn, prepared.look.crisp)
 
 
 def _file_pixels(
