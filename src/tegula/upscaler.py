@@ -117,6 +117,7 @@ class Upscaler:
     _restorers: dict[str, FaceRestorer] = field(default_factory=dict, repr=False)
     _prescaler_costs: dict[str, Mapping[int | None, Cost]] = field(default_factory=dict, repr=False)
     _measured: dict[str, float] = field(default_factory=dict, repr=False)
+    _shared: dict[tuple[Any, ...], Float] | None = field(default=None, repr=False)
 
     @classmethod
     def load(
@@ -254,12 +255,19 @@ class Upscaler:
             if resolved.drawing_prescaler or resolved.hold_drawings:
                 part = enlarged_part(wider, prepared.facts.size)
                 drawn = prepared.look.drawn_at(plan.size, part)
-            if resolved.drawing_prescaler and drawn is not None:
+            key = self._shared_key(prepared, resolved)
+            kept = None if self._shared is None else self._shared.get(key)
+            if kept is not None:
+                prescaled = kept.copy()  # what follows writes into it
+                progress.on_unit(1, 1)
+            elif resolved.drawing_prescaler and drawn is not None:
                 nets = prescaler, self._prescaler(resolved.drawing_prescaler)
                 share = drawn * np.float32(resolved.drawing_share)
                 prescaled = prescale_mixed(prepared.rgb, plan.size, nets, share, progress)
             else:
                 prescaled = prescale(prepared.rgb, plan.size, prescaler, progress=progress)
+            if self._shared is not None and kept is None:
+                self._shared[key] = prescaled.copy()
             if alpha is not None:
                 behind = dataclasses.replace(whole.part(ahead, 1.0), on_unit=ignore_units)
                 behind = dataclasses.replace(behind, on_picture=None)
@@ -328,6 +336,7 @@ class Upscaler:
             "prepare": isinstance(source, Prepared)
             or resolved.faces
             or loaded != set(self._prescalers),
+            "prescale": kept is not None,
             "refine": not is_everywhere or callbacks.on_preview is not None or bool(loras),
             "finish": resolved.faces,
         }
@@ -380,6 +389,22 @@ class Upscaler:
                 yield from in_order(pool, one, sources, at_once)
             finally:
                 given_up.set()
+
+    @contextmanager
+    def sharing_prescaled(self) -> Iterator[None]:
+        """Let upscales of the same pixels by the same net within the block run it once."""
+        self._shared = {}
+        try:
+            yield
+        finally:
+            self._shared = None
+
+    def _shared_key(self, prepared: Prepared, resolved: ResolvedOptions) -> tuple[Any, ...]:
+        """Return what decides on the result of the nets; empty where nothing is shared."""
+        if self._shared is None:
+            return ()
+        names = "width", "height", "prescaler", "tuning", "drawing_prescaler", "drawing_share"
+        return hash(prepared.rgb.tobytes()), *(getattr(resolved, name) for name in names)
 
     def prepare(
         self, source: Source | Prepared, options: UpscaleOptions

@@ -23,6 +23,7 @@ from tegula.cli.plan import PLAN
 from tegula.cli.run import RUN
 from tegula.cli.serve import SERVE
 from tegula.cli.tokens import TOKENS, WEBHOOKS
+from tegula.cli.tune import TUNE
 from tegula.cli.upscale import UPSCALE
 from tegula.errors import OptionError, PathError
 from tegula.folders import CONFIG_VARIABLE, config_file
@@ -31,7 +32,7 @@ from tegula.folders import CONFIG_VARIABLE, config_file
 def read_defaults(commands: Mapping[str, click.Command]) -> Mapping[str, Mapping[str, Any]]:
     """Read the user's defaults for options, by command and the names that click has for them.
 
-    What the file says of `upscale` counts for `plan`, too.
+    What the file says of `upscale` counts for `plan` and `tune`, too.
 
     Raises:
         PathError: the file cannot be read, or a file was named and is not there.
@@ -63,8 +64,12 @@ def read_defaults(commands: Mapping[str, click.Command]) -> Mapping[str, Mapping
                 "of a command, such as [upscale]."
             )
         found[section] = _by_parameter(values, command, str(file))
-    if "upscale" in found:
-        found["plan"] = {**found["upscale"], **found.get("plan", {})}
+    of_upscale = found.get("upscale", {})
+    if of_upscale:
+        found["plan"] = {**of_upscale, **found.get("plan", {})}
+        known = {option.name for option in TUNE.params} - {"output", "overwrite"}
+        shared = {key: value for key, value in of_upscale.items() if key in known}
+        found["tune"] = {**shared, **found.get("tune", {})}
     return found
 
 
@@ -111,7 +116,7 @@ class _Program(click.Group):
 PROGRAM = _Program(
     name="tegula",
     help="Make pictures larger and better, on your own machine.",
-    commands=[UPSCALE, PLAN, MODELS, DOCTOR, RUN, SERVE, TOKENS, WEBHOOKS],
+    commands=[UPSCALE, TUNE, PLAN, MODELS, DOCTOR, RUN, SERVE, TOKENS, WEBHOOKS],
     params=[flag(["--debug"], "Show the traceback of an error.")],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
