@@ -101,6 +101,10 @@ def test_a_result_leads_on_with_its_settings_and_as_the_next_picture(
     with form.expect_download() as saved:
         form.get_by_role("link", name="Download").click()
     saved.value.save_as(tmp_path / "result.png")
+    form.go_back()
+    expect(form.locator("#chosen")).to_contain_text("holiday.png · 72 × 48")
+    expect(form.locator("#field-prompt")).to_have_value("a “cat”")
+    form.go_forward()
     form.get_by_role("link", name="Again with other settings").click()
     expect(form.locator("#chosen")).to_contain_text("holiday.png · 72 × 48")
     form.locator("#field-scale").fill("1.5")

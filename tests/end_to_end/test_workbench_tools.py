@@ -137,7 +137,8 @@ def test_regions_are_drawn_with_their_prompts(form: Page, workbench: Live):
     expect(form.locator("#regions")).to_contain_text("Write what this part of the picture shows.")
     drag(form, "#regions .stage", (0.02, 0.02), (0.2, 0.2))  # outside of the first rectangle
     form.get_by_label("What this part shows").fill("a bird: small")
-    form.get_by_role("button", name="Add the region").click()
+    form.keyboard.press("Enter")
+    expect(form.get_by_role("button", name="Remove region 1")).to_be_visible()
     form.locator("#regions .box").focus()
     form.keyboard.press("ArrowRight")
     form.keyboard.press("Shift+ArrowDown")

@@ -328,7 +328,9 @@ async function sendOne(chosen, picture, inputs) {
   const say = (text) => (at("status").textContent = text);
   try {
     const prediction = await create(chosen, picture, inputs, say, signal);
-    location.assign(local(`/p/${encodeURIComponent(prediction.id)}`));
+    const id = encodeURIComponent(prediction.id);
+    history.replaceState(null, "", local(`/?again=${id}`)); // the way back leads to what was chosen
+    location.assign(local(`/p/${id}`));
   } catch (error) {
     sending = null;
     say(signal.aborted ? "Stopped; no prediction was made." : "");

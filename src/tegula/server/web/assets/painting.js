@@ -117,6 +117,7 @@ export function drawRegions({ picture, text, use }) {
     prompt.value = "";
     show();
   });
+  prompt.addEventListener("keydown", (event) => event.key === "Enter" && add.click());
   const row = element("div", { className: "row" }, element("label", { className: "grow" }, "What this part shows ", prompt), add);
   const { dialog, done } = openDialog("regions", "Regions", "Draw a rectangle, write what it shows, and add it.", box.root, row, error, list);
   done.addEventListener("click", () => {
