@@ -110,6 +110,8 @@ def test_a_small_result_is_shown_at_its_own_size(page: Page, live: Live):
         page, live, f"/p/{done(live, encoded(result.resize((30, 20))), encoded(result))}"
     )
     assert seen(page)["zoom"] == 1
+    notes = page.get_by_role("list", name="What the model says of it").get_by_role("listitem")
+    expect(notes).to_have_text(["mini does not know and ignores: wombat."])
 
 
 def test_fingers_pinch_and_a_long_touch_opens_the_loupe(chromium: Any, live: Live):

@@ -147,15 +147,24 @@ def test_the_largest_seed_is_kept_exactly_in_the_file_and_runs_in_every_pass(tin
     assert output.settings["seed"] == 0
 
 
-def test_clarity_refines_in_passes_and_reports_one_progress(tiny, picture):
+def test_clarity_refines_in_passes_and_reports_one_progress(tiny, picture, monkeypatch):
     version = find("philz1337x/clarity-upscaler")
-    fractions = []
+    reports, logged = [], []
+    expected = dict.fromkeys(("prepare", "prescale", "refine", "finish"), 3.0)
+    monkeypatch.setattr(type(tiny), "expected_seconds", lambda *_: expected)
     (output,) = run(
         version,
         validate(version, {"image": str(picture), "scale_factor": 4, "output_format": "webp"}),
         lambda loras: tiny,
-        on_progress=lambda progress: fractions.append(progress.fraction),
+        on_progress=reports.append,
+        on_log=logged.append,
     )
+    fractions = [progress.fraction for progress in reports]
+    # The second pass is four times the first.
+    (first,) = {each.fraction for each in reports if each.done and each.stage == "finish"} - {1}
+    assert first == pytest.approx(0.2)
+    assert 44 < reports[0].seconds_left < 90  # five times nine, and what preparing took
+    assert logged.count("Expected to take about 60 s.") == 1
     assert (output.width, output.height) == (192, 128)
     assert output.media_type == "image/webp"
     assert fractions == sorted(fractions)

@@ -135,6 +135,12 @@ def pattern(width: int, height: int) -> Image.Image:
     return Image.merge("RGB", (across, down, dots))
 
 
+LOGS = """Expected to take about 12 s.
+mini does not know and ignores: wombat.
+ 42%|####      | 42/100 [00:05<00:07]
+"""
+
+
 def done(live: Live, source: bytes, result: bytes, name: str = "holiday.png") -> str:
     """A prediction that is done, without any work; its id."""
     store, now = live.store, datetime.now(timezone.utc)
@@ -157,6 +163,7 @@ def done(live: Live, source: bytes, result: bytes, name: str = "holiday.png") ->
         started_at=now,
         completed_at=now,
         predict_seconds=3.2,
+        logs=LOGS,
     )
     with store.database.write() as session:
         session.add(row)

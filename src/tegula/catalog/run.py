@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tegula.catalog.inputs import RunContext, ValidInputs, Version
-from tegula.options import MAX_PIXELS, UpscaleOptions, target_size
+from tegula.options import MAX_PIXELS, UpscaleOptions, enlargement, target_size
 from tegula.progress import (
     Cancelled,
     OnPreview,
@@ -95,9 +96,10 @@ def run(
         mask = inverted(mask, max_pixels)
     strength_map = sources.get(request.strength_map) if request.strength_map else None
     upscale = _upscale_seamless if request.seamless else _upscale
+    works = _works(request.passes, picture.facts.size)
 
     def tell_expected(_plan: Plan, seconds: Mapping[str, float] | None) -> None:
-        expected = sum((seconds or {}).values()) * len(request.passes)
+        expected = sum((seconds or {}).values()) * sum(works) / works[0]
         if expected >= _LONG_S:
             log(f"Expected to take about {about(expected)}.")
 
@@ -107,7 +109,7 @@ def run(
             source,
             request.passes[number].replaced(max_pixels=max_pixels),
             _Maps(mask, strength_map),
-            _overall(on_progress, number, len(request.passes)),
+            _overall(on_progress, number, works),
             on_preview,
             tell_expected if number == 0 else None,
             cancelled,
@@ -134,14 +136,31 @@ def run(
     )
 
 
-def _overall(on_progress: OnProgress | None, number: int, passes: int) -> OnProgress | None:
-    """Return what turns the progress of one pass into that of all."""
-    if on_progress is None or passes == 1:
+def _works(passes: Sequence[UpscaleOptions], size: tuple[int, int]) -> Sequence[float]:
+    """Return the work of each pass over a source of this size: the pixels of its result."""
+    width, height = float(size[0]), float(size[1])
+    works = []
+    for options in passes:
+        across, down = enlargement(options, round(width), round(height))
+        width, height = width * across, height * down
+        works.append(width * height)
+    return works
+
+
+def _overall(
+    on_progress: OnProgress | None, number: int, works: Sequence[float]
+) -> OnProgress | None:
+    """Return what turns the progress of one pass into that of all, by the work of each."""
+    if on_progress is None or len(works) == 1:
         return on_progress
+    before, own, after = sum(works[:number]), works[number], sum(works[number + 1 :])
+    began = time.monotonic()
 
     def report(progress: Progress) -> None:
-        left = None if number + 1 < passes else progress.seconds_left
-        fraction = (number + progress.fraction) / passes
+        left = progress.seconds_left
+        if left is not None:
+            left += (time.monotonic() - began + left) * after / own
+        fraction = (before + own * progress.fraction) / sum(works)
         on_progress(dataclasses.replace(progress, fraction=fraction, seconds_left=left))
 
     return report
