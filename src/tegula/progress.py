@@ -182,7 +182,9 @@ class Reporter:
             share = done / total if worked is None else worked
             self._report(stage, done, total, before + size * share)
 
-        return StageProgress(on_unit, cancel, on_picture, on_share)
+        # Where nobody listens, no layer has to be watched.
+        shares = ignore_share if self._on_progress is None else on_share
+        return StageProgress(on_unit, cancel, on_picture, shares)
 
     def finished(self) -> None:
         """Report the end."""
