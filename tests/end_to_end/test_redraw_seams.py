@@ -7,6 +7,7 @@ from skimage import data
 
 from bench.seams import border_gradient
 from tegula import UpscaleOptions
+from tegula.pipeline.prescale import prescale
 from tegula.upscaler import Upscaler
 
 TILE, SIDE = 96, 320
@@ -22,7 +23,18 @@ TILES = {"mode": "redraw", "tile_width": TILE, "tile_height": TILE}
 
 @pytest.fixture(scope="module")
 def upscaler():
-    return Upscaler.load("mini", device="cpu", precision="fp32")
+    """An upscaler that enlarges each photograph once, for all the ways to refine it."""
+    enlarged = {}
+
+    def prescale_once(rgb, *given, **named):
+        key = rgb.tobytes()
+        if key not in enlarged:
+            enlarged[key] = prescale(rgb, *given, **named)
+        return enlarged[key].copy()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tegula.upscaler.prescale", prescale_once)
+        yield Upscaler.load("mini", device="cpu", precision="fp32")
 
 
 def upscaled(upscaler, photograph, **options):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import uvicorn
 from api_support import DATA_URI, PNG, Server, open_server
+from cli_support import run
 from document_support import checked
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -293,24 +292,19 @@ def test_a_file_input_that_cannot_be_read_is_named(server: Server):
     assert wrong["field"] == "input.image"
 
 
-def tegula(folder, *words: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "tegula", *words, "--folder", str(folder)]
-    return subprocess.run(program, capture_output=True, text=True, check=False)
-
-
 def test_a_token_is_shown_once_listed_without_its_text_and_revoked(tmp_path):
-    made = tegula(tmp_path, "tokens", "create", "laptop")
+    made = run("tokens", "create", "laptop", "--folder", tmp_path)
     token = made.stdout.strip()
     assert token.startswith("tgl_")
-    listed = tegula(tmp_path, "tokens", "list").stdout
+    listed = run("tokens", "list", "--folder", tmp_path).stdout
     assert "laptop" in listed
     assert token not in listed
     server = open_server(tmp_path)
     headers = {"authorization": f"Bearer {token}"}
     assert server.get("/v1/account", headers=headers).json()["username"] == "local"
-    assert tegula(tmp_path, "tokens", "revoke", "laptop").returncode == 0
+    assert run("tokens", "revoke", "laptop", "--folder", tmp_path).exit_code == 0
     assert server.get("/v1/account", headers=headers).status_code == 401
-    assert tegula(tmp_path, "tokens", "revoke", "laptop").returncode != 0
+    assert run("tokens", "revoke", "laptop", "--folder", tmp_path).exit_code != 0
 
 
 def test_webhooks_are_listed_and_sent_again_by_command(tmp_path):
@@ -322,13 +316,13 @@ def test_webhooks_are_listed_and_sent_again_by_command(tmp_path):
     server.store.webhooks.finish_attempt(
         message.id, Outcome("failed", server.store.clock(), 503, None)
     )
-    listed = tegula(tmp_path, "webhooks", "list", "--state", "failed").stdout
+    listed = run("webhooks", "list", "--state", "failed", "--folder", tmp_path).stdout
     assert listed.startswith(message.id)
     assert listed.endswith("https://example.com/hook  answered 503\n")
-    assert tegula(tmp_path, "webhooks", "replay", message.id).returncode == 0
+    assert run("webhooks", "replay", message.id, "--folder", tmp_path).exit_code == 0
     assert server.store.webhooks.messages(made.id)[-1].state == "pending"
-    refused = tegula(tmp_path, "webhooks", "replay", "msg_none")
-    assert (refused.returncode, "no such webhook" in refused.stderr) == (9, True)
+    refused = run("webhooks", "replay", "msg_none", "--folder", tmp_path)
+    assert (refused.exit_code, "no such webhook" in refused.stderr) == (9, True)
     server.store.close()
 
 
@@ -338,7 +332,7 @@ def test_a_new_key_ends_old_links_and_no_tokens(tmp_path):
     before.work()
     output = before.get(f"/v1/predictions/{made['id']}").json()["output"]
     before.store.close()
-    assert tegula(tmp_path, "tokens", "rotate-key").returncode == 0
+    assert run("tokens", "rotate-key", "--folder", tmp_path).exit_code == 0
     store = Store.open(before.store.settings)
     client = checked(TestClient(create_app(store), base_url="https://tile.example"))
     client.headers["authorization"] = f"Bearer {before.token}"
@@ -359,8 +353,8 @@ def test_a_new_key_ends_old_links_and_no_tokens(tmp_path):
     ],
 )
 def test_what_would_let_strangers_in_or_give_out_useless_links_is_refused(tmp_path, words, reason):
-    refused = tegula(tmp_path, "serve", *words)
-    assert refused.returncode == 2
+    refused = run("serve", *words, "--folder", tmp_path)
+    assert refused.exit_code == 2
     assert reason in refused.stderr
 
 

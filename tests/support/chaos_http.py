@@ -241,7 +241,7 @@ class Client:
             while not self._stopped.is_set():
                 self._create()
                 self.check(self._random.choice(list(self.pictures)))
-                time.sleep(self._random.uniform(0.05, 0.25))
+                time.sleep(self._random.uniform(0.2, 0.5))
         except AssertionError as error:
             self.wrong.append(error)
 
