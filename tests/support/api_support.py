@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from document_support import checked
 from starlette.testclient import TestClient
+from store_support import open_quickly
 
 from tegula.catalog import find
 from tegula.catalog.inputs import ARRAY
@@ -98,7 +99,7 @@ class Server:
 def open_server(folder: Path, *, clock: Clock = utc_now, **settings: Any) -> Server:
     """A server with one account and its token."""
     given = {"folder": folder, "public_url": "https://tile.example", **SETTINGS, **settings}
-    store = Store.open(ServerSettings(**given), clock=clock)
+    store = open_quickly(ServerSettings(**given), clock)
     account = store.accounts.ensure("ana", "Ana")
     _, token = store.accounts.create_token(account.id, "tests")
     client = checked(TestClient(create_app(store), base_url="https://tile.example"))

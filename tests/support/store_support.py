@@ -7,12 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, event, make_url, text
 
+from tegula.server.db import Clock, Database
 from tegula.server.predictions import NewPrediction
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
@@ -35,8 +37,29 @@ class TurnedClock:
         self.now += timedelta(seconds=seconds)
 
 
-def open_store(folder: Path, clock: TurnedClock | None = None, **settings: Any) -> Store:
-    return Store.open(ServerSettings(folder=folder, **settings), clock=clock or TurnedClock())
+def open_store(folder: Path, clock: Clock | None = None, **settings: Any) -> Store:
+    return open_quickly(ServerSettings(folder=folder, **settings), clock or TurnedClock())
+
+
+def open_quickly(settings: ServerSettings, clock: Clock) -> Store:
+    """Open a store; a new one begins with a copy of tables that were made once.
+
+    Making them takes longer than most tests.
+    """
+    url = make_url(settings.store_url)
+    if url.get_backend_name() == "sqlite" and not (path := Path(str(url.database))).exists():
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        path.touch(0o600)
+        path.write_bytes(_empty_tables())
+    return Store.open(settings, clock=clock)
+
+
+@cache
+def _empty_tables() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tegula.db"
+        Database(f"sqlite:///{path}").close()
+        return path.read_bytes()
 
 
 def ask(store: Store, **values: Any) -> Prediction:
