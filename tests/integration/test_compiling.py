@@ -15,7 +15,8 @@ from support import options, photograph
 
 from tegula.errors import OptionError, OutOfMemoryError
 from tegula.models import compiled as compiling
-from tegula.models.compiled import StaticDenoiser, compile_bundle, static_runs
+from tegula.models.compiled import compile_bundle
+from tegula.models.static_batches import StaticDenoiser, static_runs
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.regions import PlacedRegion
 from tests.tiny.networks import tiny_bundle

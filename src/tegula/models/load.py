@@ -223,7 +223,7 @@ def check_bundle(wanted: BundleSettings) -> None:
 
 def _import_diffusers() -> None:
     """Import diffusers before a module imports it with torch's compiler."""
-    from tegula.models.compiler import import_diffusers
+    from tegula.models.diffusers_import import import_diffusers
 
     import_diffusers()
 

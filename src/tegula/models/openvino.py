@@ -21,12 +21,8 @@ from torch import Tensor
 from tegula.errors import MissingExtraError, OptionError
 from tegula.folders import cache_folder
 from tegula.models.bundle import Bundle, ControlImage, Denoiser, WindowBatch
-from tegula.models.compiled import (
-    CompilableDenoiser,
-    ControlKind,
-    Evaluation,
-    StaticDenoiser,
-)
+from tegula.models.compiled import CompilableDenoiser, ControlKind, Evaluation
+from tegula.models.static_batches import StaticDenoiser
 
 BATCH_SIZES = (2, 1)
 """Larger batches gain nothing on a processor, and each size takes memory of its own."""

@@ -1,7 +1,7 @@
 """Solvers by their usual names, and the run that one of them makes from noise to picture.
 
 diffusers' schedulers do the arithmetic of a step, but for that of consistency models, which
-the packaged bundle runs by and which is in ``consistency.py``. Which noise levels they walk is
+the packaged bundle runs by and which is in ``lcm.py``. Which noise levels they walk is
 given to them, since they space them in other ways than the programs whose names for spacings
 people know. Latents at a level are clean + sigma * noise, as k-diffusion writes them ("variance
 exploding"), or these over sqrt(sigma**2 + 1) ("variance preserving").
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tegula.models.compiler import import_diffusers
+from tegula.models.diffusers_import import import_diffusers
 from tegula.options import ResolvedOptions
-from tegula.pipeline.consistency import ConsistencyConfig, ConsistencyScheduler
+from tegula.pipeline.lcm import LcmConfig, LcmScheduler
 from tegula.pipeline.noise_levels import SPACINGS, STEP_RULES, Levels, StepRule
 
 Generators = torch.Generator | list[torch.Generator]
@@ -251,7 +251,7 @@ def _scheduler(solver: Solver, config: Mapping[str, object]) -> Any:
     if noise.pop("rescale_betas_zero_snr", False):
         noise["trained_betas"] = _rescaled_betas(noise)
     if solver.scheduler == "LCMScheduler":
-        return ConsistencyScheduler(ConsistencyConfig.of(noise))
+        return LcmScheduler(LcmConfig.of(noise))
     return getattr(import_diffusers(), solver.scheduler).from_config(noise, **settings)
 
 

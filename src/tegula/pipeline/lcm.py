@@ -26,7 +26,7 @@ _LARGEST_BETA = 0.999
 
 
 @dataclass(frozen=True)
-class ConsistencyConfig:
+class LcmConfig:
     """Settings of a bundle's scheduler that count here, with diffusers' names and defaults.
 
     original_inference_steps: levels that models were distilled with, of which a run takes some.
@@ -44,7 +44,7 @@ class ConsistencyConfig:
     prediction_type: str = "epsilon"
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> ConsistencyConfig:
+    def of(cls, settings: Mapping[str, Any]) -> LcmConfig:
         """Return the settings that count, of all that a scheduler may have."""
         return cls(**{k: v for k, v in settings.items() if k in cls.__dataclass_fields__})
 
@@ -76,10 +76,10 @@ class Step:
     prev_sample: Tensor
 
 
-class ConsistencyScheduler:
+class LcmScheduler:
     """A run of a latent consistency model."""
 
-    def __init__(self, config: ConsistencyConfig) -> None:
+    def __init__(self, config: LcmConfig) -> None:
         self.config = config
         self.alphas_cumprod = torch.cumprod(1.0 - config.betas(), dim=0)
         self.timesteps = torch.arange(config.num_train_timesteps).flip(0)
