@@ -108,7 +108,7 @@ class DistilSettings:
 
     convolutions: int = 32
     pairs: DistilPairSettings = field(default_factory=DistilPairSettings)
-    steps: int = 1560
+    steps: int = 3000
     learning_rate: float = 1.5e-4
     discriminator_rate: float = 2e-4
     warm_up: int = 30
