@@ -29,10 +29,11 @@ from tegula.server.tables import FileRecord
 
 _KEPT_S = 86_400.0
 _IDLE_S = 60.0
+"""Without work, after which the process ends."""
 _PATIENCE_S = 300.0
 _MANIFEST = "manifest.json"
+"""As ``tegula.images.tiles`` calls it, which is not imported here for the sake of Pillow."""
 _THUMBNAIL = "thumbnail.jpg"
-
 
 _Work = Literal["cut_tiles", "draw_thumbnail"]
 

@@ -314,7 +314,7 @@ class PredictionRunner:
                 previews=prediction.source == "web" and self.is_unsafe is allow_all,
             )
             recorder = _Recorder(self.store, prediction, is_list=resolved.is_list)
-            with recorder, closing(engine.run(job, cancelled)) as events:
+            with closing(recorder), closing(engine.run(job, cancelled)) as events:
                 for event in events:
                     if isinstance(event, OutputFile) and self.is_unsafe(prediction, event.path):
                         queue.fail(prediction.id, prediction.attempt, UNSAFE)
@@ -385,10 +385,7 @@ class _Recorder:
         if time.monotonic() - self._written_at > _WRITE_EVERY_S:
             self._write()
 
-    def __enter__(self) -> None:
-        """Begin; there is nothing to do."""
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         """Remove the last preview: the run is over."""
         if self._preview is not None:
             with contextlib.suppress(NotFoundError):  # the data was removed meanwhile

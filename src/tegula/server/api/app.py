@@ -43,7 +43,6 @@ from tegula.server.api import (
     predictions,
     streams,
     web,
-    workbench,
 )
 from tegula.server.api.bodies import invalid_request
 from tegula.server.api.counters import RateLimiter
@@ -73,7 +72,6 @@ _ROUTERS = (
     account.router,
     account.operations_router,
     web.router,
-    workbench.router,
     pages.router,
 )
 _CLOSE_CONNECTIONS_S = 5

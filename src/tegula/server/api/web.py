@@ -1,4 +1,4 @@
-"""What only the pages ask for: the history, and what stands beside a picture.
+"""What only the pages ask for: what the form needs, the history, and what stands beside a picture.
 
 None of it is in the document of the API: it changes with the pages.
 """
@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from pathlib import PurePosixPath
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, JSONResponse
 
+from tegula.catalog.inputs import ARRAY, EXACT, FILE, Version
 from tegula.errors import ImageError, NotFoundError
 from tegula.server.api.errors import ProblemError
+from tegula.server.api.library import ServedModel, ServedVersion
 from tegula.server.api.predictions import source_of
 from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
 from tegula.server.links import timestamp
@@ -32,6 +35,31 @@ _STATES: Mapping[str, Sequence[State]] = {
     "canceled": (State.CANCELED, State.ABORTED),
 }
 _CACHE = {"cache-control": "private, max-age=86400, immutable"}
+_MOST_OF_USERS = 100
+"""Models of users' own on the pages."""
+_EXAMPLES = Path(__file__).parents[1] / "web" / "assets"
+_KEEPS_WHITE = "White is kept"
+"""Begins the description of a mask whose white stays as it is; in all others white changes."""
+
+
+@router.get("/web/workbench")
+def get_workbench(service: ServiceDep, caller: CallerDep) -> JSONResponse:
+    """Describe the server to its pages: what it takes, and the inputs of its models."""
+    settings = service.settings
+    models = service.library.models(caller.account.id, _MOST_OF_USERS)
+    return JSONResponse(
+        {
+            "limits": {
+                "pixels": settings.max_pixels,
+                "upload_bytes": settings.max_upload_bytes,
+                "retention_seconds": settings.retention_seconds,
+            },
+            "reads_heic": find_spec("pillow_heif") is not None,
+            "has_tokens": not settings.no_auth,
+            "public_url": settings.public_url,
+            "models": [_model(model, model.latest) for model in models if model.latest],
+        }
+    )
 
 
 @router.get("/web/history")
@@ -218,3 +246,35 @@ def _source_name(service: Service, prediction: Prediction) -> str | None:
     if url := file.user_metadata.get("url"):
         return unquote(PurePosixPath(urlsplit(str(url)).path).name) or file.name
     return file.name
+
+
+def _model(model: ServedModel, version: ServedVersion) -> Mapping[str, Any]:
+    schema = version.schema["components"]["schemas"]
+    example = f"example-{model.owner}-{model.name}.webp"
+    return {
+        "name": model.full_name,
+        "version": version.id,
+        "description": model.description,
+        "obstacle": version.obstacle,
+        "remedy": version.remedy,
+        "image": version.base.image,
+        "masks": _masks(version.base),
+        "many": version.base.output == ARRAY,
+        "inputs": schema["Input"],
+        "choices": {name: part["enum"] for name, part in schema.items() if "enum" in part},
+        "remarks": {
+            field.name: {"fidelity": field.fidelity, "remark": field.remark}
+            for field in version.base.fields
+            if field.fidelity != EXACT
+        },
+        "example": example if (_EXAMPLES / example).exists() else None,
+    }
+
+
+def _masks(version: Version) -> Mapping[str, bool]:
+    """Return whether white is kept, by the name of each input that is a mask."""
+    return {
+        field.name: field.description.startswith(_KEEPS_WHITE)
+        for field in version.fields
+        if field.kind == FILE and field.name != version.image
+    }
