@@ -17,7 +17,7 @@ from bench.quality.cache import Cache
 from bench.quality.drawings import DRAWINGS
 from bench.quality.judges import JUDGES, Dists, load_judge
 from bench.quality.methods import METHODS, Runner, find_method
-from bench.quality.recipes import DEGRADATIONS
+from bench.quality.recipes import DEGRADATIONS, JPEGS
 from bench.quality.run import Bench, middle, packaged_photographs, read_photographs
 from bench.quality.scores import Jury
 from tegula.folders import cache_folder
@@ -40,7 +40,8 @@ def main() -> None:
         "--side", type=int, metavar="PX", help="use only the middle square of each photograph"
     )
     parser.add_argument("--scales", type=int, nargs="+", default=[4, 2], choices=(2, 4))
-    parser.add_argument("--damages", nargs="+", default=list(DEGRADATIONS), choices=DEGRADATIONS)
+    known = (*DEGRADATIONS, *JPEGS)
+    parser.add_argument("--damages", nargs="+", default=list(DEGRADATIONS), choices=known)
     only = (
         "methods by name: bicubic, auto, presets, and prescalers such as tegula-photo@0.35+colours"
     )
@@ -78,7 +79,7 @@ def main() -> None:
         "photographs": len(photographs),
         "drawings": len(drawings),
         "side": arguments.side,
-        "degradations": {name: DEGRADATIONS[name] for name in arguments.damages},
+        "degradations": {name: DEGRADATIONS.get(name, name) for name in arguments.damages},
         "judges_in": str(dtype),
         "seconds": round(time.perf_counter() - began),
         "python": platform.python_version(),

@@ -24,6 +24,7 @@ BASELINE = "realesrgan-x4plus"
 BICUBIC = "bicubic"
 AUTO = "auto"
 _HELD = "+colours"
+_UNCLEANED = "+uncleaned"
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,17 @@ def find_method(name: str) -> Method:
     ``bicubic``; ``auto``, the nets that the look at the source chooses; a preset; or a
     prescaler, which is its net and nothing else. A prescaler may be followed by ``@0.35``, the
     share of its tuning that is taken (of ``tegula-photo`` alone; without it the damage decides,
-    as it does for users), and by ``+colours``, for colours held to the source.
+    as it does for users), and by ``+colours``, for colours held to the source. Each but
+    ``bicubic`` may end in ``+uncleaned``, which leaves traces of JPEG as they are.
 
     Raises:
         SystemExit: no method has that name.
     """
+    if name.endswith(_UNCLEANED):
+        method = find_method(name.removesuffix(_UNCLEANED))
+        if method.options is not None:
+            options = method.options.replaced(mend_jpeg=False, mend_chroma=False)
+            return Method(f"{method.name}, uncleaned", options)
     if name == BICUBIC:
         return Method(BICUBIC, None)
     if name == AUTO:

@@ -22,6 +22,9 @@ DEGRADATIONS = {
     "jpeg": "JPEG of quality 50 of the small picture, 4:2:0",
     "all": "half as strong blur and noise, then JPEG of quality 65",
 }
+"""What a run takes where no damage is named."""
+JPEGS = {f"jpeg{quality}": quality for quality in (10, 20, 30)}
+"""Heavier compression, as far as it is asked for by name."""
 
 
 def degrade(picture: Picture, scale: int, degradation: str, name: str) -> NDArray[np.uint8]:
@@ -42,7 +45,7 @@ def degrade(picture: Picture, scale: int, degradation: str, name: str) -> NDArra
     if share:
         small = small + rng.standard_normal(small.shape, np.float32) * np.float32(8 / 255 * share)
     levels = np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8)
-    quality = {"jpeg": 50, "all": 65}.get(degradation)
+    quality = {"jpeg": 50, "all": 65, **JPEGS}.get(degradation)
     return levels if quality is None else _jpeg(levels, quality)
 
 

@@ -68,7 +68,7 @@ def read_photographs(folder: Path, limit: int | None, multiple: int) -> list[tup
     """Return (name, picture) of a folder, in order, cut to sides that ``multiple`` divides."""
     suffixes = {".png", ".jpg", ".jpeg", ".webp"}
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)[:limit]
-    return [(path.stem, _read(path, multiple)) for path in paths]
+    return [(path.stem, read_photograph(path, multiple)) for path in paths]
 
 
 def packaged_photographs(multiple: int) -> list[tuple[str, Picture]]:
@@ -80,7 +80,8 @@ def packaged_photographs(multiple: int) -> list[tuple[str, Picture]]:
     return [(name, _cut(picture, multiple)) for name, picture in scaled.items()]
 
 
-def _read(path: Path, multiple: int) -> Picture:
+def read_photograph(path: Path, multiple: int) -> Picture:
+    """Return a picture of a file, cut to sides that ``multiple`` divides."""
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if bgr is None:
         raise SystemExit(f"{path} is not a picture.")

@@ -275,8 +275,8 @@ class UpscaleOptions(CheckedOptions):
     auto: bool = Field(
         default=True,
         description="Looks at the source first, and chooses creativity, resemblance, tuning, "
-        "mend_jpeg, drawing_prescaler, hold_drawings and keep_grey, where they are left open, by "
-        "the damage and the kind of picture that it finds.",
+        "mend_jpeg, mend_chroma, drawing_prescaler, hold_drawings and keep_grey, where they are "
+        "left open, by the damage and the kind of picture that it finds.",
     )
     prescaler: PrescalerName | None = None
     drawing_prescaler: str | None = Field(
@@ -312,6 +312,12 @@ class UpscaleOptions(CheckedOptions):
         description="Reduces blocks and ringing of JPEG before enlarging. Left open, it is done "
         "below quality 16, and below 75 where plain resampling follows; with auto also where a "
         "PNG was such a JPEG.",
+    )
+    mend_chroma: bool | None = Field(
+        default=None,
+        description="Smooths blocks of colour that JPEG left, up to the edges of brightness. Left "
+        "open, auto does so for photographs below quality 75 where plain resampling follows; nets "
+        "do better without.",
     )
     colour_lock: Literal["wavelet", "adain", "none"] = Field(
         default="wavelet",
@@ -499,6 +505,7 @@ class ResolvedOptions(UpscaleOptions):
     hold_drawings: bool = False
     keep_grey: bool = False
     mend_jpeg: bool = False
+    mend_chroma: bool = False
     placed_regions: tuple[PlacedRegion, ...] = ()
     whole: tuple[int, int] | None = None
     offset: tuple[int, int] = (0, 0)
@@ -644,6 +651,7 @@ def resolve(
         "hold_drawings": False,
         "keep_grey": False,
         "mend_jpeg": False,
+        "mend_chroma": False,
         **(chosen or {}),
     }
     given = {name: value for name, value in options if value is not None}

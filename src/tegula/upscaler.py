@@ -549,7 +549,10 @@ class Upscaler:
         guidance_scale = min(resolved.guidance_scale, facts.strongest_guidance)
         tuning = resolved.tuning if is_tuned(resolved.prescaler) else None
         return resolved.replaced(
-            guidance_scale=guidance_scale, tuning=tuning, mend_jpeg=prepared.mended
+            guidance_scale=guidance_scale,
+            tuning=tuning,
+            mend_jpeg=prepared.mended,
+            mend_chroma=prepared.chroma_mended,
         )
 
     def _plan(

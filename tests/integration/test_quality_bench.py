@@ -43,7 +43,7 @@ def judge():
     return load_judge("lite0")
 
 
-@pytest.mark.parametrize("degradation", recipes.DEGRADATIONS)
+@pytest.mark.parametrize("degradation", [*recipes.DEGRADATIONS, *recipes.JPEGS])
 @pytest.mark.parametrize("scale", [2, 4])
 def test_recipes_repeat_and_have_the_right_size(photograph, degradation, scale):
     one = recipes.degrade(photograph, scale, degradation, "cat")
@@ -202,6 +202,9 @@ def test_methods_are_found_by_name():
     assert (share.options.prescaler, share.options.tuning) == ("tegula-photo", 0.35)
     assert preset.refines
     assert not any(method.refines for method in (bicubic, net, share))
+    chosen, uncleaned = map(find_method, ("auto", "auto+uncleaned"))
+    assert (chosen.options.prescaler, chosen.options.creativity) == (None, 0)
+    assert (uncleaned.options.mend_jpeg, uncleaned.options.mend_chroma) == (False, False)
     with pytest.raises(SystemExit, match="no method 'x5plus'; there are: bicubic"):
         find_method("x5plus")
     for name in METHODS:

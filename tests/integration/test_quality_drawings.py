@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.quality import drawings, recipes, report
+from bench.quality import drawings, kinds, recipes, report
 from bench.quality.cache import Cache
 from bench.quality.drawings import DRAWINGS
 from bench.quality.methods import Result, find_method
@@ -94,3 +94,29 @@ def test_shares_are_of_all_pictures_and_text_is_apart(monkeypatch):
     assert row["white"] == 1
     assert row["text_ssim"] != row["ssim"]
     assert f"| bicubic | {20 / letters:.1%} |" in report.drawings_markdown(outcome)
+
+
+def test_there_are_twelve_kinds_of_source_each_a_quarter_of_its_truth():
+    found = kinds.sources({})
+    assert len({source.kind for source in found}) == len(found) == 12
+    for source in found:
+        height, width = source.small.shape[:2]
+        assert source.truth.shape[:2] == (height * kinds.SCALE, width * kinds.SCALE)
+    by_kind = {source.kind: source for source in found}
+    assert by_kind["icon with alpha"].small.shape[2] == 4
+    assert by_kind["text"].lines
+    assert np.ptp(by_kind["old scan"].small.astype(int), axis=2).max() == 0
+
+
+def test_auto_is_behind_where_a_fixed_setting_is_better():
+    rows = {
+        "text": {
+            "auto": {"dists": 0.11, "read": 0.99},
+            "one": {"dists": 0.10, "read": 0.90},
+            "two": {"dists": 0.20, "read": 0.95},
+        }
+    }
+    assert kinds.table(rows, ["auto", "one", "two"]).splitlines()[2:] == [
+        "| text | DISTS | 0.110 | 0.100 | one | **10%** |",
+        "| text | characters read | 0.990 | 0.950 | two | -4% |",
+    ]

@@ -280,6 +280,11 @@ def test_a_thing_on_white_is_seen():
     look = look_at(picture.astype(np.float32) / 255)
     assert look.on_white == pytest.approx(1 - 140 * 120 / 256**2, abs=0.03)
     assert look.flat > 0.4
+    drawn = look.drawn_at((256, 256), (0, 0, 1, 1))
+    assert drawn[:20].min() == 1
+    chosen = choose(replace(look, kind="photograph"), UpscaleOptions(), preset(), (256, 256))
+    assert chosen["hold_drawings"]
+    assert "drawing_prescaler" not in chosen
     picture[:, 200:] = 90
     assert look_at(picture.astype(np.float32) / 255).on_white == 0
 

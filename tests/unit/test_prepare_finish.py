@@ -12,7 +12,8 @@ from support import options as resolved
 from support import photograph
 
 from tegula.errors import OptionError, TooLargeError
-from tegula.images.adjust import lock_colour, soften_blocks
+from tegula.images.adjust import lock_colour
+from tegula.images.compression import smooth_chroma, soften_blocks
 from tegula.images.encode import encode
 from tegula.images.pixels import (
     enlarge_alpha,
@@ -24,7 +25,12 @@ from tegula.images.pixels import (
 )
 from tegula.options import UpscaleOptions, with_context
 from tegula.pipeline.finish import finish
-from tegula.pipeline.prepare import MENDED_BELOW, MENDED_BELOW_FOR_RESAMPLING, prepare
+from tegula.pipeline.prepare import (
+    LUMA,
+    MENDED_BELOW,
+    MENDED_BELOW_FOR_RESAMPLING,
+    prepare,
+)
 
 
 def encoded(image, format_name="PNG", **parameters):
@@ -157,6 +163,39 @@ def test_damage_is_mended_where_that_helps(quality, prescaler, mended):
     if quality is not None:
         source = encoded(portrait(), "JPEG", quality=quality)
     assert prepare(source, UpscaleOptions(prescaler=prescaler)).mended == mended
+
+
+@pytest.mark.parametrize("quality", [10, 20, 30])
+@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea"])
+def test_blocks_of_colour_become_like_the_truth_and_brightness_stays(quality, name):
+    truth = photograph(160, 128, name)
+    file = encoded(to_image(truth), "JPEG", quality=quality, subsampling=2)
+    damaged = np.asarray(Image.open(io.BytesIO(file)), np.float32) / 255
+    mended = smooth_chroma(damaged, quality)
+
+    def chroma(rgb):
+        return rgb - (rgb @ LUMA)[..., None]
+
+    before, after = (np.square(chroma(each) - chroma(truth)).mean() for each in (damaged, mended))
+    assert after < 0.93 * before
+    inside = (mended.min(2) > 0) & (mended.max(2) < 1)
+    assert np.abs(mended @ LUMA - damaged @ LUMA)[inside].max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("quality", "given", "mended"),
+    [
+        (MENDED_BELOW_FOR_RESAMPLING - 2, {"prescaler": "lanczos"}, True),
+        (MENDED_BELOW_FOR_RESAMPLING + 2, {"prescaler": "lanczos"}, False),
+        (MENDED_BELOW_FOR_RESAMPLING - 2, {"prescaler": "lanczos", "auto": False}, False),
+        (MENDED_BELOW_FOR_RESAMPLING - 2, {"prescaler": "lanczos", "mend_chroma": False}, False),
+        (20, {}, False),
+        (90, {"mend_chroma": True}, True),
+    ],
+)
+def test_blocks_of_colour_are_smoothed_where_that_helps(quality, given, mended):
+    source = encoded(to_image(photograph(96, 96, "chelsea")), "JPEG", quality=quality)
+    assert prepare(source, UpscaleOptions(**given)).chroma_mended == mended
 
 
 def test_a_single_opaque_pixel_survives_enlargement():

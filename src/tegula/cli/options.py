@@ -42,6 +42,7 @@ _SECTIONS: Mapping[str, Sequence[str]] = {
         "keep_grey",
         "tuning",
         "mend_jpeg",
+        "mend_chroma",
         "regions",
         "keep_hidden_colour",
     ),

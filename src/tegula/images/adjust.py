@@ -1,16 +1,13 @@
-"""Adjusting a picture: colour, drawings, detail, sharpness, exposure, JPEG damage, flat areas."""
+"""Adjusting a picture: colour, drawings, detail, sharpness, exposure, flat areas."""
 
 from __future__ import annotations
-
-import io
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tegula.images.exact import shrink
-from tegula.images.pixels import Float, bands, to_bytes
+from tegula.images.pixels import Float, bands
 from tegula.options import ResolvedOptions
 
 # Holding the colours of a refined picture to those of the prescaled one.
@@ -339,48 +336,6 @@ def _fused(rgb: Float, amount: float) -> Float:
 
 def _brightness(rgb: Float) -> Float:
     return np.asarray(rgb.max(axis=2) + _DARKEST)
-
-
-# Undoing a little of what JPEG compression did.
-
-_BLOCK = 8
-_MARGIN = 2 * _BLOCK
-# Eight of the 64 shifts, each row and each column of a block once and spread over both.
-_SHIFTS = ((0, 0), (1, 4), (2, 2), (3, 6), (4, 1), (5, 5), (6, 3), (7, 7))
-
-
-def soften_blocks(rgb: Float, quality: int) -> Float:
-    """Reduce blocks and ringing by compressing shifted copies again and averaging.
-
-    Re-application of JPEG (A. Nosratinia, "Enhancement of JPEG-compressed images by
-    re-application of JPEG", 2001): each shifted copy has its block borders elsewhere, so
-    that the mean keeps what all agree on. Half of the source is mixed in, which measured
-    better than the mean alone at every quality.
-
-    Args:
-        rgb: float32 [height, width, 3], 0..1.
-        quality: 1..100, as estimated from the file.
-
-    Returns:
-        float32 of the same shape, 0..1.
-    """
-    height, width = rgb.shape[:2]
-    # Above and left is room for the shifts; below and right are pixels that complete the
-    # last blocks.
-    border = ((_BLOCK, _MARGIN), (_BLOCK, _MARGIN), (0, 0))
-    padded = np.pad(to_bytes(rgb), border, "symmetric")
-    mean = np.zeros_like(rgb)
-    for down, right in _SHIFTS:
-        shifted = padded[_BLOCK - down :, _BLOCK - right :]
-        shifted = np.ascontiguousarray(shifted[: height + _BLOCK, : width + _BLOCK])
-        file = io.BytesIO()
-        Image.fromarray(shifted).save(file, "JPEG", quality=quality)
-        with Image.open(file) as image:
-            again = np.asarray(image.convert("RGB"), np.float32)
-        mean += again[down : down + height, right : right + width]
-    mean *= np.float32(0.5 / (255 * len(_SHIFTS)))
-    mean += 0.5 * rgb
-    return mean
 
 
 # Telling what has structure from what is flat, whatever its grain.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tegula.images.metadata import quantisation_tables
+from tegula.images.compression import trace_jpeg
 from tegula.images.pixels import Float, Size, bands
 
 _SEEN = 1_500_000
@@ -230,88 +230,6 @@ def _calm_energy(levels: Float) -> float:
     return float(np.quantile(energy[counts], _CALM)) if counts.sum() >= _FEWEST_BLOCKS else 0.0
 
 
-# Traces of JPEG in pixels.
-
-_PLACES = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (0, 3), (3, 0), (2, 2))
-"""Frequencies that photographs have enough of for steps to be seen at most qualities."""
-_TRACED = tuple(range(5, 96))
-"""Qualities with a step that shows: above them it is as small as the error of rounding."""
-_FEWEST = 40
-"""Coefficients off zero that a frequency needs before its step is believed."""
-_EVIDENT = 0.55
-"""Mean agreement of coefficients with the steps of a quality from which it counts as found."""
-
-
-def trace_jpeg(luma: Float) -> int | None:
-    """Return the quality at which a picture was compressed as JPEG, by its pixels alone.
-
-    A decoded block has coefficients at whole multiples of the steps of its table, give or
-    take what rounding to whole levels adds. The picture may have been cropped since, not
-    resized: so the grid is found first, by the differences across its borders.
-
-    Args:
-        luma: float32 [height, width], 0..255.
-    """
-    if min(luma.shape) < 8 * _BLOCK:
-        return None
-    top, left = (_grid_of(np.abs(np.diff(luma, axis=axis)), axis) for axis in (0, 1))
-    height, width = ((n - at) // _BLOCK for n, at in zip(luma.shape, (top, left), strict=True))
-    cut = luma[top : top + height * _BLOCK, left : left + width * _BLOCK]
-    blocks = cut.reshape(height, _BLOCK, width, _BLOCK).transpose(0, 2, 1, 3)
-    basis = _cosines()
-    agreements = []
-    qualities = np.array(_TRACED)
-    for down, across in _PLACES:
-        found = np.einsum("yxij,i,j->yx", blocks, basis[down], basis[across], optimize=True)
-        steps = quantisation_tables(qualities)[:, _BLOCK * down + across].astype(np.float32)
-        agreements.append(_agreement(found.ravel(), steps))
-    with np.errstate(invalid="ignore"):
-        known = ~np.isnan(agreements)
-        enough = known.sum(axis=0) >= 3
-        score = np.where(
-            enough, np.nansum(agreements, axis=0) / np.maximum(known.sum(axis=0), 1), 0
-        )
-    best = float(score.max(initial=0))
-    if best < _EVIDENT:
-        return None
-    # A step that divides the true one agrees as well, so the coarsest that does is it.
-    first = int(np.nonzero(score >= 0.92 * best)[0][0])
-    return int(qualities[first + int(np.argmax(score[first : first + 3]))])
-
-
-def _grid_of(differences: Float, axis: int) -> int:
-    """Return where the first block begins along an axis, 0..7, by differences along it."""
-    along = np.minimum(differences, 24).mean(axis=1 - axis)
-    curved = along[1:-1] - (along[:-2] + along[2:]) / 2
-    phases = [float(np.median(curved[phase::_BLOCK])) for phase in range(_BLOCK)]
-    # curved[k] is of the difference between pixels k + 1 and k + 2.
-    return (int(np.argmax(phases)) + 2) % _BLOCK
-
-
-def _cosines() -> Float:
-    """Return the orthonormal DCT of eight values."""
-    k = np.arange(_BLOCK)
-    rows = np.cos(np.pi * (2 * k[None] + 1) * k[:, None] / (2 * _BLOCK)) / 2
-    rows[0] /= np.sqrt(2)
-    return rows.astype(np.float32)
-
-
-def _agreement(found: Float, steps: Float) -> Float:
-    """Return how well coefficients lie at multiples of each step: 1 exactly, 0 anywhere.
-
-    Those near zero agree with every step; NaN where too few are further off.
-    """
-    result = np.full(len(steps), np.nan, np.float32)
-    for index, step in enumerate(steps):
-        if index and step == steps[index - 1]:
-            result[index] = result[index - 1]
-            continue
-        off_zero = found[np.abs(found) > step / 2]
-        if len(off_zero) >= _FEWEST and step >= 2:
-            result[index] = np.cos(2 * np.pi * off_zero / step).mean()
-    return result
-
-
 # What is drawn, and what was photographed.
 #
 # In drawings differences between neighbours are nothing or large; in photographs most that are
@@ -330,6 +248,8 @@ _MOST_NOISE = 8.0
 """Levels that count as noise here; small letters look like more."""
 _STRUCTURED = 0.02
 """Share of edges in a cell and its neighbours from which these tell what they are."""
+_BLANK = 0.999
+"""Share of equal neighbours in a cell and those around it from which it is of one colour."""
 _FEWEST_ROWS = 32
 """Pixels of a side: fewer tell too little."""
 _PLAIN = 0.9
@@ -383,7 +303,9 @@ def _find_drawn(rgb: Float, damage: Damage) -> tuple[Kind, Float, float, float]:
     counts = drawn * structured
     share = float((equal * counts).sum() / max(float((near * counts).sum()), 1e-3))
     crisp = min(1.0, max(0.0, (share - _DAMAGED) / (_CRISP - _DAMAGED)))
-    return kind, _ramp(around, _HARDLY, _MOSTLY), crisp, plain
+    # What is of one colour to the level is none that a lens saw.
+    blank = (equal > _BLANK).astype(np.float32)
+    return kind, np.maximum(_ramp(around, _HARDLY, _MOSTLY), blank), crisp, plain
 
 
 def _share_of_cells(which: NDArray[np.bool_]) -> Float:

@@ -73,9 +73,10 @@ def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size)
     if look.is_grey and not options.prompt and not options.regions:
         chosen["keep_grey"] = True
     # A net that was named runs alone, as its author meant it.
-    if options.prescaler is None and look.kind != "photograph":
+    is_drawn = look.kind != "photograph"
+    if options.prescaler is None and (is_drawn or look.on_white >= _ON_WHITE):
         chosen["hold_drawings"] = True
-        if usual.prescaler == _MIXED_WITH and options.drawing_prescaler is None:
+        if is_drawn and usual.prescaler == _MIXED_WITH and options.drawing_prescaler is None:
             chosen |= {"drawing_prescaler": _DRAWING_PRESCALER, "drawing_share": _HALF}
     if options.preset == "creative":
         return chosen
@@ -114,6 +115,7 @@ def describe(look: Look, resolved: ResolvedOptions) -> str:
         found.append("on white")
     if look.damage.jpeg_quality is not None and look.damage.jpeg_quality < _GOOD:
         mended = ", mended" if resolved.mend_jpeg else ""
+        mended += ", its blocks of colour smoothed" if resolved.mend_chroma else ""
         found.append(f"JPEG quality about {look.damage.jpeg_quality}{mended}")
     # Small letters are noise to its measure.
     if look.kind == "photograph" and look.damage.noise >= _NOISY:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from tegula.images.adjust import flatness, soften_blocks
+from tegula.images.adjust import flatness
+from tegula.images.compression import smooth_chroma, soften_blocks
 from tegula.images.decode import Facts, Picture, decode
 from tegula.images.look import Look, look_at
 from tegula.images.open import Source
@@ -19,6 +20,8 @@ from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part, with_
 # the truth. The nets were trained on compressed pictures and undo most of it themselves.
 MENDED_BELOW = 16
 MENDED_BELOW_FOR_RESAMPLING = 75
+# Before a net nothing is won by smoothing blocks of colour (docs/quality.md), and small things lose
+# colour; so it is done where plain resampling follows.
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Prepared:
     beyond: what sRGB cannot hold of the source, to be added to the result; as in ``Picture``.
     facts: what the source is beside its pixels; its size is that of the whole source.
     mended: JPEG damage was reduced.
+    chroma_mended: blocks of colour were.
     look: what was found in the whole source before.
     """
 
@@ -38,6 +42,7 @@ class Prepared:
     alpha: Float | None
     facts: Facts
     mended: bool
+    chroma_mended: bool
     look: Look
     beyond: Float | None = None
 
@@ -81,14 +86,28 @@ def prepare(source: Source | Picture, options: UpscaleOptions) -> Prepared:
         trusted = SPECK if options.is_exact else TRUSTED
         rgb = fill_hidden(rgb, alpha, trusted)
         beyond = None if beyond is None else fill_hidden(beyond, alpha, trusted)
+    quality = look.damage.jpeg_quality if options.auto else facts.jpeg_quality
+    mends_chroma, mends = _what_to_mend(quality, look, options)
+    if quality is not None and mends_chroma:
+        rgb = smooth_chroma(rgb, quality)
+    if quality is not None and mends:
+        rgb = soften_blocks(rgb, quality)
+    return Prepared(rgb, alpha, facts, mends, mends_chroma, look, beyond)
+
+
+def _what_to_mend(quality: int | None, look: Look, options: UpscaleOptions) -> tuple[bool, bool]:
+    """Return whether blocks of colour are mended, and whether those of brightness are."""
+    if quality is None:
+        return False, False
     is_resampled = options.prescaler == LANCZOS
     limit = MENDED_BELOW_FOR_RESAMPLING if is_resampled else MENDED_BELOW
-    quality = look.damage.jpeg_quality if options.auto else facts.jpeg_quality
-    mends = quality is not None and quality < limit and not options.is_exact
-    if quality is None or not (mends if options.mend_jpeg is None else options.mend_jpeg):
-        return Prepared(rgb, alpha, facts, mended=False, look=look, beyond=beyond)
-    mended = soften_blocks(rgb, quality)
-    return Prepared(mended, alpha, facts, mended=True, look=look, beyond=beyond)
+    mends = quality < limit and not options.is_exact
+    # Letters of a colour as bright as what is behind them would lose it.
+    mends_chroma = options.auto and is_resampled and mends and look.kind == "photograph"
+    return (
+        mends_chroma if options.mend_chroma is None else options.mend_chroma,
+        mends if options.mend_jpeg is None else options.mend_jpeg,
+    )
 
 
 # Where the picture may change, and how much: mask, strength map, flat areas.
