@@ -20,10 +20,9 @@ from tegula.errors import (
 from tegula.models import prescalers
 from tegula.models.device import is_out_of_memory, pick_device, pick_dtype
 from tegula.models.prescalers import is_installed, list_prescalers
-from tegula.models.prescalers import load as load_module
 from tegula.models.prescalers.load import load_prescaler, read_ncnn, with_share
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
-from tegula.models.spandrel_networks import torchvision_replaced
+from tegula.models.spandrel_networks import RESTORERS, torchvision_replaced
 from tegula.pipeline.prescale import run_network
 
 CPU = torch.device("cpu")
@@ -651,9 +650,7 @@ def test_every_architecture_of_spandrel_is_in_the_table_of_the_documents():
     }
     known = {each.architecture.id.replace(" ", "") for each in spandrel.MAIN_REGISTRY}
     assert set().union(*listed.values()) == known
-    assert {name.replace("-", "") for name in load_module._RESTORERS} | {"LaMa"} == listed[
-        "refused"
-    ]
+    assert {name.replace("-", "") for name in RESTORERS} | {"LaMa"} == listed["refused"]
     tested = {name.partition(".")[0] for name in FOREIGN}
     assert listed["read"] - tested == {"SwinIR"}  # has tests of its own
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import enum
 import importlib.util
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tegula.errors import MissingExtraError
 
@@ -104,3 +105,86 @@ def _rotate(*_: object, **__: object) -> Tensor:
 def _normalize(picture: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     means, deviations = (torch.tensor(list(v)).to(picture).view(-1, 1, 1) for v in (mean, std))
     return (picture - means) / deviations
+
+
+# Those of them that enlarge pictures.
+
+RESTORERS = frozenset(
+    {
+        *("DRUNet", "DnCNN", "FBCNN", "FFTformer", "HVICIDNet", "KBNet", "MixDehazeNet"),
+        *("NAFNet", "RetinexFormer", "SAFMNBCIE", "SCUNet", "Uformer"),
+    }
+)
+"""Architectures, by spandrel's ids, that take noise, blur or haze away and never enlarge."""
+_FACE_RESTORERS = frozenset({"GFPGAN", "RestoreFormer", "CodeFormer"})
+_PLAIN_LAYOUT = frozenset({"IPT", "AuraSR"})
+"""Architectures that reshape their features as they lie in memory, channels first."""
+_DRAWING = frozenset({"AuraSR"})
+"""Architectures that draw noise from torch's own source while they run."""
+_WINDOW_NAMES = ("window_size", "split_size", "pad_size", "ws")
+"""What architectures call the sides of their attention windows."""
+_LARGEST_GRID = 64
+
+
+class SpandrelNetwork(nn.Module):
+    """A network that spandrel loaded, behind the calling convention of ours.
+
+    Its weights stay float32, and torch chooses what to compute in ``dtype``: transformers
+    such as SwinIR make masks in float32 on the way and break when all else is narrower.
+    """
+
+    def __init__(self, descriptor: Any, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model = descriptor.model
+        self.descriptor = descriptor
+        self.dtype = dtype
+        self.draws = str(descriptor.architecture.id) in _DRAWING
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """How features lie in memory: channels last, unless its code counts on the other way."""
+        is_plain = str(self.descriptor.architecture.id) in _PLAIN_LAYOUT
+        # Weights of convolutions in three dimensions have no such layout.
+        is_plain = is_plain or any(each.ndim == 5 for each in self.parameters())
+        return torch.contiguous_format if is_plain else torch.channels_last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarge [n, 3, h, w] to [n, 3, h * factor, w * factor], float32."""
+        narrow = self.dtype != torch.float32
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(x.device.type, dtype=self.dtype, enabled=narrow))
+            if self.draws:  # the same in every tile and every run
+                devices = [x.device] if x.device.type == "cuda" else []
+                stack.enter_context(torch.random.fork_rng(devices))
+                torch.manual_seed(0)
+            # RCAN multiplies what it is given in place, and a tile may be run twice.
+            picture: Tensor = self.descriptor(x.clone())
+        return picture.float()
+
+
+def why_no_prescaler(descriptor: Any) -> str | None:
+    """Return why a network that spandrel loaded is no prescaler; None for one that is."""
+    if descriptor is None:
+        return "spandrel does not know its network"
+    kind, name = str(descriptor.architecture.id), str(descriptor.architecture.name)
+    if kind in _FACE_RESTORERS:
+        return f"its network, {name}, restores faces and belongs to --faces"
+    if kind in RESTORERS:
+        return f"its network, {name}, restores pictures and does not enlarge them"
+    if descriptor.purpose == "Inpainting":
+        return f"its network, {name}, fills holes in pictures"
+    if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
+        return f"its network, {name}, does not turn one colour picture into another"
+    return None
+
+
+def attention_window(network: nn.Module) -> int:
+    """Return the side of a transformer's attention windows, which must not move with a tile."""
+    sides = {1}
+    for module in network.modules():
+        for name in _WINDOW_NAMES:
+            value = getattr(module, name, None)
+            values = value if isinstance(value, Sequence) else (value,)
+            sides |= {each for each in values if isinstance(each, int) and each > 0}
+    grid = math.lcm(*sides)
+    return grid if grid <= _LARGEST_GRID else max(each for each in sides if each <= _LARGEST_GRID)

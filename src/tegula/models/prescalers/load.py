@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import json
-import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +35,12 @@ from tegula.models.prescalers import (
     packaged_files,
 )
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact, fill, network_of
-from tegula.models.spandrel_networks import load_with_spandrel
+from tegula.models.spandrel_networks import (
+    SpandrelNetwork,
+    attention_window,
+    load_with_spandrel,
+    why_no_prescaler,
+)
 
 _TWICE = "twice."
 
@@ -170,12 +173,8 @@ def _ready(
     return Prescaler(facts, _twin(full, narrow), full, device, dtype, line)
 
 
-_LAYOUT = torch.channels_last
-"""How features lie in memory, unless a network's code counts on the other way."""
-
-
 def _for_inference(
-    network: Network, device: torch.device, layout: torch.memory_format = _LAYOUT
+    network: Network, device: torch.device, layout: torch.memory_format = torch.channels_last
 ) -> Network:
     network = network.eval().requires_grad_(requires_grad=False).to(device=device)
     return network.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
@@ -204,100 +203,24 @@ def _file_facts(path: Path, net: str, factor: int, grid: int = 1) -> PrescalerFa
     )
 
 
-_RESTORERS = frozenset(
-    {
-        *("DRUNet", "DnCNN", "FBCNN", "FFTformer", "HVICIDNet", "KBNet", "MixDehazeNet"),
-        *("NAFNet", "RetinexFormer", "SAFMNBCIE", "SCUNet", "Uformer"),
-    }
-)
-"""Architectures, by spandrel's ids, that take noise, blur or haze away and never enlarge."""
-_FACE_RESTORERS = frozenset({"GFPGAN", "RestoreFormer", "CodeFormer"})
-_PLAIN_LAYOUT = frozenset({"IPT", "AuraSR"})
-"""Architectures that reshape their features as they lie in memory, channels first."""
-_DRAWING = frozenset({"AuraSR"})
-"""Architectures that draw noise from torch's own source while they run."""
-_WINDOW_NAMES = ("window_size", "split_size", "pad_size", "ws")
-"""What architectures call the sides of their attention windows."""
-_LARGEST_GRID = 64
-
-
-class SpandrelNetwork(nn.Module):
-    """A network that spandrel loaded, behind the calling convention of ours.
-
-    Its weights stay float32, and torch chooses what to compute in ``dtype``: transformers
-    such as SwinIR make masks in float32 on the way and break when all else is narrower.
-    """
-
-    def __init__(self, descriptor: Any, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.model = descriptor.model
-        self.descriptor = descriptor
-        self.dtype = dtype
-        self.draws = str(descriptor.architecture.id) in _DRAWING
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Enlarge [n, 3, h, w] to [n, 3, h * factor, w * factor], float32."""
-        narrow = self.dtype != torch.float32
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.autocast(x.device.type, dtype=self.dtype, enabled=narrow))
-            if self.draws:  # the same in every tile and every run
-                devices = [x.device] if x.device.type == "cuda" else []
-                stack.enter_context(torch.random.fork_rng(devices))
-                torch.manual_seed(0)
-            # RCAN multiplies what it is given in place, and a tile may be run twice.
-            picture: Tensor = self.descriptor(x.clone())
-        return picture.float()
-
-
 def _through_spandrel(
     tensors: Mapping[str, Tensor], path: Path, device: torch.device, dtype: torch.dtype
 ) -> Prescaler:
     descriptor = load_with_spandrel(tensors, f"{path} is not of the ESRGAN family, and its network")
-    fault = _fault_of(descriptor)
+    fault = why_no_prescaler(descriptor)
     if fault is not None:
         raise BrokenWeightsError(
             f"{path} cannot be used as a prescaler: {fault}; give an ESRGAN-family or SwinIR "
             f"file (.safetensors or .pth)."
         )
-    kind = str(descriptor.architecture.id)
-    facts = _file_facts(
-        path, str(descriptor.architecture.name), int(descriptor.scale), _grid_of(descriptor.model)
-    )
+    net, factor = str(descriptor.architecture.name), int(descriptor.scale)
+    facts = _file_facts(path, net, factor, attention_window(descriptor.model))
     if dtype == torch.float16 and not getattr(descriptor, "supports_half", True):
         dtype = torch.float32
     network = SpandrelNetwork(descriptor)
-    is_plain = kind in _PLAIN_LAYOUT or any(each.ndim == 5 for each in network.parameters())
-    full = _for_inference(network, device, torch.contiguous_format if is_plain else _LAYOUT)
+    full = _for_inference(network, device, network.layout)
     fast = full if dtype == torch.float32 else SpandrelNetwork(descriptor, dtype)
     return Prescaler(facts, fast.eval(), full, device, dtype)
-
-
-def _fault_of(descriptor: Any) -> str | None:
-    """Return why a network that spandrel loaded is no prescaler; None for one that is."""
-    if descriptor is None:
-        return "spandrel does not know its network"
-    kind, name = str(descriptor.architecture.id), str(descriptor.architecture.name)
-    if kind in _FACE_RESTORERS:
-        return f"its network, {name}, restores faces and belongs to --faces"
-    if kind in _RESTORERS:
-        return f"its network, {name}, restores pictures and does not enlarge them"
-    if descriptor.purpose == "Inpainting":
-        return f"its network, {name}, fills holes in pictures"
-    if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
-        return f"its network, {name}, does not turn one colour picture into another"
-    return None
-
-
-def _grid_of(network: nn.Module) -> int:
-    """Return the side of a transformer's attention windows, which must not move with a tile."""
-    sides = {1}
-    for module in network.modules():
-        for name in _WINDOW_NAMES:
-            value = getattr(module, name, None)
-            values = value if isinstance(value, Sequence) else (value,)
-            sides |= {each for each in values if isinstance(each, int) and each > 0}
-    grid = math.lcm(*sides)
-    return grid if grid <= _LARGEST_GRID else max(each for each in sides if each <= _LARGEST_GRID)
 
 
 # Packaged weights: those of Real-ESRGAN, as ncnn models, and what tegula tuned or distilled.
