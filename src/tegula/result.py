@@ -18,6 +18,7 @@ from tegula.images.exact import Consistency
 from tegula.images.formats import format_for
 from tegula.images.metadata import Metadata
 from tegula.options import ResolvedOptions
+from tegula.pipeline.likeness import FaceReport
 from tegula.plan import Plan
 
 
@@ -39,6 +40,7 @@ class UpscaleResult:
         ``auto``.
     consistency: how far the result, shrunk again, is from the source, in the colours of its
         file; of a crop, with the surroundings it was enlarged with. None if it is smaller.
+    faces: how like its source each face is, before and after the guard of ``likeness``.
     """
 
     image: Image.Image
@@ -52,6 +54,7 @@ class UpscaleResult:
     deep: DeepPixels | None = None
     found: str = ""
     consistency: Consistency | None = None
+    faces: tuple[FaceReport, ...] = ()
 
     @property
     def seed(self) -> int:

@@ -25,6 +25,7 @@ from tegula.models.bundle import Bundle
 from tegula.models.compiled import default_window_batch, optimise_bundle
 from tegula.models.costs import BundleCost, Cost, bundle_cost, prescaler_flops
 from tegula.models.device import pick_device, pick_dtype
+from tegula.models.faces.likeness import can_describe, load_describer
 from tegula.models.faces.networks import FaceRestorer, load_detector, load_restorer
 from tegula.models.load import load_bundle
 from tegula.models.prescalers import LANCZOS, Prescaler, is_tuned
@@ -41,7 +42,14 @@ from tegula.options import (
 from tegula.pipeline.choices import choose, describe
 from tegula.pipeline.faces import NONE_FOUND, FaceWork
 from tegula.pipeline.finish import finish
-from tegula.pipeline.prepare import Prepared, prepare, read_spatial_control
+from tegula.pipeline.likeness import (
+    USUAL_LIKENESS,
+    FoundFace,
+    LikenessGuard,
+    find_faces,
+    strength_in_faces,
+)
+from tegula.pipeline.prepare import Prepared, SpatialControl, prepare, read_spatial_control
 from tegula.pipeline.prescale import (
     padding,
     prescale,
@@ -242,6 +250,7 @@ class Upscaler:
             wider = with_context(options, prepared.facts.size)
             control = read_spatial_control(mask, strength_map, wider, resolved, prepared)
             restore_faces = self._face_work(resolved)
+            found, control = _look_for_faces(prepared, resolved, control)
         reporter = self._reporter(callbacks, plan)
         with clock("prescale"):
             show = callbacks.on_picture if callbacks.on_preview else None
@@ -294,8 +303,9 @@ class Upscaler:
             reporter.begin("finish")
             faces = restore_faces(prepared.rgb, callbacks.cancel) if restore_faces else ()
             held = drawn if resolved.hold_drawings else None
+            guard = _guard_of(prepared, found, resolved.likeness)
             finished = finish(
-                refined, prescaled, prepared, resolved, control.mask, faces, held, alpha
+                refined, prescaled, prepared, resolved, control.mask, faces, held, alpha, guard
             )
         reporter.finished()
         result = UpscaleResult(
@@ -315,10 +325,13 @@ class Upscaler:
                 *([NONE_FOUND] if restore_faces and not faces else []),
             ),
             deep=finished.deep,
-            found=_joined(describe(prepared.look, resolved), prompt_taken(options, resolved))
+            found=_joined(
+                describe(prepared.look, resolved, len(found)), prompt_taken(options, resolved)
+            )
             if options.auto
             else "",
             consistency=finished.consistency,
+            faces=finished.faces,
         )
         if options.crop is not None and wider.crop is not None:
             alone = options.replaced(seed=resolved.seed)
@@ -545,6 +558,8 @@ class Upscaler:
             options = options.replaced(prompt=written)
         usual = preset_values(facts.presets, options.preset)
         chosen = choose(prepared.look, options, usual, size)
+        if options.auto and can_describe():
+            chosen["likeness"] = USUAL_LIKENESS
         resolved = resolve(options, facts.presets, facts.window, size, chosen)
         guidance_scale = min(resolved.guidance_scale, facts.strongest_guidance)
         tuning = resolved.tuning if is_tuned(resolved.prescaler) else None
@@ -650,6 +665,29 @@ def _measured(
     return found
 
 
+def _look_for_faces(
+    prepared: Prepared, options: ResolvedOptions, control: SpatialControl
+) -> tuple[Sequence[FoundFace], SpatialControl]:
+    """Return the faces that are to stay as they are, and where the picture may change with them."""
+    if options.likeness == 0 or not (options.refines or options.faces):
+        return (), control
+    faces = find_faces(prepared.rgb)
+    size = options.width, options.height
+    share = strength_in_faces(faces, prepared.size, size, options.likeness)
+    if share is not None and control.strength_map is not None:
+        share *= control.strength_map
+    return faces, control if share is None else dataclasses.replace(control, strength_map=share)
+
+
+def _guard_of(
+    prepared: Prepared, faces: Sequence[FoundFace], likeness: float
+) -> LikenessGuard | None:
+    """Return what holds finished faces to those of the source; None where nothing can."""
+    if not faces or not can_describe():
+        return None
+    return LikenessGuard(load_describer(), prepared.rgb, faces, likeness)
+
+
 def _without_context(
     result: UpscaleResult, middle: ResolvedOptions, wider: Crop, crop: Crop
 ) -> UpscaleResult:
@@ -668,6 +706,10 @@ def _without_context(
         deep=None if result.deep is None else result.deep.crop(box),
         source=result.source.crop(_part(wider[:2], crop[:2], crop[2:])),
         options=middle,
+        faces=tuple(
+            dataclasses.replace(face, left=face.left + wider[0], top=face.top + wider[1])
+            for face in result.faces
+        ),
     )
 
 

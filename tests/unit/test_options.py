@@ -201,6 +201,7 @@ def test_resolved_options_narrow_what_is_open_and_declare_nothing_anew():
         *PresetValues.model_fields,
         *("seed", "window", "drawing_prescaler", "drawing_share", "hold_drawings"),
         *("keep_grey", "mend_jpeg", "mend_chroma"),
+        "likeness",
     }
     source = Path(__file__).parents[2] / "src" / "tegula" / "options.py"
     assert source.read_text().count("Denoise strength: 0 leaves") == 1

@@ -409,6 +409,7 @@ class Batch:
                 "consistency": (
                     None if result.consistency is None else dataclasses.asdict(result.consistency)
                 ),
+                "faces": [dataclasses.asdict(face) for face in result.faces],
                 "warnings": list(warnings),
                 "settings": settings,
             }
@@ -469,6 +470,12 @@ class Batch:
         number = self._done + len(self._failures)
         whole = "" if self._ahead is None else f"; {self._ahead.text_after(number)}"
         self.console.message(f"{place}: {size}, seed {result.seed}, {took}{whole}")
+        for face in result.faces:
+            held = "" if face.after == face.before else f", {face.after:.2f} once it was held"
+            self.console.message(
+                f"{job.name}: the face of {face.side} px at {face.left},{face.top} is "
+                f"{face.before:.2f} from its source{held}"
+            )
         if (near := result.consistency) is not None:
             self.console.message(
                 f"{place}: shrunk again, {near.mean:.1f} levels of 255 from the source on average, "

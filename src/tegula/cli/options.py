@@ -46,7 +46,7 @@ _SECTIONS: Mapping[str, Sequence[str]] = {
         "regions",
         "keep_hidden_colour",
     ),
-    "Faces": ("faces", "face_fidelity", "face_upsample"),
+    "Faces": ("likeness", "faces", "face_fidelity", "face_upsample"),
     _REDRAW: ("mode", *REDRAW_OPTIONS),
 }
 """What is in none of them belongs to the section of diffusion."""

@@ -108,8 +108,8 @@ _KINDS = {
 }
 
 
-def describe(look: Look, resolved: ResolvedOptions) -> str:
-    """Say in one line what was found and what is done about it."""
+def describe(look: Look, resolved: ResolvedOptions, faces: int = 0) -> str:
+    """Say in one line what was found and what is done about it; ``faces`` is how many were."""
     found = [("grey " if look.is_grey else "") + _KINDS[look.kind]]
     if look.kind == "photograph" and look.on_white >= _ON_WHITE:
         found.append("on white")
@@ -122,6 +122,8 @@ def describe(look: Look, resolved: ResolvedOptions) -> str:
         found.append(f"noise of about {look.damage.noise:.0f} levels")
     if look.kind == "photograph" and look.blur >= _SOFT:
         found.append(f"as soft as if enlarged {2 ** round(look.blur)} times")
+    if faces:
+        found.append(f"{faces} face{'' if faces == 1 else 's'} kept close")
     net = f"net {resolved.prescaler}"
     if resolved.tuning is not None:
         net += f", {resolved.tuning:g} of its tuning"

@@ -18,6 +18,7 @@ from tegula.images.metadata import Metadata
 from tegula.images.pixels import Float, Patch, bands, enlarge_alpha, paste, to_bytes
 from tegula.images.profiles import ColourSpace, colour_space, is_nearly_srgb
 from tegula.options import ResolvedOptions
+from tegula.pipeline.likeness import FaceReport, LikenessGuard
 from tegula.pipeline.prepare import LUMA, Prepared
 
 Kind = type[np.uint8] | type[np.uint16] | type[np.float32]
@@ -32,6 +33,7 @@ class Finished:
     metadata: what its file takes along.
     warnings: sentences on what could not be kept.
     consistency: how far it is from the source when shrunk again; None if it is smaller.
+    faces: how like those of the source its faces are, where that was compared.
     """
 
     image: Image.Image
@@ -39,6 +41,7 @@ class Finished:
     metadata: Metadata
     warnings: tuple[str, ...]
     consistency: Consistency | None
+    faces: tuple[FaceReport, ...] = ()
 
 
 def finish(
@@ -50,6 +53,7 @@ def finish(
     patches: Sequence[Patch] = (),
     drawn: Float | None = None,
     alpha: Float | None = None,
+    guard: LikenessGuard | None = None,
 ) -> Finished:
     """Scale detail, lock colour, sharpen; restore greyscale, alpha and profile; hold to the source.
 
@@ -66,9 +70,13 @@ def finish(
         drawn: float32 [height, width] in 0..1, how much of each pixel is held to the source as
             a drawing; None holds none.
         alpha: float32 [height, width], enlarged by the net; None leaves that to resampling.
+        guard: holds faces to those of the source.
     """
     done = _settled(refined, prescaled, prepared, options, drawn)
     done = paste(sharpen(done, options.sharpen), patches)
+    reports: tuple[FaceReport, ...] = ()
+    if guard is not None and done is not prescaled:
+        done, reports = guard.hold(done, prescaled)
     if mask is not None:  # last, so that nothing changes where it is black, not even a face
         done = done - prescaled
         done *= mask[..., None]
@@ -76,8 +84,7 @@ def finish(
     if options.keep_grey:
         done = np.repeat((done @ LUMA)[..., None], 3, axis=2)
     height, width = done.shape[:2]
-    can_shrink = is_enlarged((width, height), prepared.size)
-    is_held = options.exact and can_shrink
+    is_held = options.exact and is_enlarged((width, height), prepared.size)
     if prepared.alpha is not None:
         alpha = enlarge_alpha(prepared.alpha, width, height) if alpha is None else alpha
         if is_held:
@@ -87,16 +94,30 @@ def finish(
         space = colour_space(prepared.facts.metadata.profile, greyscale=prepared.facts.greyscale)
         space = None if space is None or is_nearly_srgb(space) else space
     image, deep = _file_pixels(done, alpha, prepared, space, is_held=is_held)
-    warnings, found = prepared.facts.warnings, None
-    if can_shrink:
-        pixels = np.atleast_3d(np.asarray(image)) if deep is None else deep.samples
-        source = _in_file_colours(prepared.rgb, prepared, space, np.float32)
-        found = consistency(pixels, source, prepared.alpha)
-        if options.exact and not found.is_exact:
-            warnings = (*warnings, _NOT_EXACT.format(found.mean, found.worst))
-    elif options.exact:
-        warnings = (*warnings, "The result is smaller than the source, so it cannot be exact.")
-    return Finished(image, deep, prepared.facts.metadata, warnings, found)
+    found, warnings = _compared(image, deep, prepared, space, options)
+    return Finished(image, deep, prepared.facts.metadata, warnings, found, reports)
+
+
+def _compared(
+    image: Image.Image,
+    deep: DeepPixels | None,
+    prepared: Prepared,
+    space: ColourSpace | None,
+    options: ResolvedOptions,
+) -> tuple[Consistency | None, tuple[str, ...]]:
+    """Return how near a result is to its source, and all warnings."""
+    warnings = prepared.facts.warnings
+    if not is_enlarged(image.size, prepared.size):
+        return None, (*warnings, *([_SMALLER] if options.exact else []))
+    pixels = np.atleast_3d(np.asarray(image)) if deep is None else deep.samples
+    source = _in_file_colours(prepared.rgb, prepared, space, np.float32)
+    found = consistency(pixels, source, prepared.alpha)
+    if options.exact and not found.is_exact:
+        warnings = (*warnings, _NOT_EXACT.format(found.mean, found.worst))
+    return found, warnings
+
+
+_SMALLER = "The result is smaller than the source, so it cannot be exact."
 
 
 def _settled(

@@ -1,0 +1,120 @@
+"""``python -m bench.likeness``: how like their sources faces stay, with the guard and without.
+
+Of every photograph each face that is found is cut out with its surroundings, enlarged at a
+creativity of 0.6, and compared with its source by dlib: as it comes without ``likeness``, and
+with it. What is compared is found and placed anew in each result only by its source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tegula.errors import TegulaError
+from tegula.images.decode import decode
+from tegula.images.pixels import Float
+from tegula.models.faces.likeness import load_describer
+from tegula.options import MAX_PIXELS, PRESETS, UpscaleOptions
+from tegula.pipeline.likeness import FoundFace, LikenessGuard, find_faces
+from tegula.upscaler import Upscaler
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+_FAREST = 0.6
+
+
+def photographs(folder: Path | None) -> Iterator[tuple[str, Float]]:
+    """Yield name and picture of each photograph of a folder, or of scikit-image's with people."""
+    if folder is None:
+        from skimage import data
+
+        yield "astronaut", np.asarray(data.astronaut() / 255, np.float32)
+        return
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES):
+        with contextlib.suppress(TegulaError):  # a damaged file is no photograph
+            yield path.stem, decode(path, max_pixels=MAX_PIXELS).rgb
+
+
+def surroundings(face: FoundFace, picture: Float, most: int) -> tuple[int, int, int, int] | None:
+    """Return left, top, right and bottom of a face with as much around it; None if too large."""
+    height, width = picture.shape[:2]
+    left, top = (max(0, start - face.side // 2) for start in (face.left, face.top))
+    right = min(width, face.left + face.side + face.side // 2)
+    bottom = min(height, face.top + face.side + face.side // 2)
+    return None if max(right - left, bottom - top) > most else (left, top, right, bottom)
+
+
+def distance(
+    upscaler: Upscaler, source: Image.Image, face: FoundFace, options: UpscaleOptions
+) -> float:
+    """Return dlib's distance of a face of a result from its source."""
+    result = upscaler.upscale(source, options)
+    rgb = np.asarray(np.asarray(source) / np.float32(255), np.float32)
+    done = np.asarray(np.asarray(result.image.convert("RGB")) / np.float32(255), np.float32)
+    (report,) = LikenessGuard(load_describer(), rgb, (face,), 0.0).hold(done, done)[1]
+    return report.before
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.likeness", description=__doc__)
+    default = os.environ.get("TEGULA_PHOTOS")
+    where = "folder of photographs; TEGULA_PHOTOS, else scikit-image's"
+    parser.add_argument("--folder", type=Path, default=default and Path(default), help=where)
+    parser.add_argument("--bundle", default="mini")
+    parser.add_argument("--preset", default="balanced", choices=PRESETS)
+    parser.add_argument("--prescaler", help="in place of the preset's")
+    parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--creativity", type=float, default=0.6)
+    parser.add_argument("--likeness", type=float, default=0.5)
+    parser.add_argument("--shrink", type=int, default=1, help="shrink photographs by this first")
+    parser.add_argument("--most", type=int, default=160, metavar="PX", help="largest cut-out")
+    parser.add_argument("--faces", type=int, metavar="N", help="stop after so many")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    upscaler = Upscaler.load(arguments.bundle)
+    usual = UpscaleOptions(
+        preset=arguments.preset,
+        prescaler=arguments.prescaler,
+        creativity=arguments.creativity,
+        scale=arguments.scale,
+        seed=0,
+    )
+    found: dict[float, list[float]] = {0.0: [], arguments.likeness: []}
+    for name, picture in photographs(arguments.folder):
+        height, width = (side // arguments.shrink for side in picture.shape[:2])
+        whole = Image.fromarray(np.rint(picture * 255).astype(np.uint8))
+        whole = (
+            whole.resize((width, height), Image.Resampling.BOX) if arguments.shrink > 1 else whole
+        )
+        small = np.asarray(np.asarray(whole) / np.float32(255), np.float32)
+        for face in find_faces(small):
+            box = surroundings(face, small, arguments.most)
+            if box is None or len(found[0.0]) >= (arguments.faces or len(found[0.0]) + 1):
+                continue
+            source = whole.crop(box)
+            inside = FoundFace(face.left - box[0], face.top - box[1], face.side)
+            pair = [
+                distance(upscaler, source, inside, usual.replaced(likeness=likeness))
+                for likeness in found
+            ]
+            print(f"{name}, {face.side} px: {pair}", flush=True)
+            for values, seen in zip(found.values(), pair, strict=True):
+                values.append(seen)
+    print(f"\n{len(found[0.0])} faces\n")
+    print("| likeness | median | mean | largest | over 0.6 |\n|---|---|---|---|---|")
+    for likeness, values in found.items():
+        far = np.array(values or [np.nan])
+        summary = f"{np.median(far):.3f} | {far.mean():.3f} | {far.max():.3f}"
+        print(f"| {likeness:g} | {summary} | {int((far > _FAREST).sum())} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Likeness: faces keep looking like the people whose they are.
+
+In faces the denoise strength falls, the more the smaller they are: of a face of a few pixels
+diffusion makes another. The finished face is compared with that of the source by what dlib
+sees in both; where it is too far, it is blended with the prescaled face, softly and only as
+far as it takes. Without dlib faces are found by the detector of the restorers, and only the
+strength falls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from tegula.errors import MissingExtraError
+from tegula.images.pixels import Float, Size
+from tegula.models.faces.likeness import (
+    FACE,
+    VIEW,
+    Description,
+    FaceDescriber,
+    can_describe,
+    load_describer,
+)
+from tegula.models.faces.networks import Face, load_detector
+
+USUAL_LIKENESS = 0.5
+"""Where the caller leaves it open and faces can be compared."""
+
+_FAREST = 0.6
+"""dlib's distance from which two faces are of two people; likeness takes its share off."""
+
+_LEFT_ALONE, _LARGE = 24, 128
+"""Pixels of the source: faces below the one are not refined, from the other on most freely."""
+_SMALL_SHARE, _LARGE_SHARE = 0.3, 0.7
+"""Of the denoise strength at the usual likeness, from small faces to large ones."""
+
+_MOST_FACES = 64
+_BISECTIONS = 6
+_POINTS_TO_SIDE = 2.4
+"""Side of dlib's box over the distance of the eyes, or of the eyes to the mouth."""
+
+
+@dataclass(frozen=True)
+class FoundFace:
+    """A face of the source: a square from the brows to the chin, in whole pixels."""
+
+    left: int
+    top: int
+    side: int
+
+
+@dataclass(frozen=True)
+class FaceReport:
+    """How like its source a finished face is.
+
+    left, top, side: of the face, in pixels of the source.
+    before, after: dlib's distance without and with the guard; below 0.6 it is the same person.
+    """
+
+    left: int
+    top: int
+    side: int
+    before: float
+    after: float
+
+
+def find_faces(rgb: Float) -> tuple[FoundFace, ...]:
+    """Return the faces of a source, the largest first; none where nothing can find them.
+
+    dlib sees faces from the front, the restorers' detector also those that are turned.
+
+    Args:
+        rgb: float32 [height, width, 3] in 0..1.
+    """
+    boxes: list[tuple[float, float, float]] = []
+    if can_describe():
+        boxes += [(left, top, side) for left, top, side in load_describer().detect(rgb)]
+    with contextlib.suppress(MissingExtraError):
+        boxes += [_square(face) for face in load_detector().detect(rgb)]
+    found: list[FoundFace] = []
+    for left, top, side in boxes:
+        face = FoundFace(round(left), round(top), max(1, round(side)))
+        if not any(_overlap(face, other) for other in found):
+            found.append(face)
+    return tuple(sorted(found, key=lambda face: -face.side)[:_MOST_FACES])
+
+
+def strength_in_faces(
+    faces: Sequence[FoundFace], source: Size, target: Size, likeness: float
+) -> Float | None:
+    """Return the share of the denoise strength at each pixel of the result; None is all of it.
+
+    Args:
+        faces: of the source.
+        source: its width and height.
+        target: those of the result.
+        likeness: 0..1.
+    """
+    if not faces or likeness == 0:
+        return None
+    share: Float = np.ones((target[1], target[0]), np.float32)
+    for face in faces:
+        rows, columns, weight = _soft(face, source, target)
+        part = share[rows, columns]
+        np.minimum(part, 1 - weight * np.float32(1 - _share(face.side, likeness)), out=part)
+    return share
+
+
+@dataclass(frozen=True)
+class LikenessGuard:
+    """Compares finished faces with those of the source, and takes back what is too far.
+
+    rgb: the source, float32 [height, width, 3] in 0..1, in which the faces were found.
+    """
+
+    describer: FaceDescriber
+    rgb: Float
+    faces: Sequence[FoundFace]
+    likeness: float
+
+    def hold(self, done: Float, prescaled: Float) -> tuple[Float, tuple[FaceReport, ...]]:
+        """Return a finished picture whose faces are near enough, and how near each is.
+
+        Args:
+            done: float32 [height, width, 3]; comes back itself where nothing had to change.
+            prescaled: of the same shape.
+        """
+        limit, reports, held = _FAREST * (1 - self.likeness), [], done
+        source = self.rgb.shape[1], self.rgb.shape[0]
+        target = done.shape[1], done.shape[0]
+        for face in self.faces:
+            distance = self._distance_from(face)
+            ours, theirs = (_view(picture, face, source) for picture in (held, prescaled))
+            inside = _view(_mask(face, source), face, source)
+            share, before, after = _least_share(ours, theirs, inside, distance, limit)
+            reports.append(FaceReport(face.left, face.top, face.side, before, after))
+            if share > 0:
+                held = held.copy() if held is done else held
+                rows, columns, weight = _soft(face, source, target)
+                part = held[rows, columns]
+                part += (prescaled[rows, columns] - part) * (weight * np.float32(share))[..., None]
+        return held, tuple(reports)
+
+    def _distance_from(self, face: FoundFace) -> Callable[[Float], float]:
+        """Return what measures how far the face in a view is from that of the source."""
+        own = _view(self.rgb, face, (self.rgb.shape[1], self.rgb.shape[0]))
+        # Places of the source for both: what is compared is the face, not where it is found.
+        landmarks = self.describer.place(own)
+        description: Description = self.describer.describe(own, landmarks)
+
+        def distance(view: Float) -> float:
+            seen = self.describer.describe(view, landmarks)
+            return float(np.linalg.norm(seen - description))
+
+        return distance
+
+
+def _least_share(
+    ours: Float, theirs: Float, inside: Float, distance: Callable[[Float], float], limit: float
+) -> tuple[float, float, float]:
+    """Return the least share of the prescaled face that is near enough, and both distances.
+
+    Where not even that face is, it is taken whole if it is nearer.
+    """
+    before, whole = distance(ours), distance(ours + (theirs - ours) * inside)
+    if before <= limit or whole >= before:
+        return 0.0, before, before
+    low, high, after = 0.0, 1.0, whole
+    for _ in range(_BISECTIONS if whole < limit else 0):
+        middle = (low + high) / 2
+        found = distance(ours + (theirs - ours) * (inside * np.float32(middle)))
+        if found <= limit:
+            high, after = middle, found
+        else:
+            low = middle
+    return high, before, after
+
+
+def _share(side: int, likeness: float) -> float:
+    """Return the share of the denoise strength in a face of this side."""
+    if side < _LEFT_ALONE:
+        return 0.0
+    sizes, shares = (_LEFT_ALONE, _LARGE), (_SMALL_SHARE, _LARGE_SHARE)
+    usual = float(np.interp(side, sizes, shares))
+    return max(0.0, 1 - (1 - usual) * likeness / USUAL_LIKENESS)
+
+
+def _square(face: Face) -> tuple[float, float, float]:
+    """Return left, top and side of a face by its landmarks, as dlib would draw it."""
+    eyes, mouth = face.points[:2].mean(0), face.points[3:].mean(0)
+    apart = max(np.hypot(*(face.points[1] - face.points[0])), np.hypot(*(mouth - eyes)))
+    side, middle = _POINTS_TO_SIDE * float(apart), (eyes + mouth) / 2
+    return float(middle[0]) - side / 2, float(middle[1]) - side / 2, side
+
+
+def _overlap(face: FoundFace, other: FoundFace) -> bool:
+    apart = max(
+        abs((a + face.side / 2) - (b + other.side / 2))
+        for a, b in ((face.left, other.left), (face.top, other.top))
+    )
+    return apart < max(face.side, other.side) / 2
+
+
+def _view(picture: Float, face: FoundFace, source: Size) -> Float:
+    """Return a square around a face, float32 [VIEW, VIEW, channels], continued at the edges.
+
+    Args:
+        picture: the source, or what it became at any size.
+        face: in pixels of the source.
+        source: width and height of the source.
+    """
+    around = face.side * (VIEW - FACE) / (2 * FACE)
+    ends, borders = [], []
+    for start, length, own in (
+        (face.top, picture.shape[0], source[1]),
+        (face.left, picture.shape[1], source[0]),
+    ):
+        first = round((start - around) * length / own)
+        last = max(first + 1, round((start + face.side + around) * length / own))
+        inside = min(max(first, 0), length - 1), min(max(last, 1), length)
+        ends.append(slice(*inside))
+        borders += [inside[0] - first, last - inside[1]]
+    above, below, left, right = borders
+    part = picture[ends[0], ends[1]]
+    part = cv2.copyMakeBorder(part, above, below, left, right, cv2.BORDER_REPLICATE)
+    kernel = cv2.INTER_AREA if part.shape[0] > VIEW else cv2.INTER_CUBIC
+    view: Float = cv2.resize(part, (VIEW, VIEW), interpolation=kernel)
+    return view.reshape(VIEW, VIEW, -1).clip(0, 1)
+
+
+def _mask(face: FoundFace, source: Size) -> Float:
+    """Return the soft weight of a face over its source, [height, width, 1]."""
+    mask: Float = np.zeros((source[1], source[0], 1), np.float32)
+    rows, columns, weight = _soft(face, source, source)
+    mask[rows, columns, 0] = weight
+    return mask
+
+
+def _soft(face: FoundFace, source: Size, target: Size) -> tuple[slice, slice, Float]:
+    """Return the rows and columns that a face takes in a result, and its soft weight there.
+
+    It is 1 over the face with hair and chin, and falls to 0 at a distance of its side.
+    """
+    slices, offsets = [], []
+    for start, length, own in ((face.top, target[1], source[1]), (face.left, target[0], source[0])):
+        half = face.side / 2
+        low, high = (start + half + way * 2 * half for way in (-1, 1))
+        first = min(max(0, int(low * length / own)), length)
+        last = max(first, min(length, int(np.ceil(high * length / own))))
+        slices.append(slice(first, last))
+        places = (np.arange(first, last) + 0.5) * own / length
+        offsets.append((places - (start + half)) / half)
+    far = np.hypot(offsets[0][:, None], offsets[1][None])
+    fall = np.clip(2 - far, 0, 1) if far.size else far
+    weight: Float = np.asarray(np.sin(np.minimum(1, fall / 0.8) * np.pi / 2) ** 2, np.float32)
+    return slices[0], slices[1], weight
