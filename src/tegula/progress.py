@@ -206,6 +206,10 @@ class Reporter:
         return spent * ahead / self._behind if self._behind > 0 else None
 
 
+ANNOUNCED_FROM_S = 10.0
+"""Expected seconds of work from which on a person is told beforehand how long it takes."""
+
+
 def about(seconds: float) -> str:
     """Return a time as people say it, such as ``40 s``, ``12 min`` or ``3.5 h``."""
     if seconds < 99.5:

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from tegula.cli.batch import staggered
+from tegula.cli.several import staggered
 
 LONG = 300
 """Seconds that only a failing test waits."""

@@ -7,10 +7,10 @@ import pytest
 from cli_support import run
 
 from tegula.cli import upscale as upscale_module
-from tegula.cli.batch import Ahead
 from tegula.cli.console import ProgressLines, ProgressRecords, stage_text, time_left
 from tegula.cli.models import PARTS, models_like
 from tegula.cli.options import given_options, option_name, options_like
+from tegula.cli.several import RemainingWork
 from tegula.cli.upscale import UPSCALE
 from tegula.errors import InputError, OptionError
 from tegula.models import BundleSettings
@@ -318,20 +318,20 @@ def test_times_are_said_as_people_say_them(seconds, text):
 
 def test_a_folder_takes_what_its_pictures_take_by_their_size():
     now = [0.0]
-    ahead = Ahead([100, 0, 300, 600], clock=lambda: now[0])
-    ahead.begin(0)
-    assert ahead.text(Progress("refine", 1, 2, 0.5, 60.0)) == "1 of 3, 10 min left"
+    remaining = RemainingWork([100, 0, 300, 600], clock=lambda: now[0])
+    remaining.begin(0)
+    assert remaining.text(Progress("refine", 1, 2, 0.5, 60.0)) == "1 of 3, 10 min left"
     now[0] = 30.0
-    assert ahead.left(Progress("refine", 1, 2, 0.5, 30.0)) == 30 + 60 * 9
+    assert remaining.left(Progress("refine", 1, 2, 0.5, 30.0)) == 30 + 60 * 9
     now[0] = 60.0
-    assert ahead.text_after(1) == "1 of 3, 9 min left"
-    ahead.begin(2)
-    assert ahead.text_after(1) == "1 of 3, 9 min left"
+    assert remaining.text_after(1) == "1 of 3, 9 min left"
+    remaining.begin(2)
+    assert remaining.text_after(1) == "1 of 3, 9 min left"
     now[0] = 240.0
-    assert ahead.left(Progress("finish", 1, 1, 1.0, 0.0)) == 240 * 600 / 400
-    ahead.begin(3)
-    assert ahead.text(Progress("prepare", 0, 0, 0.0)) == "3 of 3"
-    assert ahead.text_after(2) == "2 of 3, 6 min left"
+    assert remaining.left(Progress("finish", 1, 1, 1.0, 0.0)) == 240 * 600 / 400
+    remaining.begin(3)
+    assert remaining.text(Progress("prepare", 0, 0, 0.0)) == "3 of 3"
+    assert remaining.text_after(2) == "2 of 3, 6 min left"
 
 
 def test_a_folder_stands_in_the_lines_of_its_pictures():

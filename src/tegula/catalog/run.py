@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tegula.catalog.inputs import RunContext, ValidInputs, Version
 from tegula.options import MAX_PIXELS, UpscaleOptions, enlargement, target_size
 from tegula.progress import (
+    ANNOUNCED_FROM_S,
     Cancelled,
     OnPreview,
     OnProgress,
@@ -34,8 +35,6 @@ Provider = Callable[[Sequence[tuple[str, float]]], "Upscaler"]
 OnLog = Callable[[str], None]
 _MEDIA_TYPES: Mapping[str, str] = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 _QUALITY = 95
-_LONG_S = 10.0
-"""Seconds of work from which on it is said beforehand how long it will take."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,9 @@ def run(
     upscale = _upscale_seamless if request.seamless else _upscale
     works = _works(request.passes, picture.facts.size)
 
-    def tell_expected(_plan: Plan, seconds: Mapping[str, float] | None) -> None:
+    def log_expected(_plan: Plan, seconds: Mapping[str, float] | None) -> None:
         expected = sum((seconds or {}).values()) * sum(works) / works[0]
-        if expected >= _LONG_S:
+        if expected >= ANNOUNCED_FROM_S:
             log(f"Expected to take about {about(expected)}.")
 
     def run_pass(number: int, source: Picture) -> UpscaleResult:
@@ -111,7 +110,7 @@ def run(
             _Maps(mask, strength_map),
             _overall(on_progress, number, works),
             on_preview,
-            tell_expected if number == 0 else None,
+            log_expected if number == 0 else None,
             cancelled,
         )
         for sentence in (*([done.found] if done.found else []), *done.warnings):

@@ -10,16 +10,15 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tegula.cli.console import Console, Failure, Interruption, plural, show_progress
 from tegula.cli.models import Runtime, load_upscaler
+from tegula.cli.several import RemainingWork, staggered
 from tegula.cli.targets import (
     Job,
     SideFiles,
@@ -38,7 +37,7 @@ from tegula.errors import (
 )
 from tegula.models import BundleSettings
 from tegula.options import UpscaleOptions, target_size
-from tegula.progress import Progress, about
+from tegula.progress import ANNOUNCED_FROM_S, about
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,14 +52,11 @@ if TYPE_CHECKING:
 
 _NAMES_SHOWN = 5
 
-_LONG_S = 10.0
-"""Seconds of work from which on it is said beforehand how long it will take."""
-
-_TOO_LONG_S = 120.0
-"""The same from which on a quicker preset is named."""
+_TEDIOUS_S = 120.0
+"""Expected seconds from which on a quicker preset is suggested."""
 
 _QUICKER = 0.7
-"""Share of the time that it may take at most, to be named."""
+"""Share of the expected time that the suggested preset may take at most."""
 
 _STOPPING = (CancelledError, ModelError, FullDiskError, BrokenPipeError)
 """Errors that no later picture can escape."""
@@ -115,63 +111,6 @@ class _Upscaled:
     frames: tuple[tuple[Image, DeepPixels | None], ...] = ()
 
 
-class Ahead:
-    """How long the pictures of a command take that are still to come.
-
-    Work is counted in pixels of results, which a look at the head of each file tells; the
-    pace is that of the pictures so far.
-    """
-
-    def __init__(self, works: Sequence[float], clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin.
-
-        Args:
-            works: of all pictures; those that take none are not counted.
-            clock: for tests.
-        """
-        self._left = list(works)
-        self._total = sum(1 for work in works if work)
-        self._clock = clock
-        self._began: float | None = None
-        self._done = 0.0
-        self._finished = 0
-        self._current = 0.0
-
-    def begin(self, work_index: int) -> None:
-        """Go on to a picture."""
-        if self._began is None:
-            self._began = self._clock()
-        self._done += self._current
-        self._finished += bool(self._current)
-        self._current, self._left[work_index] = self._left[work_index], 0.0
-
-    def times_the_first(self) -> float:
-        """Return how much work all is, in that of the present picture."""
-        return 1.0 + sum(self._left) / max(1.0, self._current)
-
-    def left(self, progress: Progress) -> float | None:
-        """Return the seconds left for all pictures."""
-        if self._began is None or progress.seconds_left is None:
-            return None
-        known = self._clock() - self._began + progress.seconds_left
-        return progress.seconds_left + known * sum(self._left) / max(1, self._done + self._current)
-
-    def text(self, progress: Progress) -> str:
-        """Return which picture is under way, such as ``37 of 500, 12 min left``."""
-        return self._text(self._finished + 1, self.left(progress))
-
-    def text_after(self, number: int) -> str:
-        """Return the same of the ``number``-th picture, which is done; another one may be begun."""
-        done = self._done or self._current
-        ahead = sum(self._left) + (self._current if self._done else 0.0)
-        spent = 0.0 if self._began is None else self._clock() - self._began
-        return self._text(number, spent * ahead / done if done and ahead else None)
-
-    def _text(self, number: int, left: float | None) -> str:
-        of_all = f"{min(number, self._total)} of {self._total}"
-        return of_all if left is None else f"{of_all}, {about(left)} left"
-
-
 @dataclass
 class Batch:
     """The pictures of one command and what has become of them so far."""
@@ -182,7 +121,7 @@ class Batch:
     interruption: Interruption
     _done: int = 0
     _skipped: int = 0
-    _has_told: bool = False
+    _announced: bool = False
     _failures: list[Failure] = field(default_factory=list)
 
     def run(self) -> int:
@@ -196,7 +135,7 @@ class Batch:
         """
         jobs = self.work.jobs
         check_side_files(self.request.side_files, self.request.options.max_pixels)
-        self._tell_left_out()
+        self._report_left_out()
         try:
             if len(jobs) == 1 or self.request.debug:
                 for job in jobs:
@@ -215,7 +154,7 @@ class Batch:
                 self._sum_up()
         return self._failures[0].exit_status if self._failures else 0
 
-    def _tell_left_out(self) -> None:
+    def _report_left_out(self) -> None:
         """Say which files of the folders are not read."""
         files = self.work.left_out
         if not files:
@@ -274,10 +213,10 @@ class Batch:
         return prepare(source, self.request.options)
 
     @cached_property
-    def _ahead(self) -> Ahead | None:
+    def _remaining(self) -> RemainingWork | None:
         """What is to come, where there are several pictures."""
         jobs = self.work.jobs
-        return Ahead([self._work_of(job) for job in jobs]) if len(jobs) > 1 else None
+        return RemainingWork([self._work_of(job) for job in jobs]) if len(jobs) > 1 else None
 
     def _work_of(self, job: Job) -> float:
         """Return the pixels of a result, none where it is there already."""
@@ -298,8 +237,8 @@ class Batch:
         if source is None:
             return None
         began = time.perf_counter()
-        if self._ahead is not None:
-            self._ahead.begin(self.work.jobs.index(job))
+        if self._remaining is not None:
+            self._remaining.begin(self.work.jobs.index(job))
         if self.request.all_frames and isinstance(source, Path | bytes):
             from tegula.images.frames import frame_facts
 
@@ -335,7 +274,7 @@ class Batch:
         self, job: Job, name: str, source: Path | bytes | Prepared, options: UpscaleOptions
     ) -> UpscaleResult:
         upscaler, side_files = self._upscaler, self.request.side_files
-        whole = None if self._ahead is None else self._ahead.text
+        whole = None if self._remaining is None else self._remaining.text
         showing = show_progress(self.console, name, job.input, whole)
         with showing as on_progress, self.interruption.polled():
             result = upscaler.upscale(
@@ -345,7 +284,7 @@ class Batch:
                 strength_map=side_files.strength_map,
                 on_progress=on_progress,
                 on_preview=_save_preview(side_files.preview),
-                on_plan=partial(self._tell_expected, job, name),
+                on_plan=partial(self._announce_time, job, name),
                 cancelled=self.interruption.requested,
             )
         if self.request.fingerprint not in (None, upscaler.bundle.facts.fingerprint):
@@ -355,24 +294,24 @@ class Batch:
             result = dataclasses.replace(result, warnings=(warning, *result.warnings))
         return result
 
-    def _tell_expected(
+    def _announce_time(
         self, job: Job, name: str, plan: Plan, seconds: Mapping[str, float] | None
     ) -> None:
         """Say once, before long work, how long all of it takes, and what is quicker."""
-        if seconds is None or self._has_told:
+        if seconds is None or self._announced:
             return
-        self._has_told = True
+        self._announced = True
         one = sum(seconds.values())
-        times = 1.0 if self._ahead is None else self._ahead.times_the_first()
+        times = 1.0 if self._remaining is None else self._remaining.in_present_pictures()
         expected = one * times
         if self.console.progress:
             self.console.record({"input": job.input, "expected_seconds": expected})
-        if not self.console.talks or expected < _LONG_S:
+        if not self.console.talks or expected < ANNOUNCED_FROM_S:
             return
-        what = name if self._ahead is None else plural(len(self.work.jobs), "picture")
+        what = name if self._remaining is None else plural(len(self.work.jobs), "picture")
         sentence = f"{what}: expected to take about {about(expected)}"
         options = self.request.options
-        if expected > _TOO_LONG_S and options.preset not in ("fast", "exact"):
+        if expected > _TEDIOUS_S and options.preset not in ("fast", "exact"):
             try:
                 quicker = self._upscaler.expected_when(plan, options, "fast") * times
             except TegulaError:
@@ -468,7 +407,7 @@ class Batch:
         if result.found:
             self.console.message(f"{job.name}: {result.found}")
         number = self._done + len(self._failures)
-        whole = "" if self._ahead is None else f"; {self._ahead.text_after(number)}"
+        whole = "" if self._remaining is None else f"; {self._remaining.text_after(number)}"
         self.console.message(f"{place}: {size}, seed {result.seed}, {took}{whole}")
         for face in result.faces:
             held = "" if face.after == face.before else f", {face.after:.2f} once it was held"
@@ -525,68 +464,3 @@ def _save_preview(path: Path | None) -> OnPreview | None:
     from tegula.images.encode import save
 
     return lambda picture: save(picture, path)
-
-
-def _look_at(writing: Future[None] | None) -> None:
-    """Let what stopped the writing stop everything, before the next long work begins."""
-    if writing is not None and writing.done():
-        writing.result()
-
-
-Item = TypeVar("Item")
-Read = TypeVar("Read")
-Worked = TypeVar("Worked")
-
-
-def staggered(
-    items: Sequence[Item],
-    read: Callable[[Item], Read],
-    work: Callable[[Item, Read], Worked],
-    write: Callable[[Item, Worked], None],
-    failed: Callable[[Item, Exception], None],
-    stopping: tuple[type[BaseException], ...],
-) -> None:
-    """Read, work on, and write items; every step sees them in their order.
-
-    While one item is worked on, the next is read and the one before is written, each in a
-    thread of its own. At most one item waits on either side, so memory holds three.
-
-    Args:
-        items: what there is to do.
-        read: runs ahead, in a thread.
-        work: runs here.
-        write: runs behind, in a thread.
-        failed: called in the place of ``write``, and in its thread, with what went wrong.
-        stopping: errors that end everything. What was worked on before is written first.
-
-    Raises:
-        Exception: one of ``stopping``, from any step.
-    """
-
-    def written(item: Item, worked: Worked) -> None:
-        try:
-            write(item, worked)
-        except stopping:
-            raise
-        except Exception as error:  # noqa: BLE001, RUF100 - reported, and the others go on
-            failed(item, error)
-
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        coming: list[Future[Read]] = [reader.submit(read, item) for item in items[:1]]
-        writing: Future[None] | None = None
-        for item, following in zip_longest(items, items[1:]):
-            _look_at(writing)
-            ready = coming.pop()
-            if following is not None:
-                coming.append(reader.submit(read, following))
-            try:
-                behind = partial(written, item, work(item, ready.result()))
-            except stopping:
-                raise
-            except Exception as error:  # noqa: BLE001, RUF100 - reported in its turn
-                behind = partial(failed, item, error)
-            if writing is not None:
-                writing.result()
-            writing = writer.submit(behind)
-        if writing is not None:
-            writing.result()
