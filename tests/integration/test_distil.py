@@ -188,7 +188,7 @@ def test_the_whole_program_makes_a_prescaler_that_loads(photograph, tmp_path):
     settings = dataclasses.replace(
         SMALL, distil=dataclasses.replace(SETTINGS, convolutions=32, steps=2)
     )
-    copies = [tmp_path / f"{name}.png" for name in "abcd"]
+    copies = [tmp_path / f"{name}.png" for name in "abc"]
     for copy in copies:
         copy.write_bytes(photograph.read_bytes())
     weights = tmp_path / "weights"

@@ -255,11 +255,11 @@ def test_adversarial_training_resumes_bit_for_bit(pairs, tmp_path):
 @pytest.mark.slow
 def test_four_crops_are_overfitted_to_a_fifth_of_their_energy(photograph, tmp_path):
     # All eight orientations of four crops, at every noise level; predicting nothing costs
-    # the whole energy of their latents. About ten seconds on one core.
+    # the whole energy of their latents.
     pairs = _four_pairs(photograph, tmp_path, side=48)
     crops = dataclasses.replace(CROPS, crop=48, parts=1)
     chosen, stage = _diffusion(
-        {"steps": 800, "learning_rate": 4e-3, "warm_up": 20, "from_nothing": 0.0, "batch": crops}
+        {"steps": 600, "learning_rate": 4e-3, "warm_up": 20, "from_nothing": 0.0, "batch": crops}
     )
     state = new_state(SMALL, torch.device("cpu"), chosen.learning_rate)
     run_stage(stage, state, PairSource(pairs), tmp_path, SMALL)
