@@ -42,7 +42,7 @@ _HELP = """Run a model by the name that it has in the API.
   tegula run --server http://gpu:5000 tegula/upscale image=@photo.jpg
 
 `@` stands before the name of a file. A version may follow the model after a colon. With `--server`
-the work is that server's, which gets the token in TEGULA_TOKEN.
+that server does the work; TEGULA_TOKEN holds the token for it.
 """
 _TOKEN = "TEGULA_TOKEN"  # noqa: S105 - the name of a variable
 _PATIENCE_S = 60.0
@@ -110,7 +110,7 @@ def _run_version(
 
     inputs = validate(version, _parse_inputs(version, arguments))
     source = _source_name(getattr(inputs.values, version.image))
-    _create(folder)
+    _create(folder)  # before the work, which would be lost without it
     with show_progress(console, source, source) as on_progress, interruption.polled():
         outputs = list(
             run(
@@ -174,7 +174,7 @@ class _Server:
         return cls(address.rstrip("/").removesuffix("/v1"), os.environ.get(_TOKEN))
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Return the JSON of an answer; a server that is busy is asked again when it says.
+        """Return the JSON of an answer; a busy server is asked again after the time it names.
 
         Raises:
             InputError: the server refuses what was sent.
@@ -219,8 +219,8 @@ class _Server:
     def _refusal(self, error: urllib.error.HTTPError) -> InputError | ServiceError:
         if error.code == 401:
             return ServiceError(
-                f"{self.address} does not know the token; put one into {_TOKEN}, which "
-                "`tegula tokens create NAME` makes on its machine."
+                f"{self.address} does not know the token: set {_TOKEN} to one that "
+                "`tegula tokens create NAME` made on its machine."
             )
         try:
             detail = str(json_format.load(error)["detail"])
@@ -237,7 +237,7 @@ def _run_on_server(
     console: Console,
     interruption: Interruption,
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield the pictures that a model on a server makes, each with the suffix of its name.
+    """Yield the pictures that a model on a server made, each with the suffix of its name.
 
     Raises:
         CancelledError: a signal came; the prediction is cancelled.
@@ -341,7 +341,7 @@ RUN = click.Command(
         PRECISION,
         Option(
             ["--server"],
-            "Server that does the work, with the token in TEGULA_TOKEN.",
+            "Server that does the work; TEGULA_TOKEN holds the token for it.",
             "default: this machine",
             metavar="ADDRESS",
         ),

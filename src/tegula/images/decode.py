@@ -131,7 +131,7 @@ def decode(source: Source, *, max_pixels: int) -> Picture:
     if isinstance(source, ArrayLike):
         values = channels_last(source, name)
         check_size(values.shape[1], values.shape[0], max_pixels, name)
-        return _bare_picture(array_samples(values, name), None)
+        return _bare_picture(array_samples(values, name))
     with opened_file(source, max_pixels) as opened:
         file, remarks = repaired_file(opened, name)
         image = open_image(file, name)
@@ -303,14 +303,14 @@ def _finished(image: Image.Image, file: BinaryIO | None, samples: Samples, turn:
     return Picture(rgb, alpha, facts, beyond)
 
 
-def _bare_picture(samples: Samples, file_format: str | None) -> Picture:
+def _bare_picture(samples: Samples) -> Picture:
     """Make a picture of samples that are upright sRGB and come without metadata."""
     size = (samples.rgb.shape[1], samples.rgb.shape[0])
     facts = Facts(
         size,
-        file_format,
-        samples.greyscale,
-        samples.depth,
+        format=None,
+        greyscale=samples.greyscale,
+        depth=samples.depth,
         jpeg_quality=None,
         metadata=Metadata(),
         warnings=samples.remarks,

@@ -128,7 +128,10 @@ def hold_to_source(
         lower = np.where(missing < 0, -missing / np.maximum(mean, _NOT_ZERO), 0)
         raise_by = np.where(missing > 0, missing / np.maximum(most - mean, _NOT_ZERO), 0)
         for small, _ in strips:
-            rows = slice(*(round(edge * picture.shape[0] / height) for edge in _ends(small)))
+            first, last = (
+                round(edge * picture.shape[0] / height) for edge in (small.start, small.stop)
+            )
+            rows = slice(first, last)
             part = picture[rows]
             top: Float | np.float32 = np.float32(1) if ceiling is None else ceiling[rows]
             if number < _SMOOTH_ROUNDS:
@@ -149,10 +152,6 @@ def _enlarged(small: Float, like: Float, rows: slice, kernel: Image.Resampling) 
         Image.fromarray(np.ascontiguousarray(c, np.float32)) for c in np.moveaxis(small, 2, 0)
     )
     return np.dstack([np.asarray(plane.resize(size, kernel, box=box)) for plane in planes])
-
-
-def _ends(rows: slice) -> tuple[int, int]:
-    return rows.start, rows.stop
 
 
 def _strips(height: int, larger: int) -> Iterator[tuple[slice, slice]]:

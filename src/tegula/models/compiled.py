@@ -116,7 +116,7 @@ class Evaluation(nn.Module):
 class CompiledDenoiser:
     """A denoiser that torch compiles, for each shape that comes.
 
-    Where the compiler fails, which is said once, it goes on without.
+    Where the compiler fails, that is logged once, and all further batches run uncompiled.
     """
 
     def __init__(self, denoiser: CompilableDenoiser) -> None:
@@ -143,7 +143,7 @@ class CompiledDenoiser:
         except Exception as error:
             if not type(error).__module__.startswith(_FAILURES):
                 raise
-            _LOG.warning("torch could not compile the model, which runs without: %s", error)
+            _LOG.warning("torch could not compile the model, which runs uncompiled: %s", error)
             self._failed = True
         return self._plain(batch)
 
@@ -188,7 +188,7 @@ def _compile(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _try_compiler(device: torch.device) -> None:
-    """Compile next to nothing, so that a compiler that fails is found out at once."""
+    """Compile a trivial function, so that a compiler that fails is reported while loading."""
     try:
         _compile(torch.sin)(torch.zeros(2, device=device))
     except Exception as error:

@@ -253,20 +253,21 @@ def _probe_of(dtype: torch.dtype) -> Probe:
 
 def _remembered() -> dict[str, ProcessorChoice]:
     """Return what the cache folder has; a file of another form is measured anew."""
+    measured = _read_measured(_PROCESSOR_FILE)
     try:
-        return {key: ProcessorChoice(**choice) for key, choice in _read(_PROCESSOR_FILE).items()}
+        return {key: ProcessorChoice(**choice) for key, choice in measured.items()}
     except TypeError:
         return {}
 
 
 def _remember(key: str, choice: ProcessorChoice) -> None:
-    _write(_PROCESSOR_FILE, key, asdict(choice))
+    _keep_measured(_PROCESSOR_FILE, key, asdict(choice))
 
 
 # Memory layout on a GPU.
 #
-# One that was asked ran the autoencoder 1.5 times as fast with contiguous weights, and a
-# prescaler 1.3 times as fast with channels last. So each part of a bundle runs for a moment in
+# An H200 ran the autoencoder 1.5 times as fast with contiguous weights, and a prescaler 1.3 times
+# as fast with channels last. So each part of a bundle runs for a moment in
 # both, and what was faster is remembered for the GPU, torch, the precision and the network.
 
 
@@ -279,13 +280,13 @@ def fastest_layout(
     """Lay networks out as they run fastest; return whether that is channels last.
 
     Args:
-        key: what the answer depends on.
-        networks: are laid out.
-        run: runs them.
-        seconds: returns how long it takes to run something, once it is prepared.
+        key: what decides which layout is faster, beside the networks.
+        networks: are changed in place.
+        run: runs them once.
+        seconds: times a call, after one that prepares its kernels.
     """
     name = repr((torch.__version__, *key, *(_weights(network) for network in networks)))
-    known = _read(_LAYOUT_FILE).get(name)
+    known = _read_measured(_LAYOUT_FILE).get(name)
     if not isinstance(known, bool):
         times = {}
         for channels_last in (False, True):
@@ -293,7 +294,7 @@ def fastest_layout(
                 lay_out(network, channels_last=channels_last)
             times[channels_last] = seconds(run)
         known = min(times, key=times.__getitem__)
-        _write(_LAYOUT_FILE, name, known)
+        _keep_measured(_LAYOUT_FILE, name, known)
     for network in networks:
         lay_out(network, channels_last=known)
     return known
@@ -318,7 +319,7 @@ def _weights(network: nn.Module) -> tuple[str, int]:
 _PROCESSOR_FILE, _LAYOUT_FILE = "processor.json", "layouts.json"
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read_measured(name: str) -> dict[str, Any]:
     """Return what was measured, of a file in the cache folder."""
     try:
         measured = json.loads((cache_folder() / name).read_text(encoding="utf-8"))
@@ -327,10 +328,10 @@ def _read(name: str) -> dict[str, Any]:
     return measured if isinstance(measured, dict) else {}
 
 
-def _write(name: str, key: str, value: object) -> None:
+def _keep_measured(name: str, key: str, value: object) -> None:
     path = cache_folder() / name
     # Read again: another process may have added its own while this one measured.
-    measured = {**_read(name), key: value}
+    measured = {**_read_measured(name), key: value}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(measured, indent=1).encode())

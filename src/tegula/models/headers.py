@@ -175,8 +175,8 @@ _SINGLE_FILES = (FileKind.LORA, FileKind.EMBEDDING)
 def check_files(wanted: BundleSettings) -> None:
     """Look at the files that a bundle and its parts are given by.
 
-    What is no file on this machine is left alone: a hub id, the name of a bundle, or a path whose
-    absence is told where it is looked for.
+    What is no file on this machine is left alone: a hub id, the name of a bundle, or a path, whose
+    absence is reported by what looks it up.
 
     Raises:
         BrokenWeightsError: a file holds no weights.

@@ -32,7 +32,7 @@ from tegula.server.addresses import (
 )
 
 Admit = Callable[[str], None]
-"""Returns once the host that a redirect leads to may be talked to."""
+"""Blocks until the host that a redirect leads to may be connected to."""
 
 _READ_AT_MOST = 16_384
 _CONNECT_S = 10.0
@@ -53,9 +53,9 @@ def _left_until(end: float) -> float:
 class CancelToken:
     """Ends an exchange from another thread, however long its own would wait for the other side.
 
-    What waits for an answer wakes at once, because its connection is shut down. To look a host up
-    and to connect to an address cannot be interrupted. That is done in a thread of its own, which
-    is left to itself when the exchange ends; connecting takes it ten seconds at most.
+    What waits for an answer wakes at once, because its connection is shut down. Looking a host up
+    and connecting to it cannot be interrupted, so a thread of its own does that, and is left to
+    itself when the exchange ends; connecting takes it ten seconds at most.
     """
 
     def __init__(self) -> None:

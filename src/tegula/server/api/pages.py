@@ -51,6 +51,8 @@ _HEADERS = {
 
 # The pages.
 
+_NO_SCRIPT = "<noscript><p>This page needs JavaScript.</p></noscript>"
+
 
 @dataclass(frozen=True)
 class Page:
@@ -87,7 +89,7 @@ class Page:
             root=self.root,
             head="\n".join(lines),
             links="\n    ".join(links),
-            noscript="<noscript><p>This page needs JavaScript.</p></noscript>" * scripted,
+            noscript=_NO_SCRIPT if scripted else "",
             main=_text(f"{self.name}.html") if main is None else main,
         )
 
