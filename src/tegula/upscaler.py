@@ -46,6 +46,7 @@ from tegula.pipeline.likeness import (
     USUAL_LIKENESS,
     FoundFace,
     LikenessGuard,
+    enlarge_gently,
     find_faces,
     strength_in_faces,
 )
@@ -69,6 +70,7 @@ from tegula.progress import (
     OnProgress,
     Reporter,
     StageClock,
+    StageProgress,
     ignore_units,
     never_cancelled,
 )
@@ -281,6 +283,7 @@ class Upscaler:
                 behind = dataclasses.replace(whole.part(ahead, 1.0), on_unit=ignore_units)
                 behind = dataclasses.replace(behind, on_picture=None)
                 alpha = prescale_alpha(alpha, plan.size, prescaler, behind)
+            prescaled = self._gently(prescaled, prepared, resolved, found, callbacks.cancel)
             enlarged = enlarge_lanczos(prepared.rgb, plan.size)
             prescaled = lock_colour(prescaled, enlarged, resolved, out=prescaled)
             if resolved.hold_drawings and drawn is not None:
@@ -609,6 +612,24 @@ class Upscaler:
         last = with_share(self._shares.get(name, self._prescalers[name]), tuning)
         self._shares[name] = last
         return last
+
+    def _gently(
+        self,
+        prescaled: Float,
+        prepared: Prepared,
+        options: ResolvedOptions,
+        faces: Sequence[FoundFace],
+        cancel: Cancel,
+    ) -> Float:
+        """Enlarge the smallest faces again with the least of the prescaler's tuning."""
+        if not options.tuning:
+            return prescaled
+
+        def enlarge(part: Float, size: Size) -> Float:
+            net = self._prescaler(options.prescaler, 0.0)
+            return prescale(part, size, net, progress=StageProgress(cancel=cancel))
+
+        return enlarge_gently(prescaled, prepared.rgb, faces, enlarge)
 
     def _face_work(self, options: ResolvedOptions) -> FaceWork | None:
         """Load what restores faces, before any work is done; None where none is asked for."""

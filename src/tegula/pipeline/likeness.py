@@ -1,10 +1,10 @@
 """Likeness: faces keep looking like the people whose they are.
 
 In faces the denoise strength falls, the more the smaller they are: of a face of a few pixels
-diffusion makes another. The finished face is compared with that of the source by what dlib
-sees in both; where it is too far, it is blended with the prescaled face, softly and only as
-far as it takes. Without dlib faces are found by the detector of the restorers, and only the
-strength falls.
+diffusion makes another. The smallest are left to the prescaler, with the least of its tuning.
+The finished face is compared with that of the source by what dlib sees in both; where it is
+too far, it is blended with the prescaled face, softly and only as far as it takes. Without
+dlib faces are found by the detector of the restorers, and only the strength falls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from tegula.errors import MissingExtraError
-from tegula.images.pixels import Float, Size
+from tegula.images.pixels import Float, Patch, Size, paste
 from tegula.models.faces.likeness import (
     FACE,
     VIEW,
@@ -39,6 +39,8 @@ _LEFT_ALONE, _LARGE = 24, 128
 _SMALL_SHARE, _LARGE_SHARE = 0.3, 0.7
 """Of the denoise strength at the usual likeness, from small faces to large ones."""
 
+_CONTEXT = 16
+"""Pixels of the source that a net sees beside a face."""
 _MOST_FACES = 64
 _BISECTIONS = 6
 _POINTS_TO_SIDE = 2.4
@@ -109,6 +111,40 @@ def strength_in_faces(
         part = share[rows, columns]
         np.minimum(part, 1 - weight * np.float32(1 - _share(face.side, likeness)), out=part)
     return share
+
+
+def enlarge_gently(
+    prescaled: Float,
+    rgb: Float,
+    faces: Sequence[FoundFace],
+    enlarge: Callable[[Float, Size], Float],
+) -> Float:
+    """Return a prescaled picture whose smallest faces were enlarged by a gentler net.
+
+    Args:
+        prescaled: float32 [height, width, 3]; comes back itself without such faces.
+        rgb: the source.
+        faces: of the source; only those count that are not refined.
+        enlarge: brings a part of the source to a size.
+    """
+    source, target = (rgb.shape[1], rgb.shape[0]), (prescaled.shape[1], prescaled.shape[0])
+    patches = []
+    for face in (face for face in faces if face.side < _LEFT_ALONE):
+        rows, columns, weight = _soft(face, source, target)
+        parts, offsets, size = [], [], []
+        for start, length, own, wanted in (
+            (face.top, target[1], source[1], rows),
+            (face.left, target[0], source[0], columns),
+        ):
+            first = max(0, start - face.side - _CONTEXT)
+            last = min(own, start + 2 * face.side + _CONTEXT)
+            parts.append(slice(first, last))
+            offset = round(first * length / own)
+            offsets.append(slice(wanted.start - offset, wanted.stop - offset))
+            size.append(max(1, round(last * length / own) - offset))
+        pixels = enlarge(rgb[parts[0], parts[1]], (size[1], size[0]))[offsets[0], offsets[1]]
+        patches.append(Patch(columns.start, rows.start, pixels, weight))
+    return paste(prescaled, patches)
 
 
 @dataclass(frozen=True)
