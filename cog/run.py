@@ -37,7 +37,7 @@ class Runner(BaseRunner):
         preset: str = Input(
             description="Near the source, in between, inventive, or quick.",
             default="balanced",
-            choices=["faithful", "balanced", "creative", "fast"],
+            choices=["faithful", "balanced", "creative", "fast", "exact"],
         ),
         prompt: str = Input(description="What the picture shows or should look like.", default=""),
         negative_prompt: str | None = Input(description="What to steer away from.", default=None),
