@@ -91,7 +91,7 @@ def model(tmp_path_factory):
 def test_the_inputs_are_those_of_the_catalogue():
     runner = _loaded().Runner
     parameters = list(inspect.signature(runner.run).parameters.values())[1:]
-    assert [_told(one) for one in parameters] == [
+    assert [_described(one) for one in parameters] == [
         (
             known.name,
             known.description,
@@ -176,7 +176,7 @@ _KINDS = {
 }
 
 
-def _told(parameter: inspect.Parameter) -> tuple:
+def _described(parameter: inspect.Parameter) -> tuple:
     """What the signature says of an input."""
     said = parameter.default
     bounds = (said.ge, said.le)

@@ -34,7 +34,7 @@ class Dripper:
 
     Below /to it redirects to the rest of the path, under its own URL.
 
-    begun: how often each path was asked for.
+    begun: how often each path was requested.
     closed: set when somebody closed a connection before that.
     """
 

@@ -49,7 +49,7 @@ def browser(tab: Browser, live: Live):
     tab.until("location.pathname === '/docs' && document.readyState === 'complete'")
     tab.call("Network.clearBrowserCookies")
     tab.said.clear()
-    tab.asked.clear()
+    tab.requested.clear()
     yield tab
     assert [text for text in tab.said if "status of 40" not in text] == []
 
@@ -193,8 +193,8 @@ def test_a_token_is_in_no_address_and_nothing_leaves_the_server(browser: Browser
     assert browser.run("location.href") == f"{live.url}/"
     browser.open(f"{live.url}/p/{predict(live)}")
     browser.until(DRAWN)
-    assert len(browser.asked) > 8
-    for url in browser.asked:
+    assert len(browser.requested) > 8
+    for url in browser.requested:
         assert url.startswith((live.url, "data:", "blob:")), url
         assert live.token not in url
     assert live.token not in browser.run("document.documentElement.outerHTML")
@@ -284,7 +284,7 @@ def test_every_link_leads_through_the_gateway(tmp_path, keeps_mount):
 def test_the_pages_work_behind_the_gateway(tab: Browser, photo, tmp_path, keeps_mount):
     with mounted(tmp_path / "server", keeps_mount=keeps_mount) as (live, own):
         tab.open("about:blank")  # the page of the test before asks no more
-        tab.asked.clear()
+        tab.requested.clear()
         tab.said.clear()
         tab.open(f"{live.url}/")
         sign_in(tab, live)
@@ -309,12 +309,12 @@ def test_the_pages_work_behind_the_gateway(tab: Browser, photo, tmp_path, keeps_
         tab.run("document.getElementById('sign-out').click()")
         tab.until("!document.getElementById('token-form').hidden")
         assert tab.run("location.pathname") == "/deep/tile/"
-        asked = [url for url in tab.asked if not url.startswith(("data:", "blob:"))]
-        assert [url for url in asked if not url.startswith(f"{live.url}/")] == []
+        requested = [url for url in tab.requested if not url.startswith(("data:", "blob:"))]
+        assert [url for url in requested if not url.startswith(f"{live.url}/")] == []
         # On this machine itself the same page stays with the address that it was opened by.
-        tab.asked.clear()
+        tab.requested.clear()
         shown(tab, dataclasses.replace(live, url=own), made)
         tab.until(DRAWN)
-        asked = [url for url in tab.asked if not url.startswith(("data:", "blob:"))]
-        assert [url for url in asked if not url.startswith(f"{own}/")] == []
+        requested = [url for url in tab.requested if not url.startswith(("data:", "blob:"))]
+        assert [url for url in requested if not url.startswith(f"{own}/")] == []
         assert [text for text in tab.said if "status of 40" not in text] == []

@@ -268,9 +268,9 @@ def test_the_command_line_writes_into_the_folder_that_it_is_given(picture, tmp_p
     folder = tmp_path / "new"
     done = invoke("tegula/upscale", f"image=@{picture}", "preset=fast", "-o", folder, "--json")
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["output"] == str(folder / "small-upscale-0.png")
-    assert Image.open(told["output"]).size == (96, 64)
+    printed = json.loads(done.stdout.splitlines()[-1])
+    assert printed["output"] == str(folder / "small-upscale-0.png")
+    assert Image.open(printed["output"]).size == (96, 64)
 
 
 def test_the_command_line_replaces_no_picture_of_an_earlier_run(picture, tmp_path):
@@ -290,7 +290,7 @@ def test_the_command_line_lists_models_and_inputs():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reason"),
     [
         (["nobody/nothing", "image=@a.png"], "no model"),
         (["tegula/upscale", "image"], "name=value"),
@@ -299,8 +299,8 @@ def test_the_command_line_lists_models_and_inputs():
         (["tegula/upscale", "image=@missing.png"], "missing.png"),
     ],
 )
-def test_the_command_line_refuses_in_one_sentence(words, told, tmp_path):
+def test_the_command_line_refuses_in_one_sentence(words, reason, tmp_path):
     done = invoke(*words, "-o", tmp_path)
     assert done.exit_code != 0
-    assert told in done.output
+    assert reason in done.output
     assert not list(tmp_path.iterdir())

@@ -88,9 +88,9 @@ def test_a_result_that_is_there_is_not_replaced_without_overwrite(folder, loads)
 def test_with_progress_programs_see_the_work_and_a_folder_says_how_far_it_is(folder):
     for name in ("a.png", "b.png"):
         put(folder / "in" / name)
-    told = upscale("in", "out/")
-    assert "1 of 2" in told.stderr
-    assert "2 of 2" in told.stderr
+    done = upscale("in", "out/")
+    assert "1 of 2" in done.stderr
+    assert "2 of 2" in done.stderr
     done = upscale("in", "again/", "--json", "--progress")
     records = [json.loads(line) for line in done.stdout.splitlines()]
     moved = [

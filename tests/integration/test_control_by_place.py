@@ -37,7 +37,7 @@ def bundle():
 
 
 class Counting:
-    """Counts the windows that a denoiser is asked for."""
+    """Counts the windows that a denoiser predicts."""
 
     def __init__(self, inner):
         self.inner, self.windows = inner, 0

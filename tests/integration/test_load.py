@@ -39,7 +39,7 @@ class FakeHub:
     def __init__(self, tiny: Path) -> None:
         part = {facts.DEFAULT_VAE: tiny / "vae", facts.DEFAULT_CONTROLNET: tiny / "controlnet"}
         self.folder = lambda repo: part.get(repo, tiny)
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.fail_at: str | None = None
         self.damage: str | None = None
         self.sha256: str | None = None
@@ -55,7 +55,7 @@ class FakeHub:
     def download(self, repo: str, filename: str, *, local_dir: Path) -> str:
         if filename == self.fail_at:
             raise ConnectionError("the line went dead")
-        self.asked.append(filename)
+        self.requested.append(filename)
         target = local_dir / filename
         target.parent.mkdir(parents=True, exist_ok=True)
         content = (self.folder(repo) / filename).read_bytes()
@@ -101,15 +101,15 @@ def test_a_pulled_bundle_is_installed_and_loads_by_name(fake_hub, models):
 
 def test_only_what_is_needed_is_pulled(fake_hub):
     load.pull(NAME)
-    assert "model_index.json" not in fake_hub.asked
-    assert "controlnet/config.json" not in fake_hub.asked
+    assert "model_index.json" not in fake_hub.requested
+    assert "controlnet/config.json" not in fake_hub.requested
 
 
 def test_a_second_pull_downloads_nothing(fake_hub):
     load.pull(NAME)
-    fake_hub.asked.clear()
+    fake_hub.requested.clear()
     assert load.pull(NAME) == ()
-    assert fake_hub.asked == []
+    assert fake_hub.requested == []
 
 
 def test_a_hub_id_can_be_pulled_and_loaded(fake_hub):

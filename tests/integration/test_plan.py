@@ -1,4 +1,4 @@
-"""The work, the time and the memory of an upscale, told before it is done."""
+"""The work, the time and the memory of an upscale, known before it is done."""
 
 import dataclasses
 import json

@@ -23,7 +23,7 @@ def free_choice(tmp_path, monkeypatch):
 
 
 class Probe:
-    """Takes a second, but as long as told for some choices."""
+    """Takes a second, but another time for some choices."""
 
     def __init__(self, **seconds):
         self.seconds, self.calls = seconds, 0

@@ -1,4 +1,4 @@
-"""The optional safety checker: what it holds back, and when it is not asked."""
+"""The optional safety checker: what it holds back, and when it does not run."""
 
 from __future__ import annotations
 

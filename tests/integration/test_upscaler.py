@@ -42,13 +42,13 @@ def picture(width=40, height=30):
     return Image.fromarray((photograph(width, height) * 255).round().astype(np.uint8))
 
 
-def asked(**changes):
+def quick_options(**changes):
     return UpscaleOptions(**(QUICK | changes))
 
 
 def test_creativity_zero_is_prescale_and_finish_alone(upscaler):
     source = picture()
-    result = upscaler.upscale(source, asked(creativity=0.0))
+    result = upscaler.upscale(source, quick_options(creativity=0.0))
     expected = enlarge_lanczos(np.asarray(source, np.float32) / 255, (80, 60)).clip(0, 1)
     np.testing.assert_allclose(np.asarray(result.image) / 255, expected, atol=0.51 / 255)
     assert result.plan.evaluations == 0
@@ -69,14 +69,14 @@ def test_creativity_zero_is_prescale_and_finish_alone(upscaler):
     ],
 )
 def test_the_result_has_exactly_the_size_asked_for(upscaler, size, change, expected):
-    result = upscaler.upscale(picture(*size), asked(**change))
+    result = upscaler.upscale(picture(*size), quick_options(**change))
     assert result.image.size == expected
     assert (result.options.width, result.options.height) == expected
 
 
 def test_the_result_tells_how_to_get_it_again(upscaler):
-    first = upscaler.upscale(picture(), asked(seed=None))
-    again = upscaler.upscale(picture(), asked(seed=first.seed))
+    first = upscaler.upscale(picture(), quick_options(seed=None))
+    again = upscaler.upscale(picture(), quick_options(seed=first.seed))
     assert np.array_equal(first.image, again.image)
     assert first.settings["seed"] == first.seed
     assert first.settings["bundle"] == "tiny"
@@ -93,7 +93,7 @@ def test_options_left_open_are_filled_from_the_preset(upscaler):
 
 def test_progress_walks_forward_through_the_stages_to_the_end(upscaler):
     seen = []
-    upscaler.upscale(picture(), asked(), on_progress=seen.append)
+    upscaler.upscale(picture(), quick_options(), on_progress=seen.append)
     fractions = [progress.fraction for progress in seen]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
@@ -127,10 +127,10 @@ def test_the_plan_counts_the_evaluations_that_are_run(upscaler):
         {"scheduler": "heun"},
         {"scheduler": "lcm"},
     ):
-        planned = upscaler.prepare(picture(), asked(**change))[2]
+        planned = upscaler.prepare(picture(), quick_options(**change))[2]
         rows.clear()
         counting = dataclasses.replace(upscaler.bundle, denoiser=Counting(upscaler.bundle.denoiser))
-        Upscaler(counting).upscale(picture(), asked(**change))
+        Upscaler(counting).upscale(picture(), quick_options(**change))
         assert sum(rows) == planned.evaluations, change
         assert planned.denoise_flops > 0
 
@@ -139,7 +139,7 @@ def test_the_plan_counts_the_evaluations_that_are_run(upscaler):
 def test_cancel_stops_wherever_the_work_is(upscaler, calls):
     answers = iter([False] * calls)
     with pytest.raises(CancelledError):
-        upscaler.upscale(picture(), asked(), cancelled=lambda: next(answers, True))
+        upscaler.upscale(picture(), quick_options(), cancelled=lambda: next(answers, True))
 
 
 class Reddening(torch.nn.Module):
@@ -162,7 +162,7 @@ def test_a_prescaler_that_drifts_in_tone_is_held_to_the_source(bundle, lock, dri
     )
     upscaler = Upscaler(bundle, {"lanczos": drifting})
     source = Image.fromarray((photograph(64, 48) * 200).astype(np.uint8))
-    result = upscaler.upscale(source, asked(creativity=0.0, colour_lock=lock))
+    result = upscaler.upscale(source, quick_options(creativity=0.0, colour_lock=lock))
     red = np.asarray(result.image)[..., 0].mean() - np.asarray(source)[..., 0].mean()
     assert red / 255 == pytest.approx(drift, abs=0.01)
 
@@ -170,33 +170,33 @@ def test_a_prescaler_that_drifts_in_tone_is_held_to_the_source(bundle, lock, dri
 def test_alpha_is_kept_and_scaled(upscaler):
     source = picture()
     source.putalpha(Image.linear_gradient("L").resize(source.size))
-    result = upscaler.upscale(source, asked())
+    result = upscaler.upscale(source, quick_options())
     assert result.image.mode == "RGBA"
     alpha = np.asarray(result.image)[..., 3].astype(int)
     assert alpha[0].max() < 30 < 220 < alpha[-1].min()
 
 
 def test_greyscale_comes_back_as_greyscale(upscaler):
-    assert upscaler.upscale(picture().convert("L"), asked()).image.mode == "L"
+    assert upscaler.upscale(picture().convert("L"), quick_options()).image.mode == "L"
 
 
 def test_too_large_a_result_is_refused_before_the_work(upscaler):
     with pytest.raises(TooLargeError, match="320x240"):
-        upscaler.upscale(picture(), asked(scale=8, max_pixels=10_000))
+        upscaler.upscale(picture(), quick_options(scale=8, max_pixels=10_000))
 
 
 def test_a_crop_outside_the_picture_is_refused(upscaler):
     with pytest.raises(OptionError, match="40x30"):
-        upscaler.upscale(picture(), asked(crop=(30, 0, 20, 20)))
+        upscaler.upscale(picture(), quick_options(crop=(30, 0, 20, 20)))
 
 
 def test_what_is_no_image_is_refused(upscaler):
     with pytest.raises(ImageError):
-        upscaler.upscale(b"not an image", asked())
+        upscaler.upscale(b"not an image", quick_options())
 
 
 def test_the_pipeline_still_makes_the_stored_picture(upscaler):
-    result = upscaler.upscale(picture(48, 48), asked(guidance_scale=3.0, prompt="red cat"))
+    result = upscaler.upscale(picture(48, 48), quick_options(guidance_scale=3.0, prompt="red cat"))
     stored = np.asarray(Image.open(GOLDEN)).astype(int)
     made = np.asarray(result.image).astype(int)
     assert made.shape == stored.shape
@@ -214,8 +214,8 @@ def test_a_crop_has_the_noise_that_its_place_has_in_the_whole(upscaler, monkeypa
     monkeypatch.setattr(NoiseSchedule, "noised", seen)
     source = picture(160, 120)
     # Strength by place, which faces get, draws the noise at more than one step.
-    upscaler.upscale(source, asked(window=64, likeness=0.0))
-    trial = upscaler.upscale(source, asked(window=64, likeness=0.0, crop=(101, 71, 20, 16)))
+    upscaler.upscale(source, quick_options(window=64, likeness=0.0))
+    trial = upscaler.upscale(source, quick_options(window=64, likeness=0.0, crop=(101, 71, 20, 16)))
     whole, crop = noises
     # 32 source pixels before the crop is 69 and 39; the nearest lines of the grid are 64 and 32.
     factor = upscaler.bundle.facts.latent_factor
@@ -228,7 +228,7 @@ def test_a_crop_has_the_noise_that_its_place_has_in_the_whole(upscaler, monkeypa
 
 
 def test_options_may_be_given_by_name_and_are_checked(upscaler):
-    result = upscaler.upscale(picture(8, 8), asked(scale=3), scale=2, seed=9)
+    result = upscaler.upscale(picture(8, 8), quick_options(scale=3), scale=2, seed=9)
     assert (result.image.size, result.seed) == ((16, 16), 9)
     with pytest.raises(OptionError, match="scal"):
         upscaler.upscale(picture(8, 8), scal=2)
@@ -244,7 +244,7 @@ def test_a_saved_result_keeps_profile_metadata_and_settings(upscaler, tmp_path, 
     exif[0x013B] = "A. Painter"
     stream = io.BytesIO()
     source.save(stream, "PNG", icc_profile=profile, exif=exif)
-    result = upscaler.upscale(stream.getvalue(), asked())
+    result = upscaler.upscale(stream.getvalue(), quick_options())
     assert result.save(tmp_path / name) == ()
     with Image.open(tmp_path / name) as saved:
         assert saved.info["icc_profile"] == profile
@@ -256,7 +256,7 @@ def test_a_result_of_sixteen_bits_is_saved_with_them_and_shows_itself_in_a_noteb
     upscaler, tmp_path
 ):
     ramp = np.linspace(0, 65535, 32 * 24, dtype=np.uint16).reshape(24, 32, 1).repeat(3, 2)
-    result = upscaler.upscale(ramp, asked(creativity=0.0))
+    result = upscaler.upscale(ramp, quick_options(creativity=0.0))
     result.save(str(tmp_path / "a.png"))
     assert cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED).dtype == np.uint16
     with Image.open(io.BytesIO(result._repr_png_())) as shown:
@@ -264,7 +264,7 @@ def test_a_result_of_sixteen_bits_is_saved_with_them_and_shows_itself_in_a_noteb
 
 
 def test_a_result_is_saved_to_an_open_file_and_to_nothing_else(upscaler):
-    result = upscaler.upscale(picture(8, 8), asked(creativity=0.0))
+    result = upscaler.upscale(picture(8, 8), quick_options(creativity=0.0))
     stream = io.BytesIO()
     result.save(stream, file_format="webp")
     assert Image.open(stream).format == "WEBP"
@@ -276,7 +276,7 @@ def test_a_result_is_saved_to_an_open_file_and_to_nothing_else(upscaler):
 
 
 def test_a_result_is_not_saved_under_an_ending_of_no_format(upscaler, tmp_path):
-    result = upscaler.upscale(picture(8, 8), asked(creativity=0.0))
+    result = upscaler.upscale(picture(8, 8), quick_options(creativity=0.0))
     with pytest.raises(OptionError):
         result.save(tmp_path / "a.bmp")
     assert not list(tmp_path.iterdir())
@@ -297,21 +297,21 @@ def test_the_share_of_tuning_follows_the_damage_of_the_source_and_is_told(upscal
     }
     cheap = {"prescaler": "tegula-photo", "creativity": 0.0, "scale": 1}
     shares = {
-        name: upscaler.upscale(source, asked(**cheap)).settings["tuning"]
+        name: upscaler.upscale(source, quick_options(**cheap)).settings["tuning"]
         for name, source in sources.items()
     }
     assert shares == {"clean": CLEAN_SHARE, "noisy": 0.65}
-    given = upscaler.upscale(sources["noisy"], asked(**cheap, tuning=0.9))
+    given = upscaler.upscale(sources["noisy"], quick_options(**cheap, tuning=0.9))
     assert given.settings["tuning"] == 0.9
     assert run == [CLEAN_SHARE, 0.65, 0.9]
     assert given.warnings == ()
 
 
 def test_a_share_for_a_prescaler_without_tuning_is_said_to_have_no_effect(upscaler):
-    result = upscaler.upscale(picture(), asked(tuning=0.9))
+    result = upscaler.upscale(picture(), quick_options(tuning=0.9))
     assert result.settings["tuning"] is None
     assert any("tuning has no effect" in warning for warning in result.warnings)
-    assert upscaler.upscale(picture(), asked()).warnings == ()
+    assert upscaler.upscale(picture(), quick_options()).warnings == ()
 
 
 def test_a_second_net_is_blended_in_where_a_picture_is_drawn(upscaler):
@@ -324,7 +324,7 @@ def test_a_second_net_is_blended_in_where_a_picture_is_drawn(upscaler):
     plain, both = (
         upscaler.upscale(
             Image.fromarray(source),
-            asked(**cheap, drawing_prescaler=second, hold_drawings=bool(second)),
+            quick_options(**cheap, drawing_prescaler=second, hold_drawings=bool(second)),
         )
         for second in ("", "realesrgan-animevideov3")
     )
@@ -340,7 +340,7 @@ def test_a_second_net_is_blended_in_where_a_picture_is_drawn(upscaler):
 def test_without_auto_nothing_is_said_and_every_picture_takes_the_same_share(upscaler):
     noise = np.random.default_rng(2).integers(0, 255, (64, 64, 3), np.uint8)
     cheap = {"prescaler": "tegula-photo", "creativity": 0.0, "scale": 1, "auto": False}
-    result = upscaler.upscale(Image.fromarray(noise), asked(**cheap))
+    result = upscaler.upscale(Image.fromarray(noise), quick_options(**cheap))
     assert (result.found, result.settings["tuning"]) == ("", UNSEEN_SHARE)
 
 
@@ -389,7 +389,7 @@ def test_exact_shrinks_to_its_source(upscaler, kind):
 def test_exact_holds_after_diffusion_a_crop_and_a_mask(upscaler):
     source = picture(48, 36)
     mask = Image.fromarray(np.linspace(0, 255, 48).astype(np.uint8)[None])
-    refined = asked(creativity=0.9, exact=True, scale=2, colour_lock="none", window=64)
+    refined = quick_options(creativity=0.9, exact=True, scale=2, colour_lock="none", window=64)
     whole = upscaler.upscale(source, refined, mask=mask)
     assert shrunk_again(whole, np.asarray(source)).max() <= 4
     crop = upscaler.upscale(source, refined, crop=(8, 4, 20, 16))
@@ -430,21 +430,24 @@ def made_with(prompt, file_format):
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
 def test_the_prompt_of_the_source_is_taken_where_the_model_reads_prompts(bundle, file_format):
     source, upscaler = made_with("a stone bridge", file_format), Upscaler(bundle)
-    result = upscaler.upscale(source, asked())
+    result = upscaler.upscale(source, quick_options())
     assert result.options.prompt == "a stone bridge"
     assert result.found.endswith("; prompt taken from the picture: a stone bridge")
     if file_format != "PNG":
         return
-    assert upscaler.upscale(source, asked(prompt="a dog")).options.prompt == "a dog"
+    assert upscaler.upscale(source, quick_options(prompt="a dog")).options.prompt == "a dog"
     for changes in ({"source_prompt": False}, {"auto": False}):
-        result = upscaler.upscale(source, asked(**changes))
+        result = upscaler.upscale(source, quick_options(**changes))
         assert result.options.prompt == ""
         assert "prompt" not in result.found
     blind = dataclasses.replace(bundle.facts, reads_prompts=False)
-    result = Upscaler(dataclasses.replace(bundle, facts=blind)).upscale(source, asked())
+    result = Upscaler(dataclasses.replace(bundle, facts=blind)).upscale(source, quick_options())
     assert result.options.prompt == ""
 
 
 def test_a_result_of_ours_hands_its_prompt_on(upscaler):
-    first = upscaler.upscale(picture(16, 12), asked(prompt="a stone bridge"))
-    assert upscaler.upscale(first.encoded("jpeg").data, asked()).options.prompt == "a stone bridge"
+    first = upscaler.upscale(picture(16, 12), quick_options(prompt="a stone bridge"))
+    assert (
+        upscaler.upscale(first.encoded("jpeg").data, quick_options()).options.prompt
+        == "a stone bridge"
+    )

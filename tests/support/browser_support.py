@@ -33,12 +33,12 @@ def find_browser() -> str | None:
 
 @dataclass
 class Browser:
-    """One tab; ``said`` is what its pages complained of, ``asked`` each address they loaded."""
+    """One tab; ``said`` is what its pages complained of, ``requested`` each address they loaded."""
 
     socket: ClientConnection
     session: str = ""
     said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Browser:
         if event.get("method") == "Runtime.exceptionThrown":
             self.said.append(params["exceptionDetails"]["exception"].get("description", "?"))
         if event.get("method") == "Network.requestWillBeSent":
-            self.asked.append(params["request"]["url"])
+            self.requested.append(params["request"]["url"])
         if event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.said.append(params["entry"]["text"])
 
@@ -160,11 +160,11 @@ def opened_browser(program: str, profile: Path) -> Iterator[Browser]:
 
 def _address(profile: Path, process: subprocess.Popen[bytes]) -> str:
     """Where it listens, which it writes into its profile."""
-    told = profile / "DevToolsActivePort"
+    port_file = profile / "DevToolsActivePort"
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         assert process.poll() is None, "the browser ended at once"
-        lines = told.read_text().splitlines() if told.exists() else []
+        lines = port_file.read_text().splitlines() if port_file.exists() else []
         if len(lines) == 2:
             return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A server on the loopback that answers as it is told and remembers what it was sent."""
+"""A server on the loopback that answers as a test wants and remembers what it was sent."""
 
 from __future__ import annotations
 

@@ -166,8 +166,8 @@ def test_an_open_seed_is_drawn_anew_each_time():
 
 
 def test_resolved_options_give_the_same_again():
-    asked = UpscaleOptions(size=(64, 48), crop=(0, 0, 5, 5), regions=("0,0,0.5,1:a tree",))
-    resolved = resolve(asked, SD15, 512, (10, 10))
+    chosen = UpscaleOptions(size=(64, 48), crop=(0, 0, 5, 5), regions=("0,0,0.5,1:a tree",))
+    resolved = resolve(chosen, SD15, 512, (10, 10))
     assert resolve(resolved, SD15, 512, (10, 10)) == resolved
 
 
