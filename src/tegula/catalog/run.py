@@ -108,10 +108,12 @@ def run(
             source,
             request.passes[number].replaced(max_pixels=max_pixels),
             _Maps(mask, strength_map),
-            _overall(on_progress, number, works),
-            on_preview,
-            log_expected if number == 0 else None,
-            cancelled,
+            _Callbacks(
+                _overall(on_progress, number, works),
+                on_preview,
+                log_expected if number == 0 else None,
+                cancelled,
+            ),
         )
         for sentence in (*([done.found] if done.found else []), *done.warnings):
             log(sentence)
@@ -173,15 +175,22 @@ class _Maps:
     strength_map: Source | None
 
 
+@dataclass(frozen=True)
+class _Callbacks:
+    """What an upscale reports to, and what may stop it, as ``Upscaler.upscale`` takes them."""
+
+    on_progress: OnProgress | None
+    on_preview: OnPreview | None
+    on_plan: OnPlan | None
+    cancelled: Cancelled
+
+
 def _upscale(
     upscaler: Upscaler,
     picture: Picture,
     options: UpscaleOptions,
     maps: _Maps,
-    on_progress: OnProgress | None,
-    on_preview: OnPreview | None,
-    on_plan: OnPlan | None,
-    cancelled: Cancelled,
+    callbacks: _Callbacks,
 ) -> UpscaleResult:
     from tegula.pipeline.prepare import prepare
 
@@ -190,10 +199,10 @@ def _upscale(
         options,
         mask=maps.mask,
         strength_map=maps.strength_map,
-        on_progress=on_progress,
-        on_preview=on_preview,
-        on_plan=on_plan,
-        cancelled=cancelled,
+        on_progress=callbacks.on_progress,
+        on_preview=callbacks.on_preview,
+        on_plan=callbacks.on_plan,
+        cancelled=callbacks.cancelled,
     )
 
 
@@ -202,10 +211,7 @@ def _upscale_seamless(
     picture: Picture,
     options: UpscaleOptions,
     maps: _Maps,
-    on_progress: OnProgress | None,
-    on_preview: OnPreview | None,
-    on_plan: OnPlan | None,
-    cancelled: Cancelled,
+    callbacks: _Callbacks,
 ) -> UpscaleResult:
     """Upscale a texture whose opposite edges meet, so that they meet in the result too.
 
@@ -233,10 +239,10 @@ def _upscale_seamless(
         options.replaced(size=(width + 2 * right, height + 2 * below), scale=None, resolution=None),
         mask=wrapped_map(maps.mask),
         strength_map=wrapped_map(maps.strength_map),
-        on_progress=on_progress,
-        on_preview=on_preview,
-        on_plan=on_plan,
-        cancelled=cancelled,
+        on_progress=callbacks.on_progress,
+        on_preview=callbacks.on_preview,
+        on_plan=callbacks.on_plan,
+        cancelled=callbacks.cancelled,
     )
     warnings = result.warnings
     if picture.facts.depth > 8:
