@@ -282,8 +282,8 @@ class UpscaleOptions(CheckedOptions):
     drawing_prescaler: str | None = Field(
         default=None,
         description="A second net for the parts of the picture that are drawn or text, blended "
-        "softly into the first. Empty, there is none. Left open, auto takes tegula-swift for text, "
-        "drawings and pictures with such parts, unless a prescaler is named.",
+        "softly into the first. Empty, there is none. Left open, auto takes tegula-swift for small "
+        "letters, unless a prescaler is named.",
     )
     drawing_share: Share | None = Field(
         default=None,
@@ -294,7 +294,7 @@ class UpscaleOptions(CheckedOptions):
         default=None,
         description="Holds drawn parts to the range of the source around each place, so that white "
         "paper stays white, and where they are not damaged to the source itself. Left open, auto "
-        "does so wherever it chooses a second net for them.",
+        "does so for drawings, pictures with drawn parts and things on white.",
     )
     tuning: Share | None = Field(
         default=None,

@@ -200,7 +200,21 @@ def test_what_is_drawn_is_crisp_until_it_was_compressed(make):
 
 
 def seen(kind, quality=None, noise=0.0):
-    return Look(Damage(quality, noise), kind, np.zeros((1, 1), np.float32))
+    drawn = np.zeros((1, 1), np.float32)
+    return Look(Damage(quality, noise), kind, drawn, density=0.38)
+
+
+def test_small_letters_are_denser_than_lines():
+    small = cv2.resize(text_page(), None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
+    dense, sparse = (look_at(p.astype(np.float32) / 255).density for p in (small, line_art()))
+    assert sparse < 0.32 < dense
+
+
+def test_lines_and_large_letters_keep_to_one_net_and_are_held():
+    look = replace(seen("drawing"), density=0.2)
+    chosen = choose(look, UpscaleOptions(), preset(), (900, 900))
+    assert chosen["hold_drawings"]
+    assert "drawing_prescaler" not in chosen
 
 
 def preset(**named):
@@ -290,7 +304,7 @@ def test_a_thing_on_white_is_seen():
 
 
 @pytest.mark.parametrize("kind", ["drawing", "mixed"])
-def test_drawn_parts_get_a_second_net_and_are_held_to_the_source(kind):
+def test_small_letters_get_a_second_net_and_are_held_to_the_source(kind):
     chosen = choose(seen(kind), UpscaleOptions(), preset(), (900, 900))
     assert chosen["drawing_prescaler"] == "tegula-swift"
     assert (chosen["drawing_share"], chosen["hold_drawings"]) == (0.5, True)

@@ -43,6 +43,8 @@ _MIXED_WITH = "tegula-photo"
 """The two make mistakes of different kinds on letters: half of each, held to the source, is read
 as well as the better one at 4x and better than either at 2x."""
 _HALF = 0.5
+_SMALL_LETTERS = 0.32
+"""Density of edges from which that is so; larger letters and lines lose by it what a judge sees."""
 
 
 _SOFT = 1.0
@@ -76,7 +78,8 @@ def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size)
     is_drawn = look.kind != "photograph"
     if options.prescaler is None and (is_drawn or look.on_white >= _ON_WHITE):
         chosen["hold_drawings"] = True
-        if is_drawn and usual.prescaler == _MIXED_WITH and options.drawing_prescaler is None:
+        has_letters = is_drawn and look.density >= _SMALL_LETTERS
+        if has_letters and usual.prescaler == _MIXED_WITH and options.drawing_prescaler is None:
             chosen |= {"drawing_prescaler": _DRAWING_PRESCALER, "drawing_share": _HALF}
     if options.preset == "creative":
         return chosen
