@@ -1,7 +1,16 @@
 """Fixtures of the tests that run nets, a database or the HTTP API in this process."""
 
+import pytest
 from api_support import server
 from sd15_support import files, folder, offline
 from store_support import postgresql
 
 __all__ = ["files", "folder", "offline", "postgresql", "server"]
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Return what opens a state as a LoRA, after writing it."""
+    from lora_support import opener  # builds networks, which few tests need
+
+    return opener(tmp_path)
