@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,10 @@ from PIL import Image
 
 from bench.quality.cache import Cache, remember_results
 from bench.quality.recipes import on_white
+from tegula.expectation import Expectation
 from tegula.models.prescalers import Prescaler, list_prescalers
 from tegula.models.prescalers.load import load_prescaler, with_share
+from tegula.nets import Nets
 from tegula.options import PRESETS, ResolvedOptions, UpscaleOptions
 from tegula.pipeline.windows import canvas_piece
 from tegula.plan import Plan
@@ -107,23 +109,29 @@ class Result:
     rows: tuple[int, ...] = ()
 
 
-class _Upscaler(Upscaler):
-    """An upscaler whose nets look into a cache."""
+@dataclass
+class _CachedNets(Nets):
+    """Nets that look into a cache."""
 
-    cache: Cache
+    cache: Cache = field(kw_only=True)
 
-    def _prescaler(self, name: str, tuning: float | None = None) -> Prescaler:
+    def prescaler(self, name: str, tuning: float | None = None) -> Prescaler:
+        """Return a prescaler whose results are kept."""
         key = f"{name}@{tuning}"
-        if key not in self._prescalers:
+        if key not in self.prescalers:
             loaded = load_prescaler(name, self.bundle.device, self.bundle.dtype)
             prescaler = with_share(loaded, tuning)
             for network in {prescaler.network, prescaler.full_precision} - {None}:
                 remember_results(network, self.cache)  # type: ignore[arg-type]
-            self._prescalers[key] = prescaler
-        return self._prescalers[key]
+            self.prescalers[key] = prescaler
+        return self.prescalers[key]
 
-    def _learn(self, plan: Plan, seconds: Mapping[str, float]) -> None:
-        """Remember nothing: what a net did not have to compute took no time."""
+
+class _Unknowing(Expectation):
+    """Remembers nothing: what a net did not have to compute took no time."""
+
+    def learn(self, plan: Plan, seconds: Mapping[str, float]) -> None:
+        """Leave no trace."""
 
 
 class Runner:
@@ -131,8 +139,11 @@ class Runner:
 
     def __init__(self, cache: Cache) -> None:
         """Load the packaged model."""
-        self._upscaler = _Upscaler(Upscaler.load("mini").bundle)
-        self._upscaler.cache = cache
+        self._upscaler = Upscaler.load("mini")
+        nets = _CachedNets(self._upscaler.bundle, cache=cache)
+        usual = self._upscaler.expectation
+        self._upscaler.nets = nets
+        self._upscaler.expectation = _Unknowing(nets, usual.version, usual.run, usual.count)
 
     def run(self, small: NDArray[np.uint8], scale: int, method: Method) -> Result:
         """Enlarge one picture with one method."""

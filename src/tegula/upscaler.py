@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from tegula import __version__, rates
+from tegula import __version__
 from tegula.errors import OptionError
+from tegula.expectation import Expectation
 from tegula.images.adjust import fuse_exposures, hold_drawings, lock_colour
 from tegula.images.open import Source
 from tegula.images.pixels import Float, Size, enlarge_lanczos, outlines, to_image
 from tegula.models import DEFAULT_BUNDLE, BundleSettings
 from tegula.models.bundle import Bundle
 from tegula.models.compiled import default_window_batch, optimise_bundle
-from tegula.models.costs import BundleCost, Cost, bundle_cost, prescaler_flops
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.faces.likeness import can_describe, load_describer
-from tegula.models.faces.networks import FaceRestorer, load_detector, load_restorer
 from tegula.models.load import load_bundle
-from tegula.models.prescalers import LANCZOS, Prescaler, is_tuned
-from tegula.models.prescalers.load import load_prescaler, with_share
+from tegula.models.prescalers import is_tuned
+from tegula.nets import Nets
 from tegula.options import (
-    Preset,
     ResolvedOptions,
     UpscaleOptions,
     enlarged_part,
@@ -40,7 +36,7 @@ from tegula.options import (
     with_context,
 )
 from tegula.pipeline.choices import choose, describe
-from tegula.pipeline.faces import NONE_FOUND, FaceWork
+from tegula.pipeline.faces import NONE_FOUND
 from tegula.pipeline.finish import finish
 from tegula.pipeline.likeness import (
     USUAL_LIKENESS,
@@ -52,17 +48,15 @@ from tegula.pipeline.likeness import (
 )
 from tegula.pipeline.prepare import Prepared, SpatialControl, prepare, read_spatial_control
 from tegula.pipeline.prescale import (
-    padding,
     prescale,
     prescale_alpha,
     prescale_mixed,
-    run_network,
 )
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.pipeline.remarks import ignored_options, loras_of_prompts, prompt_taken
 from tegula.pipeline.sharing import in_order, shared
-from tegula.plan import Costs, Memory, Plan, expected_memory, make_plan
+from tegula.plan import Memory, Plan, expected_memory
 from tegula.progress import (
     Cancel,
     Cancelled,
@@ -76,17 +70,6 @@ from tegula.progress import (
 )
 from tegula.result import UpscaleResult
 
-_FACE_PRESCALER = "realesrgan-x4plus"
-_LONG_WORK = {"cpu": 3e11}
-"""FLOPs from which on an upscale is worth a measure of the machine; half a second's, about."""
-_LONG_ON_GPU = 3e13
-_MEASURED_WORK = {"cpu": 2e10}
-"""FLOPs of a short measure of one net, about: a fraction of a second's."""
-_MEASURED_ON_GPU = 2e12
-_SMALLEST_TILE = 32
-_LARGEST_TILE = 512
-_USUAL_SIDE = 1024
-"""Of the usual picture, by whose seconds a server estimates a model that it has not run yet."""
 Crop = tuple[int, int, int, int]
 _REFINE = {"canvas": refine_canvas, "redraw": refine_redraw}
 
@@ -110,6 +93,21 @@ class Callbacks:
             self.on_preview(to_image(small))
 
 
+@dataclass(frozen=True)
+class _Prescaled:
+    """What prescale leaves to the stages behind it.
+
+    enlarged: the source, without a net. drawn: where the result is held to it.
+    was_shared: whether the nets had run before.
+    """
+
+    picture: Float
+    enlarged: Float
+    drawn: Float | None
+    alpha: Float | None
+    was_shared: bool
+
+
 @dataclass
 class Upscaler:
     """Enlarges pictures with one bundle on one device.
@@ -122,12 +120,19 @@ class Upscaler:
     """
 
     bundle: Bundle
-    _prescalers: dict[str, Prescaler] = field(default_factory=dict, repr=False)
-    _shares: dict[str, Prescaler] = field(default_factory=dict, repr=False)
-    _restorers: dict[str, FaceRestorer] = field(default_factory=dict, repr=False)
-    _prescaler_costs: dict[str, Mapping[int | None, Cost]] = field(default_factory=dict, repr=False)
-    _measured: dict[str, float] = field(default_factory=dict, repr=False)
-    _shared: dict[tuple[Any, ...], Float] | None = field(default=None, repr=False)
+    nets: Nets = field(init=False, repr=False)
+    expectation: Expectation = field(init=False, repr=False)
+    _kept: dict[tuple[Any, ...], Float] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Begin with no other nets than the bundle's."""
+        self.nets = Nets(self.bundle)
+        self.expectation = Expectation(
+            self.nets,
+            __version__,
+            lambda source, options: self._upscale(source, options, Callbacks())[0],
+            lambda source, options: self.prepare(source, options)[2],
+        )
 
     @classmethod
     def load(
@@ -230,7 +235,7 @@ class Upscaler:
         options = (options or UpscaleOptions()).replaced(**named)
         callbacks = Callbacks(on_progress, on_preview, Cancel(cancelled), on_plan)
         result, typical = self._upscale(source, options, callbacks, mask, strength_map)
-        self._learn(result.plan, typical)
+        self.expectation.learn(result.plan, typical)
         return result
 
     def _upscale(
@@ -244,52 +249,23 @@ class Upscaler:
         """Run all stages; return the seconds of those that say something of other upscales, too."""
         # Loading and counting happen once, so they must not be timed as part of a stage.
         usual = preset_values(self.bundle.facts.presets, options.preset).prescaler
-        self._costs(self._prescaler(options.prescaler or usual))
-        clock, loaded = StageClock(callbacks.cancel), set(self._prescalers)
+        self.nets.costs(self.nets.prescaler(options.prescaler or usual))
+        clock, loaded = StageClock(callbacks.cancel), set(self.nets.prescalers)
         with clock("prepare"):
             prepared, resolved, plan = self.prepare(source, options)
-            prescaler = self._prescaler(resolved.prescaler, resolved.tuning)
+            self.nets.prescaler(resolved.prescaler, resolved.tuning)
             wider = with_context(options, prepared.facts.size)
             control = read_spatial_control(mask, strength_map, wider, resolved, prepared)
-            restore_faces = self._face_work(resolved)
+            restore_faces = self.nets.face_work(resolved)
             found, control = _look_for_faces(prepared, resolved, control)
         reporter = self._reporter(callbacks, plan)
         with clock("prescale"):
             show = callbacks.on_picture if callbacks.on_preview else None
-            whole = progress = reporter.stage("prescale", callbacks.cancel, show)
-            alpha, ahead = prepared.alpha, 1.0
-            if alpha is not None and outlines(alpha) is not None:
-                # Alpha goes through the net as one picture more.
-                ahead = 1 - 1 / (3 if resolved.drawing_prescaler else 2)
-                progress = whole.part(0.0, ahead)
-            drawn = None
-            if resolved.drawing_prescaler or resolved.hold_drawings:
-                part = enlarged_part(wider, prepared.facts.size)
-                drawn = prepared.look.drawn_at(plan.size, part)
-            key = self._shared_key(prepared, resolved)
-            kept = None if self._shared is None else self._shared.get(key)
-            if kept is not None:
-                prescaled = kept.copy()  # what follows writes into it
-                progress.on_unit(1, 1)
-            elif resolved.drawing_prescaler and drawn is not None:
-                nets = prescaler, self._prescaler(resolved.drawing_prescaler)
-                share = drawn * np.float32(resolved.drawing_share)
-                prescaled = prescale_mixed(prepared.rgb, plan.size, nets, share, progress)
-            else:
-                prescaled = prescale(prepared.rgb, plan.size, prescaler, progress=progress)
-            if self._shared is not None and kept is None:
-                self._shared[key] = prescaled.copy()
-            if alpha is not None:
-                behind = dataclasses.replace(whole.part(ahead, 1.0), on_unit=ignore_units)
-                behind = dataclasses.replace(behind, on_picture=None)
-                alpha = prescale_alpha(alpha, plan.size, prescaler, behind)
-            prescaled = self._gently(prescaled, prepared, resolved, found, callbacks.cancel)
-            enlarged = enlarge_lanczos(prepared.rgb, plan.size)
-            prescaled = lock_colour(prescaled, enlarged, resolved, out=prescaled)
-            if resolved.hold_drawings and drawn is not None:
-                crisp = prepared.look.crisp
-                prescaled = hold_drawings(prescaled, prepared.rgb, drawn, crisp)
-            prescaled = fuse_exposures(prescaled, resolved.hdr)
+            progress = reporter.stage("prescale", callbacks.cancel, show)
+            begun = self._prescale(prepared, resolved, wider, found, progress)
+            prescaled, enlarged = begun.picture, begun.enlarged
+            held, alpha, was_shared = begun.drawn, begun.alpha, begun.was_shared
+            del begun
         loras, left_out = loras_of_prompts(self.bundle, options) if resolved.refines else ([], [])
         with clock("refine"), self._merged(loras) as merged:
             strength, refined = control.strength(prescaled, resolved.flat_skip), prescaled
@@ -305,7 +281,6 @@ class Upscaler:
         with clock("finish"):
             reporter.begin("finish")
             faces = restore_faces(prepared.rgb, callbacks.cancel) if restore_faces else ()
-            held = drawn if resolved.hold_drawings else None
             guard = _guard_of(prepared, found, resolved.likeness)
             finished = finish(
                 refined, prescaled, prepared, resolved, control.mask, faces, held, alpha, guard
@@ -351,13 +326,68 @@ class Upscaler:
         untypical = {
             "prepare": isinstance(source, Prepared)
             or resolved.faces
-            or loaded != set(self._prescalers),
-            "prescale": kept is not None,
+            or loaded != set(self.nets.prescalers),
+            "prescale": was_shared,
             "refine": not is_everywhere or callbacks.on_preview is not None or bool(loras),
             "finish": resolved.faces,
         }
         typical = {s: seconds for s, seconds in clock.seconds.items() if not untypical.get(s)}
         return dataclasses.replace(result, settings=settings), typical
+
+    def _prescale(
+        self,
+        prepared: Prepared,
+        options: ResolvedOptions,
+        wider: UpscaleOptions,
+        faces: Sequence[FoundFace],
+        progress: StageProgress,
+    ) -> _Prescaled:
+        """Enlarge the picture and its alpha by the nets, with the colours of the source.
+
+        Args:
+            prepared: the source.
+            options: resolved for it.
+            wider: the options that it was prepared with.
+            faces: that are to stay like those of the source.
+            progress: of the whole stage.
+        """
+        size = options.width, options.height
+        prescaler = self.nets.prescaler(options.prescaler, options.tuning)
+        alpha, picture_progress, ahead = prepared.alpha, progress, 1.0
+        if alpha is not None and outlines(alpha) is not None:
+            # Alpha goes through the net as one picture more.
+            ahead = 1 - 1 / (3 if options.drawing_prescaler else 2)
+            picture_progress = progress.part(0.0, ahead)
+        drawn = None
+        if options.drawing_prescaler or options.hold_drawings:
+            part = enlarged_part(wider, prepared.facts.size)
+            drawn = prepared.look.drawn_at(size, part)
+        key = self._key(prepared, options)
+        kept = None if self._kept is None else self._kept.get(key)
+        if kept is not None:
+            picture = kept.copy()  # what follows writes into it
+            picture_progress.on_unit(1, 1)
+        elif options.drawing_prescaler and drawn is not None:
+            nets = prescaler, self.nets.prescaler(options.drawing_prescaler)
+            share = drawn * np.float32(options.drawing_share)
+            picture = prescale_mixed(prepared.rgb, size, nets, share, picture_progress)
+        else:
+            picture = prescale(prepared.rgb, size, prescaler, progress=picture_progress)
+        if self._kept is not None and kept is None:
+            self._kept[key] = picture.copy()
+        if alpha is not None:
+            behind = dataclasses.replace(
+                progress.part(ahead, 1.0), on_unit=ignore_units, on_picture=None
+            )
+            alpha = prescale_alpha(alpha, size, prescaler, behind)
+        picture = self._gently(picture, prepared, options, faces, progress.cancel)
+        enlarged = enlarge_lanczos(prepared.rgb, size)
+        picture = lock_colour(picture, enlarged, options, out=picture)
+        held = drawn if options.hold_drawings else None
+        if held is not None:
+            picture = hold_drawings(picture, prepared.rgb, held, prepared.look.crisp)
+        picture = fuse_exposures(picture, options.hdr)
+        return _Prescaled(picture, enlarged, held, alpha, kept is not None)
 
     def upscale_many(
         self,
@@ -394,7 +424,8 @@ class Upscaler:
             bundle = dataclasses.replace(self.bundle, denoiser=denoiser)
             if bundle.with_loras is not None:
                 bundle = dataclasses.replace(bundle, with_loras=lambda _: nullcontext(merged))
-            together = dataclasses.replace(self, bundle=bundle)
+            together = Upscaler(bundle)
+            together.nets = dataclasses.replace(self.nets, bundle=bundle)
 
             def one(source: Source) -> UpscaleResult:
                 with denoiser.member():
@@ -409,18 +440,19 @@ class Upscaler:
     @contextmanager
     def sharing_prescaled(self) -> Iterator[None]:
         """Let upscales of the same pixels by the same net within the block run it once."""
-        self._shared = {}
+        self._kept = {}
         try:
             yield
         finally:
-            self._shared = None
+            self._kept = None
 
-    def _shared_key(self, prepared: Prepared, resolved: ResolvedOptions) -> tuple[Any, ...]:
+    def _key(self, prepared: Prepared, resolved: ResolvedOptions) -> tuple[Any, ...]:
         """Return what decides on the result of the nets; empty where nothing is shared."""
-        if self._shared is None:
+        if self._kept is None:
             return ()
         names = "width", "height", "prescaler", "tuning", "drawing_prescaler", "drawing_share"
-        return hash(prepared.rgb.tobytes()), *(getattr(resolved, name) for name in names)
+        pixels = hashlib.blake2b(prepared.rgb.tobytes()).digest()
+        return pixels, *(getattr(resolved, name) for name in names)
 
     def prepare(
         self, source: Source | Prepared, options: UpscaleOptions
@@ -433,18 +465,8 @@ class Upscaler:
         prepared = source if isinstance(source, Prepared) else prepare(source, options)
         size = prepared.facts.size
         resolved = self._resolved(with_context(options, size), prepared)
-        plan = self._plan(self._prescaler(resolved.prescaler), prepared.size, resolved)
-        if resolved.drawing_prescaler:
-            other = self._plan(self._prescaler(resolved.drawing_prescaler), prepared.size, resolved)
-            plan = dataclasses.replace(
-                plan,
-                tiles=plan.tiles + other.tiles,
-                prescale_flops=plan.prescale_flops + other.prescale_flops,
-            )
-        if prepared.alpha is not None and outlines(prepared.alpha) is not None:
-            alone = self._plan(self._prescaler(resolved.prescaler), prepared.size, resolved)
-            flops = plan.prescale_flops + alone.prescale_flops
-            plan = dataclasses.replace(plan, prescale_flops=flops)
+        alpha = prepared.alpha is not None and outlines(prepared.alpha) is not None
+        plan = self.nets.plan(prepared.size, resolved, alpha=alpha)
         return prepared, resolved, plan
 
     def forecast(self, source: Source, options: UpscaleOptions) -> tuple[Plan, Memory]:
@@ -454,104 +476,8 @@ class Upscaler:
             InputError, PathError: as ``upscale`` does.
         """
         _, resolved, plan = self.prepare(source, options)
-        prescaler = self._prescaler(resolved.prescaler)
-        return plan, expected_memory(self.bundle, self._bundle_cost, prescaler, plan, resolved)
-
-    def expected_seconds(self, plan: Plan) -> Mapping[str, float] | None:
-        """Return how long a plan takes by stage, judged by earlier upscales; None if unknown."""
-        return rates.find(rates.setting_of(self.bundle, __version__)).seconds(plan)
-
-    def expect(self, plan: Plan) -> Mapping[str, float]:
-        """Return how long a plan takes by stage, from a short measure where no run tells.
-
-        The measure takes less than a second for each net that was not measured yet, and is
-        kept in the cache folder.
-
-        Raises:
-            NumericalError, OutOfMemoryError: as ``upscale`` does.
-        """
-        setting = rates.setting_of(self.bundle, __version__)
-        known = rates.find(setting)
-        seconds = known.seconds(plan)
-        if seconds is None:
-            known = dataclasses.replace(known, measured={**known.measured, **self._measured})
-            missing = {name for name, _ in rates.work_of(plan).values()} - set(known.measured)
-            self._measured |= self._measure(plan, missing)
-            rates.remember_measure(setting, self._measured)
-            measured = {**known.measured, **self._measured}
-            seconds = rates.Rates(known.runs, None, measured).seconds(plan)
-        return seconds or {}
-
-    def expected_when(self, plan: Plan, options: UpscaleOptions, preset: Preset) -> float:
-        """Return the seconds of the same enlargement with another preset.
-
-        Args:
-            plan: of the enlargement.
-            options: that it was planned with.
-            preset: in place of that of the options.
-
-        Raises:
-            ModelError: the prescaler of the preset is missing.
-            NumericalError, OutOfMemoryError: as ``upscale`` does.
-        """
-        options = options.replaced(
-            **dict.fromkeys(("scale", "resolution", "crop")), regions=(), size=plan.size
-        )
-        facts = self.bundle.facts
-        resolved = resolve(
-            options.replaced(preset=preset), facts.presets, facts.window, plan.source
-        )
-        other = self._plan(self._prescaler(resolved.prescaler), plan.source, resolved)
-        return sum(self.expect(other).values())
-
-    def _measure(self, plan: Plan, missing: Set[str]) -> Mapping[str, float]:
-        """Measure the seconds for a unit of work of those names that are missing."""
-        net = next((name for name in missing if plan.tiles and name.startswith("prescale ")), None)
-        enough = _MEASURED_WORK.get(self.bundle.device.type, _MEASURED_ON_GPU)
-        found: dict[str, float] = {}
-        if net is not None:
-            prescaler = self._prescaler(plan.prescaler)
-            cost = self._costs(prescaler).prescaler[prescaler.facts.factor]
-
-            def work_of_net(side: int) -> float:
-                return cost.of((side + 2 * padding(side, prescaler.facts)) ** 2)
-
-            def run_net(side: int) -> Mapping[str, rates.Timed]:
-                noise = np.random.default_rng(0).random((side, side, 3), np.float32)
-                start = time.perf_counter()
-                run_network(noise, prescaler)
-                return {net: (work_of_net(side), time.perf_counter() - start)}
-
-            found |= _measured(run_net, work_of_net, _SMALLEST_TILE, _LARGEST_TILE, enough)
-        if missing - {net}:
-            options = UpscaleOptions(
-                scale=1, prescaler=LANCZOS, steps=2, creativity=1.0, seed=0, auto=False
-            )
-
-            def noise_of(side: int) -> Image.Image:
-                return Image.effect_noise((side, side), 64).convert("RGB")
-
-            def run_all(side: int) -> Mapping[str, rates.Timed]:
-                result, _ = self._upscale(noise_of(side), options, Callbacks())
-                works = rates.work_of(result.plan)
-                return {name: (work, result.timings[s]) for s, (name, work) in works.items()}
-
-            def work_of_all(side: int) -> float:
-                return self.prepare(noise_of(side), options)[2].flops
-
-            facts = self.bundle.facts
-            sides = facts.minimum_window, facts.window
-            found |= _measured(run_all, work_of_all, *sides, enough)
-        return found
-
-    def _learn(self, plan: Plan, seconds: Mapping[str, float]) -> None:
-        """Remember how long the stages took; of a usual picture, too, if it is known."""
-        size = _USUAL_SIDE, _USUAL_SIDE
-        facts = self.bundle.facts
-        options = resolve(UpscaleOptions(seed=0), facts.presets, facts.window, size)
-        prescaler = self._prescalers.get(options.prescaler)
-        usual = None if prescaler is None else self._plan(prescaler, size, options)
-        rates.remember(rates.setting_of(self.bundle, __version__), plan, seconds, usual)
+        prescaler = self.nets.prescaler(resolved.prescaler)
+        return plan, expected_memory(self.bundle, self.nets.bundle_cost, prescaler, plan, resolved)
 
     def _resolved(self, options: UpscaleOptions, prepared: Prepared) -> ResolvedOptions:
         facts = self.bundle.facts
@@ -573,27 +499,10 @@ class Upscaler:
             mend_chroma=prepared.chroma_mended,
         )
 
-    def _plan(
-        self, prescaler: Prescaler, source_size: tuple[int, int], options: ResolvedOptions
-    ) -> Plan:
-        costs = self._costs(prescaler)
-        return make_plan(self.bundle, prescaler.facts, costs, source_size, options)
-
-    def _costs(self, prescaler: Prescaler) -> Costs:
-        name = prescaler.facts.name
-        if name not in self._prescaler_costs:
-            self._prescaler_costs[name] = prescaler_flops(prescaler)
-        return Costs(self._bundle_cost, self._prescaler_costs[name])
-
-    @cached_property
-    def _bundle_cost(self) -> BundleCost:
-        return bundle_cost(self.bundle)
-
     def _reporter(self, callbacks: Callbacks, plan: Plan) -> Reporter:
         on_progress, seconds = callbacks.on_progress, None
         if on_progress is not None or callbacks.on_plan is not None:
-            long = _LONG_WORK.get(self.bundle.device.type, _LONG_ON_GPU)
-            seconds = self.expect(plan) if plan.flops > long else self.expected_seconds(plan)
+            seconds = self.expectation.seconds_before(plan)
         if callbacks.on_plan is not None:
             callbacks.on_plan(plan, seconds)
         if not seconds:
@@ -602,16 +511,6 @@ class Upscaler:
         seconds = {stage: part for stage, part in seconds.items() if stage != "prepare"}
         total = sum(seconds.values()) or 1.0
         return Reporter(on_progress, {s: n / total for s, n in seconds.items()}, total)
-
-    def _prescaler(self, name: str, tuning: float | None = None) -> Prescaler:
-        if name not in self._prescalers:
-            self._prescalers[name] = load_prescaler(name, self.bundle.device, self.bundle.dtype)
-        if tuning is None:
-            return self._prescalers[name]
-        # The last share is kept: most pictures of a folder are alike.
-        last = with_share(self._shares.get(name, self._prescalers[name]), tuning)
-        self._shares[name] = last
-        return last
 
     def _gently(
         self,
@@ -626,26 +525,10 @@ class Upscaler:
             return prescaled
 
         def enlarge(part: Float, size: Size) -> Float:
-            net = self._prescaler(options.prescaler, 0.0)
+            net = self.nets.prescaler(options.prescaler, 0.0)
             return prescale(part, size, net, progress=StageProgress(cancel=cancel))
 
         return enlarge_gently(prescaled, prepared.rgb, faces, enlarge)
-
-    def _face_work(self, options: ResolvedOptions) -> FaceWork | None:
-        """Load what restores faces, before any work is done; None where none is asked for."""
-        if not options.faces:
-            return None
-        if options.faces not in self._restorers:
-            self._restorers[options.faces] = load_restorer(options.faces, self.bundle.device)
-        prescaler = self._prescaler(options.prescaler)
-        if options.face_upsample and prescaler.network is None:
-            prescaler = self._prescaler(_FACE_PRESCALER)
-        return FaceWork(
-            load_detector(),
-            self._restorers[options.faces],
-            prescaler if options.face_upsample else None,
-            options,
-        )
 
     @contextmanager
     def _merged(self, loras: Sequence[tuple[str, float]]) -> Iterator[Sequence[str]]:
@@ -659,31 +542,6 @@ class Upscaler:
 
 def _joined(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
-
-
-def _measured(
-    run: Callable[[int], Mapping[str, rates.Timed]],
-    work_of: Callable[[int], float],
-    side: int,
-    largest: int,
-    enough: float,
-) -> Mapping[str, float]:
-    """Return the seconds for a unit of work, by name, from one square or two.
-
-    The larger has about ``enough`` work; what the smaller takes of it, which for a quick net
-    is all that is not work, is left out.
-    """
-    smaller = larger = run(side)
-    if work_of(side) < enough:
-        while work_of(side) < enough and 2 * side <= largest:
-            side *= 2
-        larger = run(side)
-    found = {}
-    for name, (work, seconds) in larger.items():
-        first, took = smaller[name]
-        grew = work > first and seconds > took
-        found[name] = (seconds - took) / (work - first) if grew else seconds / work
-    return found
 
 
 def _look_for_faces(

@@ -14,6 +14,7 @@ from support import photograph
 
 from tegula.catalog import InvalidInputsError, find, run, validate
 from tegula.errors import CancelledError, ImageError, TooLargeError
+from tegula.expectation import Expectation
 from tegula.images.decode import decode, reopened
 from tegula.images.encode import encode, read_settings
 from tegula.images.open import opened_file
@@ -151,7 +152,7 @@ def test_clarity_refines_in_passes_and_reports_one_progress(tiny, picture, monke
     version = find("philz1337x/clarity-upscaler")
     reports, logged = [], []
     expected = dict.fromkeys(("prepare", "prescale", "refine", "finish"), 3.0)
-    monkeypatch.setattr(type(tiny), "expected_seconds", lambda *_: expected)
+    monkeypatch.setattr(Expectation, "seconds", lambda *_: expected)
     (output,) = run(
         version,
         validate(version, {"image": str(picture), "scale_factor": 4, "output_format": "webp"}),

@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 from tegula import folders as folders_module
 from tegula import upscaler as upscaler_module
 from tegula.errors import CancelledError, MissingWeightsError
+from tegula.expectation import Expectation
 from tegula.images.decode import decode
 from tegula.images.encode import read_settings
 from tegula.images.open import upright_size
@@ -108,8 +109,8 @@ def test_long_work_says_beforehand_how_long_it_takes_and_what_is_quicker(folder,
     for name in ("a.png", "b.png"):
         put(folder / "in" / name)
     expected = {"prepare": 1.0, "prescale": 170.0, "refine": 9.0, "finish": 0.0}
-    monkeypatch.setattr(Upscaler, "expected_seconds", lambda *_: expected)
-    monkeypatch.setattr(Upscaler, "expected_when", lambda *_: 15.0)
+    monkeypatch.setattr(Expectation, "seconds", lambda *_: expected)
+    monkeypatch.setattr(Expectation, "seconds_with", lambda *_: 15.0)
     sentence = "expected to take about 3 min; with --preset fast about 15 s"
     assert f"in/a.png: {sentence}" in upscale("in/a.png", "one.png").stderr
     assert "--preset fast" not in upscale("in/a.png", "two.png", "--preset", "fast").stderr

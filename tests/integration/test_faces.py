@@ -240,8 +240,8 @@ def upscaler():
 def upscaled(upscaler, picture, restorer, monkeypatch, **options):
     from PIL import Image
 
-    monkeypatch.setattr("tegula.upscaler.load_restorer", lambda name, device: restorer)
-    upscaler._restorers.clear()
+    monkeypatch.setattr("tegula.nets.load_restorer", lambda name, device: restorer)
+    upscaler.nets._restorers.clear()
     calls = UpscaleOptions(scale=2, creativity=0, prescaler="lanczos", **options)
     result = upscaler.upscale(Image.fromarray(np.uint8(picture * 255)), calls)
     return np.asarray(result.image, np.float32) / 255, result

@@ -15,6 +15,7 @@ from PIL import Image
 from support import options, photograph
 
 from tegula import UpscaleOptions, Upscaler, __version__, rates
+from tegula.expectation import Expectation
 from tegula.models.bundle import ControlImage, ControlScale, WindowBatch
 from tegula.models.costs import Counter, bundle_cost, prescaler_flops
 from tegula.models.prescalers import Prescaler, PrescalerFacts
@@ -221,8 +222,8 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(bundle, tmp_path, mon
     monkeypatch.setenv("TEGULA_CACHE", str(tmp_path / "file" / "cache"))
     upscaler = Upscaler(bundle)
     result = upscaler.upscale(picture(), UpscaleOptions(**QUICK))
-    assert upscaler.expected_seconds(result.plan) is None
-    assert min(upscaler.expect(result.plan).values()) > 0
+    assert upscaler.expectation.seconds(result.plan) is None
+    assert min(upscaler.expectation.measured_seconds(result.plan).values()) > 0
 
 
 def known_stages(upscaler):
@@ -238,12 +239,12 @@ def test_an_icon_tells_nothing_of_a_picture_many_times_its_size():
 
 
 def test_every_upscale_leaves_how_long_it_took(bundle, monkeypatch):
-    monkeypatch.setattr("tegula.upscaler._USUAL_SIDE", 64)
+    monkeypatch.setattr("tegula.expectation._USUAL_SIDE", 64)
     upscaler, reported = Upscaler(bundle_without_nets_before(bundle)), []
     options = UpscaleOptions(**QUICK)
     result = upscaler.upscale(picture(), options, on_progress=reported.append)
     assert reported[0].seconds_left is None
-    assert upscaler.expected_seconds(result.plan) == pytest.approx(result.timings)
+    assert upscaler.expectation.seconds(result.plan) == pytest.approx(result.timings)
     assert rates.usual_seconds("tiny") > sum(result.timings.values())
     reported.clear()
     monkeypatch.setattr("tegula.progress.time", SimpleNamespace(perf_counter=lambda: 0.0))
@@ -266,15 +267,15 @@ def test_what_a_short_measure_found_stands_in_until_the_runs_tell(bundle):
 
 
 def test_long_work_begins_with_a_measure_that_is_made_once(bundle, monkeypatch):
-    monkeypatch.setattr("tegula.upscaler._LONG_WORK", {})
-    monkeypatch.setattr("tegula.upscaler._LONG_ON_GPU", 0)
-    monkeypatch.setattr("tegula.upscaler._MEASURED_WORK", {"cpu": 1e8})
+    monkeypatch.setattr("tegula.expectation._LONG_WORK", {})
+    monkeypatch.setattr("tegula.expectation._LONG_ON_GPU", 0)
+    monkeypatch.setattr("tegula.expectation._MEASURED_WORK", {"cpu": 1e8})
     upscaler, seen, planned = Upscaler(bundle), [], []
     options = UpscaleOptions(**{**QUICK, "prescaler": "realesrgan-animevideov3"})
     measured = []
-    measure = Upscaler._measure
+    measure = Expectation._measure
     monkeypatch.setattr(
-        Upscaler, "_measure", lambda *given: measured.append(given[2]) or measure(*given)
+        Expectation, "_measure", lambda *given: measured.append(given[2]) or measure(*given)
     )
     upscaler.upscale(
         picture(), options, on_progress=seen.append, on_plan=lambda *each: planned.append(each)
@@ -308,7 +309,7 @@ def bundle_without_nets_before(bundle):
 
 def test_calibrating_runs_two_small_upscales(bundle, monkeypatch):
     upscaler = Upscaler(bundle_without_nets_before(bundle))
-    monkeypatch.setattr("tegula.upscaler._USUAL_SIDE", 96)
+    monkeypatch.setattr("tegula.expectation._USUAL_SIDE", 96)
     monkeypatch.setattr(Upscaler, "load", lambda *_, **__: upscaler)
     reported = json.loads(run("doctor", "--calibrate", "--json").stdout)
     assert reported["bundle"] == bundle.facts.name

@@ -160,7 +160,8 @@ def test_a_prescaler_that_drifts_in_tone_is_held_to_the_source(bundle, lock, dri
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
-    upscaler = Upscaler(bundle, {"lanczos": drifting})
+    upscaler = Upscaler(bundle)
+    upscaler.nets.prescalers["lanczos"] = drifting
     source = Image.fromarray((photograph(64, 48) * 200).astype(np.uint8))
     result = upscaler.upscale(source, quick_options(creativity=0.0, colour_lock=lock))
     red = np.asarray(result.image)[..., 0].mean() - np.asarray(source)[..., 0].mean()

@@ -44,7 +44,7 @@ def _plan(**parameters: Any) -> None:
 
                 count = frame_facts(source, request.options.max_pixels).count
             plan, memory = upscaler.forecast(source, request.options)
-            by_stage = upscaler.expect(plan)
+            by_stage = upscaler.expectation.measured_seconds(plan)
             seconds = {**by_stage, "total": sum(by_stage.values())}
             console.record(
                 {
