@@ -79,7 +79,7 @@ def test_without_knobs_the_presets_are_tried_that_the_model_tells_apart(folder, 
     *cells, last = tuned(*words)
     assert [cell["settings"]["preset"] for cell in cells] == list(PRESETS)
     assert all("--seed 1 --preset" in cell["command"] for cell in cells)
-    assert last["crop"][2:] == [40, 40]
+    assert last["crop"][2:] == [48, 40]
     monkeypatch.setattr("tegula.cli.tune.offered_presets", lambda _: ("balanced", "fast"))
     again = run("tune", *words)
     assert again.exit_code == 5
@@ -87,7 +87,7 @@ def test_without_knobs_the_presets_are_tried_that_the_model_tells_apart(folder, 
     fewer = run("tune", *words, "--overwrite", "--vary", "preset=fast,exact")
     assert "2 cells" in fewer.stderr
     fewer = run("tune", *words, "--overwrite")
-    assert "makes the same of faithful, creative, exact as of balanced" in fewer.stderr
+    assert "they look like balanced: faithful, creative, exact." in fewer.stderr
     assert "2: tegula upscale a.png" in fewer.stderr
     assert "2 cells" in fewer.stderr
 
@@ -97,8 +97,9 @@ def test_without_knobs_the_presets_are_tried_that_the_model_tells_apart(folder, 
     [
         (("creativity",), "OPTION=VALUE"),
         (("creativity=",), "OPTION=VALUE"),
-        (("colour=red",), "cannot be"),
-        (("size=3x4",), "cannot be"),
+        (("colour=red",), "one value, such as creativity or preset, not colour"),
+        (("size=3x4",), "one value, such as creativity or preset, not size"),
+        (("steps=2", "steps=3"), "--vary steps is there twice"),
         (("steps=2,x",), "steps is a whole number, not x"),
         (("creativity=0.2,7",), "creativity"),
         (("auto=on,maybe",), "on or off"),
@@ -113,6 +114,44 @@ def test_knobs_that_cannot_be_turned_are_refused_in_a_sentence(folder, vary, wor
     assert result.exit_code == 2
     assert words in result.stderr
     assert not (folder / "a_tune.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "sentence"),
+    [
+        (("a.png", "--output", "missing/sheet.png"), 5, "its folder does not exist"),
+        (("a.png", "--output", "a.png", "--overwrite"), 5, "a.png is the picture itself"),
+        (("a.png", "--output", "-"), 2, "give names, not `-`"),
+        (("-",), 2, "give names, not `-`"),
+        (("a.png", "--crop", "20,20,20,20"), 2, "leaves the picture"),
+    ],
+)
+def test_what_cannot_become_a_sheet_is_refused_before_any_work(
+    folder, monkeypatch, passes, words, status, sentence
+):
+    path = put(folder / "a.png", width=32, height=24)
+    before = path.read_bytes()
+
+    def load(**_):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(upscaler_module.Upscaler, "load", staticmethod(load))
+    result = run("tune", *words, "--prescaler", "lanczos", "--steps", "1")
+    assert (result.exit_code, passes) == (status, [])
+    assert sentence in result.stderr
+    assert path.read_bytes() == before
+
+
+def test_the_part_of_a_strip_is_as_long_as_that_of_other_pictures(folder):
+    strip = np.full((900, 1, 3), 0.5, np.float32)
+    strip[700::2] = 1
+    x, y, width, height = liveliest(strip, 128)
+    assert (x, width, height) == (0, 1, 128)
+    assert 572 < y <= 772
+    assert liveliest(strip.transpose(1, 0, 2), 2000)[2:] == (900, 1)
+    put(folder / "a.png", width=24, height=24)
+    alone = run("tune", "a.png", "--prescaler", "lanczos", "--vary", "steps=1")
+    assert "a_tune.png: 1 cell of 0,0,24,24" in alone.stderr
 
 
 def test_the_part_is_where_most_is_going_on_beside_something_flat():

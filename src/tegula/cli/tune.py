@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from tegula.cli.console import Console, Interruption, show_progress
+from tegula.cli.console import Console, Interruption, plural, show_progress
 from tegula.cli.models import MODEL_OPTIONS
 from tegula.cli.options import (
     JSON,
@@ -24,12 +24,12 @@ from tegula.cli.options import (
     path_option,
     upscale_sections,
 )
-from tegula.cli.targets import SideFiles
+from tegula.cli.targets import SideFiles, check_place
 from tegula.cli.upscale import request_of
 from tegula.errors import OptionError, PathError
 from tegula.images.formats import format_for
 from tegula.models import DEFAULT_BUNDLE, offered_presets
-from tegula.options import OPTIONS, PRESETS, UpscaleOptions, enlargement
+from tegula.options import OPTIONS, PRESETS, UpscaleOptions, enlargement, with_context
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,8 +92,7 @@ def _tune(**parameters: Any) -> None:
     with interruption.installed():
         source = Path(parameters["picture"])
         sheet = parameters["output"] or source.with_name(f"{source.stem}_tune.png")
-        if sheet.exists() and not parameters["overwrite"]:
-            raise PathError(f"{sheet} exists already; --overwrite replaces it.")
+        _check_sheet(sheet, source, overwrite=parameters["overwrite"])
         file_format = format_for(sheet, None)
         unused = {**dict.fromkeys(SideFiles.__dataclass_fields__), "quality": 95, "frames": "first"}
         debug = bool(context.find_root().params["debug"])
@@ -103,8 +102,11 @@ def _tune(**parameters: Any) -> None:
         knobs = [_knob(text) for text in parameters["vary"]]
         if len(knobs) > 2:
             raise OptionError("A sheet has two sides: give --vary once or twice.")
+        if len(knobs) == 2 and knobs[0][0] == knobs[1][0]:
+            raise OptionError(f"--vary {knobs[0][0]} is there twice; give all its values at once.")
         cells = _cells(context, source, knobs, options) if knobs else []
         picture = decode(source, max_pixels=options.max_pixels)
+        with_context(options, picture.facts.size)  # refuses a crop outside before models load
         crop = options.crop or liveliest(picture.rgb, _side_of(options, picture.facts.size))
         where = ",".join(map(str, crop))
 
@@ -120,15 +122,32 @@ def _tune(**parameters: Any) -> None:
         save(drawn, sheet, file_format=file_format)
         for warning in dict.fromkeys(warning for each in results for warning in each.warnings):
             console.message(f"{source}: {warning}")
-        console.message(f"{sheet}: {len(cells)} cells of {where}")
+        console.message(f"{sheet}: {plural(len(cells), 'cell')} of {where}")
         console.record({"input": str(source), "output": str(sheet), "crop": crop})
+
+
+def _check_sheet(sheet: Path, source: Path, *, overwrite: bool) -> None:
+    """Refuse pipes, and a place where the sheet cannot be written, before the work begins.
+
+    Raises:
+        OptionError: one of them is ``-``.
+        PathError: the sheet would replace the picture, or a file without ``--overwrite``, or
+            cannot be written.
+    """
+    if "-" in (str(sheet), str(source)):
+        raise OptionError("tegula tune reads a file and writes a file; give names, not `-`.")
+    if sheet.exists() and source.exists() and sheet.samefile(source):
+        raise PathError(f"{sheet} is the picture itself; give another --output.")
+    if sheet.exists() and not overwrite:
+        raise PathError(f"{sheet} exists already; --overwrite replaces it.")
+    check_place(sheet, makes_folder=False)
 
 
 def _presets(console: Console, bundle: str) -> Sequence[str]:
     offered = offered_presets(bundle)
     left_out = ", ".join(name for name in PRESETS if name not in offered)
     if left_out:
-        console.message(f"{bundle} makes the same of {left_out} as of balanced.")
+        console.message(f"Left out, since with {bundle} they look like balanced: {left_out}.")
     return offered
 
 
@@ -179,7 +198,7 @@ def _knob(text: str) -> tuple[str, Sequence[str]]:
     schema = OPTIONS.get(name)
     if schema is None or "type" not in schema or schema["type"] == "array" or name == "crop":
         raise OptionError(
-            f"--vary {name} cannot be: give an option of one value, such as creativity or preset."
+            f"--vary takes an option of one value, such as creativity or preset, not {name}."
         )
     return name, given
 
@@ -272,7 +291,7 @@ def _with_settings(options: UpscaleOptions, settings: Mapping[str, str]) -> Upsc
 def _side_of(options: UpscaleOptions, size: tuple[int, int]) -> int:
     """Return the side of a part that a cell shows, in pixels of the source."""
     factor = max(enlargement(options, *size))
-    return min(*size, max(_SMALLEST_SIDE, round(_SIDE / factor)))
+    return max(_SMALLEST_SIDE, round(_SIDE / factor))
 
 
 def liveliest(rgb: NDArray[np.float32], side: int) -> tuple[int, int, int, int]:
@@ -280,7 +299,7 @@ def liveliest(rgb: NDArray[np.float32], side: int) -> tuple[int, int, int, int]:
 
     Args:
         rgb: float32 [height, width, 3] in 0..1.
-        side: of the square; at most those of the picture.
+        side: of the square, in pixels; a picture that is narrower gives a part of its own width.
 
     Returns:
         x, y, width and height.
@@ -298,19 +317,23 @@ def liveliest(rgb: NDArray[np.float32], side: int) -> tuple[int, int, int, int]:
     small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
     grey = small @ LUMA
     structure = np.abs(grey - cv2.blur(grey, (3, 3)))
-    inside = max(1, min(round(side / times), *size))
+    wide, high = min(side, width), min(side, height)
+    across, down = (
+        max(1, min(round(length / times), most))
+        for length, most in zip((wide, high), size, strict=True)
+    )
 
     def means(values: NDArray[np.float32]) -> NDArray[np.float32]:
         sums = cv2.integral(values)
-        of_squares = (
-            sums[inside:, inside:] - sums[:-inside, inside:] - sums[inside:, :-inside]
-        ) + sums[:-inside, :-inside]
-        return np.asarray(of_squares / inside**2, np.float32)
+        of_parts = (sums[down:, across:] - sums[:-down, across:] - sums[down:, :-across]) + sums[
+            :-down, :-across
+        ]
+        return np.asarray(of_parts / (across * down), np.float32)
 
     score = means(structure) * np.minimum(1.0, means(flatness(small)) / _FLAT_SHARE + 0.1)
     y, x = np.unravel_index(int(score.argmax()), score.shape)
-    left, top = min(width - side, round(int(x) * times)), min(height - side, round(int(y) * times))
-    return left, top, side, side
+    left, top = min(width - wide, round(int(x) * times)), min(height - high, round(int(y) * times))
+    return left, top, wide, high
 
 
 _FLAT_SHARE = 0.1
