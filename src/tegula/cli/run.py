@@ -79,9 +79,10 @@ def _run(
             )
         remote = _Server.at(server)
         with interruption.installed():
-            sent = _parse_inputs(version, inputs, takes_addresses=True)
-            made = _run_on_server(remote, model, sent, console, interruption)
-            _write(made, output, _source_name(sent.get(version.image)), version, console)
+            values = _parse_inputs(version, inputs, takes_addresses=True)
+            pictures = _run_on_server(remote, model, values, console, interruption)
+            source = _source_name(values.get(version.image))
+            _write_pictures(pictures, output, source, version, console)
         return
 
     def load(loras: Sequence[tuple[str, float]]) -> Upscaler:
@@ -110,7 +111,7 @@ def _run_version(
 
     inputs = validate(version, _parse_inputs(version, arguments))
     source = _source_name(getattr(inputs.values, version.image))
-    _create(folder)  # before the work, which would be lost without it
+    _create_folder(folder)  # before the work, which would be lost without it
     with show_progress(console, source, source) as on_progress, interruption.polled():
         outputs = list(
             run(
@@ -123,23 +124,23 @@ def _run_version(
             )
         )
     sizes = ({"width": one.width, "height": one.height} for one in outputs)
-    made = ((Path(one.name).suffix, one.data) for one in outputs)
-    _write(made, folder, source, version, console, sizes)
+    pictures = ((Path(one.name).suffix, one.data) for one in outputs)
+    _write_pictures(pictures, folder, source, version, console, sizes)
 
 
 def _source_name(image: object) -> str:
     return image.stem if isinstance(image, Path) else "out"
 
 
-def _create(folder: Path) -> None:
+def _create_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PathError(f"{folder} cannot be created: {error.strerror}.") from error
 
 
-def _write(
-    outputs: Iterable[tuple[str, bytes]],
+def _write_pictures(
+    pictures: Iterable[tuple[str, bytes]],
     folder: Path,
     source: str,
     version: Version,
@@ -149,10 +150,10 @@ def _write(
     """Write pictures, each with its suffix, into a folder; ``facts`` go into the records."""
     from tegula.folders import write_atomically
 
-    _create(folder)
+    _create_folder(folder)
     stem, numbers = f"{source}-{version.name.split('/')[1]}", itertools.count()
     fact: Mapping[str, Any]
-    for (suffix, data), fact in itertools.zip_longest(outputs, facts, fillvalue={}):
+    for (suffix, data), fact in itertools.zip_longest(pictures, facts, fillvalue={}):
         names = (f"{stem}-{number}{suffix}" for number in numbers)
         path = next(folder / name for name in names if not (folder / name).exists())
         write_atomically(path, data)

@@ -216,12 +216,12 @@ def hold_drawings(picture: Float, source: Float, drawn: Float, crisp: float) -> 
     parts = [part for part in bands(height) if drawn[part].any()]
     for _ in range(_PASSES if crisp > 0 and parts else 0):
         missing = source - shrink(picture, (columns, rows))
-        for part in parts:
+        for part in parts:  # add what is missing, enlarged linearly
             first, second, share = (each[part] for each in down)
-            found = missing[first] + (missing[second] - missing[first]) * share[:, None, None]
+            added = missing[first] + (missing[second] - missing[first]) * share[:, None, None]
             first, second, share = across
-            found = found[:, first] + (found[:, second] - found[:, first]) * share[:, None]
-            picture[part] += found * (drawn[part, :, None] * np.float32(crisp))
+            added = added[:, first] + (added[:, second] - added[:, first]) * share[:, None]
+            picture[part] += added * (drawn[part, :, None] * np.float32(crisp))
     for part in parts:
         ends = []
         for pick in (np.minimum, np.maximum):

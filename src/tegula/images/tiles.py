@@ -98,6 +98,7 @@ def _opened(
     Eight bits without a profile, as nearly all results have them, are taken as they are: the way
     over floating point that ``decode`` takes would need four times the memory.
     """
+    settings = None
     with source.open("rb") as file:
         image = open_image(file, "The picture")
         if image is not None:
@@ -111,8 +112,6 @@ def _opened(
                     has_alpha = image.has_transparency_data
                     return upright.convert("RGBA" if has_alpha else "RGB"), settings
                 except (OSError, ValueError, SyntaxError):
-                    pass  # what is damaged is repaired there
-        else:
-            settings = None
+                    pass  # ``decode`` repairs what is damaged
     picture = decode(source, max_pixels=max_pixels)
     return to_image(picture.rgb, picture.alpha), settings

@@ -79,16 +79,16 @@ class Accounts:
         """Return whose token this is, or None if it is unknown or revoked."""
         with self.database.read() as session:
             found = session.execute(_BY_TOKEN, {"hash": _hash(plain)}).one_or_none()
-        return None if found is None else self._used(*found)
+        return None if found is None else self._note_use(*found)
 
     def resume(self, token_id: str) -> tuple[Account, Token] | None:
         """Return whose token has this id, as a browser's session has it; None if it is revoked."""
         query = _TOKENS.where(Token.id == token_id)
         with self.database.read() as session:
             found = session.execute(query).one_or_none()
-        return None if found is None else self._used(*found)
+        return None if found is None else self._note_use(*found)
 
-    def _used(self, account: Account, token: Token) -> tuple[Account, Token]:
+    def _note_use(self, account: Account, token: Token) -> tuple[Account, Token]:
         now = self.clock()
         if token.last_used_at is None or now - token.last_used_at >= _NOTE_USE_EVERY:
             with self.database.write() as session:

@@ -311,7 +311,7 @@ class Predictions:
             return dict(session.execute(query).all())
 
     def ahead_of(self, prediction: Prediction) -> Waiting:
-        """Return the work that is not done and came before a prediction; what runs, its rest."""
+        """Return the unfinished work created before a prediction; of what runs, the rest."""
         earlier = or_(
             Prediction.created_at < prediction.created_at,
             and_(Prediction.created_at == prediction.created_at, Prediction.id < prediction.id),

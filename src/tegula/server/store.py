@@ -26,7 +26,7 @@ from tegula.server.webhooks import Webhooks
 
 _SIGNING = "signing"
 _PRESENT_KEY = (SecretKey.owner == _SIGNING, SecretKey.retired_at.is_(None))
-_FOLDER = "folder of files"
+_FILES_PROPERTY = "folder of files"
 _FOLDERS = ("files", "spool", "tiles")
 
 
@@ -135,9 +135,9 @@ def _keep_to_one_folder(database: Database, blobs: Blobs) -> None:
     """
     identity = blobs.identity()
     with database.write(alone=True) as session:
-        known = session.get(Property, _FOLDER)
+        known = session.get(Property, _FILES_PROPERTY)
         if known is None:
-            session.add(Property(_FOLDER, identity))
+            session.add(Property(_FILES_PROPERTY, identity))
         elif known.value != identity:
             raise ServiceError(
                 f"The files of this database are in another folder than {blobs.folder}: servers "
