@@ -118,7 +118,8 @@ Exact = Annotated[
     bool,
     Field(
         description="Holds the result to the source after everything else: shrunk again by "
-        "averaging areas, it is within 1/255 of it on average and 4/255 at the worst pixel."
+        "averaging areas, it is within 1/255 of it on average and 4/255 at the worst pixel; "
+        "PNG and TIFF files keep that."
     ),
 ]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from tegula.images.metadata import Metadata
 from tegula.options import ResolvedOptions
 from tegula.pipeline.likeness import FaceReport
 from tegula.plan import Plan
+
+_LOSSY = ("jpeg", "webp", "avif")
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,24 @@ class UpscaleResult:
             OptionError: unknown format, or quality out of bounds.
             InputError: a side is longer than the format allows.
         """
-        return encode(
+        written = encode(
             self.image,
             file_format,
             quality=quality,
             metadata=self.metadata,
             settings=self.settings if settings is None else settings,
             deep=self.deep,
+        )
+        warnings = (*written.warnings, *self.lost_exactness(written.format))
+        return dataclasses.replace(written, warnings=warnings)
+
+    def lost_exactness(self, file_format: str) -> tuple[str, ...]:
+        """Return a sentence where an exact result goes into a file that changes its pixels."""
+        if not self.options.exact or self.consistency is None or file_format not in _LOSSY:
+            return ()
+        return (
+            f"{file_format.upper()} changes pixels, so the file is not exact as the result is; "
+            "PNG and TIFF keep it.",
         )
 
     def save(

@@ -387,6 +387,19 @@ def test_exact_shrinks_to_its_source(upscaler, kind):
     assert (result.options.creativity, result.options.exact, result.warnings) == (0, True, ())
 
 
+@pytest.mark.parametrize("file_format", ["jpeg", "webp", "avif", "png", "tiff"])
+def test_a_file_that_loses_pixels_says_that_it_is_not_exact(upscaler, file_format):
+    source = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8))
+    result = upscaler.upscale(source, preset="exact", prescaler="lanczos", scale=2)
+    written = result.encoded(file_format)
+    read = Image.open(io.BytesIO(written.data)).convert("RGB")
+    again = dataclasses.replace(result, image=read)
+    is_exact = shrunk_again(again, np.asarray(source)).max() <= 4
+    assert any("is not exact" in each for each in written.warnings) is not is_exact
+    free = dataclasses.replace(result, options=result.options.model_copy(update={"exact": False}))
+    assert free.encoded(file_format).warnings == ()
+
+
 def test_exact_holds_after_diffusion_a_crop_and_a_mask(upscaler):
     source = picture(48, 36)
     mask = Image.fromarray(np.linspace(0, 255, 48).astype(np.uint8)[None])

@@ -372,6 +372,8 @@ class Batch:
                 metadata=result.metadata,
                 settings=settings,
             )
+            lost = result.lost_exactness(job.format)
+            encoded = dataclasses.replace(encoded, warnings=(*encoded.warnings, *lost))
         if job.target is None:
             sys.stdout.buffer.write(encoded.data)
             sys.stdout.buffer.flush()
@@ -417,8 +419,8 @@ class Batch:
             )
         if (near := result.consistency) is not None:
             self.console.message(
-                f"{place}: shrunk again, {near.mean:.1f} levels of 255 from the source on average, "
-                f"{near.worst:.0f} at the worst pixel"
+                f"{place}: shrunk to the size of the source, {near.mean:.1f} of 255 levels from it "
+                f"on average, {near.worst:.0f} at the worst pixel"
             )
         if comparison is not None:
             self.console.message(f"{comparison}: before and after")
