@@ -247,7 +247,7 @@ def _run_on_server(
     sent = {
         name: _data_address(one) if isinstance(one, Path) else one for name, one in inputs.items()
     }
-    with show_waiting(console, f"{server.address} works on it"), interruption.polled():
+    with show_waiting(console, f"waiting for {server.address}"), interruption.polled():
         prediction = server.call("POST", "/predictions", {"version": model, "input": sent})
         path = f"/predictions/{prediction['id']}"
         while prediction["status"] in {"starting", "processing"}:

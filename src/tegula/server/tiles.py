@@ -129,7 +129,7 @@ class Tiles:
             future.result(_PATIENCE_S)
         except (BrokenProcessPool, FutureTimeoutError) as error:
             self.close()
-            raise ImageError("The picture is too much to show here; download it.") from error
+            raise ImageError("The picture is too large to show here; download it.") from error
         finally:
             self._finished(path)
 

@@ -145,11 +145,11 @@ def foreign_page() -> ProblemError:
 
 
 def foreign_change() -> ProblemError:
-    """Return the 403 for a change that a signed-in browser sends, but not from an own page."""
+    """Return the 403 for a change that a signed-in browser sends from a page of another server."""
     return ProblemError(
         403,
-        "A browser that is signed in may change something from this server's own pages alone; "
-        "programs send a token.",
+        "A signed-in browser may change things only from this server's own pages; programs send a "
+        "token.",
         "Forbidden",
     )
 
