@@ -10,10 +10,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from skimage import data
-from support import photograph
+from support import photograph, prescale_in_tiles
 from torch.nn import functional
 
-from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemoryError
+from tegula.errors import CancelledError, NumericalError, OutOfMemoryError
 from tegula.images.pixels import enlarge_alpha, enlarge_lanczos, fill_hidden
 from tegula.models.prescalers import Prescaler, PrescalerFacts, list_prescalers
 from tegula.models.prescalers.load import load_prescaler
@@ -72,11 +72,11 @@ def test_tiling_changes_no_pixel_visibly(facts):
     picture = data.chelsea()[120:136, 100 : 108 + tile].astype(np.float32) / 255
     size = (picture.shape[1] * 4, picture.shape[0] * 4)
     units = []
-    tiled = prescale(
+    tiled = prescale_in_tiles(
+        tile,
         picture,
         size,
         prescaler,
-        tile=tile,
         progress=StageProgress(on_unit=lambda *u: units.append(u)),
     )
     assert units == [(1, 2), (2, 2)]
@@ -87,7 +87,7 @@ def test_tiling_changes_no_pixel_visibly(facts):
 def test_resampling_tile_by_tile_equals_resampling_at_once(target):
     picture = photograph(100, 67)
     prescaler = fake(Nearest())
-    tiled = prescale(picture, target, prescaler, tile=40 + 16)
+    tiled = prescale_in_tiles(40 + 16, picture, target, prescaler)
     assert tiled.shape == (target[1], target[0], 3)
     assert np.abs(tiled - prescale(picture, target, prescaler)).max() < 1e-4
 
@@ -97,7 +97,7 @@ def test_resampling_tile_by_tile_equals_resampling_at_once(target):
 def test_the_result_has_exactly_the_size_asked_for(width, height, out_width, out_height, factor):
     picture = np.full((height, width, 3), 0.25, np.float32)
     for prescaler in (LANCZOS, fake(Nearest(factor))):
-        result = prescale(picture, (out_width, out_height), prescaler, tile=56)
+        result = prescale_in_tiles(56, picture, (out_width, out_height), prescaler)
         assert result.shape == (out_height, out_width, 3)
         assert result.dtype == np.float32
         assert np.abs(result - 0.25).max() < 1e-5
@@ -178,7 +178,7 @@ def test_tiles_are_equal_and_every_pixel_has_its_context(source, target, tile, c
 
 def test_tiles_of_a_pass_have_one_shape():
     net = Nearest()
-    prescale(photograph(150, 110), (600, 440), fake(net), tile=64)
+    prescale_in_tiles(64, photograph(150, 110), (600, 440), fake(net))
     assert len(set(net.shapes)) == 1
     assert len(net.shapes) > 4
 
@@ -205,11 +205,11 @@ def test_values_that_stay_no_numbers_are_reported():
 def test_cancelling_stops_between_tiles():
     net, calls = Nearest(), iter([False, False, False, True])
     with pytest.raises(CancelledError):
-        prescale(
+        prescale_in_tiles(
+            64,
             photograph(150, 110),
             (600, 440),
             fake(net),
-            tile=64,
             progress=StageProgress(cancel=Cancel(lambda: next(calls))),
         )
     assert len(net.shapes) == 2
@@ -265,8 +265,8 @@ def test_work_counts_by_its_size_over_passes_and_nets():
 def test_tiles_that_are_ready_are_pasted_over_the_enlarged_source():
     picture, seen = photograph(150, 110), []
     report = StageProgress(on_picture=seen.append)
-    result = prescale(picture, (1050, 770), fake(Nearest(8)), tile=64, progress=report)
-    assert np.array_equal(result, prescale(picture, (1050, 770), fake(Nearest(8)), tile=64))
+    result = prescale_in_tiles(64, picture, (1050, 770), fake(Nearest(8)), progress=report)
+    assert np.array_equal(result, prescale_in_tiles(64, picture, (1050, 770), fake(Nearest(8))))
     assert {shown.shape for shown in seen} == {(257, 350, 3)}
     assert 4 < len(seen) < 12
     small = functional.avg_pool2d(torch.from_numpy(result).permute(2, 0, 1), 3, ceil_mode=True)
@@ -309,11 +309,6 @@ def test_other_failures_of_a_net_are_not_taken_for_lack_of_memory():
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         prescale(photograph(40, 40), (80, 80), fake(Nearest(before=fail)))
-
-
-def test_a_tile_that_is_all_context_is_refused():
-    with pytest.raises(OptionError, match="at least 40"):
-        prescale(photograph(40, 40), (80, 80), fake(Nearest()), tile=39)
 
 
 def test_lanczos_keeps_a_picture_of_the_right_size():

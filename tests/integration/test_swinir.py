@@ -6,10 +6,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from support import photograph
+from support import photograph, prescale_in_tiles
 
 from tegula.models.prescalers.load import load_prescaler
-from tegula.pipeline.prescale import plan_spans, prescale, run_network
+from tegula.pipeline.prescale import plan_spans, run_network
 
 pytest.importorskip("einops")
 CPU = torch.device("cpu")
@@ -82,10 +82,10 @@ def test_tiles_equal_the_whole_and_would_not_off_the_grid_of_windows(tmp_path):
     loaded = load_prescaler(saved(tmp_path, network), CPU, torch.float32)
     picture = photograph(302, 35)
     target = (1208, 140)
-    whole = prescale(picture, target, loaded, tile=300)
-    assert np.abs(prescale(picture, target, loaded, tile=221) - whole).max() < 1 / 255
+    whole = prescale_in_tiles(300, picture, target, loaded)
+    assert np.abs(prescale_in_tiles(221, picture, target, loaded) - whole).max() < 1 / 255
     off = dataclasses.replace(loaded, facts=dataclasses.replace(loaded.facts, grid=1))
-    assert np.abs(prescale(picture, target, off, tile=221) - whole).max() > 2 / 255
+    assert np.abs(prescale_in_tiles(221, picture, target, off) - whole).max() > 2 / 255
 
 
 @pytest.mark.parametrize(("source", "tile"), [(150, 110), (1000, 224), (333, 200)])

@@ -3,6 +3,7 @@
 from functools import cache
 
 import numpy as np
+import pytest
 from skimage import data, transform
 
 from tegula.options import ResolvedOptions
@@ -47,3 +48,12 @@ def photograph(width, height, name="astronaut"):
     resized = np.ascontiguousarray(resized, np.float32)
     resized.setflags(write=False)
     return resized
+
+
+def prescale_in_tiles(side, *given, **named):
+    """Prescale in tiles of at most so many source pixels a side, context included."""
+    from tegula.pipeline import prescale  # brings torch along
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prescale, "DEFAULT_TILE", side)
+        return prescale.prescale(*given, **named)

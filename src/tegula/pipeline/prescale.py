@@ -47,7 +47,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tegula.errors import OptionError
 from tegula.images.exact import hold_to_source, is_enlarged
 from tegula.images.pixels import (
     LANCZOS_LOBES,
@@ -80,7 +79,6 @@ def prescale(
     target: Size,
     prescaler: Prescaler,
     *,
-    tile: int | None = None,
     progress: StageProgress = SILENT,
 ) -> Float:
     """Enlarge a picture to exactly the target size.
@@ -91,7 +89,6 @@ def prescale(
         rgb: float32 [height, width, 3], sRGB in 0..1, at least 1x1.
         target: width and height of the result in pixels.
         prescaler: from ``load_prescaler``.
-        tile: longest side of a tile in source pixels, context included.
         progress: counts tiles; the total grows if they had to be made smaller. Its cancel
             is checked before every layer of the net, and its share grows after every layer
             by the work of it. It is shown the source, enlarged softly, and over it the tiles
@@ -101,7 +98,6 @@ def prescale(
         float32 [target[1], target[0], 3] in 0..1.
 
     Raises:
-        OptionError: ``tile`` leaves nothing between the context on both sides.
         CancelledError: the caller wants to stop.
         NumericalError: the net returned NaN or infinity in float32 too.
         OutOfMemoryError: not even the smallest tile fits.
@@ -109,14 +105,12 @@ def prescale(
     progress.cancel.check()
     source = (rgb.shape[1], rgb.shape[0])
     smallest = 2 * prescaler.facts.overlap + SMALLEST_CORE
-    if tile is not None and tile < smallest:
-        raise OptionError(f"tile is at least {smallest} px for this prescaler, not {tile}.")
     sizes = plan_sizes(source, target, prescaler.facts.factor)
     if not sizes:
         progress.on_unit(1, 1)
         return enlarge_lanczos(rgb, target)
     preview = PastedPreview(rgb, target, progress.on_picture)
-    behind, side = _Behind(), tile or max(DEFAULT_TILE, smallest)
+    behind, side = _Behind(), max(DEFAULT_TILE, smallest)
     for index, size in enumerate(sizes):
         later = list(itertools.pairwise(sizes[index:]))
         shown = None if later else preview
