@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from train import photos
 from train.batches import BatchSettings
 from train.degradation import RECIPES, degrade
 from train.pairs import levels, unit
+from train.shards import OnShard, Shards, ignore_shard
 from train.tail_pairs import to_image
 
 FACTOR = 4
@@ -75,27 +77,23 @@ def make_distil_shards(
     folder: Path,
     settings: DistilPairSettings,
     teachers: Mapping[str, Teach],
-    on_shard: Callable[[int, int], None] = lambda _done, _total: None,
+    on_shard: OnShard = ignore_shard,
 ) -> None:
     """Write all shards that are not there yet; each is seeded on its own.
 
     teachers: for each of ``RECIPES``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = -(-settings.count // settings.shard)
-    places = [folder / f"distil-{shard:03d}.npz" for shard in range(shards)]
-    missing = [shard for shard, place in enumerate(places) if not place.exists()]
+    shards = Shards(folder, "distil-{:03d}.npz", settings.count, settings.shard)
+    missing = shards.missing()
     if not missing:
         return
     pictures = [levels(photos.read(p)) for p in paths]
     for shard in missing:
-        count = min(settings.shard, settings.count - shard * settings.shard)
         rng = np.random.default_rng([settings.seed, shard])
+        count = shards.pairs_in(shard)
         truth, small, taught = make_rows(pictures, settings, teachers, count, rng)
-        part = places[shard].with_suffix(".part.npz")
-        np.savez(part, truth=truth, small=small, taught=taught)
-        part.replace(places[shard])
-        on_shard(shard + 1, shards)
+        shards.write(shard, partial(np.savez, truth=truth, small=small, taught=taught))
+        on_shard(shard + 1, shards.total)
 
 
 def make_rows(
@@ -130,7 +128,7 @@ class DistilSource:
 
     def __init__(self, folder: Path) -> None:
         """Read the shards below ``folder``."""
-        paths = sorted(p for p in folder.glob("distil-*.npz") if ".part" not in p.name)
+        paths = sorted(folder.glob("distil-*.npz"))
         if not paths:
             raise FileNotFoundError(f"No pairs in {folder}; run `python -m train distil` first.")
         shards = [dict(np.load(path)) for path in paths]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -23,6 +24,7 @@ from tegula.images.adjust import wavelet_lock
 from train import photos
 from train.degradation import RECIPES, Picture, degrade
 from train.processes import made_ahead
+from train.shards import OnShard, Shards, ignore_shard
 
 PHOTO = "tegula-photo"
 SWIFT = "tegula-swift"
@@ -72,17 +74,15 @@ def make_shards(
     folder: Path,
     settings: PairSettings,
     prescalers: Mapping[str, Prescale],
-    on_shard: Callable[[int, int], None] = lambda _done, _total: None,
+    on_shard: OnShard = ignore_shard,
     workers: int = 0,
 ) -> None:
     """Write all shards that are not there yet; each is seeded on its own.
 
     workers: processes that damage photographs meanwhile.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = -(-settings.count // settings.shard)
-    places = [folder / f"pairs-{shard:03d}.npy" for shard in range(shards)]
-    missing = [shard for shard, path in enumerate(places) if not path.exists()]
+    shards = Shards(folder, "pairs-{:03d}.npy", settings.count, settings.shard)
+    missing = shards.missing()
     if not missing:
         return
     pictures = [levels(photos.read(p)) for p in paths]
@@ -92,11 +92,8 @@ def make_shards(
         return [_draw_job(pictures, settings, rng) for _ in range(settings.shard)]
 
     for shard, jobs in zip(missing, made_ahead(draw, missing, workers), strict=True):
-        part = places[shard].with_suffix(".part")
-        with part.open("wb") as file:
-            np.save(file, _make_rows(jobs, settings.side, prescalers))
-        part.replace(places[shard])
-        on_shard(shard + 1, shards)
+        shards.write(shard, partial(np.save, arr=_make_rows(jobs, settings.side, prescalers)))
+        on_shard(shard + 1, shards.total)
 
 
 def _make_rows(

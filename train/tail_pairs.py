@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from train.batches import BatchSettings
 from train.degradation import RECIPES, degrade
 from train.pairs import levels, unit
 from train.processes import made_ahead
+from train.shards import OnShard, Shards, ignore_shard
 
 FACTOR = 4
 _SEEN_TOGETHER = 16
@@ -71,7 +73,7 @@ def make_tail_shards(
     folder: Path,
     settings: TailPairSettings,
     see: Callable[[Tensor], Tensor],
-    on_shard: Callable[[int, int], None] = lambda _done, _total: None,
+    on_shard: OnShard = ignore_shard,
     workers: int = 0,
 ) -> None:
     """Write all shards that are not there yet; each is seeded on its own.
@@ -79,28 +81,23 @@ def make_tail_shards(
     see: [n, 3, h, w] in 0..1 to the features that reach the tuned blocks. workers:
     processes that damage photographs meanwhile.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = -(-settings.count // settings.shard)
-    places = [folder / f"tail-{shard:03d}.npz" for shard in range(shards)]
-    missing = [shard for shard, path in enumerate(places) if not path.exists()]
+    shards = Shards(folder, "tail-{:03d}.npz", settings.count, settings.shard)
+    missing = shards.missing()
     if not missing:
         return
     pictures = [levels(photos.read(p)) for p in paths]
 
     def draw(shard: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        count = min(settings.shard, settings.count - shard * settings.shard)
         rng = np.random.default_rng([settings.seed, shard])
-        rows = list(_draw_pairs(pictures, settings, count, rng))
+        rows = list(_draw_pairs(pictures, settings, shards.pairs_in(shard), rng))
         truths, smalls = (np.stack(column) for column in zip(*rows, strict=True))
         return truths, smalls
 
     for shard, (truths, smalls) in zip(missing, made_ahead(draw, missing, workers), strict=True):
         groups = to_image(smalls).split(_SEEN_TOGETHER)  # type: ignore[no-untyped-call]
         seen = np.concatenate([see(group).half().cpu().numpy() for group in groups])
-        part = places[shard].with_suffix(".part.npz")
-        np.savez(part, truth=truths, small=smalls, seen=seen)
-        part.replace(places[shard])
-        on_shard(shard + 1, shards)
+        shards.write(shard, partial(np.savez, truth=truths, small=smalls, seen=seen))
+        on_shard(shard + 1, shards.total)
 
 
 def _draw_pairs(
