@@ -215,9 +215,9 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]], names: Sequence
 def sheet(crops: Mapping[str, Sequence[tuple[str, Picture]]]) -> Image.Image:
     """Return crops of all kinds, one row each, at 100%."""
     rows = list(crops.items())
-    width, height, head = 240, 160, 14
+    width, height, head, gap = 236, 160, 14, 4
     across = len(rows[0][1])
-    image = Image.new("RGB", (across * width, len(rows) * (height + head)), (255, 255, 255))
+    image = Image.new("RGB", (across * (width + gap), len(rows) * (height + head)), (255, 255, 255))
     draw = ImageDraw.Draw(image)
     for row, (kind, columns) in enumerate(rows):
         top = row * (height + head)
@@ -228,8 +228,8 @@ def sheet(crops: Mapping[str, Sequence[tuple[str, Picture]]]) -> Image.Image:
             ]
             part = picture[middle[0] : middle[0] + height, middle[1] : middle[1] + width]
             levels = np.rint(np.clip(part, 0, 1) * 255).astype(np.uint8)
-            image.paste(Image.fromarray(levels), (column * width, top + head))
-            draw.text((column * width + 2, top + 1), f"{kind} · {name}", (0, 0, 0))
+            image.paste(Image.fromarray(levels), (column * (width + gap), top + head))
+            draw.text((column * (width + gap) + 2, top + 1), f"{kind} · {name}", (0, 0, 0))
     return image
 
 
