@@ -42,7 +42,6 @@ from tegula.pipeline.likeness import (
     USUAL_LIKENESS,
     FoundFace,
     LikenessGuard,
-    enlarge_gently,
     find_faces,
     strength_in_faces,
 )
@@ -262,7 +261,7 @@ class Upscaler:
         with clock("prescale"):
             show = callbacks.on_picture if callbacks.on_preview else None
             progress = reporter.stage("prescale", callbacks.cancel, show)
-            begun = self._prescale(prepared, resolved, wider, found, progress)
+            begun = self._prescale(prepared, resolved, wider, progress)
             prescaled, enlarged = begun.picture, begun.enlarged
             held, alpha, was_shared = begun.drawn, begun.alpha, begun.was_shared
             del begun
@@ -339,7 +338,6 @@ class Upscaler:
         prepared: Prepared,
         options: ResolvedOptions,
         wider: UpscaleOptions,
-        faces: Sequence[FoundFace],
         progress: StageProgress,
     ) -> _Prescaled:
         """Enlarge the picture and its alpha by the nets, with the colours of the source.
@@ -348,7 +346,6 @@ class Upscaler:
             prepared: the source.
             options: resolved for it.
             wider: the options that it was prepared with.
-            faces: that are to stay like those of the source.
             progress: of the whole stage.
         """
         size = options.width, options.height
@@ -380,7 +377,6 @@ class Upscaler:
                 progress.part(ahead, 1.0), on_unit=ignore_units, on_picture=None
             )
             alpha = prescale_alpha(alpha, size, prescaler, behind)
-        picture = self._gently(picture, prepared, options, faces, progress.cancel)
         enlarged = enlarge_lanczos(prepared.rgb, size)
         picture = lock_colour(picture, enlarged, options, out=picture)
         held = drawn if options.hold_drawings else None
@@ -511,24 +507,6 @@ class Upscaler:
         seconds = {stage: part for stage, part in seconds.items() if stage != "prepare"}
         total = sum(seconds.values()) or 1.0
         return Reporter(on_progress, {s: n / total for s, n in seconds.items()}, total)
-
-    def _gently(
-        self,
-        prescaled: Float,
-        prepared: Prepared,
-        options: ResolvedOptions,
-        faces: Sequence[FoundFace],
-        cancel: Cancel,
-    ) -> Float:
-        """Enlarge the smallest faces again with the least of the prescaler's tuning."""
-        if not options.tuning:
-            return prescaled
-
-        def enlarge(part: Float, size: Size) -> Float:
-            net = self.nets.prescaler(options.prescaler, 0.0)
-            return prescale(part, size, net, progress=StageProgress(cancel=cancel))
-
-        return enlarge_gently(prescaled, prepared.rgb, faces, enlarge)
 
     @contextmanager
     def _merged(self, loras: Sequence[tuple[str, float]]) -> Iterator[Sequence[str]]:

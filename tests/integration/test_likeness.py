@@ -10,13 +10,7 @@ from skimage import data
 from tegula.models.faces import likeness as dlib_faces
 from tegula.options import UpscaleOptions
 from tegula.pipeline import likeness
-from tegula.pipeline.likeness import (
-    FoundFace,
-    LikenessGuard,
-    enlarge_gently,
-    find_faces,
-    strength_in_faces,
-)
+from tegula.pipeline.likeness import FoundFace, LikenessGuard, find_faces, strength_in_faces
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
 
@@ -84,6 +78,16 @@ def test_the_same_face_is_near_and_a_spoilt_one_goes_back_only_as_far_as_needed(
     assert measured.before == pytest.approx(0.3, abs=0.03)
 
 
+@needs_dlib
+def test_where_the_prescaled_face_is_too_far_itself_the_source_is_gone_towards(describer):
+    guard, spoilt_too = LikenessGuard(describer, PORTRAIT, (FACE,), 0.5), spoilt(0.35)
+    held, (report,) = guard.hold(spoilt(0.3), spoilt_too)
+    assert report.before > 0.4
+    assert 0.25 < report.after <= 0.35
+    (again,) = guard.hold(held, held)[1]
+    assert again.before == pytest.approx(report.after, abs=0.04)
+
+
 def test_the_less_of_the_strength_falls_on_a_face_the_smaller_it_is():
     size, target = (400, 300), (800, 600)
     middles = []
@@ -100,26 +104,6 @@ def test_the_less_of_the_strength_falls_on_a_face_the_smaller_it_is():
     assert strength_in_faces([FoundFace(0, 0, 60)], size, target, 0.0) is None
     firm = strength_in_faces([FoundFace(0, 0, 60)], size, target, 1.0)
     assert firm.min() == 0
-
-
-@pytest.mark.parametrize("factor", [2, 2.5])
-def test_the_smallest_faces_are_enlarged_gently_in_their_place(factor):
-    def enlarge(part, size):
-        return cv2.resize(part, size, interpolation=cv2.INTER_CUBIC)
-
-    size = round(SIDE * factor), round(SIDE * factor)
-    blank, whole = np.zeros((*size, 3), np.float32), enlarge(PORTRAIT, size)
-    faces = (FoundFace(50, 40, 20), FoundFace(100, 0, 12), FoundFace(0, 60, 30))
-    done = enlarge_gently(blank, PORTRAIT, faces, enlarge)
-    for face in faces[:2]:
-        place = tuple(
-            slice(round((start + 4) * factor), round(min(SIDE, start + face.side - 4) * factor))
-            for start in (face.top, face.left)
-        )
-        # Half a pixel of the result is lost where the factor is not whole.
-        assert np.abs(done[place] - whole[place]).max() < (1e-5 if factor == 2 else 0.2)
-    assert done[-10:].max() == 0
-    assert enlarge_gently(blank, PORTRAIT, faces[2:], enlarge) is blank
 
 
 @needs_dlib

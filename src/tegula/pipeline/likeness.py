@@ -1,10 +1,11 @@
 """Likeness: faces keep looking like the people whose they are.
 
 In faces the denoise strength falls, the more the smaller they are: of a face of a few pixels
-diffusion makes another. The smallest are left to the prescaler, with the least of its tuning.
-The finished face is compared with that of the source by what dlib sees in both; where it is
-too far, it is blended with the prescaled face, softly and only as far as it takes. Without
-dlib faces are found by the detector of the restorers, and only the strength falls.
+diffusion makes another. The finished face is compared with that of the source by what dlib
+sees in both; where it is too far, it is blended with the prescaled face, softly and only as
+far as it takes; where that is too far itself, as small faces often are, with the source's own
+face, resampled. Without dlib faces are found by the detector of the restorers, and only the
+strength falls.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import cv2
 import numpy as np
 
 from tegula.errors import MissingExtraError
-from tegula.images.pixels import Float, Patch, Size, paste
+from tegula.images.pixels import Float, Size, resample_box
 from tegula.models.faces.likeness import (
     FACE,
     VIEW,
@@ -34,13 +35,15 @@ USUAL_LIKENESS = 0.5
 _FAREST = 0.6
 """dlib's distance from which two faces are of two people; likeness takes its share off."""
 
+_LOOSER = 7 / 6
+"""Times the limit, to which a face whose prescaled one is too far goes towards the source's own:
+0.35 at the usual likeness. Further would cost it more sharpness than likeness is worth."""
+
 _LEFT_ALONE, _LARGE = 24, 128
 """Pixels of the source: faces below the one are not refined, from the other on most freely."""
 _SMALL_SHARE, _LARGE_SHARE = 0.3, 0.7
 """Of the denoise strength at the usual likeness, from small faces to large ones."""
 
-_CONTEXT = 16
-"""Pixels of the source that a net sees beside a face."""
 _MOST_FACES = 64
 _BISECTIONS = 6
 _POINTS_TO_SIDE = 2.4
@@ -113,40 +116,6 @@ def strength_in_faces(
     return share
 
 
-def enlarge_gently(
-    prescaled: Float,
-    rgb: Float,
-    faces: Sequence[FoundFace],
-    enlarge: Callable[[Float, Size], Float],
-) -> Float:
-    """Return a prescaled picture whose smallest faces were enlarged by a gentler net.
-
-    Args:
-        prescaled: float32 [height, width, 3]; comes back itself without such faces.
-        rgb: the source.
-        faces: of the source; only those count that are not refined.
-        enlarge: brings a part of the source to a size.
-    """
-    source, target = (rgb.shape[1], rgb.shape[0]), (prescaled.shape[1], prescaled.shape[0])
-    patches = []
-    for face in (face for face in faces if face.side < _LEFT_ALONE):
-        rows, columns, weight = _soft(face, source, target)
-        parts, offsets, size = [], [], []
-        for start, length, own, wanted in (
-            (face.top, target[1], source[1], rows),
-            (face.left, target[0], source[0], columns),
-        ):
-            first = max(0, start - face.side - _CONTEXT)
-            last = min(own, start + 2 * face.side + _CONTEXT)
-            parts.append(slice(first, last))
-            offset = round(first * length / own)
-            offsets.append(slice(wanted.start - offset, wanted.stop - offset))
-            size.append(max(1, round(last * length / own) - offset))
-        pixels = enlarge(rgb[parts[0], parts[1]], (size[1], size[0]))[offsets[0], offsets[1]]
-        patches.append(Patch(columns.start, rows.start, pixels, weight))
-    return paste(prescaled, patches)
-
-
 @dataclass(frozen=True)
 class LikenessGuard:
     """Compares finished faces with those of the source, and takes back what is too far.
@@ -171,15 +140,22 @@ class LikenessGuard:
         target = done.shape[1], done.shape[0]
         for face in self.faces:
             distance = self._distance_from(face)
-            ours, theirs = (_view(picture, face, source) for picture in (held, prescaled))
+            view, theirs, own = (_view(each, face, source) for each in (held, prescaled, self.rgb))
             inside = _view(_mask(face, source), face, source)
-            share, before, after = _least_share(ours, theirs, inside, distance, limit)
-            reports.append(FaceReport(face.left, face.top, face.side, before, after))
-            if share > 0:
+            rows, columns, weight = _soft(face, source, target)
+            after = before = distance(view)
+            for anchor, most in ((theirs, limit), (own, _LOOSER * limit)):
+                share, after = _least_share(view, anchor, inside, distance, after, most)
+                if share == 0:
+                    continue
                 held = held.copy() if held is done else held
-                rows, columns, weight = _soft(face, source, target)
+                view = view + (anchor - view) * (inside * np.float32(share))
+                towards = prescaled[rows, columns]
+                if anchor is own:
+                    towards = _resampled(self.rgb, rows, columns, target)
                 part = held[rows, columns]
-                part += (prescaled[rows, columns] - part) * (weight * np.float32(share))[..., None]
+                part += (towards - part) * (weight * np.float32(share))[..., None]
+            reports.append(FaceReport(face.left, face.top, face.side, before, after))
         return held, tuple(reports)
 
     def _distance_from(self, face: FoundFace) -> Callable[[Float], float]:
@@ -197,24 +173,38 @@ class LikenessGuard:
 
 
 def _least_share(
-    ours: Float, theirs: Float, inside: Float, distance: Callable[[Float], float], limit: float
-) -> tuple[float, float, float]:
-    """Return the least share of the prescaled face that is near enough, and both distances.
+    view: Float,
+    anchor: Float,
+    inside: Float,
+    distance: Callable[[Float], float],
+    before: float,
+    limit: float,
+) -> tuple[float, float]:
+    """Return the least share of an anchor with which a face is near enough, and its distance then.
 
-    Where not even that face is, it is taken whole if it is nearer.
+    Where not even the anchor is near enough, it is taken whole if it is nearer.
     """
-    before, whole = distance(ours), distance(ours + (theirs - ours) * inside)
-    if before <= limit or whole >= before:
-        return 0.0, before, before
+    if before <= limit:
+        return 0.0, before
+    whole = distance(view + (anchor - view) * inside)
+    if whole >= before:
+        return 0.0, before
     low, high, after = 0.0, 1.0, whole
     for _ in range(_BISECTIONS if whole < limit else 0):
         middle = (low + high) / 2
-        found = distance(ours + (theirs - ours) * (inside * np.float32(middle)))
+        found = distance(view + (anchor - view) * (inside * np.float32(middle)))
         if found <= limit:
             high, after = middle, found
         else:
             low = middle
-    return high, before, after
+    return high, after
+
+
+def _resampled(rgb: Float, rows: slice, columns: slice, target: Size) -> Float:
+    """Return a part of a result as plain resampling of the source makes it."""
+    across, down = rgb.shape[1] / target[0], rgb.shape[0] / target[1]
+    box = columns.start * across, rows.start * down, columns.stop * across, rows.stop * down
+    return resample_box(rgb, (columns.stop - columns.start, rows.stop - rows.start), box)
 
 
 def _share(side: int, likeness: float) -> float:
