@@ -11,8 +11,8 @@ energies, flat places, colour, and a discriminator that sees high bands alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from tegula.models.mini.network import luma
 from tegula.models.prescalers.load import load_prescaler, with_share
 from tegula.models.prescalers.networks import SRVGGNetCompact
 from train import export, losses, photos
-from train.config import DistilSettings, RunSettings
+from train.config import DistilSettings
 from train.degradation import RECIPES
 from train.diffusion import set_rate
 from train.discriminator import PixelJudge, deceive_loss, judge_loss
@@ -40,7 +40,7 @@ from train.distil_pairs import (
     Teach,
     make_distil_shards,
 )
-from train.held_out import HeldOut, choose, table
+from train.held_out import HeldOut, PrescalerRun, choose, table
 from train.judged import ready_judges, weighted_sum
 from train.pairs import PHOTO, SWIFT, enlarge_by_lanczos, run_prescaler, unit
 from train.precision import mixed_precision
@@ -228,24 +228,11 @@ def high_bands(plane: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DistilProgram:
+class DistilProgram(PrescalerRun):
     """From photographs to ``tegula-swift``: pairs, training, choice, export.
 
-    photographs: what is trained on and chosen by. work: folder of pairs and checkpoints.
-    weights: folder of the exported file; of the teacher, too, where it was made there.
+    The teacher is of the folder of weights, too, where it was made there.
     """
-
-    settings: RunSettings
-    photographs: list[Path]
-    work: Path
-    weights: Path
-    device: torch.device
-    say: Callable[[str], None]
-
-    @property
-    def run(self) -> Path:
-        """Folder of checkpoints, logs and samples."""
-        return self.work / self.settings.name
 
     def everything(self) -> Pupil:
         """Go from photographs to the exported file; returns what is in it."""
@@ -321,15 +308,7 @@ class DistilProgram:
         best = choose(verdicts)
         self.say(f"{table(verdicts)}\nchosen: {best.name}")
         chosen = self.settings.distil
-        training = {
-            "configuration": self.settings.name,
-            "device": str(self.device),
-            "minutes": round(state.seconds / 60, 1),
-            "samples": state.samples,
-            "pairs": chosen.pairs.count,
-            "checkpoint": best.name,
-            "held_out": {k: round(v, 4) for k, v in asdict(best).items() if k != "name"},
-        }
+        training = self.record(state, chosen.pairs.count, best)
         pupil = pupils[best.name]
         digest = export.export_tensors(pupil.tensors(), training, self.weights, SWIFT)
         text = card(pupil, digest, chosen, training)

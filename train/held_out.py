@@ -6,9 +6,10 @@ recipes. Evaluation photographs proper play no part in any choice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +31,11 @@ from tegula.models.mini.network import (
 )
 from tegula.options import PresetValues
 from train import photos
+from train.config import RunSettings
 from train.noise import TIMESTEPS, signal_shares
 from train.pairs import Prescale, enlarge_by_lanczos, run_prescaler
 from train.precision import mixed_precision
+from train.state import TrainingState
 
 Picture = NDArray[np.float32]
 _PER_PHOTOGRAPH = 3
@@ -83,6 +86,39 @@ class Verdict:
         """The Fréchet ratio, and a price on every guard that fails."""
         excess = max(0.0, self.perceptual - 1.03) + max(0.0, -0.5 - self.psnr)
         return self.frechet + excess + 0.2 * max(0.0, self.flat - 1.2)
+
+
+@dataclass(frozen=True)
+class PrescalerRun:
+    """What a program reads and writes that trains a prescaler.
+
+    photographs: what is trained on and chosen by. work: folder of pairs and checkpoints.
+    weights: folder of the exported file.
+    """
+
+    settings: RunSettings
+    photographs: list[Path]
+    work: Path
+    weights: Path
+    device: torch.device
+    say: Callable[[str], None]
+
+    @property
+    def run(self) -> Path:
+        """Folder of checkpoints, logs and samples."""
+        return self.work / self.settings.name
+
+    def record(self, state: TrainingState, pairs: int, best: Verdict) -> dict[str, Any]:
+        """Return what the exported file says of its training."""
+        return {
+            "configuration": self.settings.name,
+            "device": str(self.device),
+            "minutes": round(state.seconds / 60, 1),
+            "samples": state.samples,
+            "pairs": pairs,
+            "checkpoint": best.name,
+            "held_out": {k: round(v, 4) for k, v in asdict(best).items() if k != "name"},
+        }
 
 
 class HeldOut:

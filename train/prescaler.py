@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from bench.quality.features import EarlyFeatures
 from tegula.models.prescalers.load import load_prescaler
 from tegula.models.prescalers.networks import RRDBNet
 from train import export, photos
-from train.config import RunSettings, TailSettings
-from train.held_out import choose, table
+from train.config import TailSettings
+from train.held_out import PrescalerRun, choose, table
 from train.pairs import PHOTO
 from train.runner import Stage, run_stage
 from train.samples import write_sheet
@@ -38,20 +38,8 @@ _TEMPLATE = Path(__file__).with_name("prescaler.md")
 
 
 @dataclass(frozen=True)
-class PrescalerProgram:
-    """Where the tuning reads and writes, and with what settings; ``weights`` is a folder."""
-
-    settings: RunSettings
-    photographs: list[Path]
-    work: Path
-    weights: Path
-    device: torch.device
-    say: Callable[[str], None]
-
-    @property
-    def run(self) -> Path:
-        """Folder of checkpoints, logs and samples."""
-        return self.work / self.settings.name
+class PrescalerProgram(PrescalerRun):
+    """From photographs to ``tegula-photo``: pairs, tuning, choice, export."""
 
     def everything(self) -> RRDBNet:
         """Go from photographs to the exported file; returns the whole tuned network."""
@@ -104,16 +92,7 @@ class PrescalerProgram:
         self.say(f"{table(verdicts)}\nchosen: {best.name}")
         tensors = self._interpolated(base, self.run / best.name)
         chosen = self.settings.tail
-        training = {
-            "configuration": self.settings.name,
-            "device": str(self.device),
-            "minutes": round(state.seconds / 60, 1),
-            "samples": state.samples,
-            "pairs": chosen.pairs.count,
-            "checkpoint": best.name,
-            "share": chosen.share,
-            "held_out": {k: round(v, 4) for k, v in asdict(best).items() if k != "name"},
-        }
+        training = {**self.record(state, chosen.pairs.count, best), "share": chosen.share}
         tuned = tuned_tensors(tensors, BLOCKS - chosen.blocks)
         digest = export.export_tensors(tuned, training, self.weights, PHOTO)
         text = card(tuned, digest, chosen, training)
