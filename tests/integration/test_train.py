@@ -30,6 +30,7 @@ from train.noise import add_noise, signal_shares
 from train.pairs import PHOTO, PairSettings, make_shards
 from train.presets import PRESETS
 from train.runner import Stage, new_state, run_stage
+from train.shards import Shards
 from train.tail_pairs import TailPairSettings
 
 SHAPE = NetworkShape(widths=(32, 48), down=(1,), middle=1, up=(1,), words=VOCABULARY_SIZE)
@@ -322,3 +323,19 @@ def test_the_whole_program_makes_a_bundle_that_loads(photograph, tmp_path):
     assert bundle.facts.fingerprint in card
     assert bundle.facts.fingerprint in said[-1]
     assert list((tmp_path / "work" / "cpu").glob("adversarial-*.png"))
+
+
+def test_a_shard_that_was_not_finished_is_made_again_and_never_read(tmp_path):
+    shards = Shards(tmp_path, "tail-{:03d}.npz", count=5, each=2)
+
+    def stopped(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    assert shards.missing() == [0, 1, 2]
+    with pytest.raises(KeyboardInterrupt):
+        shards.write(0, stopped)
+    shards.write(2, lambda file: file.write(b"whole"))
+    assert shards.missing() == [0, 1]
+    assert [path.name for path in tmp_path.glob("tail-*.npz")] == ["tail-002.npz"]
+    assert [shards.pairs_in(number) for number in range(shards.total)] == [2, 2, 1]
