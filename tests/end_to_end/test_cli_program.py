@@ -317,7 +317,7 @@ def test_what_a_server_says_is_one_sentence(live: Live, tmp_path, monkeypatch):
         (live.url, (photo, "prompt=fail"), 9, "The model broke."),
         (live.url, ("image=@nothing.png",), 5, "nothing.png cannot be used"),
         (nobody, (photo,), 9, f"{nobody} does not answer"),
-        ("gpu:5000", (photo,), 2, "begins with http://"),
+        ("gpu:5000", (photo,), 2, "such as http://gpu:5000, not gpu:5000"),
         (live.url, (photo, "--model", "mini"), 2, "exclude each other"),
     ):
         done = on_server(server, "tegula/upscale", *words)

@@ -334,6 +334,19 @@ def test_a_folder_takes_what_its_pictures_take_by_their_size():
     assert remaining.text_after(2) == "2 of 3, 6 min left"
 
 
+def test_nothing_is_left_after_the_last_picture_nor_of_one_that_failed():
+    now = [0.0]
+    remaining = RemainingWork([100, 100, 100], clock=lambda: now[0])
+    remaining.begin(0)
+    now[0] = 60.0
+    remaining.skip(1)  # its file is damaged
+    assert remaining.text_after(2) == "2 of 3, 60 s left"
+    remaining.begin(2)
+    assert remaining.text_after(2) == "2 of 3, 60 s left"
+    now[0] = 120.0
+    assert remaining.text_after(3) == "3 of 3"
+
+
 def test_a_folder_stands_in_the_lines_of_its_pictures():
     written, now = [], iter(range(0, 1000, 10))
     lines = ProgressLines("a.png", written.append, lambda _: "2 of 9", clock=lambda: next(now))

@@ -427,6 +427,8 @@ class Batch:
 
     def _fail(self, job: Job, error: Exception) -> None:
         """Report a picture that went wrong; the others go on."""
+        if self._remaining is not None:
+            self._remaining.skip(self.work.jobs.index(job))
         failure = Failure.of(error)
         self.console.record({"input": job.input, "output": job.output, "error": failure.as_json()})
         if job.name not in failure.message:

@@ -171,7 +171,7 @@ class _Server:
     @classmethod
     def at(cls, address: str) -> _Server:
         if urlsplit(address).scheme not in {"http", "https"}:
-            raise OptionError(f"--server takes an address that begins with http://, not {address}.")
+            raise OptionError(f"--server takes an address such as http://gpu:5000, not {address}.")
         return cls(address.rstrip("/").removesuffix("/v1"), os.environ.get(_TOKEN))
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:

@@ -110,6 +110,11 @@ class RemainingWork:
         self._finished += bool(self._current)
         self._current, self._left[work_index] = self._left[work_index], 0.0
 
+    def skip(self, work_index: int) -> None:
+        """Count a picture as finished that failed before its work began."""
+        self._finished += bool(self._left[work_index])
+        self._left[work_index] = 0.0
+
     def in_present_pictures(self) -> float:
         """Return the work from the present picture on, in multiples of that picture's."""
         return 1.0 + sum(self._left) / max(1.0, self._current)
@@ -127,8 +132,9 @@ class RemainingWork:
 
     def text_after(self, number: int) -> str:
         """Return the same of the ``number``-th picture, which is done; another one may be begun."""
-        done = self._done or self._current
-        ahead = sum(self._left) + (self._current if self._done else 0.0)
+        done, ahead = self._done, sum(self._left) + self._current
+        if number > self._finished:  # the present picture is the one that is done
+            done, ahead = done + self._current, ahead - self._current
         spent = 0.0 if self._began is None else self._clock() - self._began
         return self._text(number, spent * ahead / done if done and ahead else None)
 
