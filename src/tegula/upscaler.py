@@ -285,6 +285,7 @@ class Upscaler:
                 refined, prescaled, prepared, resolved, control.mask, faces, held, alpha, guard
             )
         reporter.finished()
+        has_map = mask is not None or strength_map is not None
         result = UpscaleResult(
             image=finished.image,
             source=to_image(prepared.rgb, prepared.alpha),
@@ -295,7 +296,7 @@ class Upscaler:
             plan=plan,
             warnings=(
                 *self.bundle.warnings,
-                *ignored_options(self.bundle, options, resolved),
+                *ignored_options(self.bundle, options, resolved, has_map=has_map),
                 *left_out,
                 *merged,
                 *finished.warnings,

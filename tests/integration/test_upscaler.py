@@ -168,6 +168,14 @@ def test_a_prescaler_that_drifts_in_tone_is_held_to_the_source(bundle, lock, dri
     assert red / 255 == pytest.approx(drift, abs=0.01)
 
 
+def test_what_an_exact_result_cannot_follow_is_said(upscaler):
+    source = Image.fromarray((photograph(32, 32) * 255).astype(np.uint8))
+    mask = Image.new("L", (32, 32), 255)
+    warnings = upscaler.upscale(source, preset="exact", hdr=0.5, mask=mask).warnings
+    assert any("hdr has no effect" in each for each in warnings)
+    assert any("mask and strength_map have no effect" in each for each in warnings)
+
+
 def test_alpha_is_kept_and_scaled(upscaler):
     source = picture()
     source.putalpha(Image.linear_gradient("L").resize(source.size))

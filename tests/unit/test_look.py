@@ -430,3 +430,13 @@ def test_a_png_that_was_a_bad_jpeg_is_mended():
     Image.fromarray(compressed(levels(), 40)).save(file, "PNG")
     assert not prepare(file.getvalue(), UpscaleOptions()).mended
     assert prepare(file.getvalue(), UpscaleOptions(mend_jpeg=True)).mended
+
+
+@pytest.mark.parametrize("colour", [(9, 100, 200), (255, 255, 255)])
+def test_a_picture_without_detail_is_not_refined(colour):
+    look = look_at(np.full((64, 64, 3), colour, np.float32) / 255)
+    values = preset()
+    assert choose(look, UpscaleOptions(), values, (64, 64))["creativity"] == 0
+    said = describe(look, resolved(creativity=0.0))
+    assert "without detail; " in said
+    assert said.endswith("no diffusion")

@@ -53,6 +53,8 @@ _TINY, _SMALL = 64, 384
 """Pixels of the shorter side from and below which, too; what is tiny is an icon, or a sample."""
 _ON_WHITE = 0.25
 """Share of white around a thing from which it counts as a product on white."""
+_FLAT = 0.995
+"""Share of a picture without detail from which there is nothing to refine."""
 _MORE, _LESS = 1.25, 0.5
 """Shares of a preset's creativity; resemblance goes the other way."""
 
@@ -83,7 +85,7 @@ def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size)
             chosen |= {"drawing_prescaler": _DRAWING_PRESCALER, "drawing_share": _HALF}
     if options.preset == "creative":
         return chosen
-    if look.kind == "drawing":
+    if look.kind == "drawing" or look.flat >= _FLAT:
         # Letters and lines are all there; what diffusion could add to them would be wrong.
         return {**chosen, "creativity": 0.0}
     # A model of one step takes its creativity for the noise that it was trained at, and what
@@ -113,8 +115,10 @@ _KINDS = {
 
 def describe(look: Look, resolved: ResolvedOptions, faces: int = 0) -> str:
     """Say in one line what was found and what is done about it; ``faces`` is how many were."""
-    found = [("grey " if look.is_grey else "") + _KINDS[look.kind]]
-    if look.kind == "photograph" and look.on_white >= _ON_WHITE:
+    is_flat = look.flat >= _FLAT
+    kind = "picture without detail" if is_flat else _KINDS[look.kind]
+    found = [("grey " if look.is_grey else "") + kind]
+    if look.kind == "photograph" and not is_flat and look.on_white >= _ON_WHITE:
         found.append("on white")
     if look.damage.jpeg_quality is not None and look.damage.jpeg_quality < _GOOD:
         mended = ", mended" if resolved.mend_jpeg else ""
@@ -136,6 +140,6 @@ def describe(look: Look, resolved: ResolvedOptions, faces: int = 0) -> str:
     if resolved.hold_drawings:
         what = "" if resolved.drawing_prescaler else "; drawn parts"
         net += f"{what or ','} held to the source"
-    if look.kind == "drawing" and not resolved.refines:
+    if (is_flat or look.kind == "drawing") and not resolved.refines:
         net += ", no diffusion"
     return f"{', '.join(found)}; {net}"

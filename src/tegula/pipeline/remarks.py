@@ -53,12 +53,19 @@ def prompt_taken(options: UpscaleOptions, resolved: ResolvedOptions) -> str:
 
 
 def ignored_options(
-    bundle: Bundle, options: UpscaleOptions, resolved: ResolvedOptions
+    bundle: Bundle, options: UpscaleOptions, resolved: ResolvedOptions, *, has_map: bool = False
 ) -> Iterator[str]:
-    """Yield sentences on options that the bundle or the prescaler cannot follow."""
+    """Yield sentences on options that the bundle or the prescaler cannot follow.
+
+    ``has_map``: there is a mask or a strength map.
+    """
     if options.tuning is not None and resolved.tuning is None:
         yield f"The prescaler {resolved.prescaler} is not tuned, so tuning has no effect."
+    if resolved.exact and resolved.hdr:
+        yield "An exact result has the tones of its source, so hdr has no effect."
     if not resolved.refines:
+        if has_map and not resolved.faces:
+            yield "Without diffusion nothing is masked, so mask and strength_map have no effect."
         return
     facts, scale = bundle.facts, options.guidance_scale
     if scale is not None and scale > resolved.guidance_scale:
