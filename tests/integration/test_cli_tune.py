@@ -6,10 +6,12 @@ import shlex
 import numpy as np
 import pytest
 from cli_support import picture, put, run
+from colour_profiles import wide_rgb
 from PIL import Image
 
 from tegula import upscaler as upscaler_module
 from tegula.cli.tune import liveliest
+from tegula.images.decode import decode
 from tegula.options import PRESETS
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
@@ -140,6 +142,20 @@ def test_what_cannot_become_a_sheet_is_refused_before_any_work(
     assert (result.exit_code, passes) == (status, [])
     assert sentence in result.stderr
     assert path.read_bytes() == before
+
+
+def test_the_sheet_shows_transparency_and_colours_of_a_profile_as_viewers_do(folder):
+    marked = Image.new("RGBA", (32, 32), (200, 40, 40, 0))
+    marked.paste((200, 40, 40, 255), (0, 16, 32, 32))
+    marked.save("a.png", icc_profile=wide_rgb())
+    tuned("a.png", "--prescaler", "lanczos", "--creativity", "0", "--vary", "exact=on")
+    sheet = np.asarray(Image.open("a_tune.png").convert("RGB")).astype(int)
+    cell = sheet[29:93, 12:76]
+    assert len(np.unique(cell[4:20].reshape(-1, 3), axis=0)) == 2
+    assert (np.ptp(cell[4:20], axis=2) == 0).all()
+    given = decode(folder / "a.png", max_pixels=10_000).rgb[24, 16] * 255
+    assert abs(cell[48, 32] - given).max() <= 2
+    assert abs(cell[48, 32] - (200, 40, 40)).max() > 10
 
 
 def test_the_part_of_a_strip_is_as_long_as_that_of_other_pictures(folder):

@@ -83,8 +83,8 @@ class Cell:
 
 
 def _tune(**parameters: Any) -> None:
-    from tegula.images.decode import decode
-    from tegula.images.encode import save
+    from tegula.images.decode import decode, in_srgb
+    from tegula.images.encode import opaque, save
 
     context = click.get_current_context()
     console = Console.open(quiet=parameters["quiet"], json=parameters["json"])
@@ -117,7 +117,7 @@ def _tune(**parameters: Any) -> None:
         with upscaler.sharing_prescaled():
             results = list(_results(upscaler, picture, cells, crop, console, interruption))
         columns = len(knobs[1][1]) if len(knobs) == 2 else min(_ACROSS, len(cells))
-        pictures = [result.image.convert("RGB") for result in results]
+        pictures = [opaque(in_srgb(result.image, result.metadata)) for result in results]
         drawn = contact_sheet(pictures, cells, columns, f"{source.name}, --crop {where}")
         save(drawn, sheet, file_format=file_format)
         for warning in dict.fromkeys(warning for each in results for warning in each.warnings):

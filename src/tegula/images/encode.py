@@ -406,7 +406,7 @@ def side_by_side(before: Image.Image, after: Image.Image, *, width: int = 1600) 
     Returns:
         An RGB image, at most ``width`` wide but for the smallest panels.
     """
-    left, right = _opaque(before), _opaque(after)
+    left, right = opaque(before), opaque(after)
     panel = max(_SMALLEST_PANEL, (width - _DIVIDER) // 2)
     shrink = min(1.0, panel / right.width, panel / right.height)
     rows = [_row(_fitted(left, right.size, shrink), _fitted(right, right.size, shrink))]
@@ -423,7 +423,7 @@ def side_by_side(before: Image.Image, after: Image.Image, *, width: int = 1600) 
     return sheet
 
 
-def _opaque(image: Image.Image) -> Image.Image:
+def opaque(image: Image.Image) -> Image.Image:
     """Lay transparency on a chequered ground, as viewers do."""
     if not image.has_transparency_data:
         return image.convert("RGB")
