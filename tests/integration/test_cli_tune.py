@@ -144,6 +144,20 @@ def test_what_cannot_become_a_sheet_is_refused_before_any_work(
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("command", ["upscale", "plan", "tune"])
+def test_a_face_model_that_is_not_there_is_named_before_a_model_is_loaded(
+    folder, monkeypatch, command
+):
+    put(folder / "a.png", width=32, height=24)
+
+    def load(**_):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(upscaler_module.Upscaler, "load", staticmethod(load))
+    result = run(command, "a.png", "--faces", "foo")
+    assert "There is no face model 'foo'; choose GFPGANv1.4" in result.stderr
+
+
 def test_the_sheet_shows_transparency_and_colours_of_a_profile_as_viewers_do(folder):
     marked = Image.new("RGBA", (32, 32), (200, 40, 40, 0))
     marked.paste((200, 40, 40, 255), (0, 16, 32, 32))

@@ -87,13 +87,16 @@ class Request:
         """Load the models; the fast preset looks for a LoRA for few steps.
 
         Raises:
-            ModelError, OptionError: as ``Upscaler.load``.
+            ModelError, OptionError: as ``Upscaler.load``, or there is no such face model.
         """
+        from tegula.models.faces import face_file
         from tegula.models.headers import check_file
         from tegula.models.library import FileKind
 
         if self.options.prescaler is not None:
             check_file(self.options.prescaler, FileKind.PRESCALER)
+        if self.options.faces:
+            face_file(self.options.faces)
         fast = self.options.preset == "fast"
         return load_upscaler(console, self.models, self.runtime, fast=fast)
 
