@@ -32,7 +32,7 @@ _NET: dict[str, Any] = {
 _FLAT_NET = {
     **_NET,
     "block_out_channels": (8,),
-    "down_block_types": ("CrossAttnDownBlock2D",),
+    "down_block_types": ("DownBlock2D",),
 }
 
 
@@ -43,10 +43,11 @@ def tiny_networks(seed: int = 0, *, flat: bool = False) -> Networks:
 
     Args:
         seed: same seed, same weights.
-        flat: one resolution in place of two, for what takes its time by the layer.
+        flat: one resolution in place of two, and attention in the middle alone, for what takes
+            its time by the layer.
     """
     net = _FLAT_NET if flat else _NET
-    up = ("CrossAttnUpBlock2D",) if flat else ("UpBlock2D", "CrossAttnUpBlock2D")
+    up = ("UpBlock2D",) if flat else ("UpBlock2D", "CrossAttnUpBlock2D")
     tokenizer = _tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
