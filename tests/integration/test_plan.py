@@ -358,6 +358,9 @@ def test_plan_tells_seconds_where_the_model_has_run(tmp_path, monkeypatch):
     plain = run(*words)
     assert "calibrate" not in plain.stdout
     assert "10.0 s" in plain.stdout
+    assert "pictures" not in plain.stdout
+    both = run("plan", source, put(tmp_path / "b.png"), "--prescaler", "lanczos", "-o", "out/")
+    assert both.stdout.splitlines()[-1] == "2 pictures: about 20 s"
 
 
 def test_a_tall_picture_takes_a_few_times_its_own_memory():

@@ -12,7 +12,7 @@ from tegula.cli.console import Console, Interruption, format_bytes, plural
 from tegula.cli.options import SectionedCommand
 from tegula.cli.targets import Job, read_source
 from tegula.cli.upscale import EVERYDAY, PICTURES, SECTIONS, request_of, work_of
-from tegula.progress import STAGES
+from tegula.progress import STAGES, about
 
 if TYPE_CHECKING:
     from tegula.plan import Memory, Plan
@@ -36,6 +36,7 @@ def _plan(**parameters: Any) -> None:
         request = request_of(parameters, debug=bool(context.find_root().params["debug"]))
         work = work_of(parameters, request)
         upscaler = request.load_upscaler(console)
+        of_all = 0.0
         for job in work.jobs:
             source = read_source(job, request.options.max_pixels)
             count = 1
@@ -60,6 +61,9 @@ def _plan(**parameters: Any) -> None:
                 console.text(line)
             if count > 1:
                 console.text(f"  frames    {count}, each of them as the first, above")
+            of_all += count * seconds["total"]
+        if len(work.jobs) > 1:
+            console.text(f"{plural(len(work.jobs), 'picture')}: about {about(of_all)}")
 
 
 def _lines(job: Job, plan: Plan, memory: Memory, seconds: Mapping[str, float]) -> Iterator[str]:
