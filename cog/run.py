@@ -35,7 +35,7 @@ class Runner(BaseRunner):
             description="How many times as wide and high the result is.", default=2.0, ge=1, le=8
         ),
         preset: str = Input(
-            description="Near the source, in between, inventive, or quick.",
+            description="Balanced suits most pictures, fast is quicker, exact invents nothing.",
             default="balanced",
             choices=["faithful", "balanced", "creative", "fast", "exact"],
         ),

@@ -29,7 +29,8 @@ class TegulaUpscale(Inputs):
         default=2.0, ge=1, le=8, description="How many times as wide and high the result is."
     )
     preset: Preset = Field(
-        default="balanced", description="Near the source, in between, inventive, or quick."
+        default="balanced",
+        description="Balanced suits most pictures, fast is quicker, exact invents nothing.",
     )
     prompt: str = Field(default="", description="What the picture shows or should look like.")
     negative_prompt: str | None = Field(default=None, description="What to steer away from.")
