@@ -15,7 +15,7 @@ COARSEST = 16
 """Pixels in one place of mini's coarsest level; it repeats a faint pattern that often."""
 CHOSEN = {
     "scale": 2, "seed": 1, "prescaler": "realesrgan-animevideov3", "creativity": 0.6,
-    "resemblance": 0.1,
+    "resemblance": 0.1, "auto": False,
 }  # fmt: skip
 SEAM_FIX = {"seam_fix": "half-tile+intersections", "seam_fix_denoise": 0.6}
 TILES = {"mode": "redraw", "tile_width": TILE, "tile_height": TILE}
