@@ -5,7 +5,7 @@
 import { at, element } from "./dom.js";
 
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
-const SILENT = "The server does not answer; it may have been stopped. Try again in a moment.";
+const NO_ANSWER = "The server does not answer; it may have been stopped. Try again in a moment.";
 
 // Where the server is mounted: a gateway may put a path before all of its addresses.
 const MOUNT = new URL("..", import.meta.url).href;
@@ -16,20 +16,20 @@ export function local(path) {
 }
 
 // An answer that is not a success, or none (`status` is 0); `message` is its sentence.
-// `problem` is the body of the answer; `passes` whether the same may work a little later, which is
-// after `retryAfter` seconds if the server says so; `wayOn` a link or button that leads on, or null.
+// `problem` is the body of the answer; `isTemporary` whether the same request may succeed a little
+// later, after `retryAfter` seconds if the server says so; `wayOn` a link or button to what helps, or null.
 export class RequestError extends Error {
   constructor(status, sentence, problem = {}, retryAfter = null) {
     super(sentence);
     this.status = status;
     this.problem = problem;
-    this.passes = status === 0 || status === 429 || status >= 500;
+    this.isTemporary = status === 0 || status === 429 || status >= 500;
     this.retryAfter = Number(retryAfter) || null;
     this.wayOn = wayOn(this);
   }
 }
 
-function wayOn({ status, passes }) {
+function wayOn({ status, isTemporary }) {
   if (status === 404 || status === 410) return element("a", { href: local("/history"), textContent: "Look in your history." });
   if (status === 401) {
     const button = element("button", { type: "button", textContent: "Sign in" });
@@ -37,7 +37,7 @@ function wayOn({ status, passes }) {
     return button;
   }
   if (status === 422 && at("fields")) return element("a", { href: "#fields", textContent: "Change it on the form." });
-  return passes ? element("a", { href: location.href, textContent: "Load this page again." }) : null;
+  return isTemporary ? element("a", { href: location.href, textContent: "Load this page again." }) : null;
 }
 
 function problemError(status, text, retryAfter) {
@@ -59,7 +59,7 @@ async function request(method, path, body, headers) {
     body = JSON.stringify(body);
   }
   const response = await fetch(local(path), { method, headers, body, cache: "no-store" }).catch(() => null);
-  if (response === null) throw new RequestError(0, SILENT);
+  if (response === null) throw new RequestError(0, NO_ANSWER);
   if (!response.ok) {
     throw problemError(response.status, await response.text().catch(() => ""), response.headers.get("retry-after"));
   }
@@ -88,7 +88,7 @@ export function upload(file, onProgress = () => {}, signal = null) {
     form.append("content", file, file.name);
     sender.open("POST", local("/v1/files"));
     sender.upload.addEventListener("progress", (event) => onProgress(event.loaded / event.total));
-    sender.addEventListener("error", () => reject(new RequestError(0, SILENT)));
+    sender.addEventListener("error", () => reject(new RequestError(0, NO_ANSWER)));
     sender.addEventListener("abort", () => reject(new DOMException("The upload was stopped.", "AbortError")));
     sender.addEventListener("load", () => {
       if (sender.status >= 400) reject(problemError(sender.status, sender.responseText, sender.getResponseHeader("retry-after")));
@@ -107,7 +107,7 @@ export function localAddress(address, urls) {
 }
 
 // Follow the events of a prediction: `handlers` has functions by the name of the event, each called
-// with its data. Returns what ends it; after "done" it has ended.
+// with its data. Returns a function that ends it; "done" ends it, too.
 export function follow(prediction, handlers) {
   const address = `${localAddress(prediction.urls.stream, prediction.urls)}?logs=1&previews=1`;
   const stream = new EventSource(address);
@@ -135,6 +135,14 @@ export function takeTokenFromAddress() {
   if (given === null) return null;
   history.replaceState(null, "", location.pathname + location.search);
   return LOOPBACK.test(location.hostname) ? given : null;
+}
+
+// A picture that is written into a page as a data: address, as a file.
+export function fileOfDataAddress(address, name) {
+  const comma = address.indexOf(",");
+  const kind = address.slice(5, comma).split(";")[0];
+  const bytes = Uint8Array.from(atob(address.slice(comma + 1)), (letter) => letter.charCodeAt(0));
+  return new File([bytes], name, { type: kind });
 }
 
 // A picture of this server as a file, by its path or address, under the name that the server has for it.

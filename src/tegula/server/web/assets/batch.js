@@ -3,21 +3,20 @@
 // on their way join the list, with the settings of their own.
 
 import { call, local } from "./api.js";
-import { at, attempt, element, formatBytes } from "./dom.js";
+import { at, attempt, element, formatBytes, STATUS_WORDS } from "./dom.js";
 import { create, pictureOf, resultName } from "./sending.js";
-import { distinct, zipOf } from "./zip.js";
+import { createZip, uniqueNames } from "./zip.js";
 
 const KEY = "tegula-batch";
 const SENDING_AT_ONCE = 2;
 const WATCHED_AT_ONCE = 4; // the server works in order, so that the others wait
-const LOOK_AGAIN_MS = 1500;
+const POLL_MS = 1500;
 const ENDED = ["succeeded", "failed", "canceled", "aborted"];
-const WORDS = { waiting: "Waiting to be sent", sending: "Sending", starting: "Waiting", processing: "Running",
-  succeeded: "Done", failed: "Failed", canceled: "Cancelled", aborted: "Deadline passed" };
+const WORDS = { waiting: "Waiting to be sent", sending: "Sending", ...STATUS_WORDS };
 const TYPES = { jpg: "image/jpeg", webp: "image/webp", png: "image/png" };
 
 // Each is {name, model, inputs, id, state, text, wayOn, picture, stop}: `id` once it is a prediction,
-// `picture` until then, and `stop` is an AbortController of its being sent.
+// `picture` until then; `stop`, an AbortController, ends the sending of it.
 let items = [];
 let parts = null;
 let workers = 0;
@@ -54,17 +53,17 @@ async function send(item) {
     };
     const prediction = await create(item.model, item.picture, item.inputs, say, signal);
     Object.assign(item, { id: prediction.id, state: prediction.status, text: "", picture: null });
-    keep();
-    watchSoon(LOOK_AGAIN_MS);
+    saveIds();
+    watchSoon(POLL_MS);
   } catch (error) {
     if (signal.aborted) Object.assign(item, { state: "canceled", text: "", picture: null });
-    else Object.assign(item, { state: "failed", text: error.message, wayOn: error.passes ? null : error.wayOn });
+    else Object.assign(item, { state: "failed", text: error.message, wayOn: error.isTemporary ? null : error.wayOn });
   }
   show();
 }
 
 // The ids outlive a reload of the page; pictures that were not sent yet do not.
-function keep() {
+function saveIds() {
   const known = items.filter(({ id }) => id).map(({ name, id, model, inputs }) => {
     const plain = Object.entries(inputs).filter(([, value]) => !(value instanceof Blob));
     return { name, id, model: model.name, inputs: Object.fromEntries(plain) };
@@ -94,7 +93,7 @@ function open() {
 function build() {
   const title = element("h2", { id: "batch-title", textContent: `${items.length} pictures` });
   const bar = element("progress", { max: items.length, "aria-label": "Share of the pictures that are done" });
-  const said = element("p", { id: "batch-status", role: "status" });
+  const summary = element("p", { id: "batch-status", role: "status" });
   const rows = items.map(row);
   const cancel = element("button", { type: "button", id: "batch-cancel", textContent: "Cancel the rest" });
   cancel.addEventListener("click", cancelRest);
@@ -124,7 +123,7 @@ function build() {
   );
   const note = element("p", { className: "soft", textContent: "Another format is written by this browser, with 8 bits a channel and without metadata; choose the format of the model to keep them. Up to 4 GB." });
   const list = element("ul", { className: "plain" }, ...rows.map((one) => one.root));
-  return { all: [title, bar, said, element("div", { className: "row" }, cancel, again, close), tools, note, list], bar, said, rows, cancel, again, close, tools, note, zip };
+  return { all: [title, bar, summary, element("div", { className: "row" }, cancel, again, close), tools, note, list], bar, summary, rows, cancel, again, close, tools, note, zip };
 }
 
 function row(item) {
@@ -147,7 +146,7 @@ function show() {
   parts.bar.value = over;
   const failed = count("failed", "aborted"), cancelled = count("canceled");
   const words = [`${done} of ${all} done`, failed && `${failed} failed`, cancelled && `${cancelled} cancelled`];
-  parts.said.textContent = `${words.filter(Boolean).join(", ")}.`;
+  parts.summary.textContent = `${words.filter(Boolean).join(", ")}.`;
   parts.cancel.hidden = over === all;
   parts.close.hidden = over < all;
   const again = items.filter(sendable).length;
@@ -186,7 +185,7 @@ async function watch() {
   }
   show();
   timer = 0;
-  if (items.some((item) => item.id && !ended(item))) watchSoon(LOOK_AGAIN_MS);
+  if (items.some((item) => item.id && !ended(item))) watchSoon(POLL_MS);
 }
 
 async function cancelOne(item) {
@@ -197,7 +196,7 @@ async function cancelOne(item) {
 
 function cancelRest() {
   attempt(async () => {
-    for (const item of items) item.stop?.abort(); // before the first of them is waited for
+    for (const item of items) item.stop?.abort(); // all of them, before the first answer is awaited
     for (const item of items) await cancelOne(item);
     show();
   });
@@ -225,7 +224,7 @@ async function download(format, quality, button) {
   await attempt(async () => {
     const files = [];
     for (const item of items.filter(({ state }) => state === "succeeded")) {
-      parts.said.textContent = `Fetching ${item.name} …`;
+      parts.summary.textContent = `Fetching ${item.name} …`;
       const prediction = await call("GET", `/v1/predictions/${item.id}`);
       const outputs = [prediction.output].flat().filter(Boolean);
       if (!outputs.length) gone.push(item.name);
@@ -236,14 +235,14 @@ async function download(format, quality, button) {
         files.push({ name: resultName(item.name, item.model, item.inputs, ending), blob: made });
       }
     }
-    const names = distinct(files.map(({ name }) => name));
-    const zip = await zipOf(files.map(({ blob }, place) => ({ name: names[place], blob })));
+    const names = uniqueNames(files.map(({ name }) => name));
+    const zip = await createZip(files.map(({ blob }, place) => ({ name: names[place], blob })));
     const link = element("a", { href: URL.createObjectURL(zip), download: "tegula.zip" });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
     show();
-    parts.said.textContent += ` ${files.length} files, ${formatBytes(zip.size)}, are in tegula.zip.`;
-    if (gone.length) parts.said.textContent += ` The server has removed ${gone.join(", ")} already.`;
+    parts.summary.textContent += ` ${files.length} files, ${formatBytes(zip.size)}, are in tegula.zip.`;
+    if (gone.length) parts.summary.textContent += ` The server has removed ${gone.join(", ")} already.`;
   });
   button.disabled = false;
 }

@@ -14,11 +14,11 @@ function marked(inputs) {
 const isFile = (value) => value !== null && typeof value === "object" && "file" in value;
 
 function curl({ server, token, model, inputs }) {
-  const forHere = (text) => text.replace(/[\\$`]/g, "\\$&");
+  const escapedForHeredoc = (text) => text.replace(/[\\$`]/g, "\\$&");
   const value = (one) =>
     isFile(one)
       ? `"data:application/octet-stream;base64,$(base64 < ${quoted(one.file)} | tr -d '\\n')"`
-      : forHere(JSON.stringify(one));
+      : escapedForHeredoc(JSON.stringify(one));
   const lines = inputs.map(([name, one]) => `    ${JSON.stringify(name)}: ${value(one)}`).join(",\n");
   const proof = token ? ` -H "Authorization: Bearer $TEGULA_TOKEN"` : "";
   return `curl -sS ${server}/v1/predictions${proof} \\
@@ -123,9 +123,9 @@ export const KINDS = {
 };
 
 // Return {text, note}: the code for a model with these inputs, of which files are Blobs with a name.
-export function write(kind, { model, inputs, hasTokens, result }) {
+export function writeCode(kind, { model, inputs, hasTokens, result }) {
   const server = local("/").replace(/\/$/, "");
-  const { write: written, note } = KINDS[kind];
-  const text = written({ server, token: hasTokens, model, inputs: marked(inputs), result });
+  const { write, note } = KINDS[kind];
+  const text = write({ server, token: hasTokens, model, inputs: marked(inputs), result });
   return { text, note: hasTokens ? `${note} ${TOKEN}` : note };
 }

@@ -2,15 +2,14 @@
 // values of two inputs, is made of it. A cell that is clicked becomes the settings of the whole.
 
 import { call } from "./api.js";
-import { element } from "./dom.js";
+import { element, isActive } from "./dom.js";
 import { boxOver } from "./painting.js";
 import { create, pictureOf } from "./sending.js";
 
 const USUAL_SIDE = 192;
 const LARGEST_SIDE = 512;
-const LOOK_AGAIN_MS = 700;
-const ACTIVE = ["starting", "processing"];
-const KNOBS = 3;
+const POLL_MS = 700;
+const MOST_SUGGESTED = 3;
 
 // Show the dialog for a picture. `use(inputs)` is called with the settings of the cell that was chosen.
 export function tryOnCrop({ picture, model, form, use }) {
@@ -21,7 +20,7 @@ export function tryOnCrop({ picture, model, form, use }) {
   const knobs = choosers(model, form);
   const go = element("button", { type: "button", id: "try-go", className: "main", textContent: "Make the grid" });
   const close = element("button", { type: "button", id: "try-close", textContent: "Close" });
-  const said = element("p", { id: "try-status", role: "status", className: "soft" });
+  const summary = element("p", { id: "try-status", role: "status", className: "soft" });
   const error = element("p", { id: "try-error", role: "alert", className: "error" });
   const grid = element("div", { id: "grid", className: "grid" });
   const stop = new AbortController();
@@ -35,7 +34,7 @@ export function tryOnCrop({ picture, model, form, use }) {
     error.textContent = "";
     try {
       const variants = knobs.variants(); // before the picture is sent
-      await fill({ grid, said, variants, crop: await cut(picture, box.get()), model, form, stop: stop.signal, use: (inputs) => {
+      await fill({ grid, summary, variants, crop: await cut(picture, box.get()), model, form, stop: stop.signal, use: (inputs) => {
         dialog.close();
         use(inputs);
       } });
@@ -44,7 +43,7 @@ export function tryOnCrop({ picture, model, form, use }) {
     }
     go.disabled = false;
   });
-  dialog.append(title, help, box.root, knobs.root, element("div", { className: "row" }, go, close), error, said, grid);
+  dialog.append(title, help, box.root, knobs.root, element("div", { className: "row" }, go, close), error, summary, grid);
   document.body.append(dialog);
   dialog.showModal();
   box.focus();
@@ -75,7 +74,7 @@ function choosers(model, form) {
 
   function suggested(name) {
     if (!name) return [];
-    if (model.choices[name]) return model.choices[name].slice(0, KNOBS);
+    if (model.choices[name]) return model.choices[name].slice(0, MOST_SUGGESTED);
     const { minimum: low = 0, maximum, type } = model.inputs.properties[name];
     const high = Math.min(maximum ?? 1, low + 100);
     const round = (value) => (type === "integer" ? Math.round(value) : Number(value.toFixed(2)));
@@ -115,7 +114,7 @@ async function cut(picture, { x, y, width, height }) {
   return new File([blob], "crop.png", { type: "image/png" });
 }
 
-async function fill({ grid, said, variants, crop, model, form, stop, use }) {
+async function fill({ grid, summary, variants, crop, model, form, stop, use }) {
   const common = form.read();
   // Only what is compared may differ, and a mask is of the whole picture.
   for (const name of Object.keys(model.masks)) delete common[name];
@@ -123,7 +122,7 @@ async function fill({ grid, said, variants, crop, model, form, stop, use }) {
   delete common.regions;
   const cells = variants.map((change) => cell(change, () => use(change)));
   grid.replaceChildren(...cells.map(({ root }) => root));
-  said.textContent = `0 of ${cells.length} done.`;
+  summary.textContent = `0 of ${cells.length} done.`;
   let done = 0, source = { name: crop.name, file: crop };
   stop.addEventListener("abort", () => {
     for (const { prediction } of cells) if (prediction) call("POST", `/v1/predictions/${prediction.id}/cancel`).catch(() => {});
@@ -136,8 +135,8 @@ async function fill({ grid, said, variants, crop, model, form, stop, use }) {
   }
   for (const { prediction, show, draw } of cells) {
     let now = prediction;
-    while (ACTIVE.includes(now.status)) {
-      await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN_MS));
+    while (isActive(now)) {
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
       if (stop.aborted) return;
       now = await call("GET", `/v1/predictions/${prediction.id}`);
       if (now.status === "processing") show("Running");
@@ -145,7 +144,7 @@ async function fill({ grid, said, variants, crop, model, form, stop, use }) {
     const [output] = [now.output].flat();
     if (now.status === "succeeded" && output) draw(URL.createObjectURL(await pictureOf(output, "cell", now.urls)));
     else show(now.error || now.status);
-    said.textContent = `${++done} of ${cells.length} done${done === cells.length ? "; choose one to make the whole like it" : ""}.`;
+    summary.textContent = `${++done} of ${cells.length} done${done === cells.length ? "; choose one to make the whole like it" : ""}.`;
   }
 }
 

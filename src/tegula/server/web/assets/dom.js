@@ -1,4 +1,4 @@
-// Small helpers for what is on a page: elements, sizes and times in words, errors in their place.
+// Small helpers for what is on a page: elements; sizes, times and states in words; errors in their place.
 
 export const at = (id) => document.getElementById(id);
 
@@ -12,6 +12,12 @@ export function element(tag, properties = {}, ...children) {
   created.append(...children.filter((child) => child !== null && child !== undefined));
   return created;
 }
+
+// The status of a prediction as people read it.
+export const STATUS_WORDS = { starting: "Waiting", processing: "Running", succeeded: "Done", failed: "Failed",
+  canceled: "Cancelled", aborted: "Deadline passed" };
+
+export const isActive = ({ status }) => ["starting", "processing"].includes(status);
 
 export function formatBytes(bytes) {
   if (bytes < 1e3) return `${bytes} B`;
@@ -29,8 +35,8 @@ export function showError(sentence, wayOn = null) {
   at("page-error").replaceChildren(...(sentence ? [sentence] : []), ...(wayOn ? [" ", wayOn] : []));
 }
 
-// Do some work; what goes wrong is shown at the top of the page, and what may go well a little later
-// can be tried again from there, with all that is on the page. Returns whether it went well.
+// Do some work, and show its error at the top of the page, with a button to try again where the error
+// may be gone a little later; the page stays as it is. Returns whether the work succeeded.
 export async function attempt(work) {
   showError("");
   try {
@@ -38,7 +44,7 @@ export async function attempt(work) {
     return true;
   } catch (error) {
     let { wayOn } = error;
-    if (error.passes) {
+    if (error.isTemporary) {
       wayOn = element("button", { type: "button", textContent: "Try again" });
       wayOn.addEventListener("click", () => attempt(work));
     }

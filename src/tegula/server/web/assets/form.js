@@ -85,17 +85,17 @@ function withoutEffect(fields) {
 function makeField(model, name, schema, part) {
   const remark = model.remarks[name] || { fidelity: "exact", remark: "" };
   const about = { name, id: `field-${name}`, title: schema.title || title(name), schema, model };
-  const make = schema.format === "uri" ? fileField
+  const makeControl = schema.format === "uri" ? fileField
     : model.choices[name] ? choiceField
     : schema.type === "boolean" ? switchField
     : schema.type === "number" || schema.type === "integer" ? numberField
     : textField;
   const hint = [schema.description, sentence(remark.remark)].filter(Boolean).join(" ");
   const help = element("p", { id: `help-${name}`, className: "soft help", textContent: hint });
-  const made = make(about, help);
-  made.root.classList.add("field-box");
-  made.root.append(help, ...(part ? [part] : []));
-  return { name, default: schema.default, title: about.title, schema, ...remark, ...made };
+  const control = makeControl(about, help);
+  control.root.classList.add("field-box");
+  control.root.append(help, ...(part ? [part] : []));
+  return { name, default: schema.default, title: about.title, schema, ...remark, ...control };
 }
 
 function title(name) {
@@ -121,10 +121,10 @@ function textField(about, help) {
   const isLong = name.includes("prompt") || name.includes("regions");
   const control = element(isLong ? "textarea" : "input", { id, name, rows: 2, value: schema.default ?? "" });
   // An optional text without a default is left out when empty, and so falls to the model.
-  const open = schema.default === undefined ? undefined : "";
+  const empty = schema.default === undefined ? undefined : "";
   return {
     root: element("div", { className: isLong ? "wide" : "" }, label(about), described(control, help)),
-    get: () => control.value.trim() || open,
+    get: () => control.value.trim() || empty,
     set: (value) => (control.value = value ?? schema.default ?? ""),
   };
 }
@@ -164,7 +164,7 @@ function choiceField(about, help) {
     for (const radio of radios) radio.checked = radio.value === String(known(value));
   };
   const legend = element("legend", { textContent: about.title });
-  const box = element("fieldset", { className: "wide" }, legend, element("div", { className: "choices short" }, ...labels));
+  const box = element("fieldset", { className: "wide" }, legend, element("div", { className: "choices" }, ...labels));
   return {
     root: described(box, help),
     get: () => found(radios.find((radio) => radio.checked)?.value),

@@ -1,18 +1,16 @@
 // What the account made, newest first: thumbnails, filters, removal, and when the data goes.
 
 import { call, local } from "./api.js";
-import { at, attempt, element, formatSeconds } from "./dom.js";
+import { at, attempt, element, formatSeconds, isActive, STATUS_WORDS } from "./dom.js";
 import { showRunning } from "./running.js";
 import { signIn } from "./signing-in.js";
-import { hear, tell } from "./state.js";
+import { publish, subscribe } from "./state.js";
 
-const WORDS = { starting: "waiting", processing: "running", succeeded: "done", failed: "failed",
-  canceled: "cancelled", aborted: "deadline passed" };
 let next = null;
 let shown = [];
-let latest = 0;
+let lastLoad = 0;
 
-function until(entry) {
+function retention(entry) {
   if (entry.shared) return "shared, and kept as long as it is";
   if (!entry.removed_at) return "";
   const left = (new Date(entry.removed_at) - Date.now()) / 1000;
@@ -31,19 +29,19 @@ function createCard(entry) {
   }
   link.append(element("strong", { textContent: name }));
   const { scale, preset } = entry.chosen;
-  const facts = [WORDS[entry.status], scale && `${scale}×`, preset, entry.seconds && formatSeconds(entry.seconds)];
+  const facts = [STATUS_WORDS[entry.status]?.toLowerCase(), scale && `${scale}×`, preset, entry.seconds && formatSeconds(entry.seconds)];
   const card = element("li", { className: "card" }, link,
     element("span", { className: "soft", textContent: facts.filter(Boolean).join(", ") }),
     element("time", { className: "soft", dateTime: entry.created_at, textContent: new Date(entry.created_at).toLocaleString() }),
     entry.error && element("span", { className: "error", textContent: entry.error }),
-    until(entry) && element("span", { className: "soft", textContent: until(entry) }));
+    retention(entry) && element("span", { className: "soft", textContent: retention(entry) }));
   if (!entry.data_removed) {
     const remove = element("button", { type: "button", textContent: "Remove", "aria-label": `Remove ${name}` });
     remove.addEventListener("click", () => {
       if (!confirm(`Remove the source, the result and the log of ${name} for good?`)) return;
       attempt(async () => {
         await call("DELETE", `/v1/predictions/${entry.id}`);
-        tell("predictions");
+        publish("predictions");
       });
     });
     card.append(remove);
@@ -70,10 +68,10 @@ function query(cursor) {
 }
 
 async function load() {
-  const asked = (latest += 1);
+  const turn = (lastLoad += 1);
   const page = await call("GET", query(null));
-  if (asked !== latest) return; // another answer is on its way
-  shown = page.results.filter((entry) => !["starting", "processing"].includes(entry.status));
+  if (turn !== lastLoad) return; // another answer is on its way
+  shown = page.results.filter((entry) => !isActive(entry));
   next = page.next;
   at("retention").textContent = page.retention_seconds
     ? `Source, result and log of a picture are removed ${formatSeconds(page.retention_seconds)} after it is done, unless it is shared; download what you want to keep.`
@@ -98,8 +96,8 @@ attempt(async () => {
   at("filters").elements.model.append(
     ...models.results.map(({ owner, name }) => element("option", { value: `${owner}/${name}`, textContent: `${owner}/${name}` })));
   at("filters").hidden = false;
-  hear("signed-in", () => attempt(load));
+  subscribe("signed-in", () => attempt(load));
   showRunning("running", { onEnd: () => attempt(load) });
-  hear("predictions", () => attempt(load));
+  subscribe("predictions", () => attempt(load));
   document.addEventListener("visibilitychange", () => document.hidden || attempt(load));
 });

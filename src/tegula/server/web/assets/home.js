@@ -3,18 +3,16 @@
 
 import { call, local } from "./api.js";
 import { resumeBatch, startBatch } from "./batch.js";
-import { KINDS, write } from "./code.js";
-import { at, attempt, element, formatBytes, showError } from "./dom.js";
+import { KINDS, writeCode } from "./code.js";
+import { at, attempt, element, formatBytes, showError, STATUS_WORDS } from "./dom.js";
 import { createForm, scaleInput } from "./form.js";
 import { openAddress, openFile, openTransfer, resultSize, whyNotTaken, whyTooLarge } from "./pictures.js";
 import { create, pictureOf, resultName } from "./sending.js";
-import { inputsLike, readSettings } from "./settings.js";
+import { inputsFrom, readSettings } from "./settings.js";
 import { signIn } from "./signing-in.js";
 
 const USUAL_MODEL = "tegula/upscale";
-const SHOWN = 8;
-const WORDS = { starting: "waiting", processing: "running", succeeded: "done", failed: "failed",
-  canceled: "cancelled", aborted: "deadline passed" };
+const MOST_RECENT = 8;
 const MOST_PICTURES = 1000;
 
 let server = null; // what GET /v1/web/workbench says
@@ -26,7 +24,7 @@ let loaded = () => {};
 const ready = new Promise((resolve) => (loaded = resolve)); // once the server has said what it takes
 let sending = null; // stops what is being sent, an AbortController
 let opening = 0; // how many times pictures were chosen, so that the last choice wins
-let reading = false; // what was chosen last, before which nothing is sent
+let reading = false; // while the last choice is read; nothing is sent until then
 
 // Pictures.
 
@@ -40,13 +38,13 @@ async function chooseFiles(files) {
   }
   const turn = ++opening;
   reading = true;
-  showProblem();
+  updateForm();
   await ready;
   const opened = [];
   for (const file of files) opened.push(await openFile(file));
   if (turn !== opening) return;
   reading = false;
-  // What is no picture is passed over where it lies among pictures in a folder.
+  // Files that are no pictures stay on the list with the reason, and are left out of what is sent.
   const taken = opened.map((picture) => ({ ...picture, refusal: whyNotTaken(picture, server) }));
   choose(taken);
   const settings = taken.length === 1 && !taken[0].refusal ? await readSettings(taken[0].file) : null;
@@ -75,7 +73,7 @@ function choose(chosen) {
   pictures = chosen;
   if (!sending) at("status").textContent = "";
   showPictures();
-  showProblem();
+  updateForm();
   showTools();
 }
 
@@ -101,7 +99,7 @@ function line(picture) {
   remove.addEventListener("click", () => {
     pictures = pictures.filter((other) => other !== picture);
     showPictures();
-    showProblem();
+    updateForm();
     showTools();
   });
   const fault = picture.refusal && element("span", { className: "error", textContent: picture.refusal });
@@ -121,7 +119,7 @@ function offer(settings) {
 
 at("use-settings").addEventListener("click", () => {
   if (USUAL_MODEL in modelsByName()) chooseModel(USUAL_MODEL);
-  const { inputs, others } = inputsLike(offered, model);
+  const { inputs, others } = inputsFrom(offered, model);
   form.fill(inputs);
   offer(null);
   at("status").textContent = others.length
@@ -192,11 +190,11 @@ function chooseModel(name) {
   model = modelsByName()[name];
   at("model").value = name;
   at("model-about").textContent = model.description;
-  form = createForm(model, { onChange: showProblem, parts: drawingTools() });
+  form = createForm(model, { onChange: updateForm, parts: drawingTools() });
   form.fill(before); // what both models know stays
   at("fields").replaceChildren(form.root);
   if (at("more")) at("more").open ||= wasOpen;
-  showProblem();
+  updateForm();
   showTools();
 }
 
@@ -204,8 +202,9 @@ at("model").addEventListener("change", () => chooseModel(at("model").value));
 
 const sendable = () => pictures.filter((picture) => !picture.refusal);
 
-// What is in the way, before anything is sent.
-function showProblem() {
+// Bring up to date what follows from pictures and inputs: what is in the way of sending them, the
+// buttons, the size of the result, and the code.
+function updateForm() {
   if (!form) return;
   const inputs = form.read();
   const refused = pictures.filter((picture) => picture.refusal);
@@ -241,7 +240,7 @@ function showCode(inputs) {
   const image = one?.address || new File([], one?.name || "photo.jpg");
   const all = { [model.image]: image, ...inputs };
   const kind = at("code-kinds").querySelector(":checked").value;
-  const { text, note } = write(kind, { model: model.name, inputs: all, hasTokens: server.has_tokens, result: resultName(image.name || "photo.jpg", model, inputs) });
+  const { text, note } = writeCode(kind, { model: model.name, inputs: all, hasTokens: server.has_tokens, result: resultName(image.name || "photo.jpg", model, inputs) });
   at("code-text").textContent = text;
   at("code-note").textContent = note;
 }
@@ -252,7 +251,7 @@ for (const [value, { label }] of Object.entries(KINDS)) {
 }
 at("code-kinds").addEventListener("change", (event) => {
   event.stopPropagation();
-  showProblem();
+  updateForm();
 });
 at("copy-code").addEventListener("click", async () => {
   // Browsers offer the clipboard only to pages over TLS and to those of this machine.
@@ -324,7 +323,7 @@ async function sendOne(chosen, picture, inputs) {
   sending = new AbortController();
   const { signal } = sending;
   at("stop").hidden = false;
-  showProblem();
+  updateForm();
   const say = (text) => (at("status").textContent = text);
   try {
     const prediction = await create(chosen, picture, inputs, say, signal);
@@ -334,7 +333,7 @@ async function sendOne(chosen, picture, inputs) {
   } catch (error) {
     sending = null;
     say(signal.aborted ? "Stopped; no prediction was made." : "");
-    showProblem();
+    updateForm();
     if (!signal.aborted) throw error;
     at("go").focus();
   } finally {
@@ -372,10 +371,10 @@ async function comeBack() {
   history.replaceState(null, "", location.pathname);
 }
 
-function entry({ id, name, model: its, created_at: when, status, chosen, data_removed: removed }) {
-  const link = element("a", { href: local(`/p/${encodeURIComponent(id)}`), textContent: name || its });
+function entry({ id, name, model: modelName, created_at: createdAt, status, chosen, data_removed: removed }) {
+  const link = element("a", { href: local(`/p/${encodeURIComponent(id)}`), textContent: name || modelName });
   const { scale, preset } = chosen;
-  const words = [new Date(when).toLocaleString(), WORDS[status], ...(removed ? ["removed"] : [scale && `${scale}×`, preset])];
+  const words = [new Date(createdAt).toLocaleString(), STATUS_WORDS[status]?.toLowerCase(), ...(removed ? ["removed"] : [scale && `${scale}×`, preset])];
   return element("li", {}, link, ` ${words.filter(Boolean).join(", ")}`);
 }
 
@@ -391,7 +390,7 @@ attempt(async () => {
   loaded();
   at("upscale-form").hidden = false;
   at("recent").hidden = recent.results.length === 0;
-  at("list").replaceChildren(...recent.results.slice(0, SHOWN).map(entry));
+  at("list").replaceChildren(...recent.results.slice(0, MOST_RECENT).map(entry));
   resumeBatch(server);
   await comeBack();
 });
@@ -400,5 +399,5 @@ attempt(async () => {
 window.addEventListener("pageshow", () => {
   sending = null;
   at("status").textContent = "";
-  showProblem();
+  updateForm();
 });

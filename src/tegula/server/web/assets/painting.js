@@ -5,10 +5,11 @@ import { element } from "./dom.js";
 
 const UNDOS = 20;
 const LONGEST_MASK = 1024; // pixels; the server lays a mask of any size over the picture
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 // A rectangle over a picture, in its pixels. `side`: of the square that it is at first; `most`: of its
-// longest side. Returns {root, stage, get, focus}.
+// longest side. Returns {root, get, focus}; `get` gives its place and size.
 export function boxOver(picture, { side, most = Infinity, label }) {
   const image = element("img", { src: picture.url, alt: "The picture", draggable: false });
   const handle = element("button", { type: "button", className: "box" });
@@ -29,7 +30,7 @@ export function boxOver(picture, { side, most = Infinity, label }) {
     handle.setAttribute("aria-label", `${label}: ${width} × ${height} pixels at ${x}, ${y}. Arrow keys move it, with Shift they size it.`);
   };
   handle.addEventListener("keydown", (event) => {
-    const [across, down] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] || [];
+    const [across, down] = ARROWS[event.key] || [];
     if (across === undefined) return;
     event.preventDefault();
     const step = Math.max(1, Math.round(Math.min(picture.width, picture.height) / 40));
@@ -54,7 +55,7 @@ export function boxOver(picture, { side, most = Infinity, label }) {
   });
   for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, () => (from = null));
   set(box);
-  return { root: stage, stage, get: () => box, focus: () => handle.focus() };
+  return { root: stage, get: () => box, focus: () => handle.focus() };
 }
 
 function pixel(event, stage, { width, height }) {
@@ -91,7 +92,7 @@ export function drawRegions({ picture, text, use }) {
   const list = element("ul", { className: "plain" });
   let regions = text.split("\n").map((line) => line.trim()).filter(Boolean);
   const show = () => {
-    for (const old of box.stage.querySelectorAll(".drawn")) old.remove();
+    for (const old of box.root.querySelectorAll(".drawn")) old.remove();
     list.replaceChildren(...regions.map((region, number) => {
       const [numbers, ...words] = region.split(":");
       const [x, y, width, height] = numbers.split(",").map(Number);
@@ -99,7 +100,7 @@ export function drawRegions({ picture, text, use }) {
       const [across, down] = shares ? [picture.width, picture.height] : [1, 1];
       const mark = element("span", { className: "drawn", textContent: number + 1 });
       place(mark, { x: x * across, y: y * down, width: width * across, height: height * down }, picture);
-      box.stage.append(mark);
+      box.root.append(mark);
       const remove = element("button", { type: "button", textContent: "Remove", "aria-label": `Remove region ${number + 1}` });
       remove.addEventListener("click", () => {
         regions = regions.filter((other) => other !== region);
@@ -130,27 +131,27 @@ export function drawRegions({ picture, text, use }) {
 }
 
 // Paint a mask over a picture. `title`: what is painted; `keepsWhite`: painted parts are kept, not
-// changed; `levels`: the strength of the brush counts. `use` gets the mask as a PNG file.
+// changed. `use` gets the mask as a PNG file.
 export function paintMask({ picture, name, title, keepsWhite, use }) {
   const scale = Math.min(1, LONGEST_MASK / Math.max(picture.width, picture.height));
   const width = Math.max(1, Math.round(picture.width * scale)), height = Math.max(1, Math.round(picture.height * scale));
   const image = element("img", { src: picture.url, alt: "The picture", draggable: false });
   const canvas = element("canvas", { width, height, tabIndex: 0, className: "mask", role: "application" });
-  const help = `Arrow keys move the brush over the picture, Space paints.`;
+  const help = "Arrow keys move the brush over the picture, Space paints.";
   canvas.setAttribute("aria-label", `${title}. ${help}`);
   const ring = element("span", { className: "ring" });
   const stage = element("div", { className: "stage" }, image, canvas, ring);
   const size = element("input", { id: "brush-size", type: "range", min: 2, max: Math.max(8, Math.round(Math.min(width, height) / 2)), value: Math.max(4, Math.round(Math.min(width, height) / 8)) });
   const strength = element("input", { id: "brush-strength", type: "range", min: 10, max: 100, step: 10, value: 100 });
   const eraser = toggle("Eraser");
-  const undo = action("Undo"), all = action("Paint all"), clear = action("Clear"), invert = action("Invert");
+  const undo = action("Undo"), paintAll = action("Paint all"), clear = action("Clear"), invert = action("Invert");
   const drawing = canvas.getContext("2d", { willReadFrequently: true });
-  const before = [];
+  const undos = [];
   let spot = { x: width / 2, y: height / 2 }, painting = false;
 
-  const keep = () => {
-    before.push(drawing.getImageData(0, 0, width, height));
-    if (before.length > UNDOS) before.shift();
+  const saveUndo = () => {
+    undos.push(drawing.getImageData(0, 0, width, height));
+    if (undos.length > UNDOS) undos.shift();
   };
   const colour = () => `rgb(${[0, 0, 0].fill(Math.round(2.55 * strength.value)).join(" ")})`;
   const stroke = (from, to) => {
@@ -166,14 +167,14 @@ export function paintMask({ picture, name, title, keepsWhite, use }) {
     const radius = size.value / 2;
     place(ring, { x: spot.x - radius, y: spot.y - radius, width: size.value, height: size.value }, { width, height });
   };
-  const change = (work) => () => {
-    keep();
+  const undoable = (work) => () => {
+    saveUndo();
     work();
   };
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
     canvas.setPointerCapture(event.pointerId);
-    keep();
+    saveUndo();
     painting = true;
     spot = pixel(event, stage, { width, height });
     stroke(spot, spot);
@@ -186,25 +187,25 @@ export function paintMask({ picture, name, title, keepsWhite, use }) {
   });
   for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (painting = false));
   canvas.addEventListener("keydown", (event) => {
-    const [across, down] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0] }[event.key] || [];
+    const [across, down] = { ...ARROWS, " ": [0, 0] }[event.key] || [];
     if (across === undefined) return;
     event.preventDefault();
     const step = Math.max(1, size.value / 2);
     spot = { x: clamp(spot.x + across * step, 0, width), y: clamp(spot.y + down * step, 0, height) };
     showRing();
     if (event.key !== " ") return;
-    keep();
+    saveUndo();
     stroke(spot, spot);
   });
   size.addEventListener("input", showRing);
-  undo.addEventListener("click", () => before.length && drawing.putImageData(before.pop(), 0, 0));
-  clear.addEventListener("click", change(() => drawing.clearRect(0, 0, width, height)));
-  all.addEventListener("click", change(() => {
+  undo.addEventListener("click", () => undos.length && drawing.putImageData(undos.pop(), 0, 0));
+  clear.addEventListener("click", undoable(() => drawing.clearRect(0, 0, width, height)));
+  paintAll.addEventListener("click", undoable(() => {
     drawing.fillStyle = colour();
     drawing.fillRect(0, 0, width, height);
   }));
   // What is not painted becomes painted at full strength, and half of it half.
-  invert.addEventListener("click", change(() => {
+  invert.addEventListener("click", undoable(() => {
     const pixels = drawing.getImageData(0, 0, width, height);
     for (let at = 0; at < pixels.data.length; at += 4) {
       const value = 255 - Math.round((pixels.data[at] * pixels.data[at + 3]) / 255);
@@ -218,7 +219,7 @@ export function paintMask({ picture, name, title, keepsWhite, use }) {
     { className: "row" },
     element("label", {}, "Brush ", size),
     element("label", {}, "Strength ", strength),
-    eraser, undo, all, clear, invert,
+    eraser, undo, paintAll, clear, invert,
   );
   const what = keepsWhite ? "What you paint stays as it is." : "What you paint may change, the rest stays; a weaker brush lets it change less.";
   const { dialog, done } = openDialog("painting", title, what, stage, tools);

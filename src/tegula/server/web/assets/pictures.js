@@ -8,7 +8,7 @@ const HEAD_BYTES = 1 << 18;
 const READ = "PNG, JPEG, WebP, AVIF, TIFF, BMP and GIF";
 // Pixels a side that a format holds.
 const LONGEST_SIDE = { jpg: 65_500, webp: 16_383 };
-const LEAST_PATIENCE_MS = 15_000;
+const SHOW_TIMEOUT_MS = 15_000;
 
 // A picture is {name, file, address, kind, width, height, url}: either a file or an address that the
 // server fetches. `url` shows it where the browser can; sizes are 0 where they are not known.
@@ -25,14 +25,14 @@ export async function openFile(file) {
   if (!picture.kind) return picture;
   const url = URL.createObjectURL(file);
   const shown = element("img", { src: url, alt: "" });
-  const known = await Promise.race([
+  const canShow = await Promise.race([
     new Promise((resolve) => {
       shown.onload = () => resolve(true);
       shown.onerror = () => resolve(false);
     }),
-    new Promise((resolve) => setTimeout(resolve, LEAST_PATIENCE_MS, false)),
+    new Promise((resolve) => setTimeout(resolve, SHOW_TIMEOUT_MS, false)),
   ]);
-  if (known) return { ...picture, url, width: shown.naturalWidth, height: shown.naturalHeight };
+  if (canShow) return { ...picture, url, width: shown.naturalWidth, height: shown.naturalHeight };
   // Browsers cannot show every format that the server reads.
   URL.revokeObjectURL(url);
   const sizes = { HEIC: () => heicSize(head), TIFF: () => tiffSize(file, head) };
@@ -62,7 +62,7 @@ export function openAddress(text) {
   return { name: last || address.host, address: address.href, kind: "address", width: 0, height: 0, url: null };
 }
 
-const MARKS = [
+const SIGNATURES = [
   ["PNG", 0, [0x89, 0x50, 0x4e, 0x47]],
   ["JPEG", 0, [0xff, 0xd8, 0xff]],
   ["GIF", 0, [0x47, 0x49, 0x46, 0x38]],
@@ -75,8 +75,8 @@ const MARKS = [
 const HEIF_BRANDS = /^(heic|heix|hevc|hevx|heim|heis|mif1|msf1)$/;
 
 function kindOf(bytes) {
-  const mark = MARKS.find(([, at, wanted]) => wanted.every((byte, place) => bytes[at + place] === byte));
-  if (mark) return mark[0];
+  const signature = SIGNATURES.find(([, at, wanted]) => wanted.every((byte, place) => bytes[at + place] === byte));
+  if (signature) return signature[0];
   const text = (from, to) => String.fromCharCode(...bytes.slice(from, to));
   if (text(4, 8) !== "ftyp") return null;
   const brands = text(8, Math.min(64, (bytes[2] << 8) | bytes[3])).match(/.{4}/gs) || [];
@@ -199,12 +199,4 @@ async function filesIn(entry) {
     found.push(...some);
   }
   return (await Promise.all(found.map(filesIn))).flat();
-}
-
-// A picture that is written into a page as a data: address, as a file.
-export function fileOfDataAddress(address, name) {
-  const comma = address.indexOf(",");
-  const kind = address.slice(5, comma).split(";")[0];
-  const bytes = Uint8Array.from(atob(address.slice(comma + 1)), (letter) => letter.charCodeAt(0));
-  return new File([bytes], name, { type: kind });
 }

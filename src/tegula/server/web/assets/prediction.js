@@ -1,18 +1,15 @@
 // The page of one prediction: how it grows, its result beside its source, its sharing.
 
-import { blob, call, follow, localAddress } from "./api.js";
-import { at, attempt, element, formatBytes, formatSeconds, showError } from "./dom.js";
+import { blob, call, fileOfDataAddress, follow, localAddress } from "./api.js";
+import { at, attempt, element, formatBytes, formatSeconds, isActive, showError, STATUS_WORDS } from "./dom.js";
 import { showGoOn } from "./go-on.js";
 import { placeWords, showRunning } from "./running.js";
 import { signIn } from "./signing-in.js";
-import { createState, hear, tell } from "./state.js";
+import { createState, publish, subscribe } from "./state.js";
 import { openViewer } from "./viewer.js";
 
-const LINE = /^\s*(\d+)%\s*\|.+?\|\s*\d+\/\d+\s*\[([\d:]+)<([\d:]+)/;
-const ACTIVE = ["starting", "processing"];
-const WORDS = { starting: "Waiting", processing: "Running", succeeded: "Done", failed: "Failed",
-  canceled: "Cancelled", aborted: "Deadline passed" };
-const LOOK_AGAIN_MS = 2000;
+const PROGRESS_LINE = /^\s*(\d+)%\s*\|.+?\|\s*\d+\/\d+\s*\[([\d:]+)<([\d:]+)/;
+const POLL_MS = 2000;
 
 const id = decodeURIComponent(location.pathname.split("/").pop());
 const share = new URLSearchParams(location.search).get("share");
@@ -22,8 +19,8 @@ const path = share
 const web = share ? path : `/v1/web/predictions/${encodeURIComponent(id)}`;
 
 // What the page shows: the prediction as the API has it, what stands beside it, its log as it is
-// written, and the last preview. Other modules of this page watch it, too.
-export const page = createState({ shown: null, facts: null, logs: "", preview: null, own: !share });
+// written, and the last preview.
+const page = createState({ shown: null, facts: null, logs: "", preview: null, own: !share });
 
 function seconds(clock) {
   return clock.split(":").reduce((sum, part) => 60 * sum + Number(part), 0);
@@ -35,11 +32,11 @@ function addresses(value) {
 }
 
 function progressOf(logs) {
-  const found = logs.split("\n").map((line) => LINE.exec(line)).filter(Boolean).pop();
+  const found = logs.split("\n").map((line) => PROGRESS_LINE.exec(line)).filter(Boolean).pop();
   return found && { percent: Number(found[1]), left: seconds(found[3]) };
 }
 
-// Sentences of the log that are no progress: what was found, and what could not be followed.
+// The lines of the log that do not report progress: what was found, and what could not be done.
 function notesOf(logs, active) {
   const lines = logs.split(/[\n\r]+/).map((line) => line.trim()).filter((line) => line && !/^\d+%\s*\|/.test(line));
   return [...new Set(lines)].filter((line) => active || !line.startsWith("Expected to take"));
@@ -64,11 +61,11 @@ function statusWords({ shown, facts, logs }) {
 page.watch(({ shown, own }) => shown && showGoOn(shown, own));
 page.watch(({ shown, facts, logs, preview, own }) => {
   if (!shown) return;
-  const active = ACTIVE.includes(shown.status);
+  const active = isActive(shown);
   at("shown").hidden = false;
   at("title").textContent = shown.model;
-  document.title = `${WORDS[shown.status] || shown.status} · ${facts?.name || shown.model} · tegula`;
-  at("state").textContent = WORDS[shown.status] || shown.status;
+  document.title = `${STATUS_WORDS[shown.status] || shown.status} · ${facts?.name || shown.model} · tegula`;
+  at("state").textContent = STATUS_WORDS[shown.status] || shown.status;
   at("state").dataset.state = shown.status;
   at("status").textContent = statusWords({ shown, facts, logs });
   at("error").textContent = shown.error || "";
@@ -128,12 +125,6 @@ function showFacts({ shown, facts }, viewer) {
   at("facts").hidden = false;
 }
 
-function objectUrl(uri) {
-  const [head, data] = [uri.slice(5, uri.indexOf(",")), uri.slice(uri.indexOf(",") + 1)];
-  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-  return URL.createObjectURL(new Blob([bytes], { type: head.split(";")[0] }));
-}
-
 function download(address, original, number, many) {
   const type = /^data:image\/(\w+)/.exec(original);
   const ending = type ? type[1].replace("jpeg", "jpg") : original.split(".").pop();
@@ -145,18 +136,20 @@ function download(address, original, number, many) {
   });
 }
 
-let drawn = false;
+let hasOutput = false; // on the page
 async function showOutput() {
   const { shown, facts } = page.get();
   if (shown.data_removed) {
     at("output").replaceChildren();
     at("facts").hidden = true;
   }
-  if (drawn || shown.status !== "succeeded" || !shown.output || !facts) return;
-  drawn = true;
+  if (hasOutput || shown.status !== "succeeded" || !shown.output || !facts) return;
+  hasOutput = true;
   const originals = addresses(shown.output), many = originals.length > 1;
   for (const [number, original] of originals.entries()) {
-    const address = original.startsWith("data:") ? objectUrl(original) : localAddress(original, shown.urls);
+    const address = original.startsWith("data:")
+      ? URL.createObjectURL(fileOfDataAddress(original, "result"))
+      : localAddress(original, shown.urls);
     const link = download(address, original, number, many);
     const wait = element("p", { className: "soft", role: "status", textContent: "The picture is being prepared …" });
     at("output").append(wait);
@@ -189,31 +182,32 @@ function watchEvents() {
   });
 }
 
+let nextRefresh = 0;
 async function refresh() {
-  let wait = LOOK_AGAIN_MS;
+  let wait = POLL_MS;
   try {
     const [shown, facts] = await Promise.all([call("GET", path), call("GET", share ? `${path}/facts` : web)]);
     showError("");
-    page.set({ shown, facts, ...(ACTIVE.includes(shown.status) ? {} : { logs: shown.logs || "" }) });
+    page.set({ shown, facts, ...(isActive(shown) ? {} : { logs: shown.logs || "" }) });
     showInput(shown);
   } catch (error) {
     showError(error.message, error.wayOn);
-    if (!error.passes) return;
+    if (!error.isTemporary) return;
     wait = Math.max(wait, 1000 * error.retryAfter);
   }
   const { shown } = page.get();
   if (!shown) return;
-  if (ACTIVE.includes(shown.status)) {
+  if (isActive(shown)) {
     watchEvents();
-    clearTimeout(refresh.timer);
-    refresh.timer = setTimeout(refresh, wait);
+    clearTimeout(nextRefresh);
+    nextRefresh = setTimeout(refresh, wait);
   } else await showOutput();
 }
 
 // Until there is a preview, the source itself shows what is being worked on.
 async function showSource() {
   const { shown, preview } = page.get();
-  if (!shown || preview || !ACTIVE.includes(shown.status)) return;
+  if (!shown || preview || !isActive(shown)) return;
   const source = await blob(`${path}/source`).catch(() => null);
   if (source && !page.get().preview) {
     page.set({ preview: { address: URL.createObjectURL(source), words: "The source." } });
@@ -226,12 +220,12 @@ function showSharing(link) {
   at("link").value = link || "";
 }
 
-hear("signed-in", refresh);
+subscribe("signed-in", refresh);
 
 at("cancel").addEventListener("click", () => attempt(async () => {
   at("cancel").disabled = true;
   await call("POST", `${path}/cancel`);
-  tell("predictions");
+  publish("predictions");
   await refresh();
 }));
 
@@ -255,7 +249,7 @@ at("remove").addEventListener("click", () => {
   if (!confirm("Remove the source, the result and the log of this prediction for good?")) return;
   attempt(async () => {
     await call("DELETE", path);
-    tell("predictions");
+    publish("predictions");
     await refresh();
   });
 });

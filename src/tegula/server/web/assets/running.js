@@ -3,9 +3,9 @@
 
 import { call, follow, local, localAddress } from "./api.js";
 import { at, attempt, element, formatSeconds } from "./dom.js";
-import { hear, tell } from "./state.js";
+import { publish, subscribe } from "./state.js";
 
-const LOOK_AGAIN_MS = 2000;
+const POLL_MS = 2000;
 
 // Return where a waiting prediction stands, in words; `place` is from the facts of a prediction.
 export function placeWords({ ahead, seconds }) {
@@ -24,11 +24,11 @@ function createCard(entry) {
   cancel.addEventListener("click", () => attempt(async () => {
     cancel.disabled = true;
     await call("POST", `/v1/predictions/${entry.id}/cancel`);
-    tell("predictions");
+    publish("predictions");
   }));
   const card = element("li", { className: "running" }, picture,
     element("div", { className: "grow" }, element("div", { className: "row" }, link, words, cancel), bar));
-  let end = null;
+  let unfollow = null;
 
   async function show(now) {
     if (now.status === "starting") {
@@ -39,21 +39,21 @@ function createCard(entry) {
     }
     bar.value = now.progress;
     words.textContent = `${Math.round(100 * now.progress)} %`;
-    if (end) return;
-    end = () => {};
+    if (unfollow) return;
+    unfollow = () => {}; // until the stream is open, so that only one is opened
     const prediction = await call("GET", `/v1/predictions/${entry.id}`).catch(() => null);
-    if (!prediction || !end) return;
-    end = follow(prediction, {
+    if (!prediction || !unfollow) return;
+    unfollow = follow(prediction, {
       preview(address) {
         picture.hidden = false;
         picture.src = localAddress(address, prediction.urls);
       },
       done() {
-        tell("predictions");
+        publish("predictions");
       },
     });
   }
-  return { card, show, close: () => { end?.(); end = null; } };
+  return { card, show, close: () => { unfollow?.(); unfollow = null; } };
 }
 
 // Show what waits or runs in `#${name}-list` of the section `#${name}`, without the prediction
@@ -68,13 +68,13 @@ export function showRunning(name, { except = null, onEnd = () => {} } = {}) {
     if (page) {
       const active = page.results.filter((entry) => entry.id !== except).reverse();
       const ids = new Set(active.map((entry) => entry.id));
-      let over = false;
+      let hasEnded = false;
       for (const [id, one] of cards) {
         if (ids.has(id)) continue;
         one.close();
         one.card.remove();
         cards.delete(id);
-        over = true;
+        hasEnded = true;
       }
       for (const entry of active) {
         if (!cards.has(entry.id)) {
@@ -84,12 +84,11 @@ export function showRunning(name, { except = null, onEnd = () => {} } = {}) {
         cards.get(entry.id).show(entry);
       }
       at(name).hidden = cards.size === 0;
-      if (over) onEnd();
+      if (hasEnded) onEnd();
     }
-    timer = setTimeout(look, LOOK_AGAIN_MS * (cards.size || document.hidden ? 1 : 5));
+    timer = setTimeout(look, POLL_MS * (cards.size || document.hidden ? 1 : 5));
   }
 
-  hear("predictions", look);
+  subscribe("predictions", look);
   look();
-  return look;
 }

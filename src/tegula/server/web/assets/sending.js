@@ -1,13 +1,12 @@
 // From a picture on the form to a prediction, and from a prediction's addresses back to files.
 
-import { call, localAddress, picture as fetchPicture, upload } from "./api.js";
+import { call, fileOfDataAddress, localAddress, picture as fetchPicture, upload } from "./api.js";
 import { formatBytes, formatSeconds } from "./dom.js";
 import { scaleInput } from "./form.js";
-import { fileOfDataAddress } from "./pictures.js";
-import { tell } from "./state.js";
+import { publish } from "./state.js";
 
 const WAIT_MS = 4000;
-const SECOND_TRIES = 100;
+const MOST_RETRIES = 100;
 const SAY_AGAIN_MS = 10_000;
 
 // Create a prediction of a picture; files among the inputs are sent first. `say` gets what happens.
@@ -19,25 +18,25 @@ export async function create(model, picture, inputs, say = () => {}, signal = nu
     const what = `${value.name}, ${formatBytes(value.size)}`;
     say(`Sending ${what} …`);
     const show = (share) => say(`Sending ${what}: ${Math.round(100 * share)} %`);
-    sent[name] = (await patiently(() => upload(value, show, signal), say, signal)).urls.get;
+    sent[name] = (await retryWhileBusy(() => upload(value, show, signal), say, signal)).urls.get;
   }
   say("Starting …");
-  const made = await patiently(() => call("POST", `/v1/models/${model.name}/predictions`, { input: sent }), say, signal);
-  // It came about while somebody stopped it.
-  if (signal?.aborted) await call("POST", `/v1/predictions/${made.id}/cancel`).catch(() => {});
-  tell("predictions");
+  const prediction = await retryWhileBusy(() => call("POST", `/v1/models/${model.name}/predictions`, { input: sent }), say, signal);
+  // It was stopped while the server created it.
+  if (signal?.aborted) await call("POST", `/v1/predictions/${prediction.id}/cancel`).catch(() => {});
+  publish("predictions");
   signal?.throwIfAborted();
-  return made;
+  return prediction;
 }
 
-// A server that is busy says so, and takes the work a little later.
-async function patiently(work, say, signal) {
+// Do some work, again and again for as long as the server answers that it is busy.
+async function retryWhileBusy(work, say, signal) {
   for (let tries = 0; ; tries++) {
     signal?.throwIfAborted();
     try {
       return await work();
     } catch (error) {
-      if (![429, 503].includes(error.status) || tries === SECOND_TRIES) throw error;
+      if (![429, 503].includes(error.status) || tries === MOST_RETRIES) throw error;
       await countDown(error.retryAfter ? 1000 * error.retryAfter : WAIT_MS, say, signal);
     }
   }

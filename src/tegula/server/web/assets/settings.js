@@ -59,7 +59,7 @@ const NOT_OF_A_MODEL = new Set(["crop", "max_pixels", "window_batch", "size", "r
 
 // Return {inputs, others}: what the settings are for the inputs of a model, and the names of those that
 // were chosen and that the model has no input for. The size is taken as it was asked for.
-export function inputsLike(settings, model) {
+export function inputsFrom(settings, model) {
   const asked = settings.asked && typeof settings.asked === "object" ? settings.asked : {};
   const has = (name) => name in model.inputs.properties;
   const inputs = {};

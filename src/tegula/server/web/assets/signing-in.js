@@ -2,7 +2,7 @@
 
 import { call, local, signInWith, signOut, takeTokenFromAddress } from "./api.js";
 import { at, attempt, showError } from "./dom.js";
-import { hear, tell } from "./state.js";
+import { publish, subscribe } from "./state.js";
 
 // Show the form until a token is accepted.
 function askForToken() {
@@ -34,15 +34,16 @@ function askForToken() {
   });
 }
 
-// A token that ended while the page was open: what is on the page stays, and goes on in all tabs.
+// A token that ends while the page is open: what is on the page stays, and once somebody has signed in
+// again, all tabs go on.
 let asking = null;
 document.addEventListener("sign-in", () => {
   asking ??= attempt(async () => {
     await askForToken();
-    tell("signed-in");
+    publish("signed-in");
   }).finally(() => (asking = null));
 });
-hear("signed-in", () => showError(""));
+subscribe("signed-in", () => showError(""));
 
 // Return the account, once there is one; servers without tokens have an account, too.
 export async function signIn() {

@@ -2,37 +2,38 @@
 
 export function createState(initial) {
   let value = initial;
-  const watchers = new Set();
+  const watchers = [];
   return {
     get: () => value,
-    // Lay a change over the value and tell everybody who watches.
+    // Merge a change into the value and call every watcher.
     set(change) {
       value = { ...value, ...change };
-      for (const watcher of [...watchers]) watcher(value);
+      for (const watcher of watchers) watcher(value);
     },
-    // Call now and at every change; returns what ends it.
+    // Call a watcher now and at every change.
     watch(watcher) {
-      watchers.add(watcher);
+      watchers.push(watcher);
       watcher(value);
-      return () => watchers.delete(watcher);
     },
   };
 }
 
-// What the parts of this page and all other tabs of this server tell each other: `tell("predictions")`
-// when some were created, have ended or were removed.
+// Topics between the parts of this page and all other tabs of this server: "predictions" when some
+// were created, have ended or were removed, "signed-in" when somebody has signed in again.
 const channel = new BroadcastChannel("tegula");
-const listeners = [];
+const subscribers = [];
 
-export function tell(topic) {
+function deliver(topic) {
+  for (const [name, listener] of subscribers) if (name === topic) listener();
+}
+
+export function publish(topic) {
   channel.postMessage(topic);
-  for (const [name, listener] of listeners) if (name === topic) listener();
+  deliver(topic);
 }
 
-export function hear(topic, listener) {
-  listeners.push([topic, listener]);
+export function subscribe(topic, listener) {
+  subscribers.push([topic, listener]);
 }
 
-channel.addEventListener("message", ({ data }) => {
-  for (const [name, listener] of listeners) if (name === data) listener();
-});
+channel.addEventListener("message", ({ data }) => deliver(data));

@@ -57,14 +57,14 @@ function createLayer(path, manifest, changed) {
   return {
     manifest,
     pending: () => loading + wanted.length,
-    // Return a tile that is loaded, or null; then it is loaded, unless this is only a look.
-    tile(level, column, row, looks = false) {
+    // Return a tile, or null if it is not loaded yet; it is then put in the queue, unless `peek` is set.
+    tile(level, column, row, peek = false) {
       const key = `${level}/${column}-${row}`;
       const found = tiles.get(key);
       if (found) {
         tiles.delete(key); // the last in the map is the one that was used last
         tiles.set(key, found);
-      } else if (found === undefined && !looks) {
+      } else if (found === undefined && !peek) {
         tiles.set(key, null);
         wanted.push(key);
         next();
@@ -72,7 +72,7 @@ function createLayer(path, manifest, changed) {
       return found || null;
     },
     // Forget what has not begun to load: the view has moved on.
-    settle() {
+    dropQueued() {
       for (const key of wanted.splice(0)) if (tiles.get(key) === null) tiles.delete(key);
     },
     close() {
@@ -87,8 +87,8 @@ function createLayer(path, manifest, changed) {
 // where on the canvas that middle is; `size` is the result's.
 function drawLayer(context, layer, size, view, box) {
   const { manifest } = layer, { tile: side, levels } = manifest;
-  const own = (view.zoom * size.width) / manifest.width; // of a pixel of this layer
-  const level = Math.min(levels.length - 1, Math.max(0, Math.round(Math.log2(1 / own))));
+  const pixelSize = (view.zoom * size.width) / manifest.width; // of this layer, on the screen
+  const level = Math.min(levels.length - 1, Math.max(0, Math.round(Math.log2(1 / pixelSize))));
   const left = view.middle[0] - view.x * view.zoom, top = view.middle[1] - view.y * view.zoom;
   const across = (view.zoom * size.width) / levels[level].width;
   const down = (view.zoom * size.height) / levels[level].height;
@@ -122,8 +122,8 @@ function nearest(layer, level, column, row) {
   const { tile: side, levels } = layer.manifest;
   let shown = null;
   for (let up = 0; level + up < levels.length && !shown; up += 1) {
-    const looks = up > 0 && level + up < levels.length - 1;
-    const tile = layer.tile(level + up, column >> up, row >> up, looks);
+    const peek = up > 0 && level + up < levels.length - 1;
+    const tile = layer.tile(level + up, column >> up, row >> up, peek);
     if (tile) shown = { tile, up };
   }
   if (!shown) return null;
@@ -183,9 +183,9 @@ export async function openViewer(paths, more = []) {
 
   // Zoom so that the point of the picture at a place of the canvas stays there.
   function zoomTo(zoom, place = middles()[0]) {
-    const before = view.get(), middle = middleOf(place);
-    const next = Math.min(MOST_ZOOM, Math.max(Math.min(fitting(), 1), zoom));
-    const kept = (axis) => before[axis ? "y" : "x"] + ((place[axis] - middle[axis]) * (1 / before.zoom - 1 / next));
+    const now = view.get(), middle = middleOf(place);
+    const next = Math.min(MOST_ZOOM, Math.max(fitting(), zoom));
+    const kept = (axis) => now[axis ? "y" : "x"] + ((place[axis] - middle[axis]) * (1 / now.zoom - 1 / next));
     view.set({ ...bounded({ zoom: next, x: kept(0), y: kept(1) }), fitted: next === fitting() });
   }
 
@@ -208,18 +208,20 @@ export async function openViewer(paths, more = []) {
     return all.length === 2 && place[0] > canvas.width / 2 ? all[1] : all[0];
   }
 
+  // Where on the canvas the picture begins and ends, from left to right.
+  function visibleSpan() {
+    const { x, zoom } = view.get();
+    return [Math.max(0, canvas.width / 2 - x * zoom), Math.min(canvas.width, canvas.width / 2 + (size.width - x) * zoom)];
+  }
+
   // Where the edge between source and result is, kept on the picture.
   function edge() {
-    const { x, zoom, cut } = view.get();
-    const left = Math.max(0, canvas.width / 2 - x * zoom);
-    const right = Math.min(canvas.width, canvas.width / 2 + (size.width - x) * zoom);
-    return left + cut * (right - left);
+    const [left, right] = visibleSpan();
+    return left + view.get().cut * (right - left);
   }
 
   function cutAt(place) {
-    const { x, zoom } = view.get();
-    const left = Math.max(0, canvas.width / 2 - x * zoom);
-    const right = Math.min(canvas.width, canvas.width / 2 + (size.width - x) * zoom);
+    const [left, right] = visibleSpan();
     view.set({ cut: Math.min(1, Math.max(0, (place - left) / (right - left || 1))) });
   }
 
@@ -227,7 +229,7 @@ export async function openViewer(paths, more = []) {
     const { mode, flipped, loupe, ...at } = view.get();
     const { width, height } = canvas;
     context.clearRect(0, 0, width, height);
-    Object.values(layers).forEach((layer) => layer.settle());
+    Object.values(layers).forEach((layer) => layer.dropQueued());
     const paint = (name, box, middle) => drawLayer(context, layers[name], size, { ...at, middle }, box);
     const whole = { left: 0, top: 0, width, height };
     if (mode === "sides") {
@@ -282,7 +284,7 @@ export async function openViewer(paths, more = []) {
     for (const button of modes.children) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
   }
 
-  const press = (text, title, action, data = {}) => {
+  const makeButton = (text, title, action, data = {}) => {
     const button = element("button", { type: "button", textContent: text, title });
     Object.assign(button.dataset, data);
     button.addEventListener("click", action);
@@ -296,16 +298,16 @@ export async function openViewer(paths, more = []) {
     else view.set(bounded(view.get()));
   };
   const zooms = element("div", { className: "row", role: "group", "aria-label": "Zoom" },
-    press("Fit", "All of it, at most at its own size (0)", fit),
-    press("1:1", "One pixel of the screen for each of the picture (1)", () => zoomTo(1)),
-    press("400 %", "Single pixels (4)", () => zoomTo(4)),
-    press("−", "Smaller (−)", () => zoomTo(view.get().zoom / 1.5)),
-    press("+", "Larger (+)", () => zoomTo(view.get().zoom * 1.5)),
+    makeButton("Fit", "All of it, at most at its own size (0)", fit),
+    makeButton("1:1", "One pixel of the screen for each of the picture (1)", () => zoomTo(1)),
+    makeButton("400 %", "Single pixels (4)", () => zoomTo(4)),
+    makeButton("−", "Smaller (−)", () => zoomTo(view.get().zoom / 1.5)),
+    makeButton("+", "Larger (+)", () => zoomTo(view.get().zoom * 1.5)),
     percent);
   const modes = element("div", { className: "row", role: "group", "aria-label": "Compare", hidden: !before },
-    press("Slider", "Source and result with an edge between them (c)", () => setMode("slider"), { mode: "slider" }),
-    press("Side by side", "(s)", () => setMode("sides"), { mode: "sides" }),
-    press("Flip", "One or the other (f)", () => setMode("flip"), { mode: "flip" }));
+    makeButton("Slider", "Source and result with an edge between them (c)", () => setMode("slider"), { mode: "slider" }),
+    makeButton("Side by side", "(s)", () => setMode("sides"), { mode: "sides" }),
+    makeButton("Flip", "One or the other (f)", () => setMode("flip"), { mode: "flip" }));
   const slider = element("input", { type: "range", min: 0, max: 100, step: "any", value: 50,
     "aria-label": "Where the source ends and the result begins", hidden: !before });
   slider.addEventListener("input", () => view.set({ cut: slider.value / 100 }));
@@ -333,7 +335,7 @@ export async function openViewer(paths, more = []) {
   }, { passive: false });
 
   const fingers = new Map();
-  let held = null, timer = 0;
+  let gesture = null, timer = 0;
   function placeOf(event) {
     const box = canvas.getBoundingClientRect();
     return [(event.clientX - box.left) * ratio(), (event.clientY - box.top) * ratio()];
@@ -347,30 +349,30 @@ export async function openViewer(paths, more = []) {
     fingers.set(event.pointerId, place);
     clearTimeout(timer);
     if (fingers.size > 1) {
-      held = "pinch";
+      gesture = "pinch";
       view.set({ loupe: null });
       return;
     }
     const { mode, zoom } = view.get();
     const all = zoom * size.width <= canvas.width && zoom * size.height <= canvas.height;
-    held = mode === "slider" && (all || Math.abs(place[0] - edge()) < GRAB * ratio()) ? "edge" : "picture";
+    gesture = mode === "slider" && (all || Math.abs(place[0] - edge()) < GRAB * ratio()) ? "edge" : "picture";
     if (event.pointerType === "touch") {
       timer = setTimeout(() => {
-        held = "loupe";
+        gesture = "loupe";
         view.set({ loupe: fingers.get(event.pointerId) });
       }, LOUPE_AFTER_MS);
-    } else if (held === "edge") cutAt(place[0]);
+    } else if (gesture === "edge") cutAt(place[0]);
   });
   stage.addEventListener("pointermove", (event) => {
     const last = fingers.get(event.pointerId);
     if (!last) return;
     const place = placeOf(event), others = [...fingers].filter(([id]) => id !== event.pointerId);
-    if (held !== "loupe" && Math.hypot(place[0] - last[0], place[1] - last[1]) > 3 * ratio()) clearTimeout(timer);
+    if (gesture !== "loupe" && Math.hypot(place[0] - last[0], place[1] - last[1]) > 3 * ratio()) clearTimeout(timer);
     fingers.set(event.pointerId, place);
-    if (held === "loupe") view.set({ loupe: place });
-    else if (held === "edge") cutAt(place[0]);
-    else if (held === "picture") move(last[0] - place[0], last[1] - place[1]);
-    else if (held === "pinch" && others.length) {
+    if (gesture === "loupe") view.set({ loupe: place });
+    else if (gesture === "edge") cutAt(place[0]);
+    else if (gesture === "picture") move(last[0] - place[0], last[1] - place[1]);
+    else if (gesture === "pinch" && others.length) {
       const [[, other]] = others, now = between([place, other]), past = between([last, other]);
       move(past[0] - now[0], past[1] - now[1]);
       zoomTo((view.get().zoom * apart([place, other])) / Math.max(1, apart([last, other])), now);
@@ -380,11 +382,11 @@ export async function openViewer(paths, more = []) {
     stage.addEventListener(end, (event) => {
       clearTimeout(timer);
       fingers.delete(event.pointerId);
-      held = fingers.size ? held : null;
+      gesture = fingers.size ? gesture : null;
       if (!fingers.size) view.set({ loupe: null });
     });
   }
-  stage.addEventListener("contextmenu", (event) => held && event.preventDefault());
+  stage.addEventListener("contextmenu", (event) => gesture && event.preventDefault());
 
   const sizes = new ResizeObserver(([entry]) => {
     const { width, height } = entry.contentRect, { fitted } = view.get();

@@ -1,8 +1,8 @@
-// A zip file of files that are compressed already, made in the browser out of Blobs, which it keeps on
-// the disk where they are large. Without the extension for archives beyond 4 GB and 65535 files.
+// A zip file of files that are compressed already and so are only stored. It is made of Blobs, of which
+// browsers keep large ones on the disk. Without Zip64, so of up to 4 GB and 65535 files.
 
-export const MOST_FILES = 65_535;
-export const MOST_BYTES = 0xffffffff;
+const MOST_FILES = 65_535;
+const MOST_BYTES = 0xffffffff;
 
 const TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
   for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? (byte >>> 1) ^ 0xedb88320 : byte >>> 1;
@@ -19,7 +19,7 @@ async function checksum(blob) {
   }
 }
 
-// Numbers as [bytes, value], little end first, with the name behind them.
+// Numbers, each given as [bytes, value], in little-endian order, and after them the name.
 function record(numbers, name) {
   const size = numbers.reduce((sum, [bytes]) => sum + bytes, 0);
   const view = new DataView(new ArrayBuffer(size));
@@ -33,7 +33,7 @@ function record(numbers, name) {
 }
 
 // Give each file a name of its own: the second picture.png is picture-2.png.
-export function distinct(names) {
+export function uniqueNames(names) {
   const taken = new Set();
   return names.map((name) => {
     const [, stem, ending] = /^(.*?)(\.[^.]*)?$/s.exec(name);
@@ -48,13 +48,13 @@ const UTF_8_NAMES = 0x0800;
 const UNIX_FILE = 0o100644 << 16;
 
 // `files`: {name, blob} each.
-export async function zipOf(files, when = new Date()) {
+export async function createZip(files, modified = new Date()) {
   const bytes = files.reduce((sum, { blob }) => sum + blob.size + 512, 0);
   if (files.length > MOST_FILES || bytes > MOST_BYTES) {
     throw new Error(`A zip file made here holds up to ${MOST_FILES} files and 4 GB, which is less than these; choose JPEG, or download some at a time.`);
   }
-  const time = (when.getHours() << 11) | (when.getMinutes() << 5) | (when.getSeconds() >> 1);
-  const day = ((Math.max(1980, when.getFullYear()) - 1980) << 9) | ((when.getMonth() + 1) << 5) | when.getDate();
+  const time = (modified.getHours() << 11) | (modified.getMinutes() << 5) | (modified.getSeconds() >> 1);
+  const day = ((Math.max(1980, modified.getFullYear()) - 1980) << 9) | ((modified.getMonth() + 1) << 5) | modified.getDate();
   const parts = [], directory = [];
   let at = 0;
   for (const { name, blob } of files) {
