@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO
 from urllib.parse import urlsplit
 
 import psutil
@@ -384,7 +384,7 @@ def serving(port: int, scale: float, *, tls: bool) -> Iterator[tuple[Target, Tar
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         files = make_certificate(Path(folder)) if tls else None
         good, bad = (
-            Target(port, _made_token(name, folder), files and files[0], scale=scale)
+            Target(port, _create_token(name, folder), files and files[0], scale=scale)
             for name in ("good", "bad")
         )
         words = ["serve", "--host", HOST, "--port", str(port), "--folder", f"{folder}/data"]
@@ -407,14 +407,16 @@ def serving(port: int, scale: float, *, tls: bool) -> Iterator[tuple[Target, Tar
             server.wait()
 
 
-def _tegula(*words: str, **files: Any) -> subprocess.Popen[str]:
+def _tegula(
+    *words: str, stdout: int | None = None, stderr: IO[bytes] | None = None
+) -> subprocess.Popen[str]:
     """Run the command with no setting but those of its words."""
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("TEGULA_")}
     command = [sys.executable, "-m", "tegula", *words]
-    return subprocess.Popen(command, env=inherited, text=True, **files)
+    return subprocess.Popen(command, env=inherited, text=True, stdout=stdout, stderr=stderr)
 
 
-def _made_token(name: str, folder: str) -> str:
+def _create_token(name: str, folder: str) -> str:
     """Create an account with a token, and return that."""
     words = ("tokens", "create", name, "--account", name, "--folder", f"{folder}/data")
     return _tegula(*words, stdout=subprocess.PIPE).communicate()[0].strip()

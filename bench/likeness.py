@@ -2,7 +2,7 @@
 
 Of every photograph each face that is found is cut out with its surroundings, enlarged at a
 creativity of 0.6, and compared with its source by dlib: as it comes without ``likeness``, and
-with it. What is compared is found and placed anew in each result only by its source.
+with it. Where the face is in each result is told by its source, and not searched for again.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from tegula.images.decode import decode
 from tegula.images.pixels import Float
 from tegula.models.faces.likeness import load_describer
 from tegula.options import MAX_PIXELS, PRESETS, UpscaleOptions
-from tegula.pipeline.likeness import FoundFace, LikenessGuard, find_faces
+from tegula.pipeline.likeness import SAME_PERSON, FoundFace, LikenessGuard, find_faces
 from tegula.upscaler import Upscaler
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-_FAREST = 0.6
 
 
 def photographs(folder: Path | None) -> Iterator[tuple[str, Float]]:
@@ -91,13 +90,13 @@ def main() -> None:
     for name, picture in photographs(arguments.folder):
         height, width = (side // arguments.shrink for side in picture.shape[:2])
         whole = Image.fromarray(np.rint(picture * 255).astype(np.uint8))
-        whole = (
-            whole.resize((width, height), Image.Resampling.BOX) if arguments.shrink > 1 else whole
-        )
+        if arguments.shrink > 1:
+            whole = whole.resize((width, height), Image.Resampling.BOX)
         small = np.asarray(np.asarray(whole) / np.float32(255), np.float32)
         for face in find_faces(small):
             box = surroundings(face, small, arguments.most)
-            if box is None or len(found[0.0]) >= (arguments.faces or len(found[0.0]) + 1):
+            enough = bool(arguments.faces) and len(found[0.0]) >= arguments.faces
+            if box is None or enough:
                 continue
             source = whole.crop(box)
             inside = FoundFace(face.left - box[0], face.top - box[1], face.side)
@@ -113,7 +112,7 @@ def main() -> None:
     for likeness, values in found.items():
         far = np.array(values or [np.nan])
         summary = f"{np.median(far):.3f} | {far.mean():.3f} | {far.max():.3f}"
-        print(f"| {likeness:g} | {summary} | {int((far > _FAREST).sum())} |")
+        print(f"| {likeness:g} | {summary} | {int((far > SAME_PERSON).sum())} |")
 
 
 if __name__ == "__main__":

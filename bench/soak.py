@@ -206,7 +206,7 @@ def soak(
 
 
 def plateaus(first: float, last: float) -> bool:
-    """Whether memory comes to an end, by its growth in the first and the last third."""
+    """Whether memory stops growing, by its growth in the first and the last third."""
     return last < max(_FLAT_MIB_A_MINUTE, first / 4)
 
 

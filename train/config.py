@@ -101,8 +101,8 @@ class DistilSettings:
     """The small prescaler: how deep, and how it is taught.
 
     twice: weight of the head for 2x beside the one for 4x.
-    judges_from, judges_grow: the discriminator counts from a step on, and its weight grows
-        to its full over so many more.
+    judges_from, judges_grow: the step from which the discriminator counts, and over how many
+        more its weight grows to the whole.
     The other weights are those of the losses in ``train.distil``.
     """
 

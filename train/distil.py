@@ -4,7 +4,7 @@ The pupil begins as Real-ESRGAN's net for anime video, deepened by convolutions 
 nothing yet (Chen et al., "Net2Net", 2016), with a second head for 2x made of the one for 4x.
 The large net made pictures of the same damaged sources; they can be foreseen from the source,
 which the original's texture cannot, so most losses that compare place by place compare with
-them. What must be right on the whole is held to the originals: statistics of features, band
+them. What need only be right as a whole is held to the originals: statistics of features, band
 energies, flat places, colour, and a discriminator that sees high bands alone.
 """
 

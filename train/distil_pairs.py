@@ -29,7 +29,7 @@ from train.shards import OnShard, Shards, ignore_shard
 from train.tail_pairs import to_image
 
 FACTOR = 4
-_TAUGHT_TOGETHER = 8
+_TEACHER_BATCH = 8
 _MARGIN = 6
 """The teacher saw no surroundings at the edge of a pair; so many source pixels are not used."""
 
@@ -116,7 +116,7 @@ def make_rows(
     taught = np.empty((count, settings.side, settings.side, 3), np.uint8)
     for number, name in enumerate(RECIPES):
         rows = np.flatnonzero(recipes == number)
-        for group in np.split(rows, range(_TAUGHT_TOGETHER, len(rows), _TAUGHT_TOGETHER)):
+        for group in np.split(rows, range(_TEACHER_BATCH, len(rows), _TEACHER_BATCH)):
             if len(group):
                 made = teachers[name](to_image(small[group])).clamp(0, 1)
                 taught[group] = levels(made.permute(0, 2, 3, 1).float().cpu().numpy())

@@ -18,7 +18,7 @@ from bench.quality.drawings import DRAWINGS
 from bench.quality.judges import JUDGES, Dists, load_judge
 from bench.quality.methods import METHODS, Runner, find_method
 from bench.quality.recipes import DEGRADATIONS, JPEGS
-from bench.quality.run import Bench, middle, packaged_photographs, read_photographs
+from bench.quality.run import Bench, middle_square, packaged_photographs, read_photographs
 from bench.quality.scores import Jury
 from tegula.folders import cache_folder
 from tegula.models.device import pick_device, pick_dtype
@@ -57,7 +57,7 @@ def main() -> None:
         photographs = read_photographs(arguments.folder, arguments.photos, _MULTIPLE)
     else:
         photographs = packaged_photographs(_MULTIPLE)[: arguments.photos]
-    photographs = [(name, middle(picture, arguments.side)) for name, picture in photographs]
+    photographs = [(name, middle_square(picture, arguments.side)) for name, picture in photographs]
     methods = [find_method(name) for name in arguments.only]
     cache = Cache(None if arguments.fresh else cache_folder() / "bench")
     dtype = pick_dtype(pick_device("cpu"), "auto")

@@ -21,12 +21,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from bench.quality.recipes import shrink
+from bench.quality.recipes import Picture, shrink
 
-Picture = NDArray[np.float32]
 Colour = tuple[int, int, int] | tuple[int, int, int, int]
 Point = tuple[float, float]
 
@@ -108,13 +106,19 @@ class Canvas:
             (x0, y0, x1 - 1, y1 - 1), radius * self.unit, fill, outline, drawn
         )
 
-    def disc(self, middle: Point, radius: float, fill: Colour | None, **outline: object) -> None:
+    def disc(
+        self,
+        middle: Point,
+        radius: float,
+        fill: Colour | None,
+        outline: Colour | None = None,
+        width: float = 1.0,
+    ) -> None:
         """Draw a disc, or a circle of an ``outline`` colour and ``width`` in pixels."""
         x, y = middle
         corners = self._scaled([(x - radius, y - radius), (x + radius, y + radius)])
-        width = outline.get("width", 1.0)
-        drawn = max(1, round(float(width) * self.unit))  # type: ignore[arg-type]
-        self._draw.ellipse([*corners[0], *corners[1]], fill, outline.get("outline"), drawn)  # type: ignore[arg-type]
+        drawn = max(1, round(width * self.unit))
+        self._draw.ellipse([*corners[0], *corners[1]], fill, outline, drawn)
 
     def shape(self, points: Sequence[Point], fill: Colour) -> None:
         """Draw a filled shape."""
@@ -269,6 +273,11 @@ def _menu(canvas: Canvas, _rng: np.random.Generator) -> Sequence[str]:
 # Lines, icons, maps, houses.
 
 
+def _random_colour(rng: np.random.Generator, low: int, high: int) -> tuple[int, int, int]:
+    red, green, blue = (int(value) for value in rng.integers(low, high, 3))
+    return red, green, blue
+
+
 def _ink(canvas: Canvas, rng: np.random.Generator) -> Sequence[str]:
     for _ in range(5):
         start, turn = rng.random(2) * (WIDTH, HEIGHT), rng.random() * 6.3
@@ -310,17 +319,17 @@ def _plan(canvas: Canvas, _rng: np.random.Generator) -> Sequence[str]:
 def _icons(canvas: Canvas, rng: np.random.Generator) -> Sequence[str]:
     for number in range(8):
         x, y = 4 + 27 * (number % 4), 4 + 30 * (number // 4)
-        a, b = (tuple(int(v) for v in rng.integers(30, 226, 3)) for _ in range(2))
+        a, b = _random_colour(rng, 30, 226), _random_colour(rng, 30, 226)
         dark = (40, 40, 48, 255)
         first, second = (*a, 255), (*b, 255)
-        canvas.box((x, y, x + 24, y + 24), (*a, 90), radius=5)  # type: ignore[arg-type]
+        canvas.box((x, y, x + 24, y + 24), (*a, 90), radius=5)
         if number % 4 == 0:
-            canvas.disc((x + 12, y + 12), 8, second, outline=dark, width=1.2)  # type: ignore[arg-type]
+            canvas.disc((x + 12, y + 12), 8, second, outline=dark, width=1.2)
             canvas.line([(x + 12, y + 12), (x + 12, y + 6)], dark, 1.2)
             canvas.line([(x + 12, y + 12), (x + 16, y + 14)], dark, 1.2)
         elif number % 4 == 1:
-            canvas.shape([(x + 4, y + 13), (x + 12, y + 4), (x + 20, y + 13)], second)  # type: ignore[arg-type]
-            canvas.box((x + 7, y + 12, x + 17, y + 21), first, dark, 1)  # type: ignore[arg-type]
+            canvas.shape([(x + 4, y + 13), (x + 12, y + 4), (x + 20, y + 13)], second)
+            canvas.box((x + 7, y + 12, x + 17, y + 21), first, dark, 1)
         elif number % 4 == 2:
             star = [
                 (
@@ -329,7 +338,7 @@ def _icons(canvas: Canvas, rng: np.random.Generator) -> Sequence[str]:
                 )
                 for k in range(10)
             ]
-            canvas.shape(star, second)  # type: ignore[arg-type]
+            canvas.shape(star, second)
         else:
             canvas.box((x + 4, y + 7, x + 20, y + 18), (255, 255, 255, 255), dark, 1.2)
             canvas.line([(x + 4, y + 7), (x + 12, y + 14), (x + 20, y + 7)], dark, 1.2)
@@ -339,8 +348,8 @@ def _icons(canvas: Canvas, rng: np.random.Generator) -> Sequence[str]:
 def _badges(canvas: Canvas, rng: np.random.Generator) -> Sequence[str]:
     for number in range(3):
         x = 20 + 36 * number
-        colour = tuple(int(v) for v in rng.integers(20, 200, 3))
-        canvas.disc((x, 32), 16, (*colour, 255))  # type: ignore[arg-type]
+        colour = _random_colour(rng, 20, 200)
+        canvas.disc((x, 32), 16, (*colour, 255))
         canvas.disc((x, 32), 13, None, outline=(255, 255, 255, 200), width=1)
         canvas.text((x - 8, 24), "AtR"[number], (255, 255, 255, 255), "bold", 14)
         canvas.disc((x + 11, 20), 5, (220, 40, 40, 255))

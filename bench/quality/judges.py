@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.quality.features import (
@@ -21,8 +20,8 @@ from bench.quality.features import (
     Vgg16Features,
     read_dists_weights,
 )
+from bench.quality.recipes import Picture
 
-Picture = NDArray[np.float32]
 _DISTS_STABILITY = 1e-6
 
 

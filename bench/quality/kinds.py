@@ -190,7 +190,7 @@ def measure(source: Source, picture: Picture, truth: Truth) -> dict[str, float]:
     return {name: found[name] for name in MEASURES if name in found}
 
 
-def behind(auto: float, fixed: Sequence[float], sign: int) -> float:
+def shortfall(auto: float, fixed: Sequence[float], sign: int) -> float:
     """Return by what share auto is worse than the best of the fixed, or minus, better."""
     best = max(fixed) if sign > 0 else min(fixed)
     return sign * (best - auto) / max(abs(best), 1e-6)
@@ -205,7 +205,7 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]], names: Sequence
                 continue
             auto, fixed = methods[names[0]][name], [methods[other][name] for other in names[1:]]
             best = max(fixed) if sign > 0 else min(fixed)
-            share = behind(auto, fixed, sign)
+            share = shortfall(auto, fixed, sign)
             mark = f"**{share:.0%}**" if share > WITHIN else f"{share:.0%}"
             winner = names[1 + fixed.index(best)]
             lines.append(f"| {kind} | {title} | {auto:.3f} | {best:.3f} | {winner} | {mark} |")

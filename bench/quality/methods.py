@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.quality.cache import Cache, remember_results
-from bench.quality.recipes import on_white
+from bench.quality.recipes import Picture, on_white
 from tegula.expectation import Expectation
 from tegula.models.prescalers import Prescaler, list_prescalers
 from tegula.models.prescalers.load import load_prescaler, with_share
@@ -20,7 +20,6 @@ from tegula.pipeline.windows import canvas_piece
 from tegula.plan import Plan
 from tegula.upscaler import Upscaler
 
-Picture = NDArray[np.float32]
 SEED = 1
 BASELINE = "realesrgan-x4plus"
 BICUBIC = "bicubic"
@@ -127,7 +126,7 @@ class _CachedNets(Nets):
         return self.prescalers[key]
 
 
-class _Unknowing(Expectation):
+class _Forgetful(Expectation):
     """Remembers nothing: what a net did not have to compute took no time."""
 
     def learn(self, plan: Plan, seconds: Mapping[str, float]) -> None:
@@ -143,18 +142,18 @@ class Runner:
         nets = _CachedNets(self._upscaler.bundle, cache=cache)
         usual = self._upscaler.expectation
         self._upscaler.nets = nets
-        self._upscaler.expectation = _Unknowing(nets, usual.version, usual.run, usual.count)
+        self._upscaler.expectation = _Forgetful(nets, usual.version, usual.run, usual.count)
 
     def run(self, small: NDArray[np.uint8], scale: int, method: Method) -> Result:
         """Enlarge one picture with one method."""
         image = Image.fromarray(small)
         if method.options is None:
             size = (image.width * scale, image.height * scale)
-            return Result(_in_unit_range(image.resize(size, Image.Resampling.BICUBIC)))
+            return Result(_pixels_on_white(image.resize(size, Image.Resampling.BICUBIC)))
         result = self._upscaler.upscale(image, method.options, scale=scale)
         options = result.options
         nets = tuple(filter(None, (options.prescaler, options.drawing_prescaler)))
-        picture = _in_unit_range(result.image)
+        picture = _pixels_on_white(result.image)
         if not options.refines:
             return Result(picture, nets=nets)
         seconds = float(result.timings["refine"])
@@ -170,7 +169,7 @@ class Runner:
         return columns, _inside(grid.rows, grid.window_height, factor, options.height)
 
 
-def _in_unit_range(image: Image.Image) -> Picture:
+def _pixels_on_white(image: Image.Image) -> Picture:
     levels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
     return on_white(np.asarray(levels / np.float32(255), np.float32))
 

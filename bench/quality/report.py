@@ -15,7 +15,8 @@ from bench.quality.judges import JUDGES, relatives
 from bench.quality.methods import BASELINE
 from bench.quality.run import Crop, Outcome
 
-# A table a group, as one of all measures is too wide to read: their names, titles and forms.
+# One table for each group, as one of all measures would be too wide to read. Of each measure its
+# title and how its numbers are written.
 JUDGED = {
     **{f"frechet_{name}": (f"Fréchet {facts.title}", "{:.4f}") for name, facts in JUDGES.items()},
     **{f"distance_{name}": (f"distance {facts.title}", "{:.4f}") for name, facts in JUDGES.items()},

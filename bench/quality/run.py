@@ -93,7 +93,7 @@ def _cut(picture: Picture, multiple: int) -> Picture:
     return picture[:height, :width]
 
 
-def middle(picture: Picture, side: int | None) -> Picture:
+def middle_square(picture: Picture, side: int | None) -> Picture:
     """Return the middle square of a picture, or all of it where it is no larger."""
     if side is None:
         return picture

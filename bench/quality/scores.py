@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.quality import measures
 from bench.quality.brisque import Brisque
 from bench.quality.judges import Dists, Judge, feature_distance
+from bench.quality.recipes import Picture
 from bench.quality.totals import (
     MapMoments,
     PositionMoments,
@@ -24,7 +25,6 @@ from bench.quality.totals import (
     naturalness,
 )
 
-Picture = NDArray[np.float32]
 Maps = Sequence[Tensor]
 DISTS_JUDGE = "vgg16"
 """The judge whose five maps DISTS is defined on."""

@@ -92,8 +92,8 @@ class Expectation:
             ModelError: the prescaler of the preset is missing.
             NumericalError, OutOfMemoryError: as an upscale does.
         """
-        free = dict.fromkeys(("scale", "resolution", "crop"))
-        options = options.replaced(**free, regions=(), size=plan.size, preset=preset)
+        unset = dict.fromkeys(("scale", "resolution", "crop"))
+        options = options.replaced(**unset, regions=(), size=plan.size, preset=preset)
         other = self.nets.plan(plan.source, self._resolved(options, plan.source))
         return sum(self.measured_seconds(other).values())
 
@@ -163,8 +163,8 @@ def _seconds_for_work(
 ) -> Mapping[str, float]:
     """Return the seconds for a unit of work, by name, from one square or two.
 
-    The larger has about ``enough`` work; what the smaller takes of it, which for a quick net
-    is all that is not work, is left out.
+    The larger has about ``enough`` work. What the smaller takes is subtracted from both: for a
+    quick net nearly all of that is overhead.
     """
     smaller = larger = run(side)
     if work_of(side) < enough:
@@ -173,7 +173,7 @@ def _seconds_for_work(
         larger = run(side)
     found = {}
     for name, (work, seconds) in larger.items():
-        first, took = smaller[name]
-        grew = work > first and seconds > took
-        found[name] = (seconds - took) / (work - first) if grew else seconds / work
+        less_work, less_seconds = smaller[name]
+        is_larger = work > less_work and seconds > less_seconds
+        found[name] = (seconds - less_seconds) / (work - less_work) if is_larger else seconds / work
     return found

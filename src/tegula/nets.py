@@ -79,12 +79,12 @@ class Nets:
         """
         plan = self._plan(options.prescaler, source_size, options)
         if options.drawing_prescaler:
-            other = self._plan(options.drawing_prescaler, source_size, options)
-            flops = plan.prescale_flops + other.prescale_flops
-            plan = dataclasses.replace(plan, tiles=plan.tiles + other.tiles, prescale_flops=flops)
+            drawn = self._plan(options.drawing_prescaler, source_size, options)
+            flops = plan.prescale_flops + drawn.prescale_flops
+            plan = dataclasses.replace(plan, tiles=plan.tiles + drawn.tiles, prescale_flops=flops)
         if alpha:
-            alone = self._plan(options.prescaler, source_size, options)
-            flops = plan.prescale_flops + alone.prescale_flops
+            of_alpha = self._plan(options.prescaler, source_size, options)
+            flops = plan.prescale_flops + of_alpha.prescale_flops
             plan = dataclasses.replace(plan, prescale_flops=flops)
         return plan
 

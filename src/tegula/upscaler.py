@@ -46,11 +46,7 @@ from tegula.pipeline.likeness import (
     strength_in_faces,
 )
 from tegula.pipeline.prepare import Prepared, SpatialControl, prepare, read_spatial_control
-from tegula.pipeline.prescale import (
-    prescale,
-    prescale_alpha,
-    prescale_mixed,
-)
+from tegula.pipeline.prescale import prescale, prescale_alpha, prescale_mixed
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.pipeline.remarks import ignored_options, loras_of_prompts, prompt_taken
@@ -121,6 +117,7 @@ class Upscaler:
     bundle: Bundle
     nets: Nets = field(init=False, repr=False)
     expectation: Expectation = field(init=False, repr=False)
+    # What the nets made within a block of sharing_prescaled; None outside of one.
     _kept: dict[tuple[Any, ...], Float] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -312,9 +309,8 @@ class Upscaler:
             faces=finished.faces,
         )
         if options.crop is not None and wider.crop is not None:
-            alone = options.replaced(seed=resolved.seed)
-            middle = self._resolved(alone, prepared)
-            result = _without_context(result, middle, wider.crop, options.crop)
+            cropped = self._resolved(options.replaced(seed=resolved.seed), prepared)
+            result = _without_context(result, cropped, wider.crop, options.crop)
         settings = {
             "version": __version__,
             "bundle": self.bundle.facts.name,
@@ -351,11 +347,11 @@ class Upscaler:
         """
         size = options.width, options.height
         prescaler = self.nets.prescaler(options.prescaler, options.tuning)
-        alpha, picture_progress, ahead = prepared.alpha, progress, 1.0
+        alpha, picture_progress, picture_share = prepared.alpha, progress, 1.0
         if alpha is not None and outlines(alpha) is not None:
             # Alpha goes through the net as one picture more.
-            ahead = 1 - 1 / (3 if options.drawing_prescaler else 2)
-            picture_progress = progress.part(0.0, ahead)
+            picture_share = 1 - 1 / (3 if options.drawing_prescaler else 2)
+            picture_progress = progress.part(0.0, picture_share)
         drawn = None
         if options.drawing_prescaler or options.hold_drawings:
             part = enlarged_part(wider, prepared.facts.size)
@@ -374,10 +370,10 @@ class Upscaler:
         if self._kept is not None and kept is None:
             self._kept[key] = picture.copy()
         if alpha is not None:
-            behind = dataclasses.replace(
-                progress.part(ahead, 1.0), on_unit=ignore_units, on_picture=None
+            alpha_progress = dataclasses.replace(
+                progress.part(picture_share, 1.0), on_unit=ignore_units, on_picture=None
             )
-            alpha = prescale_alpha(alpha, size, prescaler, behind)
+            alpha = prescale_alpha(alpha, size, prescaler, alpha_progress)
         enlarged = enlarge_lanczos(prepared.rgb, size)
         picture = lock_colour(picture, enlarged, options, out=picture)
         held = drawn if options.hold_drawings else None
@@ -547,23 +543,23 @@ def _guard_of(
 
 
 def _without_context(
-    result: UpscaleResult, middle: ResolvedOptions, wider: Crop, crop: Crop
+    result: UpscaleResult, cropped: ResolvedOptions, wider: Crop, crop: Crop
 ) -> UpscaleResult:
     """Cut away what was enlarged with a part for the sake of its edges.
 
     Args:
         result: of the part with its context.
-        middle: the options of the part alone.
+        cropped: the options of the part alone.
         wider: left, top, width and height of the part with its context, in the source.
         crop: the same of the part alone.
     """
-    box = _part(result.options.offset, middle.offset, (middle.width, middle.height))
+    box = _part(result.options.offset, cropped.offset, (cropped.width, cropped.height))
     return dataclasses.replace(
         result,
         image=result.image.crop(box),
         deep=None if result.deep is None else result.deep.crop(box),
         source=result.source.crop(_part(wider[:2], crop[:2], crop[2:])),
-        options=middle,
+        options=cropped,
         faces=tuple(
             dataclasses.replace(face, left=face.left + wider[0], top=face.top + wider[1])
             for face in result.faces

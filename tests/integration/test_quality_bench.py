@@ -16,7 +16,7 @@ from bench.quality.brisque import PlainUnpickler, read_brisque
 from bench.quality.cache import Cache, remember_results
 from bench.quality.judges import feature_distance, load_judge
 from bench.quality.methods import BASELINE, METHODS, find_method
-from bench.quality.run import Crop, Outcome, middle
+from bench.quality.run import Crop, Outcome, middle_square
 from bench.quality.scores import Jury, MethodScores, PictureScores, Truth, score
 
 
@@ -257,6 +257,6 @@ def test_a_net_computes_once_for_the_same_picture_and_weights(tmp_path):
 
 
 def test_what_is_measured_is_the_middle_square(photograph):
-    assert middle(photograph, None) is photograph
-    np.testing.assert_array_equal(middle(photograph, 64), photograph[96:160, 96:160])
-    assert middle(photograph, 512).shape == photograph.shape
+    assert middle_square(photograph, None) is photograph
+    np.testing.assert_array_equal(middle_square(photograph, 64), photograph[96:160, 96:160])
+    assert middle_square(photograph, 512).shape == photograph.shape

@@ -63,7 +63,7 @@ _GAP = 12
 _NARROWEST = 240
 _ACROSS = 4
 """Cells in a row where one knob is varied."""
-_LETTERS = 13
+_FONT_SIZE = 13
 _LINE = 17
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 
@@ -311,7 +311,7 @@ def liveliest(rgb: NDArray[np.float32], side: int) -> tuple[int, int, int, int]:
     from tegula.pipeline.prepare import LUMA
 
     height, width = rgb.shape[:2]
-    # A part is told from another by what is a sixteenth of it apart.
+    # Shrunk so that a part has about 64 px a side, which places it finely enough.
     times = max(1.0, side / 64)
     size = max(1, round(width / times)), max(1, round(height / times))
     small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
@@ -353,12 +353,12 @@ def contact_sheet(
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.load_default(_LETTERS)
+    font = ImageFont.load_default(_FONT_SIZE)
     width = max(_NARROWEST, *(picture.width for picture in pictures))
     labels = [list(_lines(cell.command, width, font.getlength)) for cell in cells]
     rows = -(-len(cells) // columns)
-    high = max(picture.height for picture in pictures)
-    step_x, step_y = width + _GAP, high + _GAP + _LINE * max(map(len, labels))
+    height = max(picture.height for picture in pictures)
+    step_x, step_y = width + _GAP, height + _GAP + _LINE * max(map(len, labels))
     top = _GAP + _LINE
     sheet = Image.new("RGB", (_GAP + columns * step_x, top + _GAP + rows * step_y), _PAPER)
     draw = ImageDraw.Draw(sheet)

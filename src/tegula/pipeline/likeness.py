@@ -1,4 +1,4 @@
-"""Likeness: faces keep looking like the people whose they are.
+"""Likeness: people stay recognisable in their faces.
 
 In faces the denoise strength falls, the more the smaller they are: of a face of a few pixels
 diffusion makes another. The finished face is compared with that of the source by what dlib
@@ -32,8 +32,8 @@ from tegula.models.faces.networks import Face, load_detector
 USUAL_LIKENESS = 0.5
 """Where the caller leaves it open and faces can be compared."""
 
-_FAREST = 0.6
-"""dlib's distance from which two faces are of two people; likeness takes its share off."""
+SAME_PERSON = 0.6
+"""dlib's distance below which two faces are of one person; likeness takes its share off."""
 
 _LOOSER = 7 / 6
 """Times the limit, to which a face whose prescaled one is too far goes towards the source's own:
@@ -135,16 +135,18 @@ class LikenessGuard:
             done: float32 [height, width, 3]; comes back itself where nothing had to change.
             prescaled: of the same shape.
         """
-        limit, reports, held = _FAREST * (1 - self.likeness), [], done
+        limit, reports, held = SAME_PERSON * (1 - self.likeness), [], done
         source = self.rgb.shape[1], self.rgb.shape[0]
         target = done.shape[1], done.shape[0]
         for face in self.faces:
             distance = self._distance_from(face)
-            view, theirs, own = (_view(each, face, source) for each in (held, prescaled, self.rgb))
+            view, prescaled_view, own = (
+                _view(each, face, source) for each in (held, prescaled, self.rgb)
+            )
             inside = _view(_mask(face, source), face, source)
             rows, columns, weight = _soft(face, source, target)
             after = before = distance(view)
-            for anchor, most in ((theirs, limit), (own, _LOOSER * limit)):
+            for anchor, most in ((prescaled_view, limit), (own, _LOOSER * limit)):
                 share, after = _least_share(view, anchor, inside, distance, after, most)
                 if share == 0:
                     continue
@@ -186,11 +188,11 @@ def _least_share(
     """
     if before <= limit:
         return 0.0, before
-    whole = distance(view + (anchor - view) * inside)
-    if whole >= before:
+    at_full = distance(view + (anchor - view) * inside)
+    if at_full >= before:
         return 0.0, before
-    low, high, after = 0.0, 1.0, whole
-    for _ in range(_BISECTIONS if whole < limit else 0):
+    low, high, after = 0.0, 1.0, at_full
+    for _ in range(_BISECTIONS if at_full < limit else 0):
         middle = (low + high) / 2
         found = distance(view + (anchor - view) * (inside * np.float32(middle)))
         if found <= limit:

@@ -110,13 +110,13 @@ def prescale(
         progress.on_unit(1, 1)
         return enlarge_lanczos(rgb, target)
     preview = PastedPreview(rgb, target, progress.on_picture)
-    behind, side = _Behind(), max(DEFAULT_TILE, smallest)
+    done, side = _Done(), max(DEFAULT_TILE, smallest)
     for index, size in enumerate(sizes):
         later = list(itertools.pairwise(sizes[index:]))
         shown = None if later else preview
-        enlarge = partial(_enlarge, rgb, size, prescaler, progress, behind, later, shown)
+        enlarge = partial(_enlarge, rgb, size, prescaler, progress, done, later, shown)
         # A tile that was too large for one pass is too large for the next, too.
-        (rgb, behind), side = until_it_fits(
+        (rgb, done), side = until_it_fits(
             enlarge,
             side,
             lambda failed: max(failed // 2, smallest) if failed > smallest else None,
@@ -150,13 +150,13 @@ def prescale_mixed(
     """
     source = rgb.shape[1], rgb.shape[0]
     first = _work_of_passes(nets[0], source, target)
-    between = first / max(1.0, first + _work_of_passes(nets[1], source, target))
+    first_share = first / max(1.0, first + _work_of_passes(nets[1], source, target))
 
     def part(number: int) -> StageProgress:
         def on_unit(done: int, total: int) -> None:
             progress.on_unit(done + number * total, 2 * total)
 
-        of_work = progress.part(between, 1.0) if number else progress.part(0.0, between)
+        of_work = progress.part(first_share, 1.0) if number else progress.part(0.0, first_share)
         on_picture = None if number else progress.on_picture
         return dataclasses.replace(of_work, on_unit=on_unit, on_picture=on_picture)
 
@@ -270,7 +270,7 @@ def plan_tiles(
 
 
 @dataclass(frozen=True)
-class _Behind:
+class _Done:
     """What is done of all passes: tiles, and work as ``_tile_work`` counts it."""
 
     tiles: int = 0
@@ -282,11 +282,11 @@ def _enlarge(
     size: Size,
     prescaler: Prescaler,
     progress: StageProgress,
-    behind: _Behind,
+    done: _Done,
     later: Sequence[tuple[Size, Size]],
     preview: PastedPreview | None,
     tile: int,
-) -> tuple[Float, _Behind]:
+) -> tuple[Float, _Done]:
     """Run one pass; return its result and what is done after it.
 
     Args:
@@ -294,33 +294,34 @@ def _enlarge(
         size: width and height of the result.
         prescaler: one with a network.
         progress: counts the tiles and the work of all passes.
-        behind: what the passes before have done.
+        done: what the passes before have done.
         later: sizes before and after the passes that follow.
         preview: is given the tiles; None where other passes follow.
         tile: longest side of a tile in source pixels.
     """
     source = (rgb.shape[1], rgb.shape[0])
-    ahead = [_tile_work(prescaler, *pair, tile) for pair in ((source, size), *later)]
-    total = behind.tiles + sum(map(len, ahead))
-    whole = behind.work + sum(map(sum, ahead))
+    # Of the tiles of this pass and of those that follow.
+    works = [_tile_work(prescaler, *pair, tile) for pair in ((source, size), *later)]
+    total = done.tiles + sum(map(len, works))
+    total_work = done.work + sum(map(sum, works))
     prescaler = prescaler.reaching(source, size)
     facts = prescaler.facts
     grid = plan_tiles(source, size, facts, tile)
     result: Float = np.empty((size[1], size[0], 3), np.float32)
     scale, factor = (size[0] / source[0], size[1] / source[1]), facts.factor or 1
-    for (y, x), work in zip(grid, ahead[0], strict=True):
-        within = progress.part(behind.work / whole, (behind.work + work) / whole)
+    for (y, x), work in zip(grid, works[0], strict=True):
+        within = progress.part(done.work / total_work, (done.work + work) / total_work)
         larger = run_network(rgb[y.start : y.stop, x.start : x.stop], prescaler, within)
         left, right = ((edge / scale[0] - x.start) * factor for edge in (x.first, x.last))
         top, bottom = ((edge / scale[1] - y.start) * factor for edge in (y.first, y.last))
         result[y.first : y.last, x.first : x.last] = resample_box(
             larger, (x.last - x.first, y.last - y.first), (left, top, right, bottom)
         )
-        behind = _Behind(behind.tiles + 1, behind.work + work)
-        progress.on_unit(behind.tiles, total)
-        if preview is not None and behind.tiles < total:
+        done = _Done(done.tiles + 1, done.work + work)
+        progress.on_unit(done.tiles, total)
+        if preview is not None and done.tiles < total:
             preview.paste(result, (y.first, y.last), (x.first, x.last), len(grid))
-    return result, behind
+    return result, done
 
 
 _ACTIVATION = 64
@@ -416,14 +417,14 @@ def padding(side: int, facts: PrescalerFacts) -> int:
 
 
 @contextlib.contextmanager
-def _watched(network: nn.Module, whole: float, progress: StageProgress) -> Iterator[None]:
+def _watched(network: nn.Module, total: float, progress: StageProgress) -> Iterator[None]:
     """Check for cancel before every layer and report after it, as one tile may take minutes.
 
     Threads may share a network; each watches itself alone.
 
     Args:
         network: what runs inside.
-        whole: the work of the run.
+        total: the work of the run.
         progress: is told the share of it that is done.
     """
     caller, done = threading.get_ident(), 0.0
@@ -436,7 +437,7 @@ def _watched(network: nn.Module, whole: float, progress: StageProgress) -> Itera
         nonlocal done
         if threading.get_ident() == caller:
             done += work * result.numel() / channels
-            progress.on_share(min(1.0, done / whole))
+            progress.on_share(min(1.0, done / total))
 
     handles = [layer.register_forward_pre_hook(check) for layer in network.modules()]
     for layer in network.modules() if progress.on_share is not ignore_share else ():
