@@ -34,7 +34,7 @@ def supervise(store):
 
     def start(*engines, resolver=lambda _: ResolvedVersion("ab", ("image",), True)):
         fetcher = Fetcher(Policy(), tls=ssl.create_default_context())
-        inputs = InputFiles(store.files, fetcher, 1000, 1.0)
+        inputs = InputFiles(store.files, fetcher, 1000, 60.0)
         supervisor = Supervisor(store, engines, resolver, inputs)
         supervisor.start()
         started.append(supervisor)
@@ -86,7 +86,7 @@ def test_a_job_names_the_bundle_of_its_deployment_or_else_of_its_model(tmp_path)
         store,
         [engine],
         lambda _: ResolvedVersion("ab", (), True),
-        InputFiles(store.files, Fetcher(Policy(), tls=ssl.create_default_context()), 1000, 1.0),
+        InputFiles(store.files, Fetcher(Policy(), tls=ssl.create_default_context()), 1000, 60.0),
     )
     supervisor.start()
     wanted = [

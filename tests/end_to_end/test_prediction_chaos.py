@@ -121,7 +121,7 @@ def account_for(store, accepted, receiver):
         done = store.predictions.get(name)
         assert done.status.terminal
         if done.status is State.FAILED:
-            assert done.losses == MOST_LOSSES
+            assert done.losses == MOST_LOSSES, done.error
         else:
             (file,) = done.output
             assert store.files.path(store.files.get(file[FILE_KEY])).read_bytes() == name.encode()

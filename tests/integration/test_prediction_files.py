@@ -212,7 +212,7 @@ def read(store):
         store.files,
         Fetcher(Policy(private=True, ports=()), tls=ssl.create_default_context()),
         limit=500,
-        seconds=5,
+        seconds=60,
     )
 
     def read_image(value):
@@ -238,7 +238,7 @@ def test_our_own_files_are_read_from_the_disk_by_any_address(tmp_path, address):
     store = open_store(tmp_path, url_aliases=("https://tiles.example.com/api",))
     ada = store.accounts.ensure("ada").id
     file = store.files.keep(ada, "a.png", PNG)
-    inputs = InputFiles(store.files, Fetcher(Policy(private=True)), 500, 5)
+    inputs = InputFiles(store.files, Fetcher(Policy(private=True)), 500, 60)
     made = ask(store, input={"image": address.format(file.id)})
     assert inputs.with_paths(made, ["image"])["image"].read_bytes() == PNG
     store.close()

@@ -82,7 +82,7 @@ def open_chaos_store(folder: Path) -> Store:
 
 
 def supervisor_of(store: Store, engine: Any) -> Supervisor:
-    inputs = InputFiles(store.files, FETCHER, 1000, 1.0)
+    inputs = InputFiles(store.files, FETCHER, 1000, 60.0)
     version = ResolvedVersion("ab", ("image",), is_list=True)
     return Supervisor(store, [engine], lambda _: version, inputs)
 
