@@ -34,6 +34,7 @@ from bench.quality.recipes import Picture, on_white, shrink
 from bench.quality.run import read_photograph
 from bench.quality.scores import Jury, Truth, score
 from tegula.folders import cache_folder
+from tegula.images.pixels import LUMA
 from tegula.models.device import pick_device, pick_dtype
 
 SCALE = 4
@@ -85,7 +86,7 @@ def _compressed(small: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _scanned(small: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """An old print: grey, faded, soft and grainy."""
-    grey = cv2.GaussianBlur(small @ np.array([0.299, 0.587, 0.114], np.float32), (0, 0), 0.7)
+    grey = cv2.GaussianBlur(small @ LUMA, (0, 0), 0.7)
     grain = np.random.default_rng(3).normal(0, 5, grey.shape)
     levels = np.rint(np.clip(35 + grey * 0.75 + grain, 0, 255)).astype(np.uint8)
     return np.repeat(levels[..., None], 3, axis=2)

@@ -16,6 +16,7 @@ from tegula.images.adjust import lock_colour
 from tegula.images.compression import smooth_chroma, soften_blocks
 from tegula.images.encode import encode
 from tegula.images.pixels import (
+    LUMA,
     enlarge_alpha,
     enlarge_lanczos,
     fill_hidden,
@@ -26,7 +27,6 @@ from tegula.images.pixels import (
 from tegula.options import UpscaleOptions, with_context
 from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import (
-    LUMA,
     MENDED_BELOW,
     MENDED_BELOW_FOR_RESAMPLING,
     prepare,

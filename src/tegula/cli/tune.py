@@ -308,7 +308,7 @@ def liveliest(rgb: NDArray[np.float32], side: int) -> tuple[int, int, int, int]:
     import numpy as np
 
     from tegula.images.adjust import flatness
-    from tegula.pipeline.prepare import LUMA
+    from tegula.images.pixels import LUMA
 
     height, width = rgb.shape[:2]
     # Shrunk so that a part has about 64 px a side, which places it finely enough.

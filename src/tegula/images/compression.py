@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tegula.images.metadata import quantisation_tables
-from tegula.images.pixels import Float, to_bytes
+from tegula.images.pixels import LUMA, Float, to_bytes
 
 _BLOCK = 8
 
@@ -136,7 +136,6 @@ def soften_blocks(rgb: Float, quality: int) -> Float:
     return mean
 
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _CHROMA_STEP = 18
 """Of the lowest frequencies of colour at quality 50, by the Independent JPEG Group."""
 _COARSE = 20
@@ -169,7 +168,7 @@ def smooth_chroma(rgb: Float, quality: int) -> Float:
     def mean(plane: Float) -> Float:
         return np.asarray(cv2.blur(plane, side, borderType=cv2.BORDER_REFLECT_101))
 
-    luma = np.ascontiguousarray(rgb @ _LUMA)
+    luma = np.ascontiguousarray(rgb @ LUMA)
     tone = mean(luma)
     contrast = mean(np.square(luma)) - np.square(tone) + least
     red_blue = []
@@ -179,5 +178,5 @@ def smooth_chroma(rgb: Float, quality: int) -> Float:
         slope = (mean(luma * colour) - tone * level) / contrast
         red_blue.append(luma + mean(slope) * luma + mean(level - slope * tone))
     red, blue = red_blue
-    green = (luma - _LUMA[0] * red - _LUMA[2] * blue) / _LUMA[1]
+    green = (luma - LUMA[0] * red - LUMA[2] * blue) / LUMA[1]
     return np.asarray(np.clip(np.stack([red, green, blue], axis=2), 0, 1), np.float32)

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tegula.images.compression import trace_jpeg
-from tegula.images.pixels import Float, Size, bands
+from tegula.images.pixels import LUMA, Float, Size, bands
 
 _SEEN = 1_500_000
 """Pixels: enough for every measure here, and few enough for all of them in a moment."""
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BLOCK = 8
 
 
@@ -92,7 +91,7 @@ def look_at(rgb: Float, file_quality: int | None = None) -> Look:
     """
     damage = find_damage(rgb, file_quality)
     kind, drawn, crisp, density, flat = _find_drawn(rgb, damage)
-    blur = measure_blur(_middle(rgb) @ _LUMA * np.float32(255))
+    blur = measure_blur(_middle(rgb) @ LUMA * np.float32(255))
     grey, white = is_grey(rgb), share_of_white(rgb)
     return Look(damage, kind, drawn, crisp, density, blur, grey, flat, white)
 
@@ -174,7 +173,7 @@ def find_damage(rgb: Float, file_quality: int | None = None) -> Damage:
         file_quality: what the quantisation tables of its file say; None unless JPEG.
     """
     levels = _middle(rgb) * np.float32(255)
-    traced = trace_jpeg(levels @ _LUMA)
+    traced = trace_jpeg(levels @ LUMA)
     found = [quality for quality in (file_quality, traced) if quality is not None]
     return Damage(min(found, default=None), measure_noise(levels))
 
@@ -275,7 +274,7 @@ _SPREAD = 7
 
 def _find_drawn(rgb: Float, damage: Damage) -> tuple[Kind, Float, float, float, float]:
     """Return the kind, how much each cell looks drawn, how crisp and dense it is, what is flat."""
-    grey = np.rint(rgb @ _LUMA * 255).clip(0, 255).astype(np.uint8)
+    grey = np.rint(rgb @ LUMA * 255).clip(0, 255).astype(np.uint8)
     height, width = grey.shape
     beyond = (0, -height % _CELL + 1, 0, -width % _CELL + 1)
     grey = cv2.copyMakeBorder(grey, *beyond, cv2.BORDER_REPLICATE)

@@ -23,6 +23,9 @@ Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels, not necessarily whole."""
 
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""Weights of red, green and blue in brightness (ITU-R BT.601), as Pillow takes them."""
+
 OVERSHOOT = 0.5
 """Floats of a source beyond 0..1 by more than this are in another range, such as -1..1 or 0..255;
 less is the overshoot of a resampling kernel, and is cut off."""

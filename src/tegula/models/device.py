@@ -267,8 +267,8 @@ def _remember(key: str, choice: ProcessorChoice) -> None:
 # Memory layout on a GPU.
 #
 # An H200 ran the autoencoder 1.5 times as fast with contiguous weights, and a prescaler 1.3 times
-# as fast with channels last. So each part of a bundle runs for a moment in
-# both, and what was faster is remembered for the GPU, torch, the precision and the network.
+# as fast with channels last. So each part of a bundle runs for a moment in both, and what was
+# faster is remembered for the GPU, torch, the precision and the network.
 
 
 def fastest_layout(

@@ -15,11 +15,11 @@ from tegula.images.adjust import hold_drawings, lock_colour, scale_detail, sharp
 from tegula.images.deep import DeepPixels
 from tegula.images.exact import Consistency, consistency, hold_to_source, is_enlarged
 from tegula.images.metadata import Metadata
-from tegula.images.pixels import Float, Patch, bands, enlarge_alpha, paste, to_bytes
+from tegula.images.pixels import LUMA, Float, Patch, bands, enlarge_alpha, paste, to_bytes
 from tegula.images.profiles import ColourSpace, colour_space, is_nearly_srgb
 from tegula.options import ResolvedOptions
 from tegula.pipeline.likeness import FaceReport, LikenessGuard
-from tegula.pipeline.prepare import LUMA, Prepared
+from tegula.pipeline.prepare import Prepared
 
 Kind = type[np.uint8] | type[np.uint16] | type[np.float32]
 

@@ -12,7 +12,7 @@ from tegula.images.compression import smooth_chroma, soften_blocks
 from tegula.images.decode import Facts, Picture, decode
 from tegula.images.look import Look, look_at
 from tegula.images.open import Source
-from tegula.images.pixels import SPECK, TRUSTED, Float, Size, fill_hidden, goes_on_hidden
+from tegula.images.pixels import LUMA, SPECK, TRUSTED, Float, Size, fill_hidden, goes_on_hidden
 from tegula.models.prescalers import LANCZOS
 from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part, with_context
 
@@ -111,9 +111,6 @@ def _what_to_mend(quality: int | None, look: Look, options: UpscaleOptions) -> t
 
 
 # Where the picture may change, and how much: mask, strength map, flat areas.
-
-# Weights of red, green and blue in brightness (ITU-R BT.601), as Pillow takes them.
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True)
