@@ -6,11 +6,14 @@ import errno
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -27,7 +30,7 @@ from store_support import (
 )
 
 from tegula.errors import BusyError, ConflictError, NotFoundError, OptionError, ServiceError
-from tegula.server.db import Database
+from tegula.server.db import Database, utc_now
 from tegula.server.predictions import NewPrediction
 from tegula.server.queue import PREFER_LOADED, Report
 from tegula.server.settings import ServerSettings
@@ -144,10 +147,10 @@ def test_a_database_is_opened_again_with_what_was_in_it(store, tmp_path, databas
 
 
 def test_many_may_open_a_new_database_at_once(tmp_path, database_url):
+    # Not by ``open_store``, which begins with tables that are there.
+    settings = ServerSettings(folder=tmp_path / "new", database_url=database_url)
     with ThreadPoolExecutor(4) as pool:
-        stores = list(
-            pool.map(lambda _: open_store(tmp_path / "new", database_url=database_url), range(4))
-        )
+        stores = list(pool.map(lambda _: Store.open(settings, clock=utc_now), range(4)))
     assert len({store.links.stream("x") for store in stores}) == 1
     for store in stores:
         store.close()
@@ -176,6 +179,22 @@ def test_a_new_database_that_another_process_writes_to_is_waited_for(tmp_path):
     Database(f"sqlite:///{path}").close()
     release.join()
     other.close()
+
+
+def test_opening_a_database_twice_in_one_process_keeps_its_locks(tmp_path):
+    path = tmp_path / "one.sqlite3"
+    first = Database(f"sqlite:///{path}")
+    with first.read() as session:
+        session.execute(text("SELECT 1 FROM predictions"))
+        second = Database(f"sqlite:///{path}")
+        # The last to close a database deletes its log, and it holds itself for the last where
+        # nobody has a lock.
+        another = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
+        another += "c.execute('SELECT 1 FROM predictions').fetchall(); c.close()"
+        subprocess.run([sys.executable, "-c", another, str(path)], check=True)
+        assert Path(f"{path}-wal").exists()
+        second.close()
+    first.close()
 
 
 def test_one_key_makes_one_prediction_however_many_ask_at_once(store):

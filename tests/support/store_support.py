@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, event, make_url, text
 
-from tegula.server.db import Clock, Database
+from tegula.server.db import Clock, Database, new_secret
 from tegula.server.predictions import NewPrediction
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
@@ -49,8 +49,12 @@ def open_quickly(settings: ServerSettings, clock: Clock) -> Store:
     url = make_url(settings.store_url)
     if url.get_backend_name() == "sqlite" and not (path := Path(str(url.database))).exists():
         settings.folder.mkdir(parents=True, exist_ok=True)
-        path.touch(0o600)
-        path.write_bytes(_empty_tables())
+        copy = settings.folder / new_secret()
+        copy.touch(0o600)
+        copy.write_bytes(_empty_tables())
+        with suppress(FileExistsError):  # another thread was first, and may have it open
+            os.link(copy, path)
+        copy.unlink()
     return Store.open(settings, clock=clock)
 
 

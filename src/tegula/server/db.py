@@ -249,9 +249,10 @@ def _sqlite(path: str | None) -> Engine:
         Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise PathError(f"The folder of {path} cannot be made: {error.strerror}.") from error
-    # It holds what signs links and webhooks. SQLite gives the files beside it the same mode.
+    # It holds what signs links and webhooks. SQLite gives the files beside it the same mode. One
+    # that is there is not opened: with the handle, this process would lose SQLite's locks on it.
     with contextlib.suppress(OSError):  # SQLite says better what is wrong
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     for suffix in _SQLITE_SUFFIXES:
         make_private(Path(path + suffix))
     engine = sa.create_engine(
