@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from http import HTTPStatus
 
 import uvicorn
@@ -22,7 +23,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 
 from tegula import __version__
 from tegula.catalog import Catalog, packaged_fingerprint
@@ -110,26 +111,26 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
-        strict_content_type=False,
         redirect_slashes=False,
     )
     app.state.service = service
     app.state.retried = RetriedRequests()
-    for router in (*_ROUTERS, _heads()):
-        app.include_router(router)
+    # Not include_router, which would make every route anew for every app.
+    app.router.routes.extend(_routes())
     _add_middleware(app, service)
     _add_handlers(app)
     return app
 
 
-def _heads() -> APIRouter:
-    """Return a route for HEAD beside each for GET; what it answers loses its body in the gate."""
+@cache
+def _routes() -> Sequence[BaseRoute]:
+    """Return all routes, and one for HEAD beside each for GET: the gate drops what it answers."""
+    routes = [route for router in _ROUTERS for route in router.routes]
     heads = APIRouter(include_in_schema=False)
-    for router in _ROUTERS:
-        for route in router.routes:
-            if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
-                heads.add_api_route(route.path, route.endpoint, methods=["HEAD"])
-    return heads
+    for route in routes:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            heads.add_api_route(route.path, route.endpoint, methods=["HEAD"])
+    return (*routes, *heads.routes)
 
 
 @asynccontextmanager
@@ -253,10 +254,8 @@ def _add_handlers(app: FastAPI) -> None:
 
 def _methods_at(request: Request) -> Sequence[str]:
     """Return the methods that the path of a request answers, each once, in order."""
-    routes = [route for router in _ROUTERS for route in router.routes]
-    matching = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
-    methods = {m for r in matching if isinstance(r, APIRoute) for m in r.methods or ()}
-    return sorted({*methods, "HEAD"} if "GET" in methods else methods)
+    matching = [route for route in _routes() if route.matches(request.scope)[0] != Match.NONE]
+    return sorted({m for r in matching if isinstance(r, APIRoute) for m in r.methods or ()})
 
 
 def problem_of(error: TegulaError, path: str) -> ProblemError:

@@ -20,7 +20,9 @@ from tegula.server.api.receiving import JsonRoute
 from tegula.server.api.service import CallerDep, Cursor, Service, ServiceDep
 from tegula.server.tables import Deployment
 
-router = APIRouter(prefix="/v1/deployments", tags=["deployments"], route_class=JsonRoute)
+router = APIRouter(
+    prefix="/v1/deployments", tags=["deployments"], route_class=JsonRoute, strict_content_type=False
+)
 
 
 @router.get("", operation_id="deployments.list", response_model=PageAnswer[DeploymentAnswer])

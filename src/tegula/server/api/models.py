@@ -41,7 +41,7 @@ from tegula.server.db import Page, SortKey, microseconds, paginate
 from tegula.server.links import PredictionAnswer
 from tegula.server.tables import UserModel, UserVersion
 
-router = APIRouter(prefix="/v1", tags=["models"], route_class=JsonRoute)
+router = APIRouter(prefix="/v1", tags=["models"], route_class=JsonRoute, strict_content_type=False)
 
 PAGE = 25
 _MOST_FOUND = 50

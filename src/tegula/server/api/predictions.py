@@ -22,7 +22,9 @@ from tegula.server.api.service import CallerDep, Cursor, Moment, Service, Servic
 from tegula.server.links import PredictionAnswer
 from tegula.server.tables import FileRecord, Prediction
 
-router = APIRouter(prefix="/v1", tags=["predictions"], route_class=JsonRoute)
+router = APIRouter(
+    prefix="/v1", tags=["predictions"], route_class=JsonRoute, strict_content_type=False
+)
 
 _WEB_DAYS = 14
 
