@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tegula.errors import TegulaError
-from tegula.options import UpscaleOptions
 
 if TYPE_CHECKING:
+    from tegula.options import UpscaleOptions
     from tegula.result import UpscaleResult
     from tegula.upscaler import Upscaler
 
@@ -21,7 +21,12 @@ __all__ = ["TegulaError", "UpscaleOptions", "UpscaleResult", "Upscaler", "__vers
 
 
 def __getattr__(name: str) -> Any:
-    # The upscaler imports torch, which takes seconds that `tegula --help` must not.
+    # The upscaler imports torch, which takes seconds that `tegula --help` must not; options import
+    # pydantic, for which no process of an engine waits before it says that it lives.
+    if name == "UpscaleOptions":
+        from tegula.options import UpscaleOptions
+
+        return UpscaleOptions
     if name in ("Upscaler", "UpscaleResult"):
         from tegula import upscaler
 

@@ -19,7 +19,8 @@ from tegula.server.api.app import GracefulServer, create_app
 from tegula.server.api.create import parse_cancel_after, parse_prefer
 from tegula.server.api.errors import ProblemError
 from tegula.server.api.gate import normalise
-from tegula.server.settings import JsonLines, ServerSettings, log_context
+from tegula.server.log import JsonLines, log_context
+from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
 from tegula.server.webhooks import Outcome
 

@@ -203,7 +203,7 @@ def serve(
     from tegula.catalog import Catalog, packaged_fingerprint
     from tegula.server.api.app import create_app
     from tegula.server.engine import check_bundles, device_of, discover_devices
-    from tegula.server.settings import log_as_json
+    from tegula.server.log import log_as_json
     from tegula.server.store import Store
 
     log_as_json(log_level.upper())

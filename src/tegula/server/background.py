@@ -19,8 +19,8 @@ from sqlalchemy import delete, exists, or_, select
 
 from tegula.errors import FetchError
 from tegula.server.fetch import Answer, Fetcher
+from tegula.server.log import log_context
 from tegula.server.predictions import forget
-from tegula.server.settings import log_context
 from tegula.server.store import Store
 from tegula.server.tables import FileRecord, IdempotencyKey, Prediction, WebhookMessage
 from tegula.server.webhooks import JITTER, outcome, signed_headers

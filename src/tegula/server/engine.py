@@ -23,13 +23,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
-from tegula.models import BundleSettings
-from tegula.models.load import check_bundle
 from tegula.progress import Cancelled
+
+if TYPE_CHECKING:
+    from tegula.models import BundleSettings
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,8 @@ def check_bundles(bundles: Sequence[BundleSettings]) -> None:
         ModelError: a part is missing, broken or of another family.
         OptionError: a setting names what does not exist.
     """
+    from tegula.models.load import check_bundle
+
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         for bundle in bundles:
             pool.submit(check_bundle, bundle).result()

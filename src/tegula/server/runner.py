@@ -33,7 +33,7 @@ from tegula.server.engine import (
     Job,
     public_words,
 )
-from tegula.server.settings import log_as_json, log_context
+from tegula.server.log import log_as_json, log_context
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What an operator sets, and the server's log.
+"""What an operator sets.
 
 ``ServerSettings`` is the one description of every setting: its name, type, bounds, default and
 what it does. Reading, checking, the table in docs/server.md and ``tegula serve --help`` follow
@@ -8,12 +8,8 @@ from it.
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -34,7 +30,6 @@ from pydantic_settings import (
     SettingsConfigDict,
     SettingsError,
 )
-from pythonjsonlogger.json import JsonFormatter
 
 from tegula.errors import OptionError, PathError
 from tegula.folders import server_folder
@@ -378,57 +373,3 @@ def _shown(name: str, default: Any) -> str:
     if name.endswith("_bytes"):
         return f"{default // MIB} MiB"
     return f"{default:g}" if isinstance(default, float) else str(default)
-
-
-# The log: one JSON object a line, with the prediction that it is about.
-
-_CONTEXT: ContextVar[Mapping[str, Any]] = ContextVar("log context")
-
-
-@contextmanager
-def log_context(**fields: Any) -> Iterator[None]:
-    """Add fields to every line that any part of the program logs within the block.
-
-    That includes functions called in a thread pool of the event loop.
-    """
-    before = _CONTEXT.set({**_CONTEXT.get({}), **fields})
-    try:
-        yield
-    finally:
-        _CONTEXT.reset(before)
-
-
-class JsonLines(JsonFormatter):
-    """Formats a record as one line of JSON; what was given as ``extra`` becomes a field."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            ["levelname", "name", "message"],
-            rename_fields={"levelname": "level", "name": "logger", "exc_info": "trace"},
-            json_ensure_ascii=False,
-        )
-
-    def add_fields(
-        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
-    ) -> None:
-        """Put the time first, and what the line is about last unless the record says itself."""
-        moment = datetime.fromtimestamp(record.created, timezone.utc)
-        log_data["time"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        super().add_fields(log_data, record, message_dict)
-        log_data["level"] = log_data["level"].lower()
-        log_data.pop("color_message", None)  # uvicorn's message again, with terminal colours
-        for name, value in _CONTEXT.get({}).items():
-            log_data.setdefault(name, value)
-
-    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        """Leave out fields that have no value."""
-        return {name: value for name, value in log_data.items() if value is not None}
-
-
-def log_as_json(level: str | int) -> None:
-    """Send everything that is logged, and Python's warnings, to standard error as JSON lines."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.captureWarnings(capture=True)
-    logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -19,8 +19,9 @@ from tegula.catalog import Catalog
 from tegula.errors import CancelledError
 from tegula.server.engine import Engine
 from tegula.server.fetch import CancelToken, Fetcher
+from tegula.server.log import log_context
 from tegula.server.runner import LocalEngine, Timeouts
-from tegula.server.settings import ServerSettings, log_context
+from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
 from tegula.server.tables import Prediction
 from tegula.server.upscaling import RunnerOptions, upscaling_spec

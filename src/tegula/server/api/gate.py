@@ -36,7 +36,8 @@ from tegula.server.api.errors import (
     unauthenticated,
 )
 from tegula.server.api.receiving import BoundedBody, BytesInFlight, ReceivedBody
-from tegula.server.settings import MIB, ServerSettings, log_context
+from tegula.server.log import log_context
+from tegula.server.settings import MIB, ServerSettings
 from tegula.server.tables import Account, Token
 
 log = logging.getLogger("tegula.api")
