@@ -197,3 +197,9 @@ def test_the_catalogue_still_has_every_label_that_was_pinned():
     for model in (BATOU, "tegula/upscale", "philz1337x/clarity-upscaler"):
         assert catalog.find(f"{model}:1").label == "1"
     assert catalog.find(BATOU).label == SECOND
+
+
+def test_tables_of_the_last_migration_are_opened_without_one(tmp_path, monkeypatch):
+    open_store(tmp_path).close()
+    monkeypatch.delattr(command, "upgrade")
+    open_store(tmp_path).close()

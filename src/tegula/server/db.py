@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Connection, Engine, Select, String, event, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -72,6 +70,10 @@ _LONGEST_WAIT_S = 30.0
 """Until a connection to SQLite that finds the database locked fails."""
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 """Endings of the files of one SQLite database."""
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_REVISION = sa.table("alembic_version", sa.column("version_num", String))
+"""Where Alembic notes which migration was the last."""
 
 # PostgreSQL's advisory locks have numbers, which all programs on the database share.
 _MIGRATION_LOCK, _ALONE_LOCK = 7_386_118_114, 7_386_118_115
@@ -206,8 +208,14 @@ class Database:
 
     def _migrate(self) -> None:
         """Bring the tables to the newest form; several processes may start at once."""
+        if self._is_newest():
+            return
+        # Alembic takes as long to import as a server to open its database otherwise.
+        from alembic import command
+        from alembic.config import Config
+
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.set_main_option("script_location", str(_MIGRATIONS))
         with self._writing.begin() as connection:
             if not self.is_sqlite:
                 _lock_others_out(connection, _MIGRATION_LOCK)
@@ -215,6 +223,15 @@ class Database:
             command.upgrade(config, "head")
         if self._flush:
             self._flush()
+
+    def _is_newest(self) -> bool:
+        """Return whether the tables are those that the last migration makes."""
+        with self.engine.connect() as connection:
+            if not sa.inspect(connection).has_table(_REVISION.name):
+                return False
+            revision = connection.scalar(sa.select(_REVISION.c.version_num))
+        last = max(path.name for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
+        return revision == last.partition("_")[0]
 
 
 def _lock_others_out(connection: Connection | Session, lock: int) -> None:
