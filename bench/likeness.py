@@ -3,6 +3,7 @@
 Of every photograph each face that is found is cut out with its surroundings, enlarged at a
 creativity of 0.6, and compared with its source by dlib: as it comes without ``likeness``, and
 with it. Where the face is in each result is told by its source, and not searched for again.
+Photographs in subfolders of the folder are groups, such as "glasses", with rows of their own.
 """
 
 from __future__ import annotations
@@ -28,16 +29,22 @@ from tegula.upscaler import Upscaler
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
-def photographs(folder: Path | None) -> Iterator[tuple[str, Float]]:
-    """Yield name and picture of each photograph of a folder, or of scikit-image's with people."""
+def photographs(folder: Path | None) -> Iterator[tuple[str, str, Float]]:
+    """Yield group, name and picture of each photograph below a folder, or scikit-image's."""
     if folder is None:
         from skimage import data
 
-        yield "astronaut", np.asarray(data.astronaut() / 255, np.float32)
+        yield "", "astronaut", np.asarray(data.astronaut() / 255, np.float32)
         return
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES):
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES):
+        group = path.parent.name if path.parent != folder else ""
         with contextlib.suppress(TegulaError):  # a damaged file is no photograph
-            yield path.stem, decode(path, max_pixels=MAX_PIXELS).rgb
+            yield group, path.stem, decode(path, max_pixels=MAX_PIXELS).rgb
+
+
+def size_of(side: int) -> str:
+    """Return the row of a face of this many pixels."""
+    return "under 24 px" if side < 24 else "24 to 31 px" if side < 32 else "32 px and more"
 
 
 def surroundings(face: FoundFace, picture: Float, most: int) -> tuple[int, int, int, int] | None:
@@ -86,8 +93,8 @@ def main() -> None:
         scale=arguments.scale,
         seed=0,
     )
-    found: dict[float, list[float]] = {0.0: [], arguments.likeness: []}
-    for name, picture in photographs(arguments.folder):
+    rows: dict[str, list[tuple[float, ...]]] = {"all": []}
+    for group, name, picture in photographs(arguments.folder):
         height, width = (side // arguments.shrink for side in picture.shape[:2])
         whole = Image.fromarray(np.rint(picture * 255).astype(np.uint8))
         if arguments.shrink > 1:
@@ -95,24 +102,26 @@ def main() -> None:
         small = np.asarray(np.asarray(whole) / np.float32(255), np.float32)
         for face in find_faces(small):
             box = surroundings(face, small, arguments.most)
-            enough = bool(arguments.faces) and len(found[0.0]) >= arguments.faces
+            enough = bool(arguments.faces) and len(rows["all"]) >= arguments.faces
             if box is None or enough:
                 continue
             source = whole.crop(box)
             inside = FoundFace(face.left - box[0], face.top - box[1], face.side)
-            pair = [
+            pair = tuple(
                 distance(upscaler, source, inside, usual.replaced(likeness=likeness))
-                for likeness in found
-            ]
-            print(f"{name}, {face.side} px: {pair}", flush=True)
-            for values, seen in zip(found.values(), pair, strict=True):
-                values.append(seen)
-    print(f"\n{len(found[0.0])} faces\n")
-    print("| likeness | median | mean | largest | over 0.6 |\n|---|---|---|---|---|")
-    for likeness, values in found.items():
-        far = np.array(values or [np.nan])
-        summary = f"{np.median(far):.3f} | {far.mean():.3f} | {far.max():.3f}"
-        print(f"| {likeness:g} | {summary} | {int((far > SAME_PERSON).sum())} |")
+                for likeness in (0.0, arguments.likeness)
+            )
+            print(f"{group} {name}, {face.side} px: {pair[0]:.3f} {pair[1]:.3f}", flush=True)
+            for row in ("all", size_of(face.side), *([group] if group else [])):
+                rows.setdefault(row, []).append(pair)
+    print("\n| faces | number | median without | largest | median with | largest | over 0.6 |")
+    print("|---|---|---|---|---|---|---|")
+    for row, pairs in rows.items():
+        if pairs:
+            without, guarded = np.array(pairs).T
+            numbers = (np.median(without), without.max(), np.median(guarded), guarded.max())
+            over = f"{(without > SAME_PERSON).sum()}, {(guarded > SAME_PERSON).sum()}"
+            print(f"| {row} | {len(pairs)} | {' | '.join(f'{n:.3f}' for n in numbers)} | {over} |")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -130,6 +131,17 @@ def test_resemblance_shrinks_the_difference_steadily():
         sizes.append(float(denoiser(batch).abs().mean()))
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > 1.2 * sizes[2] > 1.2 * 1.2 * sizes[4]
+
+
+def test_more_weight_of_control_takes_less_of_the_prediction_there():
+    weight = torch.ones(1, 1, 32, 32)
+    weight[..., 16:] = 3
+    (denoiser, even), (_, uneven) = (
+        _batch(dataclasses.replace(_control(), weight=w)) for w in (None, weight)
+    )
+    taken, less = denoiser(even).abs(), denoiser(uneven).abs()
+    torch.testing.assert_close(taken[..., :3], less[..., :3])
+    assert less[..., 4:].mean() < 0.9 * taken[..., 4:].mean()
 
 
 def _ripples(contrast: float, seed: int = 0) -> torch.Tensor:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -74,6 +76,28 @@ def diffusers_prediction(networks, batch, scale, guess_mode=False):
         mid_block_additional_residual=mid,
         return_dict=False,
     )[0]
+
+
+def weighted_batch(bundle, weight, scale=1.0):
+    pictures = control()
+    weights = torch.as_tensor(weight).expand(2, 1, 64, 64).contiguous()
+    embedded = bundle.denoiser.embed_control(dataclasses.replace(pictures, weight=weights))
+    return dataclasses.replace(window_batch(bundle, ControlScale(scale)), control=embedded)
+
+
+def test_an_even_weight_of_control_is_the_control_scale(bundle):
+    weighted = bundle.denoiser(weighted_batch(bundle, 1.5))
+    scaled = bundle.denoiser(window_batch(bundle, ControlScale(1.5)))
+    torch.testing.assert_close(weighted, scaled, atol=1e-5, rtol=0)
+    assert (weighted - bundle.denoiser(window_batch(bundle, ControlScale(1.0)))).abs().max() > 1e-3
+
+
+def test_control_can_weigh_more_in_one_place_than_in_another(bundle):
+    weight = torch.ones(1, 1, 64, 64)
+    weight[..., 32:] = 2
+    even, more = (bundle.denoiser.encode(weighted_batch(bundle, w))[-1] for w in (1.0, weight))
+    change = (more - even).abs().mean((0, 1, 2))
+    assert change[len(change) // 2 :].min() > change[0]
 
 
 def test_the_same_seed_gives_the_same_weights(bundle):
@@ -187,7 +211,7 @@ def test_a_controlnet_that_takes_bgr_gets_bgr():
     encoder = networks.controlnet.controlnet_cond_embedding
     networks.controlnet.register_to_config(controlnet_conditioning_channel_order="bgr")
     embedded = make_denoiser(networks.unet, networks.controlnet).embed_control(control())
-    assert torch.equal(embedded, encoder(control().prescaled.flip(1)))
+    assert torch.equal(embedded[:, :-1], encoder(control().prescaled.flip(1)))
 
 
 def test_another_precision_computes_the_same_and_leaves_the_first_alone(bundle):

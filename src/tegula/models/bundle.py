@@ -18,6 +18,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tegula.models.prompt import PromptStyle
 from tegula.options import PresetValues
@@ -25,14 +26,23 @@ from tegula.options import PresetValues
 
 @dataclass(frozen=True)
 class ControlImage:
-    """The pictures that keep refine to its subject, both at canvas size.
+    """The pictures that keep refine to its subject, all at canvas size.
 
-    ``prescaled`` is the prescaler's result, ``source`` the prepared input enlarged by
-    Lanczos alone; both [n, 3, height, width] in 0..1.
+    prescaled: the prescaler's result, [n, 3, height, width] in 0..1.
+    source: the prepared input enlarged by Lanczos alone, the same.
+    weight: [n, 1, height, width], what the control scale is multiplied by at each place;
+        None is 1 everywhere.
     """
 
     prescaled: Tensor
     source: Tensor
+    weight: Tensor | None = None
+
+    def weight_at(self, height: int, width: int) -> Tensor:
+        """Return the weight at another size, [n, 1, height, width]."""
+        if self.weight is None:
+            return self.prescaled.new_ones((len(self.prescaled), 1, height, width))
+        return functional.adaptive_avg_pool2d(self.weight, (height, width))
 
 
 @dataclass(frozen=True)

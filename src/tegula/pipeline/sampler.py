@@ -120,9 +120,11 @@ def embed_windows(
 
     def embed(rows: slice) -> Tensor:
         crops = [crop_control(control, window) for window in windows[rows]]
+        weights = [crop.weight for crop in crops if crop.weight is not None]
         together = ControlImage(
             torch.cat([crop.prescaled for crop in crops]).to(bundle.device).contiguous(),
             torch.cat([crop.source for crop in crops]).to(bundle.device).contiguous(),
+            torch.cat(weights).to(bundle.device).contiguous() if weights else None,
         )
         return bundle.denoiser.embed_control(together)
 
@@ -137,7 +139,8 @@ def embed_windows(
 
 def crop_control(control: ControlImage, window: Window) -> ControlImage:
     """Cut a window, given in pixels, out of a control image."""
-    return ControlImage(control.prescaled[window.index], control.source[window.index])
+    weight = None if control.weight is None else control.weight[window.index]
+    return ControlImage(control.prescaled[window.index], control.source[window.index], weight)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -254,7 +255,7 @@ def room_for_detail(control: ControlImage) -> Tensor:
     return _nearby((_nearby(variance).sqrt() / _TEXTURED).clamp(max=1))
 
 
-def take_shares(predicted: Tensor, control: Tensor, room: Tensor, gain: float) -> Tensor:
+def take_shares(predicted: Tensor, control: Tensor, room: Tensor, gain: float | Tensor) -> Tensor:
     """Return the part of the predicted difference that is taken, [n, 16, h/4, w/4].
 
     Of each band only a share is taken, because a full measure of invented texture in the
@@ -267,7 +268,7 @@ def take_shares(predicted: Tensor, control: Tensor, room: Tensor, gain: float) -
         predicted: clean latents as the network gives them, [n, 16, h/4, w/4].
         control: what ``control_channels`` returned for the same windows.
         room: what ``room_for_detail`` returned for them.
-        gain: factor on all shares; none is more than the whole.
+        gain: factor on all shares, a number or [n, 1, h/4, w/4]; none is more than the whole.
     """
     scale, tone_scale = _column(DEVIATIONS, predicted), _column(_TONE_DEVIATIONS, predicted)
     shares = [_BAND_GAINS[order] for order in band_orders()]
@@ -289,7 +290,10 @@ def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
     return torch.tensor(values, device=like.device).view(1, -1, 1, 1)
 
 
-def resemblance_gain(scale: float) -> float:
+_Scale = TypeVar("_Scale", float, Tensor)
+
+
+def resemblance_gain(scale: _Scale) -> _Scale:
     """Return the factor on the shares that are taken: 4 at scale 0, 1 at 1, 0.4 at 3."""
     return 4 / (1 + 3 * scale)
 
@@ -307,8 +311,10 @@ class MiniDenoiser:
         return (self._network,)
 
     def embed_control(self, control: ControlImage) -> Tensor:
-        """Return control channels and room for detail of these windows, [n, 36, h/4, w/4]."""
-        return torch.cat([control_channels(control), room_for_detail(control)], 1).to(self._dtype)
+        """Return control channels, room for detail and weight of control, [n, 37, h/4, w/4]."""
+        channels = control_channels(control)
+        weight = control.weight_at(channels.shape[-2], channels.shape[-1])
+        return torch.cat([channels, room_for_detail(control), weight], 1).to(self._dtype)
 
     @torch.inference_mode()
     def __call__(self, batch: WindowBatch) -> Tensor:
@@ -317,7 +323,7 @@ class MiniDenoiser:
         Rows without control see zeros in its place, as a share of training did. The
         control scale shrinks or stretches what is taken of the prediction.
         """
-        channels, room = batch.control[:, :CONTROL_CHANNELS], batch.control[:, CONTROL_CHANNELS:]
+        channels, room, weight = torch.split(batch.control, [CONTROL_CHANNELS, 1, 1], 1)
         rows, scale = batch.controlled, batch.control_scale
         seen = torch.zeros_like(channels)
         if scale is not None:
@@ -331,8 +337,9 @@ class MiniDenoiser:
         )
         if scale is None:
             return predicted.to(batch.latents.dtype)
-        gain = resemblance_gain(scale.scale)
-        taken = predicted.to(batch.latents.dtype) * min(1.0, gain)
+        number = torch.as_tensor(scale.scale, device=weight.device)  # already one where compiled
+        taken = predicted.to(batch.latents.dtype) * resemblance_gain(number).clamp(max=1)
+        gain = resemblance_gain(weight[rows].float() * number)
         taken[rows] = take_shares(predicted[rows], channels[rows], room[rows], gain).to(taken.dtype)
         return taken
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tegula.models.bundle import Bundle, BundleFacts, ControlImage, Features, WindowBatch
 from tegula.models.sd15.facts import PRESETS
@@ -109,12 +110,16 @@ class SdDenoiser:
 
     @torch.no_grad()
     def embed_control(self, control: ControlImage) -> Tensor:
-        """Return [n, channels, h, w] of the prescaled picture; [n, 0] without ControlNet."""
+        """Return the prescaled picture as the ControlNet takes it, and the weight of control.
+
+        They are one tensor, [n, channels + 1, h, w]; without ControlNet it is [n, 0].
+        """
         picture = control.prescaled.to(self.unet.dtype)
         if self.hint_encoder is None:
             return picture.new_zeros((len(picture), 0))
         embedded: Tensor = self.hint_encoder(picture.flip(1) if self.hint_is_bgr else picture)
-        return embedded
+        weight = control.weight_at(embedded.shape[-2], embedded.shape[-1])
+        return torch.cat([embedded, weight.to(embedded.dtype)], 1)
 
     @torch.no_grad()
     def __call__(self, batch: WindowBatch) -> Tensor:
@@ -159,16 +164,19 @@ class SdDenoiser:
         if self.controlnet is None or batch.control_scale is None:
             return None
         rows, count = batch.controlled, len(latents)
+        control = batch.control[rows].to(latents.dtype)
+        embedded, weight = control[:, :-1], control[:, -1:]
         down, middle = self.controlnet(
             latents[rows],
             batch.timestep[rows] if batch.timestep.ndim else batch.timestep,
             encoder_hidden_states=text[rows],
-            controlnet_cond=batch.control[rows].to(latents.dtype),
+            controlnet_cond=embedded,
             # A number would be part of a compiled network, which is compiled anew for another.
             conditioning_scale=torch.as_tensor(batch.control_scale.scale, device=latents.device),
             guess_mode=batch.control_scale.guess_mode,
             return_dict=False,
         )
+        down, middle = [_weighted(part, weight) for part in down], _weighted(middle, weight)
         return [_spread(part, rows, count) for part in down], _spread(middle, rows, count)
 
 
@@ -184,6 +192,12 @@ def make_denoiser(unet: Any, controlnet: Any | None) -> SdDenoiser:
     controlnet.controlnet_cond_embedding = nn.Identity()
     controlnet.register_to_config(controlnet_conditioning_channel_order="rgb")
     return SdDenoiser(unet, controlnet, encoder, is_bgr)
+
+
+def _weighted(residual: Tensor, weight: Tensor) -> Tensor:
+    """Multiply a residual of any level by the weight of control at each place."""
+    height, width = residual.shape[-2:]
+    return residual * functional.adaptive_avg_pool2d(weight, (height, width))
 
 
 def _spread(residual: Tensor, rows: slice, count: int) -> Tensor:
