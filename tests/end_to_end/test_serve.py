@@ -26,9 +26,14 @@ from tegula.server.store import Store
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def api(tmp_path):
-    with served(tmp_path) as server:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def api(folder):
+    with served(folder) as server:
         headers = {"authorization": f"Bearer {server.token}"}
         with httpx.Client(base_url=server.url, headers=headers, timeout=300) as client:
             yield client
@@ -42,7 +47,7 @@ def ended(api, prediction):
     return prediction
 
 
-def test_a_picture_is_uploaded_enlarged_and_read_back(api, tmp_path):
+def test_a_picture_is_uploaded_enlarged_and_read_back(api, folder):
     uploaded = api.post("/v1/files", files={"content": ("photo.png", photo())}).json()
     body = {"input": {"image": uploaded["urls"]["get"], "scale": 2, "seed": 1}}
     answer = api.post(
@@ -54,7 +59,7 @@ def test_a_picture_is_uploaded_enlarged_and_read_back(api, tmp_path):
     listed = api.get("/v1/predictions").json()["results"][0]["output"]
     picture = Image.open(io.BytesIO(api.get(listed, headers={"authorization": ""}).content))
     assert picture.size == (128, 96)
-    assert not [path for path in tmp_path.rglob("*") if path.stat().st_mode & 0o077]
+    assert not [path for path in folder.rglob("*") if path.stat().st_mode & 0o077]
 
 
 def test_a_port_that_is_taken_is_told_in_a_sentence(tmp_path):
