@@ -12,6 +12,7 @@ from tegula.models.mini.bundle import VOCABULARY_SIZE
 from tegula.models.mini.network import NetworkShape
 from train.batches import BatchSettings
 from train.distil_pairs import DistilPairSettings
+from train.line_pairs import LinePairSettings
 from train.pairs import PairSettings
 from train.tail_pairs import TailPairSettings
 
@@ -130,6 +131,33 @@ class DistilSettings:
 
 
 @dataclass(frozen=True)
+class LineSettings:
+    """The small prescaler for what is drawn: how deep, and how it is taught.
+
+    Names are those of ``DistilSettings``; the weights are those of the losses in ``train.line``.
+    """
+
+    convolutions: int = 16
+    pairs: LinePairSettings = field(default_factory=LinePairSettings)
+    steps: int = 4000
+    learning_rate: float = 4e-4
+    discriminator_rate: float = 2e-4
+    warm_up: int = 30
+    most_gradient: float = 4.0
+    judges_from: int = 2000
+    judges_grow: int = 400
+    twice: float = 0.6
+    pixel: float = 1.0
+    edges: float = 0.7
+    extremes: float = 1.0
+    perceptual: float = 1.5
+    energy: float = 0.25
+    adversarial: float = 0.05
+    ema: float = 0.998
+    batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=8, crop=160, parts=1))
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """One whole run; ``workers``: processes that make pairs and batches beside it."""
 
@@ -140,6 +168,7 @@ class RunSettings:
     adversarial: AdversarialSettings = field(default_factory=AdversarialSettings)
     tail: TailSettings = field(default_factory=TailSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
+    line: LineSettings = field(default_factory=LineSettings)
     held_out_every: int = 14
     checkpoint_every: int = 250
     samples_every: int = 500

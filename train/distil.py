@@ -29,7 +29,7 @@ from tegula.models.mini.network import luma
 from tegula.models.prescalers.load import load_prescaler, with_share
 from tegula.models.prescalers.networks import SRVGGNetCompact
 from train import export, losses, photos
-from train.config import DistilSettings
+from train.config import DistilSettings, LineSettings
 from train.degradation import RECIPES
 from train.diffusion import set_rate
 from train.discriminator import PixelJudge, deceive_loss, judge_loss
@@ -44,15 +44,14 @@ from train.held_out import HeldOut, PrescalerRun, choose, table
 from train.judged import ready_judges, weighted_sum
 from train.pairs import PHOTO, SWIFT, enlarge_by_lanczos, run_prescaler, unit
 from train.precision import mixed_precision
-from train.runner import Stage, run_stage
+from train.runner import Source, Stage, run_stage
 from train.samples import write_sheet
 from train.state import TrainingState
 
 BASE = "realesrgan-animevideov3"
 FEATURE_STAGES = 3
-_TEMPLATE = Path(__file__).with_name("distil.md")
 _SHOWN = 6
-_JUDGE = "vgg16"
+JUDGE = "vgg16"
 """Chooses the checkpoint; no loss is made of its features."""
 _BLUR = 5
 """Side of the mean that is taken away before the discriminator looks."""
@@ -132,7 +131,7 @@ def _identity(features: int, generator: torch.Generator) -> list[nn.Module]:
 
 
 def new_distil_state(
-    pupil: Pupil, settings: DistilSettings, seed: int, device: torch.device
+    pupil: Pupil, settings: DistilSettings | LineSettings, seed: int, device: torch.device
 ) -> TrainingState:
     """Return the state of a run that begins with a pupil."""
     torch.manual_seed(seed)
@@ -158,20 +157,41 @@ def distil_step(
     """Take one step of the pupil, and of the discriminator once it counts."""
     device = next(state.network.parameters()).device
     batch = batch.to(device)
-    for optimiser in state.optimisers.values():
-        optimiser.zero_grad(set_to_none=True)
-    trust = min(1.0, max(0, state.step - settings.judges_from) / settings.judges_grow)
-    judge = ready_judges(state.extras["judges"])
     with mixed_precision(device):
         four, two = state.network(batch.small)
     found = _compare(four, batch, features)
     halves = _compare(two, batch.twice(), features)
     found = {name: value + settings.twice * halves[name] for name, value in found.items()}
-    context = functional.interpolate(batch.small, scale_factor=FACTOR, mode="bicubic")
+    return descend(state, settings, found, batch.small, four, batch.truth)
+
+
+def descend(
+    state: TrainingState,
+    settings: DistilSettings | LineSettings,
+    found: dict[str, Tensor],
+    small: Tensor,
+    four: Tensor,
+    truth: Tensor,
+) -> dict[str, Tensor]:
+    """Step down the weighted losses, the discriminator's among them once it counts.
+
+    Args:
+        state: of the pupil and the discriminator.
+        settings: weights of the losses by their names, rates, and when what begins.
+        found: the other losses.
+        small: what was enlarged.
+        four: what the pupil made of it at 4x.
+        truth: what it should have been.
+    """
+    for optimiser in state.optimisers.values():
+        optimiser.zero_grad(set_to_none=True)
+    trust = min(1.0, max(0, state.step - settings.judges_from) / settings.judges_grow)
+    judge = ready_judges(state.extras["judges"])
+    context = functional.interpolate(small, scale_factor=FACTOR, mode="bicubic")
     context = high_bands(luma(context)).repeat(1, 2, 1, 1)
-    fake, real = high_bands(luma(four)), high_bands(luma(batch.truth))
+    fake, real = high_bands(luma(four)), high_bands(luma(truth))
     if state.step >= settings.judges_from:
-        with mixed_precision(device):
+        with mixed_precision(small.device):
             verdict = judge(fake, context)
         found["adversarial"] = trust * deceive_loss([verdict], torch.ones(len(fake)).to(fake))
     weighted_sum(found, settings).backward()  # type: ignore[no-untyped-call]
@@ -187,7 +207,7 @@ def distil_step(
     state.optimisers["network"].step()
     if state.step >= settings.judges_from:
         state.optimisers["judges"].zero_grad(set_to_none=True)
-        with mixed_precision(device):
+        with mixed_precision(small.device):
             both = judge(torch.cat([real, fake.detach()]), torch.cat([context, context]))
         found["judge"] = judge_loss([both[: len(real)]], [both[len(real) :]])
         found["judge"].backward()  # type: ignore[no-untyped-call]
@@ -228,102 +248,7 @@ def high_bands(plane: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DistilProgram(PrescalerRun):
-    """From photographs to ``tegula-swift``: pairs, training, choice, export.
-
-    The teacher is of the folder of weights, too, where it was made there.
-    """
-
-    def everything(self) -> Pupil:
-        """Go from photographs to the exported file; returns what is in it."""
-        training, held_out = photos.split(self.photographs, self.settings.held_out_every)
-        teachers = self._teachers()
-        make_distil_shards(
-            training, self.work / "distil-pairs", self.settings.distil.pairs, teachers,
-            lambda done, total: self.say(f"distil: shard {done} of {total}"),
-        )  # fmt: skip
-        examples = self._examples(held_out, teachers)
-        return self._export(self._train(examples), examples)
-
-    def _teachers(self) -> Mapping[str, Teach]:
-        """Return the teacher of each recipe."""
-        folder = self.weights if (self.weights / f"{PHOTO}.json").exists() else None
-        photo = load_prescaler(PHOTO, self.device, pick_dtype(self.device), folder)
-
-        def teacher(share: float) -> Teach:
-            network = cast("nn.Module", with_share(photo, share).network)
-
-            def teach(small: Tensor) -> Tensor:
-                with torch.inference_mode():
-                    return cast("Tensor", network(small.to(self.device)))
-
-            return teach
-
-        shares = self.settings.distil.pairs.teacher_shares
-        return {name: teacher(share) for name, share in zip(RECIPES, shares, strict=True)}
-
-    def _examples(self, held_out: list[Path], teachers: Mapping[str, Teach]) -> _Examples:
-        """Damage a crop of every held-out photograph in each of the bench's ways."""
-        rng = np.random.default_rng(5)
-        smalls, rows = [], []
-        for number, path in enumerate(held_out):
-            picture = photos.read(path)
-            for name in DEGRADATIONS:
-                truth = photos.plain_crop(picture, self.settings.distil.pairs.side, rng)
-                small = unit(degrade(truth, FACTOR, name, f"{number} {name}"))
-                source = enlarge_by_lanczos(small, len(truth))
-                teacher = teachers["clean" if name == "clean" else "light"]
-                rows.append(np.dstack([truth, *run_prescaler(teacher, [small], [source]), source]))
-                smalls.append(small)
-        return _Examples(smalls, HeldOut(np.stack(rows).astype(np.float32), _JUDGE))
-
-    def _train(self, examples: _Examples) -> TrainingState:
-        chosen = self.settings.distil
-        features = EarlyFeatures("lite1", stages=FEATURE_STAGES).to(self.device)
-        base = load_prescaler(BASE, torch.device("cpu"), torch.float32).network
-        pupil = begin_pupil(cast("SRVGGNetCompact", base), chosen.convolutions, self.settings.seed)
-        state = new_distil_state(pupil, chosen, self.settings.seed, self.device)
-        stage = Stage(
-            "distil", chosen.steps, chosen.ema, chosen.batch,
-            lambda s, b: distil_step(s, chosen, features, b),
-        )  # fmt: skip
-
-        def sample(state: TrainingState, path: Path) -> None:
-            pairs = examples.held_out.pairs[:_SHOWN]
-            columns = [list(pairs[..., at : at + 3]) for at in (0, 6, 3)]
-            average = self._pupil(state.average.state_dict())
-            write_sheet([*columns, examples.run(average, _SHOWN)], path)
-            self.say(f"distil: step {state.step} of {stage.steps}, {state.seconds:.0f} s")
-
-        source = DistilSource(self.work / "distil-pairs")
-        run_stage(stage, state, source, self.run, self.settings, sample)
-        return state
-
-    def _export(self, state: TrainingState, examples: _Examples) -> Pupil:
-        paths = {path.name: path for path in sorted(self.run.glob("distil-*.average.pt"))}
-        pupils = {n: self._pupil(torch.load(p, weights_only=True)) for n, p in paths.items()}
-        verdicts = [
-            examples.held_out.compare(name, examples.run(pupil)) for name, pupil in pupils.items()
-        ]
-        best = choose(verdicts)
-        self.say(f"{table(verdicts)}\nchosen: {best.name}")
-        chosen = self.settings.distil
-        training = self.record(state, chosen.pairs.count, best)
-        pupil = pupils[best.name]
-        digest = export.export_tensors(pupil.tensors(), training, self.weights, SWIFT)
-        text = card(pupil, digest, chosen, training)
-        export.replace(self.weights / f"{SWIFT}.md", text.encode())
-        self.say(f"{self.weights}: {SWIFT}, {digest}")
-        return pupil
-
-    def _pupil(self, tensors: Mapping[str, Tensor]) -> Pupil:
-        pupil = Pupil(self.settings.distil.convolutions, tensors["four.body.0.weight"].shape[0])
-        pupil.load_state_dict(tensors)
-        return pupil.eval()
-
-
-@dataclass(frozen=True)
-class _Examples:
+class Examples:
     """Damaged pictures that no training saw, and their truths beside what the teacher made."""
 
     smalls: list[NDArray[np.float32]]
@@ -344,12 +269,140 @@ class _Examples:
         ]
 
 
-def card(pupil: Pupil, digest: str, settings: DistilSettings, training: Mapping[str, Any]) -> str:
-    """Return the card of what was distilled, as Markdown."""
-    return _TEMPLATE.read_text(encoding="utf-8").format(
-        digest=digest,
-        crop=settings.batch.crop,
-        convolutions=settings.convolutions,
-        parameters=sum(t.numel() for t in pupil.tensors().values()) / 1e6,
-        **{"history": "", **training},
+@dataclass(frozen=True)
+class PupilRun(PrescalerRun):
+    """What programs do alike that train a pupil: its beginning, stages, choice and export."""
+
+    def begin(self, chosen: DistilSettings | LineSettings) -> TrainingState:
+        """Return the state of a pupil that begins as Real-ESRGAN's net for anime video."""
+        base = load_prescaler(BASE, torch.device("cpu"), torch.float32).network
+        pupil = begin_pupil(cast("SRVGGNetCompact", base), chosen.convolutions, self.settings.seed)
+        return new_distil_state(pupil, chosen, self.settings.seed, self.device)
+
+    def run_pupil(
+        self, stage: Stage, state: TrainingState, source: Source, examples: Examples
+    ) -> None:
+        """Run a stage to its end, with sheets of samples on the way."""
+
+        def sample(state: TrainingState, path: Path) -> None:
+            pairs = examples.held_out.pairs[:_SHOWN]
+            columns = [list(pairs[..., at : at + 3]) for at in (0, 6, 3)]
+            average = pupil_of(state.average.state_dict())
+            write_sheet([*columns, examples.run(average, _SHOWN)], path)
+            self.say(f"{stage.name}: step {state.step} of {stage.steps}, {state.seconds:.0f} s")
+
+        run_stage(stage, state, source, self.run, self.settings, sample)
+
+    def export_pupil(
+        self,
+        name: str,
+        stage: str,
+        chosen: DistilSettings | LineSettings,
+        state: TrainingState,
+        examples: Examples,
+    ) -> Pupil:
+        """Write the best average of a stage with its card; returns what is in the file."""
+        paths = {path.name: path for path in sorted(self.run.glob(f"{stage}-*.average.pt"))}
+        pupils = {n: pupil_of(torch.load(p, weights_only=True)) for n, p in paths.items()}
+        verdicts = [
+            examples.held_out.compare(name, examples.run(pupil)) for name, pupil in pupils.items()
+        ]
+        best = choose(verdicts)
+        self.say(f"{table(verdicts)}\nchosen: {best.name}")
+        training = self.record(state, chosen.pairs.count, best)
+        pupil = pupils[best.name]
+        digest = export.export_tensors(pupil.tensors(), training, self.weights, name)
+        text = card(stage, pupil, digest, chosen, training)
+        export.replace(self.weights / f"{name}.md", text.encode())
+        self.say(f"{self.weights}: {name}, {digest}")
+        return pupil
+
+
+def pupil_of(tensors: Mapping[str, Tensor]) -> Pupil:
+    """Return the pupil that these tensors are of."""
+    last = max(int(name.split(".")[2]) for name in tensors)
+    pupil = Pupil(last // 2 - 1, tensors["four.body.0.weight"].shape[0])
+    pupil.load_state_dict(tensors)
+    return pupil.eval()
+
+
+@dataclass(frozen=True)
+class DistilProgram(PupilRun):
+    """From photographs to ``tegula-swift``: pairs, training, choice, export.
+
+    The teacher is of the folder of weights, too, where it was made there.
+    """
+
+    def everything(self) -> Pupil:
+        """Go from photographs to the exported file; returns what is in it."""
+        chosen = self.settings.distil
+        training, held_out = photos.split(self.photographs, self.settings.held_out_every)
+        teachers = self._teachers()
+        folder = self.work / "distil-pairs"
+        make_distil_shards(
+            training, folder, chosen.pairs, teachers,
+            lambda done, total: self.say(f"distil: shard {done} of {total}"),
+        )  # fmt: skip
+        examples = self._examples(held_out, teachers)
+        features = EarlyFeatures("lite1", stages=FEATURE_STAGES).to(self.device)
+        state = self.begin(chosen)
+        stage = Stage(
+            "distil", chosen.steps, chosen.ema, chosen.batch,
+            lambda s, b: distil_step(s, chosen, features, b),
+        )  # fmt: skip
+        self.run_pupil(stage, state, DistilSource(folder), examples)
+        return self.export_pupil(SWIFT, "distil", chosen, state, examples)
+
+    def _teachers(self) -> Mapping[str, Teach]:
+        """Return the teacher of each recipe."""
+        folder = self.weights if (self.weights / f"{PHOTO}.json").exists() else None
+        photo = load_prescaler(PHOTO, self.device, pick_dtype(self.device), folder)
+
+        def teacher(share: float) -> Teach:
+            network = cast("nn.Module", with_share(photo, share).network)
+
+            def teach(small: Tensor) -> Tensor:
+                with torch.inference_mode():
+                    return cast("Tensor", network(small.to(self.device)))
+
+            return teach
+
+        shares = self.settings.distil.pairs.teacher_shares
+        return {name: teacher(share) for name, share in zip(RECIPES, shares, strict=True)}
+
+    def _examples(self, held_out: list[Path], teachers: Mapping[str, Teach]) -> Examples:
+        """Damage a crop of every held-out photograph in each of the bench's ways."""
+        rng = np.random.default_rng(5)
+        smalls, rows = [], []
+        for number, path in enumerate(held_out):
+            picture = photos.read(path)
+            for name in DEGRADATIONS:
+                truth = photos.plain_crop(picture, self.settings.distil.pairs.side, rng)
+                small = unit(degrade(truth, FACTOR, name, f"{number} {name}"))
+                source = enlarge_by_lanczos(small, len(truth))
+                teacher = teachers["clean" if name == "clean" else "light"]
+                rows.append(np.dstack([truth, *run_prescaler(teacher, [small], [source]), source]))
+                smalls.append(small)
+        return Examples(smalls, HeldOut(np.stack(rows).astype(np.float32), JUDGE))
+
+
+def card(
+    stage: str,
+    pupil: Pupil,
+    digest: str,
+    settings: DistilSettings | LineSettings,
+    training: Mapping[str, Any],
+) -> str:
+    """Return the card of what a stage made, as Markdown."""
+    return (
+        Path(__file__)
+        .with_name(f"{stage}.md")
+        .read_text(encoding="utf-8")
+        .format(
+            digest=digest,
+            crop=settings.batch.crop,
+            convolutions=settings.convolutions,
+            parameters=sum(t.numel() for t in pupil.tensors().values()) / 1e6,
+            **{"history": "", **training},
+        )
     )

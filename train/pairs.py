@@ -28,6 +28,7 @@ from train.shards import OnShard, Shards, ignore_shard
 
 PHOTO = "tegula-photo"
 SWIFT = "tegula-swift"
+LINE = "tegula-line"
 _BATCH = 16
 Prescale = Callable[[Tensor], Tensor]
 """[n, 3, h, w] in 0..1 to [n, 3, 4h, 4w]."""

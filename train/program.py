@@ -22,6 +22,7 @@ from train.config import RunSettings
 from train.diffusion import diffusion_step
 from train.distil import DistilProgram
 from train.held_out import HeldOut, Verdict, choose, make_held_out, read_held_out, table
+from train.line import LineProgram
 from train.pairs import Prescale, make_shards
 from train.prescaler import PrescalerProgram
 from train.presets import PRESETS
@@ -67,6 +68,12 @@ class Program:
     def distil_prescaler(self) -> None:
         """Distil the small prescaler, which the large one teaches."""
         DistilProgram(
+            self.settings, self._found(), self.work, self.tuned, self.device, self.say
+        ).everything()
+
+    def train_line(self) -> None:
+        """Train the small prescaler for what is drawn."""
+        LineProgram(
             self.settings, self._found(), self.work, self.tuned, self.device, self.say
         ).everything()
 
@@ -174,6 +181,7 @@ class Program:
         """Go from photographs to the bundle's folder, the prescalers first."""
         self.tune_prescaler()
         self.distil_prescaler()
+        self.train_line()
         self.make_pairs()
         state = self.train_adversarial()
         digest = self.export(state.seconds, state.samples)

@@ -283,19 +283,19 @@ class UpscaleOptions(CheckedOptions):
     drawing_prescaler: str | None = Field(
         default=None,
         description="A second net for the parts of the picture that are drawn or text, blended "
-        "softly into the first. Empty, there is none. Left open, auto takes tegula-swift for small "
-        "letters, unless a prescaler is named.",
+        "softly into the first. Empty, there is none. Left open, auto takes tegula-line where "
+        "parts are drawn (and as the prescaler where all is), unless a prescaler is named.",
     )
     drawing_share: Share | None = Field(
         default=None,
-        description="Share of the second net where a picture is drawn. Left open, it is half where "
-        "auto chose the net, and all of it otherwise.",
+        description="Share of the second net where a picture is drawn. Left open, all of it.",
     )
     hold_drawings: bool | None = Field(
         default=None,
         description="Holds drawn parts to the range of the source around each place, so that white "
-        "paper stays white, and where they are not damaged to the source itself. Left open, auto "
-        "does so for drawings, pictures with drawn parts and things on white.",
+        "paper stays white, and where they are not damaged to the source itself; what tegula-line "
+        "made is kept as it is through diffusion. Left open, auto does so for drawings, pictures "
+        "with drawn parts and things on white.",
     )
     tuning: Share | None = Field(
         default=None,

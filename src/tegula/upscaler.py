@@ -25,7 +25,7 @@ from tegula.models.compiled import default_window_batch, optimise_bundle
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.faces.likeness import can_describe, load_describer
 from tegula.models.load import load_bundle
-from tegula.models.prescalers import is_tuned
+from tegula.models.prescalers import Prescaler, is_tuned
 from tegula.nets import Nets
 from tegula.options import (
     ResolvedOptions,
@@ -93,12 +93,14 @@ class _Prescaled:
     """What prescale leaves to the stages behind it.
 
     enlarged: the source, without a net. drawn: where the result is held to it.
-    was_shared: whether the nets had run before.
+    done: where it is held to ``picture``, which a net for drawings made there. was_shared:
+        whether the nets had run before.
     """
 
     picture: Float
     enlarged: Float
     drawn: Float | None
+    done: Float | None
     alpha: Float | None
     was_shared: bool
 
@@ -261,6 +263,9 @@ class Upscaler:
             begun = self._prescale(prepared, resolved, wider, progress)
             prescaled, enlarged = begun.picture, begun.enlarged
             held, alpha, was_shared = begun.drawn, begun.alpha, begun.was_shared
+            free = control.mask
+            if begun.done is not None and resolved.refines:
+                free = 1 - begun.done if free is None else free * (1 - begun.done)
             del begun
         loras, left_out = loras_of_prompts(self.bundle, options) if resolved.refines else ([], [])
         with clock("refine"), self._merged(loras) as merged:
@@ -279,7 +284,7 @@ class Upscaler:
             faces = restore_faces(prepared.rgb, callbacks.cancel) if restore_faces else ()
             guard = _guard_of(prepared, found, resolved.likeness)
             finished = finish(
-                refined, prescaled, prepared, resolved, control.mask, faces, held, alpha, guard
+                refined, prescaled, prepared, resolved, free, faces, held, alpha, guard
             )
         reporter.finished()
         has_map = mask is not None or strength_map is not None
@@ -352,18 +357,20 @@ class Upscaler:
             # Alpha goes through the net as one picture more.
             picture_share = 1 - 1 / (3 if options.drawing_prescaler else 2)
             picture_progress = progress.part(0.0, picture_share)
-        drawn = None
+        drawn = second = share = None
         if options.drawing_prescaler or options.hold_drawings:
             part = enlarged_part(wider, prepared.facts.size)
             drawn = prepared.look.drawn_at(size, part)
+        if options.drawing_prescaler and drawn is not None:
+            second = self.nets.prescaler(options.drawing_prescaler)
+            share = drawn * np.float32(options.drawing_share)
         key = self._key(prepared, options)
         kept = None if self._kept is None else self._kept.get(key)
         if kept is not None:
             picture = kept.copy()  # what follows writes into it
             picture_progress.on_unit(1, 1)
-        elif options.drawing_prescaler and drawn is not None:
-            nets = prescaler, self.nets.prescaler(options.drawing_prescaler)
-            share = drawn * np.float32(options.drawing_share)
+        elif second is not None and share is not None:
+            nets = prescaler, second
             picture = prescale_mixed(prepared.rgb, size, nets, share, picture_progress)
         else:
             picture = prescale(prepared.rgb, size, prescaler, progress=picture_progress)
@@ -375,12 +382,16 @@ class Upscaler:
             )
             alpha = prescale_alpha(alpha, size, prescaler, alpha_progress)
         enlarged = enlarge_lanczos(prepared.rgb, size)
-        picture = lock_colour(picture, enlarged, options, out=picture)
-        held = drawn if options.hold_drawings else None
+        well = _drawn_well(prescaler, second, share, size)
+        picture = _locked(picture, enlarged, options, well)
+        held, done = drawn if options.hold_drawings else None, None
+        if held is not None and well is not None:
+            done = np.minimum(held, well)
+            held = held - done
         if held is not None:
             picture = hold_drawings(picture, prepared.rgb, held, prepared.look.crisp)
         picture = fuse_exposures(picture, options.hdr)
-        return _Prescaled(picture, enlarged, held, alpha, kept is not None)
+        return _Prescaled(picture, enlarged, held, done, alpha, kept is not None)
 
     def upscale_many(
         self,
@@ -513,6 +524,27 @@ class Upscaler:
             return
         with self.bundle.with_loras(loras) as warnings:
             yield warnings
+
+
+def _drawn_well(
+    first: Prescaler, second: Prescaler | None, share: Float | None, size: tuple[int, int]
+) -> Float | None:
+    """Return how much of each pixel a net for drawings made; None where none did."""
+    if first.facts.draws:
+        return np.ones(size[::-1], np.float32)
+    return share if second is not None and second.facts.draws else None
+
+
+def _locked(picture: Float, enlarged: Float, options: ResolvedOptions, well: Float | None) -> Float:
+    """Hold a prescaled picture to the colours of its source, but where it was drawn ``well``.
+
+    The lock leaves a haze of some levels around letters, and what a net for drawings makes
+    has the right colours already.
+    """
+    if well is None:
+        return lock_colour(picture, enlarged, options, out=picture)
+    locked = lock_colour(picture, enlarged, options)
+    return locked + (picture - locked) * well[..., None]
 
 
 def _joined(*parts: str) -> str:

@@ -1,4 +1,4 @@
-"""Distilling the small prescaler: its beginning, pairs, losses, resuming, the whole program."""
+"""The small prescalers of our own: beginning, pairs, losses, resuming, the whole programs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from tegula.models.prescalers.load import load_prescaler
 from tegula.models.prescalers.networks import SRVGGNetCompact
-from train import distil
+from train import distil, line_pairs
 from train.batches import BatchSettings
-from train.config import CPU, DistilSettings
+from train.config import CPU, DistilSettings, LineSettings
 from train.degradation import RECIPES
 from train.distil import (
     DistilProgram,
@@ -29,7 +29,10 @@ from train.distil_pairs import (
     DistilSource,
     make_distil_shards,
 )
-from train.pairs import SWIFT
+from train.drawings import NOT_TRAINED_ON, draw, find_faces
+from train.line import LineProgram, edges, extremes, line_step, within_range
+from train.line_pairs import LinePairSettings, LineSource, damage, make_line_shards, shrink
+from train.pairs import LINE, SWIFT, unit
 from train.runner import Stage, run_stage
 
 DEVICE = torch.device("cpu")
@@ -38,8 +41,12 @@ PAIRS = DistilPairSettings(side=160, count=3, shard=2)
 SETTINGS = DistilSettings(
     convolutions=5, pairs=PAIRS, steps=4, batch=CROPS, judges_from=1, judges_grow=2, warm_up=1
 )
+DRAWN = LinePairSettings(side=160, count=4, shard=3, photographs=0.25, held_out=2)
+LINES = LineSettings(
+    convolutions=5, pairs=DRAWN, steps=4, batch=CROPS, judges_from=1, judges_grow=2, warm_up=1
+)
 SMALL = dataclasses.replace(
-    CPU, distil=SETTINGS, checkpoint_every=2, samples_every=1000, held_out_every=3
+    CPU, distil=SETTINGS, line=LINES, checkpoint_every=2, samples_every=1000, held_out_every=3
 )
 
 
@@ -139,63 +146,157 @@ def test_the_discriminator_sees_no_brightness_and_no_slope():
     assert float(high_bands(dots).std()) > 0.3
 
 
-def run(base, pairs, steps, folder, settings=SETTINGS):
+@pytest.fixture(scope="module")
+def faces():
+    try:
+        return find_faces()
+    except SystemExit:
+        pytest.skip("no fonts")
+
+
+@pytest.fixture(scope="module")
+def drawn(photograph, faces, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    make_line_shards([photograph], folder, DRAWN, faces)
+    return folder
+
+
+def run(base, source, step_of, steps, folder, settings):
     features = pytest.importorskip("bench.quality.features").EarlyFeatures("lite1", stages=3)
     state = new_distil_state(begin_pupil(base, 5, 1), settings, 1, DEVICE)
     logged = []
 
     def step(state, batch):
-        logged.append(distil_step(state, settings, features, batch))
+        logged.append(step_of(state, settings, features, batch))
         return logged[-1]
 
-    run_stage(
-        Stage("distil", steps, 0.9, settings.batch, step), state, DistilSource(pairs), folder, SMALL
-    )
+    stage = Stage("distil", steps, 0.9, settings.batch, step)
+    run_stage(stage, state, source, folder, SMALL)
     return state, logged
 
 
-def test_distilling_resumes_bit_for_bit(base, pairs, tmp_path):
-    whole, logged = run(base, pairs, 4, tmp_path / "whole")
-    run(base, pairs, 2, tmp_path / "parts")
-    resumed, _ = run(base, pairs, 4, tmp_path / "parts")
+@pytest.mark.parametrize("kind", ["distil", "line"])
+def test_training_resumes_bit_for_bit(base, pairs, drawn, kind, tmp_path):
+    source, step, settings = {
+        "distil": (DistilSource(pairs), distil_step, SETTINGS),
+        "line": (LineSource(drawn), line_step, LINES),
+    }[kind]
+    whole, logged = run(base, source, step, 4, tmp_path / "whole", settings)
+    run(base, source, step, 2, tmp_path / "parts", settings)
+    resumed, _ = run(base, source, step, 4, tmp_path / "parts", settings)
     for a, b in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(a, b)
     for a, b in pairwise([whole.network.two.body[3], whole.network.four.body[3]]):
         assert a is b
+    losses = {"distil": {"taught", "statistics", "flat"}, "line": {"edges", "extremes", "energy"}}
     assert "adversarial" not in logged[0]
-    assert {"adversarial", "judge", "taught", "statistics", "flat"} <= logged[1].keys()
+    assert {"adversarial", "judge", "perceptual"} | losses[kind] <= logged[1].keys()
+
+
+def learnt(base, source, step, settings, folder, loss):
+    """Return a loss at the first of a few large steps, and its mean over the last four."""
+    _, logged = run(base, source, step, settings.steps, folder, settings)
+    values = [float(losses[loss]) for losses in logged]
+    return values[0], sum(values[-4:]) / 4
+
+
+QUICK = {
+    "steps": 24, "learning_rate": 4e-3, "judges_from": 999, "perceptual": 0.0, "energy": 0.0,
+    "adversarial": 0.0, "batch": BatchSettings(size=2, crop=64),
+}  # fmt: skip
 
 
 def test_a_pupil_learns_what_the_teacher_does(base, photograph, tmp_path):
     """The teacher here enlarges by bicubic curves, which a tiny net soon comes near."""
     make_distil_shards([photograph], tmp_path, PAIRS, TEACHERS)
-    alone = dict.fromkeys(
-        ("perceptual", "statistics", "texture", "energy", "flat", "colour", "adversarial"), 0.0
-    )
-    settings = dataclasses.replace(
-        SETTINGS, steps=24, learning_rate=4e-3, judges_from=999, taught=4.0,
-        batch=BatchSettings(size=2, crop=64), **alone,
-    )  # fmt: skip
-    _, logged = run(base, tmp_path, 24, tmp_path / "run", settings)
-    taught = [float(losses["taught"]) for losses in logged]
-    assert taught[0] > 0.8
-    assert sum(taught[-4:]) / 4 < 0.4
+    alone = dict.fromkeys(("statistics", "texture", "flat", "colour"), 0.0)
+    settings = dataclasses.replace(SETTINGS, taught=4.0, **alone, **QUICK)
+    source = DistilSource(tmp_path)
+    first, last = learnt(base, source, distil_step, settings, tmp_path / "run", "taught")
+    assert first > 0.8
+    assert last < 0.4
+
+
+class OneDrawing:
+    """Always the same letters, shrunk plainly."""
+
+    def __init__(self, truth):
+        small = torch.from_numpy(truth).permute(2, 0, 1)[None]
+        self.batch = line_pairs.LineBatch(functional.avg_pool2d(small, 4), small)
+
+    def draw(self, _settings, _rng):
+        return self.batch
+
+
+def test_a_pupil_learns_to_draw_letters(base, faces, tmp_path):
+    truth = unit(draw(24, np.random.default_rng(5), faces))
+    settings = dataclasses.replace(LINES, edges=0.0, **{**QUICK, "steps": 40})
+    first, last = learnt(base, OneDrawing(truth), line_step, settings, tmp_path, "pixel")
+    assert first > 0.4
+    assert last < 0.6 * first
+
+
+def test_drawings_repeat_and_use_no_font_of_the_bench(faces):
+    assert not [face.path for face in faces if face.path.endswith(NOT_TRAINED_ON)]
+    fonts = pytest.importorskip("bench.quality.drawings")._FONTS
+    assert set(fonts.values()) <= set(NOT_TRAINED_ON)
+    one, two, other = (draw(24, np.random.default_rng(seed), faces) for seed in (3, 3, 4))
+    assert one.shape == (96, 96, 3)
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+def test_small_pictures_lie_under_their_truths_whatever_shrank_them():
+    y, x = np.mgrid[:128, :128]
+    truth = np.repeat(np.uint8(np.hypot(x - 64, y - 50) < 30)[..., None] * 255, 3, 2)
+    goal = functional.avg_pool2d(torch.from_numpy(unit(truth)).permute(2, 0, 1), 4).permute(1, 2, 0)
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        small = damage(shrink(truth, 4, rng), rng)
+        assert small.dtype == np.uint8
+        assert np.abs(unit(small) - goal.numpy()).mean() < 0.035
+
+
+def test_crops_of_drawings_lie_over_each_other_and_repeat(drawn):
+    source = LineSource(drawn)
+    batch, again = (source.draw(CROPS, np.random.default_rng(4)) for _ in range(2))
+    assert torch.equal(batch.small, again.small)
+    assert batch.truth.shape[-1] == 4 * batch.small.shape[-1] == 96
+    assert float((functional.avg_pool2d(batch.truth, 4) - batch.small).abs().mean()) < 0.06
+    torch.testing.assert_close(batch.twice().truth, functional.avg_pool2d(batch.truth, 2))
+
+
+def test_white_and_black_have_to_be_pure_and_may_be_more_than_that():
+    truth = torch.zeros(1, 3, 16, 16)
+    truth[..., 8:] = 1
+    beyond = torch.where(truth > 0.5, 1.2, -0.3)
+    assert float(within_range(beyond, truth).abs().max()) == 0
+    assert float(extremes(beyond, truth)) == 0
+    hazy = torch.where(truth > 0.5, 1 - 4 / 255, 4 / 255)
+    # Half a departure counts half, wherever no edge is near.
+    assert float(extremes(hazy, truth)) == pytest.approx(0.5 * 14 / 16, abs=0.01)
+    assert float(extremes(truth * 0.5 + 0.25, truth)) == pytest.approx(14 / 16, abs=0.01)
+    assert float(edges(truth, truth)) == 0
+    soft = functional.avg_pool2d(functional.pad(truth, (2, 2, 0, 0), "replicate"), (1, 5), 1)
+    assert float(edges(soft, truth)) > 0.05
 
 
 @pytest.mark.slow
-def test_the_whole_program_makes_a_prescaler_that_loads(photograph, tmp_path):
+@pytest.mark.parametrize("name", [SWIFT, LINE])
+def test_the_whole_program_makes_a_prescaler_that_loads(photograph, faces, name, tmp_path):
     said = []
     settings = dataclasses.replace(
-        SMALL, distil=dataclasses.replace(SETTINGS, convolutions=32, steps=2)
+        SMALL,
+        distil=dataclasses.replace(SETTINGS, convolutions=32, steps=2),
+        line=dataclasses.replace(LINES, convolutions=16, steps=2),
     )
-    copies = [tmp_path / f"{name}.png" for name in "abc"]
+    copies = [tmp_path / f"{letter}.png" for letter in "abc"]
     for copy in copies:
         copy.write_bytes(photograph.read_bytes())
     weights = tmp_path / "weights"
-    pupil = DistilProgram(
-        settings, copies, tmp_path / "work", weights, DEVICE, said.append
-    ).everything()
-    loaded = load_prescaler(SWIFT, DEVICE, torch.float32, weights)
+    program = DistilProgram if name == SWIFT else LineProgram
+    pupil = program(settings, copies, tmp_path / "work", weights, DEVICE, said.append).everything()
+    loaded = load_prescaler(name, DEVICE, torch.float32, weights)
     assert loaded.network is not None
     assert loaded.smaller is not None
     assert loaded.smaller.network is not None
@@ -204,6 +305,6 @@ def test_the_whole_program_makes_a_prescaler_that_loads(photograph, tmp_path):
         four, two = pupil(small)
         torch.testing.assert_close(loaded.network(small), four, atol=4e-3, rtol=0)
         torch.testing.assert_close(loaded.smaller.network(small), two, atol=4e-3, rtol=0)
-    digest = hashlib.sha256((weights / f"{SWIFT}.safetensors").read_bytes()).hexdigest()
+    digest = hashlib.sha256((weights / f"{name}.safetensors").read_bytes()).hexdigest()
     assert digest in said[-1]
-    assert digest in (weights / f"{SWIFT}.md").read_text()
+    assert digest in (weights / f"{name}.md").read_text()

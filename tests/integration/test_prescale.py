@@ -231,7 +231,14 @@ def test_cancelling_stops_inside_a_tile_and_leaves_the_net_usable():
 
 
 @pytest.mark.parametrize(
-    "name", ["tegula-photo", "tegula-swift", "realesrgan-animevideov3", "realesrgan-x4plus-anime"]
+    "name",
+    [
+        "tegula-photo",
+        "tegula-swift",
+        "tegula-line",
+        "realesrgan-animevideov3",
+        "realesrgan-x4plus-anime",
+    ],
 )
 def test_the_bar_moves_within_a_single_tile_as_its_layers_take(name):
     net, seen = load_prescaler(name, CPU, torch.float32), []

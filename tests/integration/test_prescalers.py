@@ -30,7 +30,8 @@ REFERENCE = Path(__file__).parents[1] / "data" / "prescaler_reference.npz"
 VIDEO = "realesrgan-animevideov3"
 PHOTO = "tegula-photo"
 SWIFT = "tegula-swift"
-NETS = [f.name for f in list_prescalers() if f.factor and f.name not in (PHOTO, SWIFT)]
+LINE = "tegula-line"
+NETS = [f.name for f in list_prescalers() if f.factor and f.name not in (PHOTO, SWIFT, LINE)]
 """Those whose results ncnn gave, for comparison."""
 
 
@@ -159,14 +160,15 @@ def test_dense_blocks_in_strips_give_what_they_give_whole(monkeypatch, height):
 def test_every_named_prescaler_is_listed_with_what_a_user_must_know():
     facts = {f.name: f for f in list_prescalers()}
     assert set(facts) == {
-        PHOTO, SWIFT, "realesrgan-x4plus", "realesrgan-x4plus-anime", VIDEO, "lanczos",
+        PHOTO, SWIFT, LINE, "realesrgan-x4plus", "realesrgan-x4plus-anime", VIDEO, "lanczos",
     }  # fmt: skip
     assert all(f.description for f in facts.values())
     assert all(is_installed(name) for name in facts)
 
 
-def test_both_heads_of_the_small_net_make_one_picture():
-    net = load(SWIFT)
+@pytest.mark.parametrize("name", [SWIFT, LINE])
+def test_both_heads_of_a_small_net_make_one_picture(name):
+    net = load(name)
     assert (net.facts.factor, net.smaller.facts.factor) == (4, 2)
     picture = reference_input()
     four, two = run_network(picture, net), run_network(picture, net.smaller)
@@ -175,6 +177,26 @@ def test_both_heads_of_the_small_net_make_one_picture():
     assert np.abs(halved - two).mean() < 0.02
     source = two.reshape(picture.shape[0], 2, picture.shape[1], 2, 3).mean((1, 3))
     assert np.abs(source - picture).mean() < 0.03
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_lines_come_out_as_wide_as_they_were_on_paper_that_stays_white(scale):
+    """Of a bar that is 2.5 px wide, dark and light pixels at its sides are what tells its width."""
+    truth = np.ones((32, 48, 3), np.float32)
+    truth[6:26, 12] = 0.5
+    truth[6:26, 13:15] = 0
+    truth[6:26, 30:33] = 0
+    net = load(LINE)
+    result = run_network(truth, net if scale == 4 else net.smaller)
+    assert (result[:, : 8 * scale] >= 253.5 / 255).all()
+    assert (result[:, 20 * scale : 26 * scale] >= 253.5 / 255).all()
+    ink = 1 - result[16 * scale - scale : 16 * scale + scale].mean((0, 2))
+    for first, last, width in ((8, 20, 2.5), (26, 38, 3.0)):
+        bar = ink[first * scale : last * scale]
+        assert bar.sum() / scale == pytest.approx(width, abs=0.15)
+        # Solid, and grey for a pixel of the result at each side at most.
+        assert (bar > 0.95).sum() / scale >= width - 1.01
+        assert ((bar > 0.05) & (bar < 0.95)).sum() <= 4
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():

@@ -346,6 +346,22 @@ def test_a_second_net_is_blended_in_where_a_picture_is_drawn(upscaler):
     assert difference[:, :60].mean() < 0.3
 
 
+def test_what_the_net_for_drawings_made_is_neither_locked_nor_redrawn(upscaler):
+    source = np.array(picture(192, 128))
+    source[:, 96:] = 255
+    for line in range(12, 128, 14):
+        cv2.putText(source, "text", (104, line), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1)
+    options = quick_options(scale=1.25, drawing_prescaler="tegula-line", hold_drawings=True)
+    plain, refined, free = (
+        np.asarray(upscaler.upscale(Image.fromarray(source), options.replaced(**more)).image, int)
+        for more in ({"creativity": 0.0}, {}, {"hold_drawings": False})
+    )
+    assert np.all(plain[:, 224:] == 255)
+    assert np.array_equal(refined[:, 180:], plain[:, 180:])
+    assert not np.array_equal(refined[:, :80], plain[:, :80])
+    assert not np.array_equal(free[:, 180:], plain[:, 180:])
+
+
 def test_without_auto_nothing_is_said_and_every_picture_takes_the_same_share(upscaler):
     noise = np.random.default_rng(2).integers(0, 255, (64, 64, 3), np.uint8)
     cheap = {"prescaler": "tegula-photo", "creativity": 0.0, "scale": 1, "auto": False}

@@ -201,20 +201,7 @@ def test_what_is_drawn_is_crisp_until_it_was_compressed(make):
 
 def seen(kind, quality=None, noise=0.0):
     drawn = np.zeros((1, 1), np.float32)
-    return Look(Damage(quality, noise), kind, drawn, density=0.38)
-
-
-def test_small_letters_are_denser_than_lines():
-    small = cv2.resize(text_page(), None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
-    dense, sparse = (look_at(p.astype(np.float32) / 255).density for p in (small, line_art()))
-    assert sparse < 0.32 < dense
-
-
-def test_lines_and_large_letters_keep_to_one_net_and_are_held():
-    look = replace(seen("drawing"), density=0.2)
-    chosen = choose(look, UpscaleOptions(), preset(), (900, 900))
-    assert chosen["hold_drawings"]
-    assert "drawing_prescaler" not in chosen
+    return Look(Damage(quality, noise), kind, drawn)
 
 
 def preset(**named):
@@ -303,17 +290,27 @@ def test_a_thing_on_white_is_seen():
     assert look_at(picture.astype(np.float32) / 255).on_white == 0
 
 
-@pytest.mark.parametrize("kind", ["drawing", "mixed"])
-def test_small_letters_get_a_second_net_and_are_held_to_the_source(kind):
-    chosen = choose(seen(kind), UpscaleOptions(), preset(), (900, 900))
-    assert chosen["drawing_prescaler"] == "tegula-swift"
-    assert (chosen["drawing_share"], chosen["hold_drawings"]) == (0.5, True)
-    # A preset that begins from the small net needs no other.
-    fast = choose(
-        seen(kind), UpscaleOptions(preset="fast"), preset(prescaler="tegula-swift"), (900, 900)
-    )
-    assert "drawing_prescaler" not in fast
-    assert fast["hold_drawings"]
+def test_what_is_drawn_is_enlarged_by_the_net_for_drawings():
+    """Alone where all is drawn, else blended into the net for photographs."""
+    page, mixed = (look_at(make().astype(np.float32) / 255) for make in (text_page, magazine_page))
+    size, usual = (900, 900), preset()
+    assert choose(page, UpscaleOptions(), usual, size)["prescaler"] == "tegula-line"
+    chosen = choose(mixed, UpscaleOptions(), usual, size)
+    assert chosen["drawing_prescaler"] == "tegula-line"
+    assert chosen["hold_drawings"]
+    assert "prescaler" not in chosen
+    quick = preset(prescaler="tegula-swift")
+    assert choose(page, UpscaleOptions(), quick, size)["prescaler"] == "tegula-line"
+    # A preset that begins from another net goes on doing so, and is held to the source.
+    other = choose(page, UpscaleOptions(), preset(prescaler="lanczos"), size)
+    assert "prescaler" not in other
+    assert other["hold_drawings"]
+
+
+def test_creative_may_redraw_what_is_drawn():
+    chosen = choose(seen("mixed"), UpscaleOptions(preset="creative"), preset(), (900, 900))
+    assert chosen["drawing_prescaler"] == "tegula-line"
+    assert not chosen["hold_drawings"]
 
 
 @pytest.mark.parametrize(
@@ -333,6 +330,7 @@ def test_a_second_net_that_is_named_is_taken_whole():
     chosen = choose(
         seen("drawing"), UpscaleOptions(drawing_prescaler="second"), preset(), (900, 900)
     )
+    assert "prescaler" not in chosen
     assert "drawing_share" not in chosen
 
 
@@ -416,6 +414,8 @@ def test_one_line_says_what_was_found_and_done():
     assert describe(seen("mixed"), held).endswith(
         "; 0.5 of second where it is drawn, held to the source"
     )
+    line = mixed.replaced(drawing_prescaler="tegula-line", hold_drawings=True)
+    assert describe(seen("mixed"), line).endswith("; tegula-line where it is drawn")
     alone = held.replaced(drawing_prescaler="")
     assert describe(seen("mixed"), alone).endswith("; drawn parts held to the source")
 

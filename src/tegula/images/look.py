@@ -50,8 +50,6 @@ class Look:
     kind: what it is for the most part.
     drawn: float32 [rows, columns] in 0..1, how much each cell of the whole picture looks drawn.
     crisp: 0..1, how sure it is that what is drawn was never compressed, scanned or resampled.
-    density: share of edges among neighbours in the busiest quarter of the drawn cells: letters as
-        small as 8 px have 0.34 to 0.39, larger ones and drawings 0.08 to 0.31.
     blur: octaves of detail that are missing: 1 is as soft as a picture that was enlarged twice.
     is_grey: no pixel has colour.
     flat: share of the picture in which nothing but grain or a slow gradient is.
@@ -62,11 +60,15 @@ class Look:
     kind: Kind
     drawn: Float
     crisp: float = 0.0
-    density: float = 0.0
     blur: float = 0.0
     is_grey: bool = False
     flat: float = 0.0
     on_white: float = 0.0
+
+    @property
+    def share_drawn(self) -> float:
+        """Share of the picture that looks drawn rather than photographed."""
+        return float((self.drawn >= _MOSTLY).mean())
 
     def drawn_at(self, size: Size, part: tuple[float, float, float, float]) -> Float:
         """Return how much each pixel of a result looks drawn, float32 [height, width] in 0..1.
@@ -90,10 +92,10 @@ def look_at(rgb: Float, file_quality: int | None = None) -> Look:
         file_quality: as ``find_damage`` takes it.
     """
     damage = find_damage(rgb, file_quality)
-    kind, drawn, crisp, density, flat = _find_drawn(rgb, damage)
+    kind, drawn, crisp, flat = _find_drawn(rgb, damage)
     blur = measure_blur(_middle(rgb) @ LUMA * np.float32(255))
     grey, white = is_grey(rgb), share_of_white(rgb)
-    return Look(damage, kind, drawn, crisp, density, blur, grey, flat, white)
+    return Look(damage, kind, drawn, crisp, blur, grey, flat, white)
 
 
 _GREY = np.float32(1.5 / 255)
@@ -272,8 +274,8 @@ _SPREAD = 7
 """Cells around a place, on a side, that decide together what it is."""
 
 
-def _find_drawn(rgb: Float, damage: Damage) -> tuple[Kind, Float, float, float, float]:
-    """Return the kind, how much each cell looks drawn, how crisp and dense it is, what is flat."""
+def _find_drawn(rgb: Float, damage: Damage) -> tuple[Kind, Float, float, float]:
+    """Return the kind, how much each cell looks drawn, how crisp it is, what is flat."""
     grey = np.rint(rgb @ LUMA * 255).clip(0, 255).astype(np.uint8)
     height, width = grey.shape
     beyond = (0, -height % _CELL + 1, 0, -width % _CELL + 1)
@@ -292,7 +294,7 @@ def _find_drawn(rgb: Float, damage: Damage) -> tuple[Kind, Float, float, float, 
     plain = float((flat > _PLAIN).mean())
     structured = (strong > _STRUCTURED).astype(np.float32)
     if min(height, width) < _FEWEST_ROWS or not structured.any():
-        return "photograph", np.zeros_like(drawn), 0.0, 0.0, plain
+        return "photograph", np.zeros_like(drawn), 0.0, plain
     # Flat cells say nothing of themselves, and take after what is around them.
     spread = (min(_SPREAD, *drawn.shape),) * 2
     weights = cv2.blur(structured, spread, borderType=cv2.BORDER_REPLICATE)
@@ -304,15 +306,13 @@ def _find_drawn(rgb: Float, damage: Damage) -> tuple[Kind, Float, float, float, 
     counts = drawn * structured
     share = float((equal * counts).sum() / max(float((near * counts).sum()), 1e-3))
     crisp = min(1.0, max(0.0, (share - _DAMAGED) / (_CRISP - _DAMAGED)))
-    lines = strong[(around > _SURELY) & (structured > 0)]
-    density = float(np.quantile(lines, 0.75)) if lines.size else 0.0
     # Parts that are drawn are crisp, or it is known why they are not; else texture looks like them.
     can_tell = quality >= _PLAIN_PARTS and (crisp > 0 or damage.jpeg_quality is not None)
     if min(parts) >= _LARGE and can_tell:
         kind = "mixed"
     # What is of one colour to the level is none that a lens saw.
     blank = (equal > _BLANK).astype(np.float32)
-    return kind, np.maximum(_ramp(around, _HARDLY, _MOSTLY), blank), crisp, density, plain
+    return kind, np.maximum(_ramp(around, _HARDLY, _MOSTLY), blank), crisp, plain
 
 
 def _share_of_cells(which: NDArray[np.bool_]) -> Float:

@@ -38,15 +38,11 @@ def share_of_tuning(look: Look) -> float:
     return round(min(shares) * 20) / 20
 
 
-_DRAWING_PRESCALER = "tegula-swift"
-_MIXED_WITH = "tegula-photo"
-"""The two make mistakes of different kinds on letters: half of each, held to the source, is read
-as well as the better one at 4x and better than either at 2x."""
-_HALF = 0.5
-_SMALL_LETTERS = 0.32
-"""Density of edges from which that is so; larger letters and lines lose by it what a judge sees."""
-
-
+_FOR_DRAWINGS = "tegula-line"
+_FOR_PHOTOGRAPHS = ("tegula-photo", "tegula-swift")
+"""In whose place the net for drawings may come; other presets begin from what they name."""
+_ALL_DRAWN = 0.99
+"""Share of a picture that is drawn from which the net for photographs need not run."""
 _SOFT = 1.0
 """Octaves of detail that a source lacks from which more is invented."""
 _TINY, _SMALL = 64, 384
@@ -80,9 +76,11 @@ def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size)
     is_drawn = look.kind != "photograph"
     if options.prescaler is None and (is_drawn or look.on_white >= _ON_WHITE):
         chosen["hold_drawings"] = True
-        has_letters = is_drawn and look.density >= _SMALL_LETTERS
-        if has_letters and usual.prescaler == _MIXED_WITH and options.drawing_prescaler is None:
-            chosen |= {"drawing_prescaler": _DRAWING_PRESCALER, "drawing_share": _HALF}
+        replaces = usual.prescaler in _FOR_PHOTOGRAPHS and options.drawing_prescaler is None
+        if is_drawn and replaces:
+            name = "prescaler" if look.share_drawn >= _ALL_DRAWN else "drawing_prescaler"
+            # Diffusion leaves alone what is held, and `creative` wants something invented.
+            chosen |= {name: _FOR_DRAWINGS, "hold_drawings": options.preset != "creative"}
     if options.preset == "creative":
         return chosen
     if look.kind == "drawing" or look.flat >= _FLAT:
@@ -131,13 +129,13 @@ def describe(look: Look, resolved: ResolvedOptions, faces: int = 0) -> str:
         found.append(f"as soft as if enlarged {2 ** round(look.blur)} times")
     if faces:
         found.append(f"{faces} face{'' if faces == 1 else 's'} kept close")
-    net = f"net {resolved.prescaler}"
+    net, drawn_by = f"net {resolved.prescaler}", (resolved.prescaler, resolved.drawing_prescaler)
     if resolved.tuning is not None:
         net += f", {resolved.tuning:g} of its tuning"
     if resolved.drawing_prescaler:
         share = "" if resolved.drawing_share == 1 else f"{resolved.drawing_share:g} of "
         net += f"; {share}{resolved.drawing_prescaler} where it is drawn"
-    if resolved.hold_drawings:
+    if resolved.hold_drawings and _FOR_DRAWINGS not in drawn_by:
         what = "" if resolved.drawing_prescaler else "; drawn parts"
         net += f"{what or ','} held to the source"
     if (is_flat or look.kind == "drawing") and not resolved.refines:

@@ -20,7 +20,7 @@ the first three):
 
 The overlaps are 16, 60 and 80. With them, tiled and untiled chelsea at four times its
 size differ by at most 0.00, 0.09 and 0.29 (6, 6 and 2 tiles); with tegula-photo, by 0.20.
-That of tegula-swift is 34, which is as far as its convolutions see.
+Those of tegula-swift and tegula-line are 34 and 18, which is as far as their convolutions see.
 
 **Tile size.** A pass has the fewest tiles that a side of ``DEFAULT_TILE`` allows, all of
 one shape. The nets enlarge their features in strips, so a large tile costs little

@@ -38,6 +38,8 @@ class PrescalerFacts:
     grid: tiles begin at multiples of so many source pixels, for a net whose attention
         windows must begin where they do in the whole picture.
     smaller: the factor of a second head of the same net, for targets that it reaches.
+    draws: it was made for what is drawn, and leaves colours, white and black as they are:
+        holding its result to the source would only take its sharpness.
     """
 
     name: str
@@ -49,6 +51,7 @@ class PrescalerFacts:
     margin: int = 0
     grid: int = 1
     smaller: int | None = None
+    draws: bool = False
 
     def reaching(self, before: tuple[int, int], after: tuple[int, int]) -> PrescalerFacts:
         """Return these facts for the head that one pass between two sizes runs."""
@@ -157,6 +160,19 @@ _PACKAGED = (
         ),
         convolutions=32,
         distilled="tegula-swift",
+    ),
+    PackagedPrescaler(
+        facts=PrescalerFacts(
+            name="tegula-line",
+            description="Text, screenshots and line art: solid letters, sharp edges, pure white.",
+            net="SRVGGNetCompact, 16 convolutions, 0.6 M parameters, heads for 4x and 2x",
+            factor=4,
+            smaller=2,
+            overlap=18,
+            draws=True,
+            licence=f"{BSD}; Apache-2.0 (tegula)",
+        ),
+        distilled="tegula-line",
     ),
     PackagedPrescaler(
         facts=PrescalerFacts(
