@@ -75,12 +75,19 @@ def first_finite(attempts: Iterable[Callable[[], Sequence[Tensor]]], refusal: st
     """
     for attempt in attempts:
         results = [result.float() for result in attempt()]
-        if all(_is_finite(result) for result in results):
+        if all(is_finite(result) for result in results):
             return results
     raise NumericalError(refusal)
 
 
-def _is_finite(values: Tensor) -> bool:
-    """Tell whether there is no NaN and no infinity, without a copy of the values."""
-    least, largest = torch.aminmax(values)
-    return bool(torch.isfinite(least) & torch.isfinite(largest))
+def is_finite(values: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Tell whether there is no NaN and no infinity, without a copy of the values.
+
+    Args:
+        values: of any shape.
+        dtype: a precision in which they must be finite, too.
+    """
+    if not values.numel():
+        return True
+    ends = torch.stack(torch.aminmax(values))  # rounding keeps them the ends
+    return bool(torch.isfinite(ends if dtype is None else ends.to(dtype)).all())

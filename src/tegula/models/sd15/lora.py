@@ -30,6 +30,7 @@ from tegula.models.hub import (
     is_weights_file,
 )
 from tegula.models.identify import LORA, SD15, identify, refuse_other
+from tegula.models.retry import is_finite
 from tegula.models.sd15.lora_formulas import changes, decomposed, shaped_like
 from tegula.models.sd15.lora_names import (
     TEXT,
@@ -120,7 +121,7 @@ class _Change:
         merged = base
         for change, rank in changes(parts, base):
             factor = self._scale(parts, rank) * (1.0 if is_decomposed else self.weight)
-            merged = merged + shaped_like(change, base.shape) * factor
+            merged = torch.add(merged, shaped_like(change, base.shape), alpha=factor)
         if is_decomposed:
             merged = base + self.weight * (decomposed(merged, parts) - base)
         return merged
@@ -134,7 +135,7 @@ class _Change:
 
     def _read(self, name: str) -> Tensor:
         values = self.parts[name].read().float()
-        if not torch.isfinite(values).all():
+        if not is_finite(values):
             raise BrokenWeightsError(
                 f"{self.path} holds numbers that are not finite, in {self.layer}; get it again, "
                 f"or leave it out."
@@ -170,7 +171,7 @@ class Loras:
         changes = self.changes.get(network, {}).get(name.removeprefix("text_model."), ())
         for change in changes:
             weight = change.apply(weight)
-            if not torch.isfinite(weight.to(dtype)).all():
+            if not is_finite(weight, dtype):
                 raise BrokenWeightsError(
                     f"{change.path} with weight {change.weight:g} takes {change.layer} beyond the "
                     f"numbers of {str(dtype).removeprefix('torch.')}; give it a smaller weight or "
