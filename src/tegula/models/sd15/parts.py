@@ -27,6 +27,7 @@ from tegula.models.identify import (
     DIFFERENCE_MARK,
     SD15,
 )
+from tegula.models.retry import is_finite
 from tegula.models.sd15 import facts
 from tegula.models.sd15.networks import SdAutoencoder, move, sample_of
 from tegula.models.stored import LOADING_FAILURES, StoredTensor
@@ -254,7 +255,7 @@ def _read_weight(
         weight = weight if base is None else base.float() + weight
     elif DIFFERENCE_MARK in part.tensors and base is not None:
         weight = base.float() + weight.float()
-    if not torch.isfinite(weight.sum(dtype=torch.float32)):
+    if not is_finite(weight):
         raise ValueError(f"{name} holds numbers that are not finite")
     # Attention of old autoencoders is written as convolutions of one pixel.
     if tuple(weight.shape) != shape and _squeezed(weight.shape) == _squeezed(shape):
