@@ -102,13 +102,11 @@ def test_pictures_are_looked_at_by_their_owner_and_by_whom_they_are_shared_with(
     Sweeper(server.store).sweep()
     assert folder.exists()
     os.utime(folder.parent, (1, 1))
-    server.store.tiles.clean()
+    Sweeper(server.store).sweep()
     assert not folder.exists()
     assert server.get(f"{tiles}/0").json() == manifest
     server.client.delete(f"/v1/predictions/{made}")
-    for path in server.store.blobs.folder.glob("??/*"):
-        path.unlink()
-    server.store.tiles.clean()
+    Sweeper(server.store).sweep()
     assert list(server.store.tiles._folder.glob("??/*")) == []
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import ssl
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,14 @@ def test_secrets_tokens_and_links_are_valid_as_before(store):
     assert READ["links"] == [store.links.stream(made.id), store.links.output(made.output)]
     upload = next(f for f in READ["FileRecord"] if f["name"] == "cat.png")
     assert store.links.signer.download("ada", upload["id"], 1_800_000_000) == READ["download"]
+
+
+def test_totals_are_added_up_from_what_is_there(store):
+    counts = Counter(made["model"] for made in READ["Prediction"])
+    assert store.predictions.run_counts(list(counts)) == counts
+    ran = sum(line["predictions"] for line in READ["usage"])
+    seconds = sum(line["predict_seconds"] for line in READ["usage"])
+    assert store.usage.totals() == (ran, pytest.approx(seconds))
 
 
 def test_usage_and_idempotency_keys_are_there(store):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sqlite3
 import stat
 import subprocess
@@ -11,14 +12,15 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import event, select, text
+from starlette.testclient import TestClient
 from store_support import (
     NOON,
     VERSION,
@@ -30,12 +32,16 @@ from store_support import (
 )
 
 from tegula.errors import BusyError, ConflictError, NotFoundError, OptionError, ServiceError
+from tegula.server.api.app import create_app
+from tegula.server.api.service import RunTimeEstimates
+from tegula.server.background import Sweeper
 from tegula.server.db import Database, utc_now
 from tegula.server.predictions import NewPrediction
 from tegula.server.queue import PREFER_LOADED, Report
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
-from tegula.server.tables import Base, Deployment, State, UserModel, UserVersion
+from tegula.server.tables import Base, Deployment, ModelTotal, State, UserModel, UserVersion
+from tegula.server.webhooks import Outcome
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -135,6 +141,115 @@ def test_accounts_do_not_see_each_other(store):
 def test_the_tables_are_those_that_the_migrations_make(store):
     with store.database.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+MANY = "predictions|usage|webhooks|files|events|idempotency_keys"
+"""Tables that grow with every prediction."""
+
+
+@contextmanager
+def planned(store):
+    """Collect the plans that SQLite makes for all statements that are run meanwhile."""
+    plans = []
+
+    def note(connection, _cursor, statement, parameters, *_):
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")):
+            steps = connection.connection.dbapi_connection.execute(
+                f"EXPLAIN QUERY PLAN {statement}", parameters
+            )
+            plans.append((statement, [row[3] for row in steps]))
+
+    event.listen(store.database.engine, "before_cursor_execute", note)
+    yield plans
+    event.remove(store.database.engine, "before_cursor_execute", note)
+
+
+def test_nothing_that_is_asked_often_looks_at_every_past_prediction(tmp_path, clock):
+    """Of 500,000 of them each scan takes up to a second, most of it under the lock to write."""
+    store = open_store(tmp_path, clock, history_seconds=9000)
+    ada = store.accounts.ensure("ada").id
+    store.deployments.create(
+        Deployment("ada", "d", ada, 1, "tegula/upscale", "1", "cpu", 0, 1, NOON)
+    )
+    first = ask(store, webhook="https://example.com/", deployment="ada/d")
+    clock.turn(1)
+    other = ask(store)
+    app = create_app(store)
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client, planned(store) as plans:
+        store.predictions.share(other.id)
+        claimed = store.queue.claim("worker", [VERSION])
+        store.queue.claim_fetch("worker")
+        store.queue.start(claimed.id, claimed.attempt)
+        made = store.files.keep(ada, "o.png", b"out", prediction_id=claimed.id)
+        store.queue.succeed(claimed.id, claimed.attempt, Report("a\n", (made.id,)))
+        store.queue.rescue()
+        store.queue.expire()
+        store.predictions.ahead_of(other)
+        token = store.accounts.create_token(ada, "t")[1]
+        headers = {"authorization": f"Bearer {token}"}
+        for path in (
+            "metrics", "readyz", "v1/models/tegula/upscale", "v1/models/tegula/upscale/examples",
+            "v1/predictions", "v1/files", "v1/webhooks/deliveries", "v1/web/history",
+            "v1/web/history?status=failed&model=a/b", "v1/web/history?removed=1",
+            f"v1/predictions/{first.id}",
+        ):  # fmt: skip
+            assert client.get(f"/{path}", headers=headers).status_code == 200, path
+        store.webhooks.next_due()
+        for message in store.webhooks.due(9, timedelta(), ["example.org"]):
+            store.webhooks.finish_attempt(message.id, Outcome("delivered", clock()))
+        store.predictions.last_events([first.id])
+        store.predictions.events(first.id)
+        RunTimeEstimates(store.usage).get("tegula/upscale")
+        clock.turn(10_000)
+        swept = Sweeper(store).sweep()
+    assert swept.predictions == 2  # the data of the first, and then itself
+    assert len(plans) > 60
+    for statement, steps in plans:
+        assert not [step for step in steps if re.match(f"SCAN ({MANY})", step)], (statement, steps)
+        # Nearly all have none, which SQLite takes for a rare find.
+        shared = [step for step in steps if "share_token=?" in step]
+        assert not shared or "share_token IS NULL" not in statement, (statement, steps)
+        # Of those that are not finished there are few.
+        if re.search(f"FROM ({MANY})", statement) and "status IN" not in statement:
+            sorting = "USE TEMP B-TREE FOR ORDER BY" in steps
+            assert not sorting or "predictions.status = " in statement, (statement, steps)
+    store.close()
+
+
+def test_totals_stay_though_predictions_are_removed_for_good(store, clock, run):
+    object.__setattr__(store.settings, "history_seconds", 100)
+    object.__setattr__(store.settings, "retention_seconds", 0)
+    settings = ({"webhook": "https://example.com/"}, {}, {}, {"model": "a/b"})
+    kept, shared, *_ = asked = [(ask(store, **given), clock.turn(0.1))[0] for given in settings]
+    store.predictions.share(shared.id)
+    for made in asked:
+        name, attempt = run()
+        assert name == made.id
+        store.queue.report(name, attempt, Report("line\n"))
+        clock.turn(2)
+        store.queue.succeed(name, attempt)
+    waiting = ask(store, model="a/b")
+    sweep = Sweeper(store).sweep
+
+    def totals():
+        counts = store.predictions.run_counts(["a/b", "tegula/upscale", "c/d"])
+        return counts, store.usage.totals(), store.usage.mean_seconds()
+
+    before = totals()
+    assert before == (
+        {"tegula/upscale": 3, "a/b": 2}, (4, 8.0), {"tegula/upscale": 2.0, "a/b": 2.0}
+    )  # fmt: skip
+    assert sweep().predictions == 0
+    clock.turn(101)
+    assert sweep().predictions == 2  # a webhook of the first is still to be sent
+    for message in store.webhooks.due(9, timedelta()):
+        store.webhooks.finish_attempt(message.id, Outcome("delivered", clock()))
+    assert sweep().predictions == 1
+    assert {one.id for one in store.predictions.page(None).items} == {shared.id, waiting.id}
+    assert store.webhooks.messages(kept.id) == ()
+    with store.database.read() as session:
+        assert len(session.scalars(select(ModelTotal)).all()) == 2
+    assert totals() == before
 
 
 def test_a_database_is_opened_again_with_what_was_in_it(store, tmp_path, database_url):

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, and_, bindparam, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    delete,
+    distinct,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from tegula.errors import ConflictError, NotFoundError
@@ -18,6 +28,7 @@ from tegula.server.tables import (
     Account,
     Base,
     Deployment,
+    ModelTotal,
     Token,
     UsageRecord,
     UserModel,
@@ -161,17 +172,37 @@ class Usage:
 
     def mean_seconds(self) -> Mapping[str, float]:
         """Return how long a prediction of each model ran, on average."""
-        mean = func.avg(UsageRecord.predict_seconds)
-        query = select(UsageRecord.model, mean).group_by(UsageRecord.model)
+        ran = func.sum(ModelTotal.ran)
+        query = select(ModelTotal.model, func.sum(ModelTotal.seconds) / ran)
         with self.database.read() as session:
-            return dict(session.execute(query).all())
+            return dict(session.execute(query.group_by(ModelTotal.model).having(ran > 0)).all())
 
     def totals(self) -> tuple[int, float]:
         """Return how many predictions ran, and for how many seconds together."""
-        seconds = func.coalesce(func.sum(UsageRecord.predict_seconds), 0.0)
+        query = select(func.sum(ModelTotal.ran), func.sum(ModelTotal.seconds))
         with self.database.read() as session:
-            count, total = session.execute(select(func.count(), seconds)).one()
-        return count, float(total)
+            count, total = session.execute(query).one()
+        return int(count or 0), float(total or 0.0)
+
+    def add_up(self) -> None:
+        """Make one row of all the totals of each model, if there are more."""
+        rows, models = func.count(), func.count(distinct(ModelTotal.model))
+        with self.database.read() as session:
+            many = session.execute(select(rows > models).select_from(ModelTotal)).scalar()
+        if not many:
+            return
+        with self.database.write(alone=True) as session:
+            sums: dict[str, ModelTotal] = {}
+            columns = ModelTotal.model, ModelTotal.created, ModelTotal.ran, ModelTotal.seconds
+            # What others add meanwhile is not seen here, and stays.
+            for model, created, ran, seconds in session.execute(
+                delete(ModelTotal).returning(*columns)
+            ):
+                total = sums.setdefault(model, ModelTotal(model, created=0, ran=0, seconds=0.0))
+                total.created += created
+                total.ran += ran
+                total.seconds += seconds
+            session.add_all(sums.values())
 
 
 VersionedModel = tuple[UserModel, tuple[UserVersion, ...]]

@@ -9,18 +9,19 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 
-from sqlalchemy import delete, exists, or_, select
+from sqlalchemy import ColumnElement, Select, delete, exists, func, select
+from sqlalchemy.orm import Session
 
 from tegula.errors import FetchError
 from tegula.server.fetch import Answer, Fetcher
 from tegula.server.log import log_context
-from tegula.server.predictions import forget
+from tegula.server.predictions import delete_rows, forget
 from tegula.server.store import Store
 from tegula.server.tables import FileRecord, IdempotencyKey, Prediction, WebhookMessage
 from tegula.server.webhooks import JITTER, outcome, signed_headers
@@ -32,6 +33,8 @@ MESSAGES_FOR = timedelta(days=7)
 UNUSED_BLOBS_FOR = timedelta(hours=1)
 _BATCH = 100
 """Rows that are removed in one transaction."""
+_MOST_NAMES = 500
+"""Names in one query; databases have limits."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,9 @@ class Swept:
 
 
 class Sweeper:
-    """Removes, every now and then: data of old predictions, expired files, unreferenced bytes.
+    """Removes, every now and then: old predictions or their data, expired files, unused bytes.
 
-    A shared prediction keeps its data. Bytes stay for ``unused_for`` after they were last
+    A shared prediction stays, with its data. Bytes stay for ``unused_for`` after they were last
     put, so that a file that is just being stored never loses them. Removals go in batches, of
     which each takes the lock to write once: requests wait for that lock, too.
     """
@@ -72,38 +75,54 @@ class Sweeper:
 
     def sweep(self) -> Swept:
         """Remove what is due now."""
-        predictions = self._forget_predictions() if self._store.settings.retention_seconds else 0
+        predictions = self._forget_predictions() + self._delete_predictions()
         files = self._delete_files()
         self._delete_records()
+        self._store.usage.add_up()
         self._clean_spool()
-        self._store.tiles.clean()
+        self._store.tiles.clean(self._used)
         return Swept(predictions, files, self._remove_blobs())
 
     def _forget_predictions(self) -> int:
-        age = timedelta(seconds=self._store.settings.retention_seconds)
+        kept = Prediction.data_removed.is_(False)
+        return self._remove(self._store.settings.retention_seconds, kept, forget)
+
+    def _delete_predictions(self) -> int:
+        """Remove old predictions for good, but those of which a webhook is still to be sent."""
+        unsent = exists().where(
+            WebhookMessage.prediction_id == Prediction.id, WebhookMessage.state == "pending"
+        )
+        return self._remove(self._store.settings.history_seconds, ~unsent, delete_rows)
+
+    def _remove(
+        self,
+        seconds: int,
+        where: ColumnElement[bool],
+        remove: Callable[[Session, Collection[str]], None],
+    ) -> int:
+        """Remove something of all private predictions that ended so long ago; 0 is never."""
+        if not seconds:
+            return 0
         query = (
             select(Prediction.id)
-            .where(Prediction.completed_at <= self._store.clock() - age)
-            .where(Prediction.data_removed.is_(False), Prediction.share_token.is_(None))
+            .where(Prediction.completed_at <= self._store.clock() - timedelta(seconds=seconds))
+            .where(_PRIVATE, where)
             .limit(_BATCH)
         )
-        forgotten = 0
+        removed = 0
         while not self._stopped.is_set():
+            # Most of the time there is nothing, which reading alone tells.
+            with self._store.database.read() as session:
+                if session.scalar(query.limit(1)) is None:
+                    break
             with self._store.database.write() as session:
-                ids = session.scalars(query).all()
-                if ids:
-                    forget(session, ids)
-            forgotten += len(ids)
-            if len(ids) < _BATCH:
-                break
-        return forgotten
+                if ids := session.scalars(query).all():
+                    remove(session, ids)
+            removed += len(ids)
+        return removed
 
     def _delete_files(self) -> int:
-        """Delete expired files, and those that a worker stored after the data was removed."""
-        of_nothing = exists().where(
-            Prediction.id == FileRecord.prediction_id, Prediction.data_removed.is_(True)
-        )
-        due = or_(FileRecord.expires_at <= self._store.clock(), of_nothing)
+        due = FileRecord.expires_at <= self._store.clock()
         with self._store.database.write() as session:
             return len(
                 session.scalars(delete(FileRecord).where(due).returning(FileRecord.id)).all()
@@ -133,21 +152,28 @@ class Sweeper:
         For nearly all blobs there is a file, which a read tells. The others are looked at again
         with the lock to write, since a new file with the same bytes may have come meanwhile.
         """
-        blobs, database, removed = self._store.blobs, self._store.database, 0
+        blobs, removed = self._store.blobs, 0
         blobs.clean(self._unused_s)
         found = blobs.names(self._unused_s)
-        while names := list(islice(found, _BATCH)):
-            used = select(FileRecord.sha256).where(FileRecord.sha256.in_(names))
-            with database.read() as session:
-                unused = set(names).difference(session.scalars(used))
-            if not unused:
-                continue
-            with database.write() as session:
-                for name in sorted(unused.difference(session.scalars(used))):
-                    if blobs.age(name) >= self._unused_s:
-                        blobs.remove(name)
-                        removed += 1
+        while names := list(islice(found, _MOST_NAMES)):
+            unused = sorted(set(names) - self._used(names))
+            for start in range(0, len(unused), _BATCH):
+                batch = unused[start : start + _BATCH]
+                with self._store.database.write() as session:
+                    for name in sorted(set(batch).difference(session.scalars(_rows_of(batch)))):
+                        if blobs.age(name) >= self._unused_s:
+                            blobs.remove(name)
+                            removed += 1
         return removed
+
+    def _used(self, names: Collection[str]) -> set[str]:
+        """Return those of some hashes that a file has."""
+        used: set[str] = set()
+        rest = iter(names)
+        while some := list(islice(rest, _MOST_NAMES)):
+            with self._store.database.read() as session:
+                used.update(session.scalars(_rows_of(some)))
+        return used
 
     def _run(self) -> None:
         while not self._stopped.wait(self._every):
@@ -155,6 +181,14 @@ class Sweeper:
                 self.sweep()
             except Exception:  # noqa: PERF203
                 log.exception("A sweep failed; trying again later.")
+
+
+# Not "is None": SQLite would look for that in the unique index, where nearly all rows have it.
+_PRIVATE = func.coalesce(Prediction.share_token, "") == ""
+
+
+def _rows_of(names: Collection[str]) -> Select[str]:
+    return select(FileRecord.sha256).where(FileRecord.sha256.in_(names))
 
 
 _MESSAGE_BATCH = 32

@@ -186,12 +186,14 @@ class Blobs:
 
     def names(self, seconds: float = 0.0) -> Iterator[str]:
         """Yield the hash of every blob that was last put at least this long ago."""
+        newest = time.time() - seconds
         for folder in self.folder.glob("??"):
             # Folders and files may vanish while they are listed: others tidy up too.
-            with contextlib.suppress(OSError):
-                for path in folder.iterdir():
-                    if self.age(path.name) >= seconds:
-                        yield path.name
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        if entry.stat().st_mtime <= newest or seconds == 0.0:
+                            yield entry.name
 
     def age(self, sha256: str) -> float:
         """Return the seconds since a blob was last put, or -1 if it is gone."""

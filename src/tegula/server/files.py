@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
 
 from tegula.errors import InputError, NotFoundError
 from tegula.images.formats import START, may_be_read, not_readable
@@ -165,6 +166,8 @@ class Files:
             expires_at=None if lifetime is None else now + lifetime,
         )
         with self.database.write() as session:
+            if prediction_id is not None and _has_no_data(session, prediction_id):
+                file.expires_at = now  # a late worker made it; the next sweep removes it
             session.add(file)
         return file
 
@@ -300,6 +303,12 @@ class Files:
         if file.expires_at is not None and file.expires_at <= self.clock():
             raise NotFoundError("There is no such file.")
         return file
+
+
+def _has_no_data(session: Session, prediction_id: str) -> bool:
+    """Whether the data of a prediction has been removed; nobody removes it until the commit."""
+    removed = select(Prediction.data_removed).where(Prediction.id == prediction_id)
+    return session.scalar(removed.with_for_update(read=True)) is not False
 
 
 def _chunks(source: bytes | BinaryIO | Iterable[bytes]) -> Iterable[bytes]:

@@ -11,7 +11,15 @@ from typing import Any
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from tegula.server.tables import Event, FileRecord, Prediction, State, UsageRecord, file_ids
+from tegula.server.tables import (
+    Event,
+    FileRecord,
+    ModelTotal,
+    Prediction,
+    State,
+    UsageRecord,
+    file_ids,
+)
 from tegula.server.webhooks import Webhooks
 
 
@@ -119,6 +127,8 @@ class Lifecycle:
                     completed_at=end,
                 )
             )
+            seconds = prediction.predict_seconds
+            session.add(ModelTotal(prediction.model, ran=1, seconds=seconds))
         add_event(session, prediction, "done", prediction.status.value, now)
         self.webhooks.enqueue(session, prediction, "completed", now)
 

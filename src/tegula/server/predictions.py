@@ -21,8 +21,10 @@ from tegula.server.tables import (
     Event,
     FileRecord,
     IdempotencyKey,
+    ModelTotal,
     Prediction,
     State,
+    WebhookMessage,
     file_ids,
 )
 
@@ -122,7 +124,7 @@ class Predictions:
         self._check_room(_read_waiting(session), new.estimated_seconds)
         now = self.clock()
         prediction = Prediction(id=new_id(now), created_at=now, **vars(new))
-        session.add(prediction)
+        session.add_all((prediction, ModelTotal(new.model, created=1)))
         session.flush()  # before the rows that refer to it
         if kept := list(file_ids(prediction.input)):
             # From now on the files inside the input live and die with the prediction.
@@ -302,13 +304,11 @@ class Predictions:
 
     def run_counts(self, models: Collection[str]) -> Mapping[str, int]:
         """Return how many predictions were created of each of these models; 0 is left out."""
-        query = (
-            select(Prediction.model, func.count())
-            .where(Prediction.model.in_(models))
-            .group_by(Prediction.model)
-        )
+        created = func.sum(ModelTotal.created)
+        query = select(ModelTotal.model, created).where(ModelTotal.model.in_(models))
+        query = query.group_by(ModelTotal.model).having(created > 0)
         with self.database.read() as session:
-            return dict(session.execute(query).all())
+            return {model: int(count) for model, count in session.execute(query)}
 
     def ahead_of(self, prediction: Prediction) -> Waiting:
         """Return the unfinished work created before a prediction; of what runs, the rest."""
@@ -342,6 +342,13 @@ def forget(session: Session, prediction_ids: Collection[str]) -> None:
     session.execute(update(Prediction).where(Prediction.id.in_(prediction_ids)).values(removed))
     for owned in (Event, FileRecord):
         session.execute(delete(owned).where(owned.prediction_id.in_(prediction_ids)))
+
+
+def delete_rows(session: Session, prediction_ids: Collection[str]) -> None:
+    """Remove predictions for good, with all that is known of them but their usage."""
+    for owned in (Event, FileRecord, IdempotencyKey, WebhookMessage):
+        session.execute(delete(owned).where(owned.prediction_id.in_(prediction_ids)))
+    session.execute(delete(Prediction).where(Prediction.id.in_(prediction_ids)))
 
 
 def _owned(prediction: Prediction | None, account_id: str | None) -> Prediction:

@@ -149,6 +149,11 @@ class ServerSettings(BaseSettings):
         default=3600,
         description="How long a finished prediction keeps its data; 0 keeps it for good.",
     )
+    history_seconds: Count = Field(
+        default=0,
+        description="How long a finished prediction is listed, with or without its data, before it "
+        "is removed for good; shared ones stay, and 0 keeps all.",
+    )
     upload_seconds: Count = Field(
         default=86_400, description="How long an uploaded file is kept; 0 keeps it for good."
     )

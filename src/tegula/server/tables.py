@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Annotated, Any
 
 import sqlalchemy as sa
-from sqlalchemy import JSON, ForeignKey, Index, String
+from sqlalchemy import JSON, ColumnElement, ForeignKey, Index, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -212,7 +212,6 @@ class Prediction(Base):
     __tablename__ = "predictions"
     __table_args__ = (
         Index(None, "account_id", "created_at", "id"),
-        Index(None, "model", "created_at"),
         Index(None, "status", "created_at"),
         Index(None, "completed_at"),
     )
@@ -248,6 +247,38 @@ class Prediction(Base):
     fetch_host: Mapped[Name | None] = mapped_column(default=None)
 
 
+def _index_of_some(name: str, where: ColumnElement[bool], *columns: Any) -> Index:
+    """Make an index of those rows alone that a statement with the same condition looks for."""
+    return Index(name, *columns, sqlite_where=where, postgresql_where=where)
+
+
+# Past predictions are many, and few of them are looked for otherwise than by id or account.
+_index_of_some(
+    "ix_predictions_kept_completed_at",
+    Prediction.data_removed.is_(False),
+    Prediction.completed_at,
+)
+_index_of_some(
+    "ix_predictions_kept_account_id",
+    Prediction.data_removed.is_(False),
+    Prediction.account_id,
+    Prediction.created_at,
+    Prediction.id,
+)
+_index_of_some(
+    "ix_predictions_shared_model",
+    Prediction.share_token.is_not(None),
+    Prediction.model,
+    Prediction.created_at,
+    Prediction.id,
+)
+_index_of_some(
+    "ix_predictions_claimed_deployment",
+    Prediction.lease_until.is_not(None),
+    Prediction.deployment,
+)
+
+
 class Event(Base):
     """One thing that happened to a prediction; ``seq`` grows over all predictions.
 
@@ -271,7 +302,7 @@ class IdempotencyKey(Base):
     """A key that a client sent with a create, and the prediction that the create made."""
 
     __tablename__ = "idempotency_keys"
-    __table_args__ = (Index(None, "created_at"),)
+    __table_args__ = (Index(None, "created_at"), Index(None, "prediction_id"))
 
     account_id: Mapped[Id] = mapped_column(primary_key=True)
     key: Mapped[Name] = mapped_column(primary_key=True)
@@ -290,7 +321,6 @@ class FileRecord(Base):
 
     __tablename__ = "files"
     __table_args__ = (
-        Index(None, "account_id", "created_at", "id"),
         Index(None, "sha256"),
         Index(None, "prediction_id"),
         Index(None, "expires_at"),
@@ -309,6 +339,15 @@ class FileRecord(Base):
     expires_at: Mapped[datetime | None] = mapped_column(default=None)
 
 
+_index_of_some(
+    "ix_files_uploaded_account_id",
+    FileRecord.prediction_id.is_(None),
+    FileRecord.account_id,
+    FileRecord.created_at,
+    FileRecord.id,
+)
+
+
 class WebhookMessage(Base):
     """One webhook to send; ``id`` stays the same over all attempts.
 
@@ -322,6 +361,8 @@ class WebhookMessage(Base):
     __table_args__ = (
         Index(None, "state", "next_at"),
         Index(None, "prediction_id", "event", "next_at"),
+        Index(None, "account_id", "created_at", "id"),
+        Index(None, "finished_at"),
     )
 
     id: Mapped[Id] = mapped_column(primary_key=True)
@@ -423,3 +464,22 @@ class UsageRecord(Base):
     model: Mapped[Name]
     predict_seconds: Mapped[float]
     completed_at: Mapped[datetime]
+
+
+class ModelTotal(Base):
+    """A part of what all predictions of a model come to, which is the sum over its rows.
+
+    Every change adds a row, since those who wrote to one and the same would wait for each other;
+    the sweep makes one row of many. The sums stay when predictions are removed for good.
+
+    created: predictions that were accepted.
+    ran, seconds: those that ran and ended, and for how long.
+    """
+
+    __tablename__ = "model_totals"
+
+    id: Mapped[int] = mapped_column(_COUNTER, primary_key=True, autoincrement=True, init=False)
+    model: Mapped[Name]
+    created: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    ran: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    seconds: Mapped[float] = mapped_column(default=0.0)

@@ -16,6 +16,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
@@ -88,12 +89,16 @@ class Tiles:
         self._build(file, path, "draw_thumbnail")
         return path
 
-    def clean(self) -> None:
-        """Remove what belongs to no file any more, or has not been looked at for long."""
-        for path in self._folder.glob("??/*"):
+    def clean(self, used: Callable[[Collection[str]], Collection[str]]) -> None:
+        """Remove what belongs to no file any more, or has not been looked at for long.
+
+        ``used`` returns those of some hashes that are of files.
+        """
+        found = {path.name: path for path in self._folder.glob("??/*")}
+        kept = used(found)
+        for name, path in found.items():
             with contextlib.suppress(OSError):
-                gone = self._blobs.age(path.name) < 0
-                if gone or time.time() - path.stat().st_mtime > _KEPT_S:
+                if name not in kept or time.time() - path.stat().st_mtime > _KEPT_S:
                     shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
