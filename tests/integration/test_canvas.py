@@ -187,7 +187,7 @@ class Tight(torch.Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func.__name__ in ("mul", "__mul__"):
             Tight.products += 1
-            if Tight.products == 2:
+            if Tight.products == 1:
                 raise torch.OutOfMemoryError("CUDA out of memory")
         return super().__torch_function__(func, types, args, kwargs or {})
 

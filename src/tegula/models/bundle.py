@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tegula.models.device import constant
 from tegula.models.prompt import PromptStyle
 from tegula.options import PresetValues
 
@@ -55,6 +56,13 @@ class ControlScale:
 
     scale: float
     guess_mode: bool = False
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return the scale as a tensor without dimensions.
+
+        A number would be part of a compiled network, which is compiled anew for another.
+        """
+        return self.scale if isinstance(self.scale, Tensor) else constant(self.scale, device)
 
 
 @dataclass(frozen=True)

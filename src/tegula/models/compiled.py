@@ -31,6 +31,7 @@ from tegula.models.bundle import (
     WindowBatch,
 )
 from tegula.models.device import (
+    constant,
     fastest_layout,
     free_memory,
     lay_out,
@@ -135,7 +136,7 @@ class CompiledDenoiser:
         kind, scale = ControlKind.of(batch), batch.control_scale
         if kind not in self._compiled:
             self._compiled[kind] = _compile(Evaluation(self._plain, kind))
-        number = torch.tensor(0.0 if scale is None else scale.scale, device=batch.latents.device)
+        number = constant(0.0 if scale is None else scale.scale, batch.latents.device)
         try:
             return self._compiled[kind](
                 batch.latents, batch.timestep, batch.text, batch.control, number

@@ -13,10 +13,11 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tegula.errors import OptionError, PathError
 from tegula.folders import cache_folder, write_atomically
@@ -142,6 +143,16 @@ def home_of(size: int, device: torch.device) -> torch.device:
     """
     free = free_memory(device)
     return device if free is None or size <= free * KEPT_SHARE else torch.device("cpu")
+
+
+@lru_cache(maxsize=64)
+def constant(numbers: float | tuple[float, ...], device: torch.device) -> Tensor:
+    """Return numbers as float32 on a device, where they stay for the next time; not to be changed.
+
+    A copy from the host waits until the device has done everything that came before.
+    """
+    with torch.inference_mode(mode=False):  # training takes some of them too
+        return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
 # Threads and memory layout on a processor.

@@ -75,19 +75,22 @@ def first_finite(attempts: Iterable[Callable[[], Sequence[Tensor]]], refusal: st
     """
     for attempt in attempts:
         results = [result.float() for result in attempt()]
-        if all(is_finite(result) for result in results):
+        if is_finite(*results):
             return results
     raise NumericalError(refusal)
 
 
-def is_finite(values: Tensor, dtype: torch.dtype | None = None) -> bool:
+def is_finite(*tensors: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Tell whether there is no NaN and no infinity, without a copy of the values.
 
+    It waits for the device once, however many tensors there are.
+
     Args:
-        values: of any shape.
+        tensors: of any shapes.
         dtype: a precision in which they must be finite, too.
     """
-    if not values.numel():
+    ends = [torch.stack(torch.aminmax(values)) for values in tensors if values.numel()]
+    if not ends:
         return True
-    ends = torch.stack(torch.aminmax(values))  # rounding keeps them the ends
-    return bool(torch.isfinite(ends if dtype is None else ends.to(dtype)).all())
+    both = torch.cat(ends)  # rounding keeps them the ends
+    return bool(torch.isfinite(both if dtype is None else both.to(dtype)).all())

@@ -138,9 +138,11 @@ class StaticDenoiser:
         halves = 2 if batch.controlled.start else 1
         windows = len(batch.latents) // halves
         runs = static_runs(windows, [n // halves for n in sizes if n % halves == 0] or [1])
+        device = batch.latents.device
         predictions: list[list[Tensor]] = [[] for _ in range(halves)]
         for run in runs:
-            picked = torch.arange(run.first, run.first + run.size).clamp_max(windows - 1)
+            picked = torch.arange(run.first, run.first + run.size, device=device)
+            picked = picked.clamp_max(windows - 1)
             rows = torch.cat([picked + half * windows for half in range(halves)])
             result = self._denoiser(_select(batch, rows, halves))
             for half, prediction in zip(predictions, result.chunk(halves), strict=True):
@@ -178,7 +180,6 @@ def _smaller_sizes(sizes: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def _select(batch: WindowBatch, rows: Tensor, halves: int) -> WindowBatch:
-    rows = rows.to(batch.latents.device)
     return WindowBatch(
         batch.latents[rows],
         batch.timestep[rows],

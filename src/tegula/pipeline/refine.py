@@ -23,7 +23,6 @@ from tegula.pipeline.sampler import (
     BatchSize,
     CanvasSampler,
     Conditioning,
-    SafeDenoiser,
     Watch,
     crop_control,
     embed_windows,
@@ -116,7 +115,6 @@ class Diffusion:
         self._encoded = _ENCODING * job.coding
         self._sampled_at = 1.0 - job.coding + self._encoded
         self._prompts = encode_prompts(bundle, job.options)
-        self._denoiser = SafeDenoiser(bundle.denoiser, bundle.dtype)
         self._batch = BatchSize.of(bundle, job.options)
 
     def schedule(self, denoise_strength: float) -> NoiseSchedule:
@@ -197,11 +195,13 @@ class Diffusion:
                 for piece in pieces
             ]
             mask = MaskSchedule(initial, noise, torch.cat(first).to(bundle.device))
-        windows = [window for piece in pieces for window in piece.windows(factor)]
+        places = places_of(pieces, factor, options.placed_regions, bundle.device)
+        control = embed_windows(bundle, self.control, places.windows, self._batch)
         sampler = CanvasSampler(
-            self._denoiser,
-            places_of(pieces, factor, options.placed_regions, bundle.device),
-            Conditioning(*self._prompts, embed_windows(bundle, self.control, windows, self._batch)),
+            bundle.denoiser,
+            bundle.dtype,
+            places,
+            Conditioning(*self._prompts, control),
             Guidance.of(options),
             self._batch,
             options.feature_reuse,

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import partial
+from itertools import groupby, takewhile
+from operator import itemgetter
 from typing import TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,11 +35,15 @@ from tegula.options import ResolvedOptions
 from tegula.pipeline.schedulers import Generators, NoiseSchedule
 from tegula.pipeline.steps import Guidance, MaskSchedule, Step, plan_steps
 from tegula.pipeline.windows import Piece, Window, balanced_batch, prompt_shares
-from tegula.progress import StageProgress
+from tegula.progress import Cancel, StageProgress
 from tegula.regions import PlacedRegion
 
 T = TypeVar("T")
-Index = tuple[slice, slice, slice, slice]
+Index = tuple[slice | Tensor, ...]
+Chosen = slice | Tensor
+"""Picks rows of tensors on the device."""
+Report = Callable[[int], object]
+"""Is given how many windows were evaluated."""
 Watch = Callable[[Tensor], object]
 """Shown, while steps are still to come, what the clean latents look like by now."""
 
@@ -85,7 +92,7 @@ class Conditioning:
     """What every evaluation is given beside the noisy latents.
 
     text: [prompts, tokens, width]; negative_text: [1, tokens, width].
-    control: embedded control windows, as the places number them.
+    control: embedded control windows, in the order of ``Places.windows``.
     """
 
     text: Tensor
@@ -144,116 +151,155 @@ def crop_control(control: ControlImage, window: Window) -> ControlImage:
 
 
 @dataclass(frozen=True)
-class Place:
-    """One window of one canvas of a stack, under one prompt.
+class Places:
+    """The windows of a stack of canvases, once for each prompt that has a share there.
 
-    index: cuts the window out of latents [canvases, channels, height, width].
-    weights: [height, width] on the device; those of all places of a canvas sum to one.
-    control, prompt: rows of ``Conditioning.control`` and ``Conditioning.text``.
+    They lie on the device from the start, since a copy from the host in the middle of a step
+    would wait until the device has done everything before it.
+
+    windows: in pixels, each once, in the order in which their control image is embedded.
+    canvases, tops, lefts: int64 [n], where in latents [canvases, channels, height, width].
+    weights: [n, 1, height, width]; those of all places of a canvas sum to one.
+    prompts: int64 [n], rows of ``Conditioning.text``.
+    control: rows of ``Conditioning.control``; None where every window has one place.
+    layers: by place, ascending; no two windows of one layer overlap.
     """
 
-    index: Index
+    windows: Sequence[Window]
+    canvases: Tensor
+    tops: Tensor
+    lefts: Tensor
     weights: Tensor
-    control: int
-    prompt: int = 0
+    prompts: Tensor
+    control: Tensor | None
+    layers: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def cut(self, latents: Tensor, chosen: Chosen) -> Tensor:
+        """Return the windows of latents at some places, [n, channels, height, width]."""
+        return self._spread(latents)[self._index(chosen)]
+
+    def add(self, latents: Tensor, parts: Tensor, chosen: Chosen) -> None:
+        """Add parts [n, channels, height, width] to latents at places of one layer.
+
+        Where windows overlap only one of them would be added. torch could add all of them at
+        once, but on a GPU it would wait for the device to check the index, or add in an order
+        that differs from run to run.
+        """
+        self._spread(latents)[self._index(chosen)] += parts
+
+    def _index(self, chosen: Chosen) -> Index:
+        return self.canvases[chosen], slice(None), self.tops[chosen], self.lefts[chosen]
+
+    def _spread(self, latents: Tensor) -> Tensor:
+        """Return a view with every window: [canvases, channels, tops, lefts, height, width]."""
+        height, width = self.weights.shape[-2:]
+        return latents.unfold(2, height, 1).unfold(3, width, 1)
 
 
 def places_of(
     pieces: Sequence[Piece], factor: int, regions: Sequence[PlacedRegion], device: torch.device
-) -> list[Place]:
+) -> Places:
     """Return the windows of a stack of canvases, once for each prompt that has a share there.
 
     Args:
-        pieces: one for each canvas of the stack.
+        pieces: of one size, one for each canvas of the stack.
         factor: image pixels per latent pixel.
         regions: with prompts of their own.
-        device: where the weights will be.
+        device: where the latents will be.
     """
-    places, control = [], 0
+    found = []
     for canvas, piece in enumerate(pieces):
-        pixels = piece.windows(factor)
+        pixels, layers = piece.windows(factor), piece.grid.layers
         for number, window in enumerate(piece.grid.windows):
-            index = slice(canvas, canvas + 1), slice(None), *window.index[1:]
             weights = piece.grid.weights(number)
-            places += [
-                Place(index, torch.from_numpy(weights * share).to(device), control, prompt)
+            found += [
+                (prompt, layers[number], canvas, window, pixels[number], weights * share)
                 for prompt, share in enumerate(prompt_shares(regions, pixels[number], factor))
                 if share.any()
             ]
-            control += 1
-    return places
+    # Batches of neighbours in this order are of few layers, so they are added in few steps.
+    found.sort(key=itemgetter(0, 1))
+    prompts, layers_of, canvases, windows, pixels_of, weights_of = zip(*found, strict=True)
+    rows = {
+        key: row for row, key in enumerate(dict.fromkeys(zip(canvases, pixels_of, strict=True)))
+    }
+    control = [rows[key] for key in zip(canvases, pixels_of, strict=True)]
+    numbers = {
+        pair: n for n, pair in enumerate(dict.fromkeys(zip(prompts, layers_of, strict=True)))
+    }
+
+    def laid_out(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, device=device)
+
+    return Places(
+        [pixels for _, pixels in rows],
+        laid_out(canvases),
+        laid_out([window.y for window in windows]),
+        laid_out([window.x for window in windows]),
+        torch.from_numpy(np.stack(weights_of)[:, None]).to(device),
+        laid_out(prompts),
+        None if len(rows) == len(found) else laid_out(control),
+        [numbers[pair] for pair in zip(prompts, layers_of, strict=True)],
+    )
 
 
-class SafeDenoiser:
-    """A denoiser that answers in finite fp32 numbers or raises.
+@dataclass(frozen=True)
+class _Due:
+    """Places that are evaluated at a step.
 
-    Raises:
-        NumericalError: NaN or infinity in fp32 too.
+    numbers: ascending. index: the same on the device; None where it is all of them.
     """
 
-    def __init__(self, denoiser: Denoiser, dtype: torch.dtype) -> None:
-        self._denoiser = denoiser
-        self._dtype = dtype
+    numbers: Sequence[int]
+    index: Tensor | None = None
 
-    @property
-    def splits(self) -> bool:
-        """Tell whether ``ahead`` can be called."""
-        return isinstance(self._denoiser, SplitDenoiser)
+    def __len__(self) -> int:
+        return len(self.numbers)
 
-    def __call__(self, batch: WindowBatch) -> Tensor:
-        """Return the prediction for a batch, fp32, shaped like its latents."""
-        return self._finite(lambda denoiser: [denoiser(batch)])[0]
-
-    def ahead(self, batch: WindowBatch, steps: Sequence[tuple[Tensor, slice]]) -> Sequence[Tensor]:
-        """Return the predictions at several steps from one run of the encoder.
-
-        Args:
-            batch: at the first of the steps.
-            steps: timestep and the rows of the batch that are wanted there.
-        """
-
-        def run(denoiser: Denoiser) -> list[Tensor]:
-            split = cast("SplitDenoiser", denoiser)
-            features = split.encode(batch)
-            return [
-                split.decode(tuple(part[rows] for part in features), timestep, batch.text[rows])
-                for timestep, rows in steps
-            ]
-
-        return self._finite(run)
-
-    def _finite(self, run: Callable[[Denoiser], list[Tensor]]) -> list[Tensor]:
-        attempts = [lambda: run(self._denoiser)]
-        if self._dtype != torch.float32:
-            attempts.append(lambda: run(self._denoiser.to_dtype(torch.float32)))
-        return first_finite(
-            attempts,
-            "The model returned NaN or infinity even in fp32; its weights are damaged, or a "
-            "LoRA or the guidance scale is far too strong.",
-        )
+    def chosen(self, rows: slice) -> Chosen:
+        """Return what picks some of them out of all places."""
+        return rows if self.index is None else self.index[rows]
 
 
 class CanvasSampler:
     """Denoises latent canvases of any size through windows of one size.
 
-    ``feature_reuse`` is every how many steps a denoiser that has halves runs whole.
+    Nothing within a step waits for the device but one look at whether all of its predictions
+    are finite. Where they are not, the step is evaluated again in fp32.
+
+    Args:
+        denoiser: computes in ``dtype``.
+        dtype: in fp32 nothing is evaluated again.
+        places: the windows, and where they lie.
+        conditioning: what the denoiser is given beside them.
+        guidance: how it is steered.
+        batch: how many windows it is given at once.
+        feature_reuse: every how many steps a denoiser that has halves runs whole.
     """
 
     def __init__(
         self,
-        denoiser: SafeDenoiser,
-        places: Sequence[Place],
+        denoiser: Denoiser,
+        dtype: torch.dtype,
+        places: Places,
         conditioning: Conditioning,
         guidance: Guidance,
         batch: BatchSize,
         feature_reuse: int = 1,
     ) -> None:
         self._denoiser = denoiser
+        self._dtype = dtype
         self._places = places
-        self._conditioning = conditioning
+        text, negative = conditioning.text, conditioning.negative_text
+        self._text = text[places.prompts] if len(text) > 1 else text.expand(len(places), -1, -1)
+        self._negative_text = negative.expand(len(places), -1, -1)
+        self._control = conditioning.control
         self._guidance = guidance
         self._batch = batch
-        self._every = feature_reuse if denoiser.splits else 1
+        self._every = feature_reuse if isinstance(denoiser, SplitDenoiser) else 1
 
     def __len__(self) -> int:
         """Return how many windows one step takes."""
@@ -285,28 +331,36 @@ class CanvasSampler:
             NumericalError: the model is not finite even in fp32.
             OutOfMemoryError: a single window does not fit into memory.
         """
-        steps = plan_steps(self._guidance, schedule.timesteps, self._every)
-        due = [len(self._due(step, mask)) for step in steps]
+        steps = plan_steps(self._guidance, schedule.timesteps.to(latents.device), self._every)
+        due = self._due_at(steps, mask, latents.device)
         works = [_work(_span(steps, step)) for step in steps]
-        done, total, worked = 0, sum(due), 0.0
-        whole = sum(count * work for count, work in zip(due, works, strict=True))
+        done, total, worked = 0, sum(map(len, due)), 0.0
+        whole = sum(len(places) * work for places, work in zip(due, works, strict=True))
+
+        def report(number: int, windows: int) -> None:
+            nonlocal done, worked
+            done += windows
+            worked += windows * works[number]
+            progress.on_share(worked / whole)
+            progress.on_unit(done, total)
+
         # By the number of a step, what is known of its prediction: that of a step between two
         # key steps is made in parts, as windows begin to change.
         predictions: dict[int, Tensor] = {}
-        for step in steps:
+        for step, places in zip(steps, due, strict=True):
             scaled = schedule.scale_input(latents, step.number)
-            span = _span(steps, step)
-            for each in span:
-                if each.number not in predictions:
-                    predictions[each.number] = torch.zeros_like(latents)
-            for windows in self._scatter(
-                predictions, scaled, span, self._due(step, mask), progress
-            ):
-                done += windows
-                worked += windows * works[step.number]
-                progress.on_share(worked / whole)
-                progress.on_unit(done, total)
-            prediction = predictions.pop(step.number)
+            if places:
+                span = _span(steps, step)
+                evaluate = partial(self._evaluate, scaled, span, places, progress.cancel)
+                # Windows are counted as they are evaluated first.
+                parts = self._finite(evaluate, partial(report, step.number))
+                for each, part in zip(span, parts, strict=True):
+                    known = predictions.get(each.number)
+                    predictions[each.number] = part if known is None else known.add_(part)
+                del parts
+            prediction = predictions.pop(step.number, None)
+            if prediction is None:
+                prediction = torch.zeros_like(latents)
             if mask is not None:
                 prediction = mask.predict(prediction, step.number, schedule)
             if watch is not None and step is not steps[-1]:
@@ -316,87 +370,123 @@ class CanvasSampler:
                 latents = mask.keep(latents, step.number + 1, schedule)
         return latents
 
-    def _scatter(
+    def _finite(
+        self, evaluate: Callable[[Denoiser, Report], list[Tensor]], report: Report
+    ) -> list[Tensor]:
+        """Evaluate a step, in fp32 where half precision overflowed; the sampler's one wait."""
+        attempts = [lambda: evaluate(self._denoiser, report)]
+        if self._dtype != torch.float32:
+            attempts.append(
+                lambda: evaluate(self._denoiser.to_dtype(torch.float32), lambda _windows: None)
+            )
+        return first_finite(
+            attempts,
+            "The model returned NaN or infinity even in fp32; its weights are damaged, or a "
+            "LoRA or the guidance scale is far too strong.",
+        )
+
+    def _evaluate(
         self,
-        predictions: dict[int, Tensor],
         latents: Tensor,
         span: Sequence[Step],
-        places: Sequence[Place],
-        progress: StageProgress,
-    ) -> Iterator[int]:
-        """Evaluate windows in batches and add their predictions to the canvas of each step.
+        due: _Due,
+        cancel: Cancel,
+        denoiser: Denoiser,
+        report: Report,
+    ) -> list[Tensor]:
+        """Return the predictions of windows at every step of a span, on canvases of zeros.
 
-        Adding needs no memory and happens outside of what is run again when there is too
-        little: a window that was added twice would show in the picture.
-
-        Yields:
-            How many windows were added.
+        Adding happens outside of what is run again when there is too little memory: a window
+        that was added twice would show in the picture. It takes no more than what the
+        evaluation of the batch has just given back.
         """
+        canvases = [torch.zeros_like(latents) for _ in span]
 
-        def weighted(rows: slice) -> list[list[Tensor]]:
-            progress.cancel.check()
-            batch = places[rows]
-            return [
-                [part * place.weights for place, part in zip(batch, parts, strict=True)]
-                for parts in self._predict(latents, span, batch)
+        def weighted(rows: slice) -> list[Tensor]:
+            cancel.check()
+            weights = self._places.weights[due.chosen(rows)]
+            predictions = self._predict(denoiser, latents, span, due, rows)
+            return [prediction * weights for prediction in predictions]
+
+        for rows, by_step in self._batch.run(weighted, len(due)):
+            layers = [self._places.layers[number] for number in due.numbers[rows]]
+            first = 0
+            for _, layer in groupby(layers):
+                part = slice(first, first + len(list(layer)))
+                chosen = due.chosen(slice(rows.start + part.start, rows.start + part.stop))
+                for canvas, prediction in zip(canvases, by_step, strict=True):
+                    self._places.add(canvas, prediction[part], chosen)
+                first = part.stop
+            report(len(layers))
+        return canvases
+
+    def _due_at(
+        self, steps: Sequence[Step], mask: MaskSchedule | None, device: torch.device
+    ) -> list[_Due]:
+        """Return for every step the windows of which nothing is known yet.
+
+        Windows in which nothing may change yet are left out. Between key steps only those are
+        due that begin to change there.
+        """
+        everything = range(len(self))
+        if mask is None:
+            return [_Due(everything if step.key else ()) for step in steps]
+        # Copied to the host here, once for the whole run.
+        firsts = self._places.cut(mask.first, slice(None)).amin((1, 2, 3)).tolist()
+        due = []
+        for step in steps:
+            numbers = [
+                number
+                for number, first in enumerate(firsts)
+                if (first <= step.number if step.key else first == step.number)
             ]
-
-        for rows, by_step in self._batch.run(weighted, len(places)):
-            for step, parts in zip(span, by_step, strict=True):
-                for place, part in zip(places[rows], parts, strict=True):
-                    predictions[step.number][place.index] += part
-            yield rows.stop - rows.start
-
-    def _changing(self, number: int, mask: MaskSchedule | None) -> Sequence[Place]:
-        """Return the windows of which something may change at a step."""
-        if mask is None:
-            return self._places
-        return [place for place in self._places if mask.changes(place.index, number)]
-
-    def _due(self, step: Step, mask: MaskSchedule | None) -> Sequence[Place]:
-        """Return the windows of which nothing is known yet at this step.
-
-        Between key steps these are the ones that begin to change here.
-        """
-        changing = self._changing(step.number, mask)
-        if step.key:
-            return changing
-        if mask is None:
-            return ()
-        return [place for place in changing if not mask.changes(place.index, step.number - 1)]
+            index = None if len(numbers) == len(self) else torch.tensor(numbers, device=device)
+            due.append(_Due(numbers, index))
+        return due
 
     def _predict(
-        self, latents: Tensor, span: Sequence[Step], places: Sequence[Place]
-    ) -> Sequence[Tensor]:
-        """Return the predictions of the windows at every step of a span."""
-        first, count = span[0], len(places)
-        batch = self._window_batch(latents, first, places)
+        self, denoiser: Denoiser, latents: Tensor, span: Sequence[Step], due: _Due, rows: slice
+    ) -> list[Tensor]:
+        """Return the predictions of some of the due windows at every step of a span, fp32."""
+        first, count = span[0], rows.stop - rows.start
+        batch = self._window_batch(latents, first, due, rows)
         if len(span) == 1:
-            predictions: Sequence[Tensor] = [self._denoiser(batch)]
+            predictions = [denoiser(batch)]
         else:
+            halves = cast("SplitDenoiser", denoiser)
+            features = halves.encode(batch)
             everything = slice(0, len(batch.latents))
             positive = slice(everything.stop - count, everything.stop)
             wanted = [(step.timestep, everything if step.guided else positive) for step in span]
-            predictions = self._denoiser.ahead(batch, wanted)
+            predictions = [
+                halves.decode(tuple(part[at] for part in features), timestep, batch.text[at])
+                for timestep, at in wanted
+            ]
         return [
-            self._guidance.combine(prediction) if step.guided else prediction
+            self._guidance.combine(prediction.float()) if step.guided else prediction.float()
             for step, prediction in zip(span, predictions, strict=True)
         ]
 
-    def _window_batch(self, latents: Tensor, step: Step, places: Sequence[Place]) -> WindowBatch:
-        count = len(places)
-        windows = torch.cat([latents[place.index] for place in places])
-        text = self._conditioning.text[[place.prompt for place in places]]
-        embedded = self._conditioning.control[[place.control for place in places]]
-        control = embedded.to(windows.device)
+    def _window_batch(self, latents: Tensor, step: Step, due: _Due, rows: slice) -> WindowBatch:
+        count, chosen = rows.stop - rows.start, due.chosen(rows)
+        windows, text = self._places.cut(latents, chosen), self._text[chosen]
+        control = self._control_of(due, rows, latents.device)
         controlled = slice(0, count)
         if step.guided:
-            negative = self._conditioning.negative_text.expand(count, -1, -1)
             windows, control = windows.repeat(2, 1, 1, 1), control.repeat(2, 1, 1, 1)
-            text = torch.cat([negative, text])
+            text = torch.cat([self._negative_text[:count], text])
             guess = step.control is not None and step.control.guess_mode
             controlled = slice(count if guess else 0, len(windows))
         return WindowBatch(windows, step.timestep, text, control, step.control, controlled)
+
+    def _control_of(self, due: _Due, rows: slice, device: torch.device) -> Tensor:
+        """Return embedded control windows on the device, which waits if they are kept elsewhere."""
+        chosen, control = due.chosen(rows), self._places.control
+        if control is not None:
+            chosen = control[chosen]
+        if isinstance(chosen, Tensor):
+            chosen = chosen.to(self._control.device)
+        return self._control[chosen].to(device)
 
 
 def _span(steps: Sequence[Step], step: Step) -> Sequence[Step]:

@@ -6,7 +6,7 @@ A step is one evaluation of the model at one noise level; a Heun step of a solve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -171,14 +171,6 @@ class MaskSchedule:
     initial: Tensor
     noise: Tensor
     first: Tensor
-    _firsts: dict[object, int] = field(default_factory=dict, repr=False)
-
-    def changes(self, index: tuple[slice, ...], step: int) -> bool:
-        """Tell whether anything in a window may change at a step."""
-        key = tuple((part.start, part.stop) for part in index)
-        if key not in self._firsts:
-            self._firsts[key] = int(self.first[index].min())
-        return self._firsts[key] <= step
 
     def predict(self, prediction: Tensor, step: int, schedule: NoiseSchedule) -> Tensor:
         """Put the exact prediction where nothing may change yet."""

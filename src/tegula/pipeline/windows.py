@@ -79,6 +79,17 @@ class WindowGrid:
     def __len__(self) -> int:
         return len(self.rows) * len(self.columns)
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """A number for each window; windows of the same number do not overlap."""
+        down = _distance_apart(self.rows, self.window_height)
+        across = _distance_apart(self.columns, self.window_width)
+        return tuple(
+            row % down * across + column % across
+            for row in range(len(self.rows))
+            for column in range(len(self.columns))
+        )
+
     def weights(self, index: int) -> Float:
         """Return [window height, window width] of the window with this index."""
         row, column = divmod(index, len(self.columns))
@@ -122,6 +133,15 @@ def spread(length: int, window: int, overlap: int) -> tuple[int, ...]:
     overlap = min(overlap, window - 1)
     count = math.ceil((length - overlap) / (window - overlap))
     return tuple(i * (length - window) // (count - 1) for i in range(count))
+
+
+def _distance_apart(starts: Sequence[int], window: int) -> int:
+    """Return of how many starts one can be taken so that none of their windows overlap."""
+    return next(
+        every
+        for every in range(1, len(starts) + 1)
+        if all(right - left >= window for left, right in zip(starts, starts[every:], strict=False))
+    )
 
 
 def feather(starts: Sequence[int], window: int, length: int) -> Float:

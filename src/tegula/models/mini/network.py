@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tegula.models.bundle import ControlImage, WindowBatch
+from tegula.models.device import constant
 
 # Latents: a block transform of the luma difference to the prescaled picture.
 #
@@ -78,7 +79,6 @@ class BlockAutoencoder:
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         """Take the precision of the latents; the arithmetic itself is float32."""
-        self._deviations = torch.tensor(DEVIATIONS).view(1, CHANNELS, 1, 1)
         self._dtype = dtype
 
     def encode(
@@ -87,7 +87,7 @@ class BlockAutoencoder:
         """Return [n, 16, h/4, w/4]; nothing is drawn, so ``generator`` is not used."""
         del generator
         difference = luma(image.float()) - luma(control.prescaled.float())
-        scaled = to_blocks(difference) / self._deviations.to(image.device)
+        scaled = to_blocks(difference) / _column(DEVIATIONS, image)
         return scaled.to(self._dtype)
 
     def to_dtype(self, dtype: torch.dtype) -> BlockAutoencoder:
@@ -96,7 +96,7 @@ class BlockAutoencoder:
 
     def decode(self, latents: Tensor, control: ControlImage) -> Tensor:
         """Return [n, 3, h, w]: the prescaled picture with its luma changed, not clamped."""
-        difference = from_blocks(latents.float() * self._deviations.to(latents.device))
+        difference = from_blocks(latents.float() * _column(DEVIATIONS, latents))
         return control.prescaled.float() + difference.to(control.prescaled.device)
 
 
@@ -278,7 +278,9 @@ def take_shares(predicted: Tensor, control: Tensor, room: Tensor, gain: float | 
     mean_energy = torch.lerp(_nearby(before.square()), _nearby((before + change).square()), share)
     lost = (mean_energy + _SILENCE) / (_nearby(mixed.square()) + _SILENCE)
     restored = lost.sqrt().clamp(1, 2)
-    restored[:, 0] = 1  # the mean of a block: a tone, and not texture whose crests could differ
+    restored[:, 0].fill_(
+        1
+    )  # the mean of a block: a tone, and not texture whose crests could differ
     return (mixed * restored - before) / scale
 
 
@@ -287,7 +289,7 @@ def _nearby(plane: Tensor) -> Tensor:
 
 
 def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device).view(1, -1, 1, 1)
+    return constant(values, like.device).view(1, -1, 1, 1)
 
 
 _Scale = TypeVar("_Scale", float, Tensor)
@@ -337,7 +339,7 @@ class MiniDenoiser:
         )
         if scale is None:
             return predicted.to(batch.latents.dtype)
-        number = torch.as_tensor(scale.scale, device=weight.device)  # already one where compiled
+        number = scale.on(weight.device)
         taken = predicted.to(batch.latents.dtype) * resemblance_gain(number).clamp(max=1)
         gain = resemblance_gain(weight[rows].float() * number)
         taken[rows] = take_shares(predicted[rows], channels[rows], room[rows], gain).to(taken.dtype)

@@ -171,7 +171,7 @@ class Loras:
         changes = self.changes.get(network, {}).get(name.removeprefix("text_model."), ())
         for change in changes:
             weight = change.apply(weight)
-            if not is_finite(weight, dtype):
+            if not is_finite(weight, dtype=dtype):
                 raise BrokenWeightsError(
                     f"{change.path} with weight {change.weight:g} takes {change.layer} beyond the "
                     f"numbers of {str(dtype).removeprefix('torch.')}; give it a smaller weight or "

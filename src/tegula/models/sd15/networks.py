@@ -171,8 +171,7 @@ class SdDenoiser:
             batch.timestep[rows] if batch.timestep.ndim else batch.timestep,
             encoder_hidden_states=text[rows],
             controlnet_cond=embedded,
-            # A number would be part of a compiled network, which is compiled anew for another.
-            conditioning_scale=torch.as_tensor(batch.control_scale.scale, device=latents.device),
+            conditioning_scale=batch.control_scale.on(latents.device),
             guess_mode=batch.control_scale.guess_mode,
             return_dict=False,
         )
