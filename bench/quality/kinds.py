@@ -47,6 +47,8 @@ FIXED = (
     "tegula-photo@0.65+colours",
     "tegula-photo@0.8+colours",
     "tegula-swift+colours",
+    "realesrgan-x4plus-anime",
+    "tegula-line",
 )
 MEASURES: Mapping[str, tuple[str, int]] = {
     "dists": ("DISTS", -1),
