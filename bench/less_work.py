@@ -24,13 +24,14 @@ from torch import Tensor
 from bench.networks import random_bundle
 from bench.quality.judges import feature_distance, load_judge
 from bench.quality.measures import psnr
-from tegula.images.adjust import flatness
 from tegula.models import BundleSettings
 from tegula.models.bundle import Bundle, ControlImage, Features, SplitDenoiser, WindowBatch
 from tegula.models.costs import Counter
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.load import load_bundle
 from tegula.options import ResolvedOptions, UpscaleOptions, resolve
+from tegula.pipeline.adjust import flatness
+from tegula.pipeline.pictures import on_device, on_host
 from tegula.pipeline.refine import RefineJob, refine_canvas
 
 Picture = NDArray[np.float32]
@@ -123,12 +124,12 @@ def _refined(bundle: Bundle, picture: Picture, case: Mapping[str, Any]) -> tuple
     """Return what a bundle makes of a picture, and the FLOPs of its denoiser."""
     counting = _counting(bundle.denoiser)
     options = _options(bundle, case)
-    strength = None
+    pixels, strength = on_device(picture, bundle.device), None
     if options.flat_skip:
-        strength = 1 - np.float32(options.flat_skip) * flatness(picture)
+        strength = 1 - options.flat_skip * flatness(pixels)
     with_count = dataclasses.replace(bundle, denoiser=counting)
-    result = refine_canvas(RefineJob(with_count, picture, picture, options, strength=strength))
-    return result, counting.flops
+    result = refine_canvas(RefineJob(with_count, pixels, pixels, options, strength=strength))
+    return on_host(result), counting.flops
 
 
 def _options(bundle: Bundle, case: Mapping[str, Any]) -> ResolvedOptions:

@@ -63,7 +63,8 @@ def distance(
     result = upscaler.upscale(source, options)
     rgb = np.asarray(np.asarray(source) / np.float32(255), np.float32)
     done = np.asarray(np.asarray(result.image.convert("RGB")) / np.float32(255), np.float32)
-    (report,) = LikenessGuard(load_describer(), rgb, (face,), 0.0).hold(done, done)[1]
+    pixels = torch.from_numpy(done)
+    (report,) = LikenessGuard(load_describer(), rgb, (face,), 0.0).hold(pixels, pixels)[1]
     return report.before
 
 

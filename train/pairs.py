@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tegula.images.adjust import wavelet_lock
+from tegula.pipeline.adjust import wavelet_lock
 from train import photos
 from train.degradation import RECIPES, Picture, degrade
 from train.processes import made_ahead
@@ -175,4 +175,5 @@ def _like(large: Picture, source: Picture) -> Picture:
     if large.shape[0] != side:
         large = cv2.resize(large, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
     # Refine gets pictures whose colours are locked to the source, so training does too.
-    return wavelet_lock(large, source)
+    locked: Picture = wavelet_lock(torch.from_numpy(large), torch.from_numpy(source)).numpy()
+    return locked

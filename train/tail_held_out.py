@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bench.quality.recipes import DEGRADATIONS, degrade
-from tegula.images.adjust import wavelet_lock
 from tegula.models.prescalers.networks import RRDBNet
+from tegula.pipeline.adjust import wavelet_lock
 from train import photos
 from train.degradation import Picture
 from train.held_out import HeldOut, Verdict
@@ -73,6 +73,6 @@ class TailHeldOut:
             features = torch.from_numpy(seen[None]).float()
             with torch.inference_mode():
                 made = run_tail(tail, TailBatch(picture, picture, features))
-            pixels = made[0].clamp(0, 1).permute(1, 2, 0).numpy()
-            found.append(wavelet_lock(pixels, source))
+            pixels = made[0].clamp(0, 1).permute(1, 2, 0)
+            found.append(wavelet_lock(pixels, torch.from_numpy(source)).numpy())
         return found

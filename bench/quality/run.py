@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bench.quality.cache import Cache, digest
@@ -23,7 +24,7 @@ from bench.quality.measures import luma_of, seam_score
 from bench.quality.methods import SEED, Method, Result, Runner
 from bench.quality.recipes import Picture, degrade, on_white
 from bench.quality.scores import Jury, MethodScores, PictureScores, Truth, score
-from tegula.images.exact import Consistency, consistency
+from tegula.pipeline.exact import Consistency, consistency
 
 SEAM_WINDOW = 192
 _SCORES = "1"
@@ -144,7 +145,7 @@ class Bench:
                         key = (scale, degradation, method.name)
                         scores = self._score(result.picture, truth, small)
                         found.setdefault(key, MethodScores()).add(scores)
-                        shrunk.setdefault(key, []).append(consistency(result.picture, source))
+                        shrunk.setdefault(key, []).append(_consistency(result.picture, source))
                         outcome.add_nets(method.name, result.nets)
                         if result.seconds:
                             per_megapixel = result.seconds * 1e6 / truth.luma.size
@@ -259,6 +260,10 @@ class Bench:
             ]
             found.append(float(np.std(lumas, axis=0).mean()) * 255)
         return float(np.mean(found))
+
+
+def _consistency(picture: Picture, source: Picture) -> Consistency:
+    return consistency(torch.from_numpy(picture), torch.from_numpy(source))
 
 
 def _drawn(rows: Sequence[dict[str, float]]) -> dict[str, float]:

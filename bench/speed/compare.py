@@ -16,6 +16,9 @@ from bench.speed.peers import MissingPeerError, refiners_upscale
 from bench.speed.stages import NETS, Stopwatch
 from tegula.errors import TegulaError
 from tegula.images.pixels import to_image
+from tegula.models.bundle import Bundle
+from tegula.options import ResolvedOptions
+from tegula.pipeline.pictures import on_device, on_host
 from tegula.pipeline.refine import RefineJob, refine_canvas
 from tegula.plan import Plan
 
@@ -29,6 +32,12 @@ def reason_of(error: Exception) -> str:
     told = isinstance(error, TegulaError | MissingPeerError)
     words = str(error) if told else f"{type(error).__name__}: {error}"
     return words.strip().split("\n", 1)[0].rstrip(".")
+
+
+def _refined(bundle: Bundle, picture: Picture, options: ResolvedOptions) -> Picture:
+    """Refine a picture, from the host and back to it."""
+    pixels = on_device(picture, bundle.device)
+    return on_host(refine_canvas(RefineJob(bundle, pixels, pixels, options)))
 
 
 class Comparison:
@@ -82,9 +91,8 @@ class Comparison:
         upscaler = self._models.plain
         print("  untiled, to compare with", flush=True)
         whole = self._job.resolved(upscaler.bundle.facts, window=self._job.side)
-        picture = self._job.picture
         try:
-            untiled = refine_canvas(RefineJob(upscaler.bundle, picture, picture, whole))
+            untiled = _refined(upscaler.bundle, self._job.picture, whole)
         except TegulaError:
             return None
         return Reference(untiled, upscaler.bundle.facts.window)
@@ -126,7 +134,7 @@ class Comparison:
         bundle = self._models.upscaler(method).bundle
         options = self._job.resolved(bundle.facts, **method.options)
         picture = self._job.picture
-        return lambda: refine_canvas(RefineJob(bundle, picture, picture, options))
+        return lambda: _refined(bundle, picture, options)
 
     def _work(self, method: Method) -> Row:
         """Count by the plan of tegula, which counts useful work alone."""

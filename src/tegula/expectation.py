@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 
-import numpy as np
+import torch
 from PIL import Image
 
 from tegula import rates
@@ -126,7 +126,7 @@ class Expectation:
                 return cost.of((side + 2 * padding(side, prescaler.facts)) ** 2)
 
             def run_net(side: int) -> Mapping[str, rates.Timed]:
-                noise = np.random.default_rng(0).random((side, side, 3), np.float32)
+                noise = torch.rand((side, side, 3), generator=torch.Generator().manual_seed(0))
                 start = time.perf_counter()
                 run_network(noise, prescaler)
                 return {net: (work_of_net(side), time.perf_counter() - start)}

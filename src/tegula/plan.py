@@ -242,9 +242,12 @@ def expected_memory(
     picture = plan.width * plan.height * _PIXEL
     tile = _tile_bytes(prescaler, plan)
     bands = min(plan.height, _BANDS) * plan.width * _PIXEL
+    image = plan.width * plan.height * _IMAGE
+    if apart and home_of(PICTURES * picture, bundle.device) == bundle.device:
+        return _memory_on_device(bundle, cost, plan, options, (source, picture, image, tile, bands))
     host = {
         "prescale": source + picture + max(0 if apart else tile, picture + bands),
-        "finish": source + 3 * picture + plan.width * plan.height * _IMAGE,
+        "finish": source + 3 * picture + image,
     }
     if not plan.windows:
         return Memory(host, {"prescale": tile} if apart else {})
@@ -254,10 +257,34 @@ def expected_memory(
         host["refine"] = source + max(sampled, 2 * picture + refine.result + refine.coding)
         return Memory(host, {})
     host["refine"] = source + PICTURES * picture
-    working = max(refine.sampling, refine.coding)
-    for size in (refine.kept, PICTURES * picture):
-        working += size if home_of(size, bundle.device) == bundle.device else 0
-    return Memory(host, {"prescale": tile, "refine": working})
+    return Memory(host, {"prescale": tile, "refine": _working(refine, bundle)})
+
+
+def _memory_on_device(
+    bundle: Bundle,
+    cost: BundleCost,
+    plan: Plan,
+    options: ResolvedOptions,
+    sizes: tuple[int, int, int, int, int],
+) -> Memory:
+    """Return the memory where pictures lie on the device: the host has the source and the image."""
+    source, picture, image, tile, bands = sizes
+    host = {"prescale": source, "finish": source + image}
+    device = {
+        "prescale": source + picture + max(tile, picture + bands),
+        "finish": source + 3 * picture + image,
+    }
+    if plan.windows:
+        host["refine"] = source
+        refine = _refine_bytes(bundle, cost, options)
+        device["refine"] = source + PICTURES * picture + _working(refine, bundle)
+    return Memory(host, device)
+
+
+def _working(refine: _Refine, bundle: Bundle) -> int:
+    """Return what sampling and coding take of a device, without pictures."""
+    kept = refine.kept if home_of(refine.kept, bundle.device) == bundle.device else 0
+    return max(refine.sampling, refine.coding) + kept
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from tegula.errors import PathError
 from tegula.folders import write_atomically
 from tegula.images.deep import DeepPixels
 from tegula.images.encode import Encoded, encode
-from tegula.images.exact import Consistency
 from tegula.images.formats import format_for
 from tegula.images.metadata import Metadata
 from tegula.options import ResolvedOptions
+from tegula.pipeline.exact import Consistency
 from tegula.pipeline.likeness import FaceReport
 from tegula.plan import Plan
 

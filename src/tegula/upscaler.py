@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tegula import __version__
 from tegula.errors import OptionError
 from tegula.expectation import Expectation
-from tegula.images.adjust import fuse_exposures, hold_drawings, lock_colour
 from tegula.images.open import Source
-from tegula.images.pixels import Float, Size, enlarge_lanczos, outlines, to_image
+from tegula.images.pixels import Float, Size, to_image
 from tegula.models import DEFAULT_BUNDLE, BundleSettings
 from tegula.models.bundle import Bundle
 from tegula.models.compiled import default_window_batch, optimise_bundle
-from tegula.models.device import pick_device, pick_dtype
+from tegula.models.device import home_of, pick_device, pick_dtype
 from tegula.models.faces.likeness import can_describe, load_describer
 from tegula.models.load import load_bundle
 from tegula.models.prescalers import Prescaler, is_tuned
@@ -35,9 +36,10 @@ from tegula.options import (
     resolve,
     with_context,
 )
+from tegula.pipeline.adjust import fuse_exposures, hold_drawings, lock_colour
 from tegula.pipeline.choices import choose, describe
 from tegula.pipeline.faces import NONE_FOUND
-from tegula.pipeline.finish import finish
+from tegula.pipeline.finish import Layers, finish
 from tegula.pipeline.likeness import (
     USUAL_LIKENESS,
     FoundFace,
@@ -45,10 +47,18 @@ from tegula.pipeline.likeness import (
     find_faces,
     strength_in_faces,
 )
-from tegula.pipeline.prepare import Prepared, SpatialControl, prepare, read_spatial_control
+from tegula.pipeline.pictures import enlarge_lanczos, on_device, outlines
+from tegula.pipeline.prepare import (
+    Placed,
+    Prepared,
+    SpatialControl,
+    laid_over,
+    prepare,
+    read_spatial_control,
+)
 from tegula.pipeline.prescale import prescale, prescale_alpha, prescale_mixed
 from tegula.pipeline.redraw import refine_redraw
-from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline.refine import PICTURES, RefineJob, refine_canvas
 from tegula.pipeline.remarks import ignored_options, loras_of_prompts, prompt_taken
 from tegula.pipeline.sharing import in_order, shared
 from tegula.plan import Memory, Plan, expected_memory
@@ -67,6 +77,9 @@ from tegula.result import UpscaleResult
 
 Crop = tuple[int, int, int, int]
 _REFINE = {"canvas": refine_canvas, "redraw": refine_redraw}
+_HOST = torch.device("cpu")
+_PIXEL_BYTES = 12
+"""Of a picture: three channels in float32."""
 
 
 OnPlan = Callable[[Plan, "Mapping[str, float] | None"], None]
@@ -97,11 +110,11 @@ class _Prescaled:
         whether the nets had run before.
     """
 
-    picture: Float
-    enlarged: Float
-    drawn: Float | None
-    done: Float | None
-    alpha: Float | None
+    picture: Tensor
+    enlarged: Tensor
+    drawn: Tensor | None
+    done: Tensor | None
+    alpha: Tensor | None
     was_shared: bool
 
 
@@ -120,7 +133,7 @@ class Upscaler:
     nets: Nets = field(init=False, repr=False)
     expectation: Expectation = field(init=False, repr=False)
     # What the nets made within a block of sharing_prescaled; None outside of one.
-    _kept: dict[tuple[Any, ...], Float] | None = field(default=None, repr=False)
+    _kept: dict[tuple[Any, ...], Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Begin with no other nets than the bundle's."""
@@ -253,14 +266,15 @@ class Upscaler:
             prepared, resolved, plan = self.prepare(source, options)
             self.nets.prescaler(resolved.prescaler, resolved.tuning)
             wider = with_context(options, prepared.facts.size)
-            control = read_spatial_control(mask, strength_map, wider, resolved, prepared)
+            placed = Placed.on(self._home(resolved), prepared)
+            control = read_spatial_control(mask, strength_map, wider, resolved, placed)
             restore_faces = self.nets.face_work(resolved)
-            found, control = _look_for_faces(prepared, resolved, control)
+            found, control = _look_for_faces(placed, resolved, control)
         reporter = self._reporter(callbacks, plan)
         with clock("prescale"):
             show = callbacks.on_picture if callbacks.on_preview else None
             progress = reporter.stage("prescale", callbacks.cancel, show)
-            begun = self._prescale(prepared, resolved, wider, progress)
+            begun = self._prescale(placed, resolved, wider, progress)
             prescaled, enlarged = begun.picture, begun.enlarged
             held, alpha, was_shared = begun.drawn, begun.alpha, begun.was_shared
             free = control.mask
@@ -283,9 +297,8 @@ class Upscaler:
             reporter.begin("finish")
             faces = restore_faces(prepared.rgb, callbacks.cancel) if restore_faces else ()
             guard = _guard_of(prepared, found, resolved.likeness)
-            finished = finish(
-                refined, prescaled, prepared, resolved, free, faces, held, alpha, guard
-            )
+            layers = Layers(held, alpha, free, faces)
+            finished = finish(refined, prescaled, placed, resolved, layers, guard)
         reporter.finished()
         has_map = mask is not None or strength_map is not None
         result = UpscaleResult(
@@ -335,9 +348,15 @@ class Upscaler:
         typical = {s: seconds for s, seconds in clock.seconds.items() if not untypical.get(s)}
         return dataclasses.replace(result, settings=settings), typical
 
+    def _home(self, options: ResolvedOptions) -> torch.device:
+        """Return where pictures lie: on the host where they would take too much of the device."""
+        pixels = options.width * options.height
+        return home_of(PICTURES * _PIXEL_BYTES * pixels, self.bundle.device)
+
+    @torch.inference_mode()
     def _prescale(
         self,
-        prepared: Prepared,
+        placed: Placed,
         options: ResolvedOptions,
         wider: UpscaleOptions,
         progress: StageProgress,
@@ -345,14 +364,14 @@ class Upscaler:
         """Enlarge the picture and its alpha by the nets, with the colours of the source.
 
         Args:
-            prepared: the source.
+            placed: the source.
             options: resolved for it.
             wider: the options that it was prepared with.
             progress: of the whole stage.
         """
-        size = options.width, options.height
+        size, prepared = (options.width, options.height), placed.prepared
         prescaler = self.nets.prescaler(options.prescaler, options.tuning)
-        alpha, picture_progress, picture_share = prepared.alpha, progress, 1.0
+        alpha, picture_progress, picture_share = placed.alpha, progress, 1.0
         if alpha is not None and outlines(alpha) is not None:
             # Alpha goes through the net as one picture more.
             picture_share = 1 - 1 / (3 if options.drawing_prescaler else 2)
@@ -360,36 +379,36 @@ class Upscaler:
         drawn = second = share = None
         if options.drawing_prescaler or options.hold_drawings:
             part = enlarged_part(wider, prepared.facts.size)
-            drawn = prepared.look.drawn_at(size, part)
+            drawn = laid_over(on_device(prepared.look.drawn, placed.rgb.device), size, part)
         if options.drawing_prescaler and drawn is not None:
             second = self.nets.prescaler(options.drawing_prescaler)
-            share = drawn * np.float32(options.drawing_share)
+            share = drawn * options.drawing_share
         key = self._key(prepared, options)
         kept = None if self._kept is None else self._kept.get(key)
         if kept is not None:
-            picture = kept.copy()  # what follows writes into it
+            picture = kept.clone()  # what follows writes into it
             picture_progress.on_unit(1, 1)
         elif second is not None and share is not None:
             nets = prescaler, second
-            picture = prescale_mixed(prepared.rgb, size, nets, share, picture_progress)
+            picture = prescale_mixed(placed.rgb, size, nets, share, picture_progress)
         else:
-            picture = prescale(prepared.rgb, size, prescaler, progress=picture_progress)
+            picture = prescale(placed.rgb, size, prescaler, progress=picture_progress)
         if self._kept is not None and kept is None:
-            self._kept[key] = picture.copy()
+            self._kept[key] = picture.clone()
         if alpha is not None:
             alpha_progress = dataclasses.replace(
                 progress.part(picture_share, 1.0), on_unit=ignore_units, on_picture=None
             )
             alpha = prescale_alpha(alpha, size, prescaler, alpha_progress)
-        enlarged = enlarge_lanczos(prepared.rgb, size)
-        well = _drawn_well(prescaler, second, share, size)
+        enlarged = enlarge_lanczos(placed.rgb, size)
+        well = _drawn_well(prescaler, second, share, picture)
         picture = _locked(picture, enlarged, options, well)
         held, done = drawn if options.hold_drawings else None, None
         if held is not None and well is not None:
-            done = np.minimum(held, well)
+            done = torch.minimum(held, well)
             held = held - done
         if held is not None:
-            picture = hold_drawings(picture, prepared.rgb, held, prepared.look.crisp)
+            picture = hold_drawings(picture, placed.rgb, held, prepared.look.crisp)
         picture = fuse_exposures(picture, options.hdr)
         return _Prescaled(picture, enlarged, held, done, alpha, kept is not None)
 
@@ -455,7 +474,7 @@ class Upscaler:
         if self._kept is None:
             return ()
         names = "width", "height", "prescaler", "tuning", "drawing_prescaler", "drawing_share"
-        pixels = hashlib.blake2b(prepared.rgb.tobytes()).digest()
+        pixels = hashlib.blake2b(np.ascontiguousarray(prepared.rgb).data).digest()
         return pixels, *(getattr(resolved, name) for name in names)
 
     def prepare(
@@ -469,8 +488,8 @@ class Upscaler:
         prepared = source if isinstance(source, Prepared) else prepare(source, options)
         size = prepared.facts.size
         resolved = self._resolved(with_context(options, size), prepared)
-        alpha = prepared.alpha is not None and outlines(prepared.alpha) is not None
-        plan = self.nets.plan(prepared.size, resolved, alpha=alpha)
+        alpha = None if prepared.alpha is None else outlines(on_device(prepared.alpha, _HOST))
+        plan = self.nets.plan(prepared.size, resolved, alpha=alpha is not None)
         return prepared, resolved, plan
 
     def forecast(self, source: Source, options: UpscaleOptions) -> tuple[Plan, Memory]:
@@ -527,15 +546,17 @@ class Upscaler:
 
 
 def _drawn_well(
-    first: Prescaler, second: Prescaler | None, share: Float | None, size: tuple[int, int]
-) -> Float | None:
+    first: Prescaler, second: Prescaler | None, share: Tensor | None, picture: Tensor
+) -> Tensor | None:
     """Return how much of each pixel a net for drawings made; None where none did."""
     if first.facts.draws:
-        return np.ones(size[::-1], np.float32)
+        return picture.new_ones(picture.shape[:2])
     return share if second is not None and second.facts.draws else None
 
 
-def _locked(picture: Float, enlarged: Float, options: ResolvedOptions, well: Float | None) -> Float:
+def _locked(
+    picture: Tensor, enlarged: Tensor, options: ResolvedOptions, well: Tensor | None
+) -> Tensor:
     """Hold a prescaled picture to the colours of its source, but where it was drawn ``well``.
 
     The lock leaves a haze of some levels around letters, and what a net for drawings makes
@@ -544,7 +565,7 @@ def _locked(picture: Float, enlarged: Float, options: ResolvedOptions, well: Flo
     if well is None:
         return lock_colour(picture, enlarged, options, out=picture)
     locked = lock_colour(picture, enlarged, options)
-    return locked + (picture - locked) * well[..., None]
+    return torch.lerp(locked, picture, well[..., None])
 
 
 def _joined(*parts: str) -> str:
@@ -552,16 +573,16 @@ def _joined(*parts: str) -> str:
 
 
 def _look_for_faces(
-    prepared: Prepared, options: ResolvedOptions, control: SpatialControl
+    placed: Placed, options: ResolvedOptions, control: SpatialControl
 ) -> tuple[Sequence[FoundFace], SpatialControl]:
     """Return the faces that are to stay as they are, and where the picture may change with them."""
     if options.likeness == 0 or not (options.refines or options.faces):
         return (), control
+    prepared, size = placed.prepared, (options.width, options.height)
     faces = find_faces(prepared.rgb)
-    size = options.width, options.height
-    share = strength_in_faces(faces, prepared.size, size, options.likeness)
+    share = strength_in_faces(faces, prepared.size, size, options.likeness, placed.rgb.device)
     if share is not None and control.strength_map is not None:
-        share *= control.strength_map
+        share = share * control.strength_map
     return faces, control if share is None else dataclasses.replace(control, strength_map=share)
 
 

@@ -7,13 +7,13 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from support import options, photograph
+from support import options, photograph, refine_canvas
 
 from tegula.errors import CancelledError, NumericalError, OptionError, OutOfMemoryError
 from tegula.models.bundle import Bundle, ControlImage
 from tegula.pipeline import autoencoder
 from tegula.pipeline.autoencoder import AutoencoderTiling
-from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline.refine import RefineJob
 from tegula.progress import Cancel, StageProgress
 from tests.tiny.networks import tiny_bundle
 

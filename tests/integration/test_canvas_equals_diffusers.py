@@ -10,11 +10,11 @@ from diffusers import (
     StableDiffusionControlNetImg2ImgPipeline,
     UniPCMultistepScheduler,
 )
-from support import options, photograph
+from support import options, photograph, refine_canvas
 
 from tegula.models.sd15.facts import SCHEDULER
 from tegula.models.sd15.networks import SdAutoencoder, make_denoiser
-from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline.refine import RefineJob
 from tests.tiny.networks import tiny_bundle, tiny_networks
 
 KARRAS = {"use_karras_sigmas": True}

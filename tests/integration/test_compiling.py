@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sd15_support import batch_of
-from support import options, photograph
+from support import options, photograph, refine_canvas
 
 from tegula.errors import OptionError, OutOfMemoryError
 from tegula.models import compiled as compiling
 from tegula.models.compiled import compile_bundle
 from tegula.models.static_batches import StaticDenoiser, static_runs
-from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline.refine import RefineJob
 from tegula.regions import PlacedRegion
 from tests.tiny.networks import tiny_bundle
 

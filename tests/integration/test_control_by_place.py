@@ -9,22 +9,26 @@ from cli_support import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support import options, photograph
+from support import of_arrays, options, photograph, refine_canvas, refine_redraw
 
 from tegula.errors import OptionError
-from tegula.images.adjust import flatness, scale_detail, sharpen
 from tegula.images.decode import inverted
 from tegula.images.pixels import margins, unwrapped, wrapped
 from tegula.options import UpscaleOptions
-from tegula.pipeline.prepare import read_mask
-from tegula.pipeline.redraw import refine_redraw
-from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline import adjust, prepare
+from tegula.pipeline.refine import RefineJob
 from tegula.pipeline.steps import blend_weights, first_steps
 from tegula.pipeline.windows import Window, count_places, prompt_shares
 from tegula.progress import StageProgress
 from tegula.regions import PlacedRegion, Region, parse_region, place_region
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
+
+flatness, scale_detail, sharpen, read_mask = (
+    of_arrays(each)
+    for each in (adjust.flatness, adjust.scale_detail, adjust.sharpen, prepare.read_mask)
+)
+
 
 WIDTH, HEIGHT = 192, 128
 REDRAW = {"tile_width": 64, "tile_height": 64, "tile_padding": 16, "tile_blur": 3}

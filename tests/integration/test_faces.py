@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from skimage import data
+from support import of_arrays
 
 from tegula.errors import (
     BrokenWeightsError,
@@ -14,13 +15,16 @@ from tegula.errors import (
     MissingWeightsError,
     UnknownModelError,
 )
-from tegula.images.pixels import paste
 from tegula.models.faces import is_installed, list_face_models
 from tegula.models.faces.networks import Face, FaceRestorer, load_detector, load_restorer
 from tegula.options import UpscaleOptions
+from tegula.pipeline import pictures
 from tegula.pipeline.faces import SIDE, TEMPLATE, aligned, alignment, restored_faces
 from tegula.progress import Cancel
 from tegula.upscaler import Upscaler
+
+paste = of_arrays(pictures.paste)
+
 
 CPU = torch.device("cpu")
 EYES = np.array([[206.0, 103.0], [249.0, 105.0]])

@@ -15,7 +15,7 @@ from diffusers import (
 from growth import SUPERLINEAR, growth
 from safetensors.torch import save_file
 from sd15_support import files, load_sd15, offline  # noqa: F401
-from support import options, photograph
+from support import options, photograph, refine_canvas
 
 from tegula.errors import MissingWeightsError, OptionError
 from tegula.models import BundleSettings
@@ -23,7 +23,7 @@ from tegula.models.load import load_bundle
 from tegula.models.sd15.facts import PRESETS, SCHEDULER
 from tegula.models.sd15.few_step import RECIPES, FewStepRecipe, choose_few_step, recipe_of
 from tegula.options import SCHEDULERS
-from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline.refine import RefineJob
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle, tiny_networks
 

@@ -6,17 +6,19 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from support import options, photograph
+from support import of_arrays, options, photograph, refine_canvas, refine_redraw
 
 from tegula.errors import NumericalError
-from tegula.images.adjust import flatness
 from tegula.models import BundleSettings
 from tegula.models.bundle import ControlScale, SplitDenoiser
 from tegula.models.load import load_bundle
-from tegula.pipeline.redraw import refine_redraw
-from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline import adjust
+from tegula.pipeline.refine import RefineJob
 from tegula.pipeline.steps import Guidance, Interval, Rows, key_steps, rows_of
 from tests.tiny.networks import tiny_bundle
+
+flatness = of_arrays(adjust.flatness)
+
 
 SIZE = (150, 110)
 """Three by two windows of 64 px."""

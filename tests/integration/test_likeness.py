@@ -5,14 +5,27 @@ import importlib.util
 import cv2
 import numpy as np
 import pytest
+import torch
 from skimage import data
+from support import of_arrays
 
 from tegula.models.faces import likeness as dlib_faces
 from tegula.options import UpscaleOptions
 from tegula.pipeline import likeness
-from tegula.pipeline.likeness import FoundFace, LikenessGuard, find_faces, strength_in_faces
+from tegula.pipeline.likeness import FoundFace, find_faces
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
+
+CPU = torch.device("cpu")
+
+
+def strength_in_faces(*given):
+    return of_arrays(likeness.strength_in_faces)(*given, CPU)
+
+
+class LikenessGuard(likeness.LikenessGuard):
+    hold = of_arrays(likeness.LikenessGuard.hold)
+
 
 needs_dlib = pytest.mark.skipif(
     not dlib_faces.can_describe(), reason="dlib or its weights are not installed"

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support import options, photograph
+from support import options, photograph, refine_canvas
 
 from tegula.errors import MissingExtraError, OptionError
 from tegula.models.compiled import optimise_bundle
 from tegula.models.mini.bundle import load_mini
-from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline.refine import RefineJob
 from tests.tiny.networks import tiny_bundle
 
 CPU = torch.device("cpu")

@@ -10,22 +10,27 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from skimage import data
-from support import photograph, prescale_in_tiles
+from support import of_arrays, photograph, prescale_in_tiles
 from torch.nn import functional
 
 from tegula.errors import CancelledError, NumericalError, OutOfMemoryError
-from tegula.images.pixels import enlarge_alpha, enlarge_lanczos, fill_hidden
+from tegula.images.pixels import enlarge_lanczos, fill_hidden
 from tegula.models.prescalers import Prescaler, PrescalerFacts, list_prescalers
 from tegula.models.prescalers.load import load_prescaler
+from tegula.pipeline import pictures
+from tegula.pipeline import prescale as stage
 from tegula.pipeline.prescale import (
     SMALLEST_CORE,
     plan_sizes,
     plan_spans,
-    prescale,
-    prescale_alpha,
-    prescale_mixed,
 )
 from tegula.progress import Cancel, Reporter, StageProgress
+
+prescale, prescale_alpha, prescale_mixed = (
+    of_arrays(each) for each in (stage.prescale, stage.prescale_alpha, stage.prescale_mixed)
+)
+enlarge_alpha = of_arrays(pictures.enlarge_alpha)
+
 
 CPU = torch.device("cpu")
 NETS = [facts for facts in list_prescalers() if facts.factor]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from support import of_arrays
 
 from tegula.errors import (
     BrokenWeightsError,
@@ -23,7 +24,10 @@ from tegula.models.prescalers import is_installed, list_prescalers
 from tegula.models.prescalers.load import load_prescaler, read_ncnn, with_share
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
 from tegula.models.spandrel_networks import RESTORERS, torchvision_replaced
-from tegula.pipeline.prescale import run_network
+from tegula.pipeline import prescale
+
+run_network = of_arrays(prescale.run_network)
+
 
 CPU = torch.device("cpu")
 REFERENCE = Path(__file__).parents[1] / "data" / "prescaler_reference.npz"

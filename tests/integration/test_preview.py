@@ -9,7 +9,7 @@ from cli_support import put, run
 from diffusers import AutoencoderTiny
 from PIL import Image
 from sd15_support import files, load_sd15, offline  # noqa: F401
-from support import options, photograph
+from support import options, photograph, refine_canvas, refine_redraw
 
 from tegula.errors import CancelledError
 from tegula.models import BundleSettings
@@ -19,8 +19,7 @@ from tegula.models.sd15.facts import LIGHT_VAE, SCHEDULER
 from tegula.models.sd15.networks import SdAutoencoder
 from tegula.options import SCHEDULERS, UpscaleOptions
 from tegula.pipeline import preview
-from tegula.pipeline.redraw import refine_redraw
-from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline.refine import RefineJob
 from tegula.pipeline.schedulers import ScheduleChoice, make_schedule
 from tegula.progress import StageProgress
 from tegula.upscaler import Upscaler

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from support import options, photograph
+from support import options, photograph, refine_canvas
 
 from tegula.errors import OptionError
 from tegula.models import compiled, device
 from tegula.models.device import ProcessorChoice, choose_fastest, lay_out, processor_choice
-from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline.refine import RefineJob
 from tests.tiny.networks import tiny_bundle
 
 

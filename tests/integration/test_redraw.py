@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from support import options, photograph
+from support import options, photograph, refine_canvas, refine_redraw
 
 from tegula.errors import CancelledError
 from tegula.models.costs import bundle_cost, prescaler_flops
 from tegula.models.prescalers.load import load_prescaler
-from tegula.pipeline.redraw import refine_redraw
-from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline.refine import RefineJob
 from tegula.plan import Costs, make_plan
 from tegula.progress import Cancel, StageProgress
 from tests.tiny.networks import tiny_bundle

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from support import options, photograph
+from support import options, photograph, refine_canvas
 
 from bench.seams import seam_score
 from tegula.models.bundle import ControlImage
 from tegula.models.mini.bundle import load_mini
-from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.pipeline.refine import RefineJob
 from tegula.pipeline.windows import canvas_piece
 
 SIDE, WINDOW = 512, 128

@@ -6,10 +6,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from support import photograph, prescale_in_tiles
+from support import of_arrays, photograph, prescale_in_tiles
 
 from tegula.models.prescalers.load import load_prescaler
-from tegula.pipeline.prescale import plan_spans, run_network
+from tegula.pipeline import prescale
+from tegula.pipeline.prescale import plan_spans
+
+run_network = of_arrays(prescale.run_network)
+
 
 pytest.importorskip("einops")
 CPU = torch.device("cpu")

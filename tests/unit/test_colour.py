@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import photograph
+from support import of_arrays, photograph
 
-from tegula.images.adjust import adain_lock, fuse_exposures, wavelet_lock
+from tegula.pipeline import adjust
+
+adain_lock, fuse_exposures, wavelet_lock = (
+    of_arrays(each) for each in (adjust.adain_lock, adjust.fuse_exposures, adjust.wavelet_lock)
+)
 
 
 def atrous_remainder(rgb, levels):
@@ -38,7 +42,7 @@ def test_bands_of_rows_leave_no_trace(monkeypatch):
     rng = np.random.default_rng(1)
     refined, prescaled = rng.random((2, 300, 40, 3), np.float32)
     whole = wavelet_lock(refined, prescaled)
-    monkeypatch.setattr("tegula.images.adjust._BAND", 7)
+    monkeypatch.setattr("tegula.pipeline.adjust._BAND", 7)
     assert np.abs(wavelet_lock(refined, prescaled) - whole).max() < 1e-6
 
 
@@ -112,7 +116,7 @@ def test_hdr_opens_shadows_and_calms_highlights():
 def test_hdr_of_a_large_picture_is_close_to_fusing_it_whole(monkeypatch):
     rgb = photograph(320, 240)
     whole = fuse_exposures(rgb, 0.5)
-    monkeypatch.setattr("tegula.images.adjust._LARGEST_FUSED", 20_000)
+    monkeypatch.setattr("tegula.pipeline.adjust._LARGEST_FUSED", 20_000)
     assert np.abs(fuse_exposures(rgb, 0.5) - whole).mean() < 0.02
 
 

@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
+from support import of_arrays
 
-from tegula.images.exact import consistency, hold_to_source, is_enlarged, shrink
+from tegula.pipeline import exact
+from tegula.pipeline.exact import is_enlarged
 
+consistency, hold_to_source, shrink = (
+    of_arrays(each) for each in (exact.consistency, exact.hold_to_source, exact.shrink)
+)
 RNG = np.random.default_rng(16)
 
 
@@ -28,9 +33,11 @@ def test_integers_and_alpha_count_as_their_files_show_them():
     samples = RNG.integers(0, 256, (8, 8, 4)).astype(np.uint8)
     colour, alpha = samples[..., :3] / 255, samples[..., 3:] / 255
     expected = np.dstack([colour * alpha, alpha]).reshape(4, 2, 4, 2, 4).mean((1, 3))
-    np.testing.assert_allclose(shrink(samples, (4, 4), premultiply=True), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        shrink(samples[..., :3], (4, 4), samples[..., 3:]), expected, atol=1e-6
+    )
     source, of = np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.float32)
-    found = consistency(samples, source, of)
+    found = consistency(samples[..., :3], source, samples[..., 3:], of)
     assert found.mean == pytest.approx(255 * expected.mean(), rel=1e-5)
     assert found.worst == pytest.approx(255 * expected.max(), rel=1e-5)
 

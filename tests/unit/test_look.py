@@ -7,15 +7,22 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from support import of_arrays, photograph
 from support import options as resolved
-from support import photograph
 
-from tegula.images.adjust import hold_drawings
 from tegula.images.look import Damage, Look, find_damage, look_at
 from tegula.images.pixels import enlarge_lanczos
 from tegula.options import PresetValues, UpscaleOptions
+from tegula.pipeline import adjust
+from tegula.pipeline import prepare as prepare_stage
 from tegula.pipeline.choices import CLEAN_SHARE, choose, describe, share_of_tuning
 from tegula.pipeline.prepare import prepare
+
+hold_drawings = of_arrays(adjust.hold_drawings)
+
+
+def drawn_at(look, size, part):
+    return of_arrays(prepare_stage.laid_over)(look.drawn, size, part)
 
 
 def levels(name="astronaut", side=256):
@@ -168,11 +175,11 @@ def test_what_a_picture_is_is_seen(name):
 
 def test_the_parts_of_a_mixed_picture_are_told_apart():
     look = look_at(magazine_page().astype(np.float32) / 255)
-    drawn = look.drawn_at((768, 768), (0, 0, 1, 1))
+    drawn = drawn_at(look, (768, 768), (0, 0, 1, 1))
     assert drawn.shape == (768, 768)
     assert drawn[200:560, 60:300].mean() < 0.2
     assert drawn[200:560, 460:].mean() > 0.8
-    right = look.drawn_at((384, 768), (0.5, 0, 0.5, 1))
+    right = drawn_at(look, (384, 768), (0.5, 0, 0.5, 1))
     assert np.abs(right - drawn[:, 384:]).mean() < 0.05
 
 
@@ -281,7 +288,7 @@ def test_a_thing_on_white_is_seen():
     look = look_at(picture.astype(np.float32) / 255)
     assert look.on_white == pytest.approx(1 - 140 * 120 / 256**2, abs=0.03)
     assert look.flat > 0.4
-    drawn = look.drawn_at((256, 256), (0, 0, 1, 1))
+    drawn = drawn_at(look, (256, 256), (0, 0, 1, 1))
     assert drawn[:20].min() == 1
     chosen = choose(replace(look, kind="photograph"), UpscaleOptions(), preset(), (256, 256))
     assert chosen["hold_drawings"]

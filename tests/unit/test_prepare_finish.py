@@ -5,32 +5,32 @@ import io
 import colour_profiles
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support import finish_arrays, of_arrays, photograph
 from support import options as resolved
-from support import photograph
 
 from tegula.errors import OptionError, TooLargeError
-from tegula.images.adjust import lock_colour
 from tegula.images.compression import smooth_chroma, soften_blocks
 from tegula.images.encode import encode
 from tegula.images.pixels import (
     LUMA,
-    enlarge_alpha,
     enlarge_lanczos,
     fill_hidden,
-    outlines,
     to_bytes,
     to_image,
 )
 from tegula.options import UpscaleOptions, with_context
-from tegula.pipeline.finish import finish
+from tegula.pipeline import adjust, pictures
 from tegula.pipeline.prepare import (
     MENDED_BELOW,
     MENDED_BELOW_FOR_RESAMPLING,
     prepare,
 )
+
+enlarge_alpha, outlines = of_arrays(pictures.enlarge_alpha), of_arrays(pictures.outlines)
 
 
 def encoded(image, format_name="PNG", **parameters):
@@ -50,7 +50,7 @@ def enlarged(prepared, scale=2):
 def round_trip(source, scale=2):
     prepared = prepare(source, UpscaleOptions())
     prescaled = enlarged(prepared, scale)
-    return finish(prescaled, prescaled, prepared, resolved())
+    return finish_arrays(prescaled, prescaled, prepared, resolved())
 
 
 def peak_ratio(picture, truth):
@@ -74,7 +74,7 @@ def test_grey_stays_grey_and_alpha_stays(mode):
 def test_colour_that_refine_puts_into_grey_is_taken_out():
     prepared = prepare(encoded(portrait().convert("L")), UpscaleOptions())
     tinted = enlarged(prepared) * np.float32([1, 0.9, 0.8])
-    finished = finish(tinted, enlarged(prepared), prepared, resolved(colour_lock="none"))
+    finished = finish_arrays(tinted, enlarged(prepared), prepared, resolved(colour_lock="none"))
     assert finished.image.mode == "L"
 
 
@@ -83,7 +83,7 @@ def test_colour_is_taken_out_of_a_grey_source_in_three_channels():
     prepared = prepare(grey, UpscaleOptions())
     tinted = np.clip(enlarged(prepared) + np.float32([0.08, 0, -0.08]), 0, 1)
     options = resolved(colour_lock="none", keep_grey=True)
-    done = np.asarray(finish(tinted, enlarged(prepared), prepared, options).image)
+    done = np.asarray(finish_arrays(tinted, enlarged(prepared), prepared, options).image)
     assert done.shape[2] == 3
     assert np.ptp(done, axis=2).max() == 0
 
@@ -303,16 +303,16 @@ def test_finish_locks_colour_as_the_options_say(lock, window):
     prepared = prepare(encoded(portrait()), UpscaleOptions())
     prescaled = enlarged(prepared)
     shifted = prescaled + np.float32(0.07)
-    locked = finish(shifted, prescaled, prepared, resolved(colour_lock=lock, window=window))
-    free = finish(shifted, prescaled, prepared, resolved(colour_lock="none", window=window))
+    locked = finish_arrays(shifted, prescaled, prepared, resolved(colour_lock=lock, window=window))
+    free = finish_arrays(shifted, prescaled, prepared, resolved(colour_lock="none", window=window))
     wanted = to_bytes(prescaled).astype(int)
     assert np.abs(np.asarray(locked.image) - wanted).max() <= 1
     assert np.abs(np.asarray(free.image) - wanted).mean() > 10
 
 
 def test_the_three_locks_are_all_there_is():
-    rgb = photograph(32, 32)
-    assert lock_colour(rgb, rgb, resolved(colour_lock="none")) is rgb
+    rgb = torch.zeros(32, 32, 3)
+    assert adjust.lock_colour(rgb, rgb, resolved(colour_lock="none")) is rgb
 
 
 def test_an_icon_has_outlines_and_a_shadow_or_a_bare_cut_out_none():

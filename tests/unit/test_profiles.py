@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from support import finish_arrays
 from support import options as resolved
 
 from tegula.images import profiles
@@ -19,7 +20,6 @@ from tegula.images.encode import encode, read_settings
 from tegula.images.metadata import Metadata
 from tegula.images.pixels import enlarge_lanczos
 from tegula.options import UpscaleOptions
-from tegula.pipeline.finish import finish
 from tegula.pipeline.prepare import prepare
 
 _WIDE = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
@@ -109,7 +109,7 @@ def round_trip(source, scale=1):
     prepared = prepare(source, UpscaleOptions())
     width, height = prepared.size
     prescaled = enlarge_lanczos(prepared.rgb, (width * scale, height * scale))
-    return finish(prescaled, prescaled, prepared, resolved())
+    return finish_arrays(prescaled, prescaled, prepared, resolved())
 
 
 @pytest.mark.parametrize("scale", [1, 2])
@@ -130,7 +130,7 @@ def test_a_crop_and_transparency_keep_what_srgb_cannot_hold():
     pixels = np.zeros((12, 12, 4), np.uint8)
     pixels[..., 0], pixels[..., 3], pixels[:, 6:, 3] = 255, 255, 0
     prepared = prepare(png(pixels, colour_profiles.p3()), UpscaleOptions(crop=(2, 3, 8, 7)))
-    finished = finish(prepared.rgb, prepared.rgb, prepared, resolved())
+    finished = finish_arrays(prepared.rgb, prepared.rgb, prepared, resolved())
     result = np.asarray(finished.image)
     assert prepared.beyond.shape == prepared.rgb.shape
     assert (result[result[..., 3] == 255][:, :3] == [255, 0, 0]).all()
@@ -269,7 +269,7 @@ def test_fewer_bits_than_the_source_had_are_said(name, depth, sentence):
 def test_a_result_is_a_source_again_at_its_depth_and_in_its_colours():
     samples = np.random.default_rng(7).integers(0, 65536, (8, 8, 4), np.uint16)
     first = decode(deep_png_of(samples, colour_profiles.p3()), max_pixels=100)
-    finished = finish(first.rgb, first.rgb, prepare(first, UpscaleOptions()), resolved())
+    finished = finish_arrays(first.rgb, first.rgb, prepare(first, UpscaleOptions()), resolved())
     again = reopened(finished.image, finished.deep, finished.metadata)
     assert again.facts.depth == 16
     assert again.facts.metadata.profile == colour_profiles.p3()

@@ -3,13 +3,14 @@ import itertools
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import of_arrays
 
+from tegula.pipeline.pictures import extend
 from tegula.pipeline.windows import (
     balanced_batch,
     feather,
     fit_canvas,
     grid_windows,
-    pad_to_canvas,
     spread,
 )
 
@@ -91,7 +92,8 @@ def test_the_canvas_holds_the_picture_and_suits_the_net(width, height):
 def test_padding_keeps_the_picture_and_mirrors_its_edge():
     picture = np.random.default_rng(0).random((5, 3, 3), np.float32)
     canvas = fit_canvas(3, 5, 64, minimum_window=64, window_multiple=64, factor=8)
-    padded = pad_to_canvas(picture, canvas.width, canvas.height)
+    beyond = (0, canvas.height - 5), (0, canvas.width - 3)
+    padded = of_arrays(extend)(picture, *beyond, "mirrored")
     assert padded.shape == (64, 64, 3)
     np.testing.assert_array_equal(padded[:5, :3], picture)
     np.testing.assert_array_equal(padded[5], padded[4])

@@ -306,9 +306,11 @@ def liveliest(rgb: NDArray[np.float32], side: int) -> tuple[int, int, int, int]:
     """
     import cv2
     import numpy as np
+    import torch
 
-    from tegula.images.adjust import flatness
     from tegula.images.pixels import LUMA
+    from tegula.pipeline.adjust import flatness
+    from tegula.pipeline.pictures import on_device, on_host
 
     height, width = rgb.shape[:2]
     # Shrunk so that a part has about 64 px a side, which places it finely enough.
@@ -330,7 +332,8 @@ def liveliest(rgb: NDArray[np.float32], side: int) -> tuple[int, int, int, int]:
         ]
         return np.asarray(of_parts / (across * down), np.float32)
 
-    score = means(structure) * np.minimum(1.0, means(flatness(small)) / _FLAT_SHARE + 0.1)
+    flat = on_host(flatness(on_device(small, torch.device("cpu"))))
+    score = means(structure) * np.minimum(1.0, means(flat) / _FLAT_SHARE + 0.1)
     y, x = np.unravel_index(int(score.argmax()), score.shape)
     left, top = min(width - wide, round(int(x) * times)), min(height - high, round(int(y) * times))
     return left, top, wide, high

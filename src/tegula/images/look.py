@@ -13,10 +13,9 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tegula.images.compression import trace_jpeg
-from tegula.images.pixels import LUMA, Float, Size, bands
+from tegula.images.pixels import LUMA, Float, bands
 
 _SEEN = 1_500_000
 """Pixels: enough for every measure here, and few enough for all of them in a moment."""
@@ -69,19 +68,6 @@ class Look:
     def share_drawn(self) -> float:
         """Share of the picture that looks drawn rather than photographed."""
         return float((self.drawn >= _MOSTLY).mean())
-
-    def drawn_at(self, size: Size, part: tuple[float, float, float, float]) -> Float:
-        """Return how much each pixel of a result looks drawn, float32 [height, width] in 0..1.
-
-        Args:
-            size: width and height of the result.
-            part: x, y, width and height of what it shows, as shares of the whole picture.
-        """
-        rows, columns = self.drawn.shape
-        x, y, across, down = part
-        box = (x * columns, y * rows, (x + across) * columns, (y + down) * rows)
-        plane = Image.fromarray(self.drawn)
-        return np.asarray(plane.resize(size, Image.Resampling.BILINEAR, box=box), np.float32)
 
 
 def look_at(rgb: Float, file_quality: int | None = None) -> Look:

@@ -1,4 +1,4 @@
-"""Pixels: conversion, resampling, patches, wrapped patterns and transparency.
+"""Pixels: conversion, resampling, wrapped patterns and transparency.
 
 Everywhere in tegula a picture is a float32 array [height, width, 3] in 0..1, sRGB, and its
 transparency a second array [height, width]. Bytes and Pillow images are made at the ends.
@@ -6,8 +6,7 @@ transparency a second array [height, width]. Bytes and Pillow images are made at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -120,42 +119,19 @@ def resample_box(rgb: Float, size: Size, box: Box) -> Float:
     Returns:
         float32 [size[1], size[0], channels] in 0..1.
     """
-    result: Float = np.empty((size[1], size[0], rgb.shape[2]), np.float32)
-    for channel in range(rgb.shape[2]):
-        plane = Image.fromarray(np.ascontiguousarray(rgb[..., channel]))
-        result[..., channel] = np.asarray(plane.resize(size, Image.Resampling.LANCZOS, box=box))
+    result = resample(rgb, size, box, Image.Resampling.LANCZOS)
     return np.clip(result, 0.0, 1.0, out=result)
 
 
-@dataclass(frozen=True, eq=False)
-class Patch:
-    """A small picture that is laid over a large one.
-
-    x, y: of its first pixel in the large picture.
-    pixels: float32 [height, width, 3], wholly inside the large picture.
-    weight: float32 [height, width] in 0..1; 0 leaves the large picture.
-    """
-
-    x: int
-    y: int
-    pixels: Float
-    weight: Float
-
-
-def paste(picture: Float, patches: Sequence[Patch]) -> Float:
-    """Return a picture with patches over it, later ones above earlier ones.
-
-    Args:
-        picture: float32 [height, width, 3]; comes back itself when there are no patches.
-        patches: what to lay over it.
-    """
-    if not patches:
-        return picture
-    result: Float = picture.copy()
-    for patch in patches:
-        height, width = patch.weight.shape
-        below = result[patch.y : patch.y + height, patch.x : patch.x + width]
-        below += (patch.pixels - below) * patch.weight[..., None]
+def resample(values: Float, size: Size, box: Box, kernel: Image.Resampling) -> Float:
+    """Resample a part of float32 [height, width] or [height, width, channels]."""
+    if values.ndim == 2:
+        plane = Image.fromarray(np.ascontiguousarray(values))
+        return np.array(plane.resize(size, kernel, box=box))
+    result: Float = np.empty((size[1], size[0], values.shape[2]), np.float32)
+    for channel in range(values.shape[2]):
+        plane = Image.fromarray(np.ascontiguousarray(values[..., channel]))
+        result[..., channel] = np.asarray(plane.resize(size, kernel, box=box))
     return result
 
 
@@ -209,16 +185,6 @@ TRUSTED = 1 / 16
 
 SPECK = 0.5 / 255
 """Alpha nearer than this to 0 or 1 is one of them: half a step of eight bits."""
-
-# An enlarged outline is blurred by this share of the scale, which rounds the stairs of the
-# source's pixels, and then made steeper by this factor times the scale around one half,
-# which brings it back to a width of about one pixel.
-_ROUNDING = 0.45
-_STEEPNESS = 1.5
-
-# Alpha that differs by this much between neighbours is an outline; a shadow falls off slower.
-_OUTLINE = 0.4
-_NEAR_OUTLINE, _BESIDE_OUTLINE = 7, 5  # sides in pixels: whole, and faded out
 
 _NOT_ZERO = np.float32(1e-6)
 
@@ -315,44 +281,3 @@ def _pushed_and_pulled(weighted: Float, weight: Float) -> Float:
     colour *= weight[..., None]
     colour += around
     return colour
-
-
-def enlarge_alpha(alpha: Float, width: int, height: int) -> Float:
-    """Scale alpha to a size; a cut-out of only 0 and 1 keeps edges about one pixel wide.
-
-    Its outline is rounded a little, so that source pixels do not show as stairs; a
-    single opaque pixel still survives.
-
-    Returns:
-        float32 [height, width], 0..1.
-    """
-    scale = min(width / alpha.shape[1], height / alpha.shape[0])
-    scaled = enlarge_lanczos(alpha[..., None], (width, height))[..., 0]
-    if scale > 1 and (np.minimum(alpha, 1 - alpha) < SPECK).all():
-        scaled = cv2.GaussianBlur(scaled, (0, 0), _ROUNDING * scale)
-        scaled = (scaled - np.float32(0.5)) * np.float32(_STEEPNESS * scale) + np.float32(0.5)
-    np.clip(scaled, 0, 1, out=scaled)
-    return scaled
-
-
-def outlines(alpha: Float) -> Float | None:
-    """Return where alpha has outlines that a net should enlarge, as an icon's.
-
-    Shadows and glows fall off too slowly to count. Of a cut-out of only 0 and 1 a net would
-    keep the stairs; ``enlarge_alpha`` rounds them.
-
-    Args:
-        alpha: float32 [height, width], 0..1.
-
-    Returns:
-        float32 [height, width] in 0..1, 1 on outlines and fading beside them; None if there are
-        none.
-    """
-    if (np.minimum(alpha, 1 - alpha) < SPECK).all():
-        return None
-    beside = np.ones((3, 3), np.uint8)
-    hard = cv2.dilate(alpha, beside) - cv2.erode(alpha, beside) > _OUTLINE
-    if not hard.any():
-        return None
-    near = cv2.dilate(hard.astype(np.float32), np.ones((_NEAR_OUTLINE,) * 2, np.uint8))
-    return np.asarray(cv2.blur(near, (_BESIDE_OUTLINE,) * 2), np.float32)

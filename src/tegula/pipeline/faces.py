@@ -13,13 +13,15 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from tegula.images.adjust import lock_colour
-from tegula.images.pixels import Float, Patch, Size
+from tegula.images.pixels import Float, Size
 from tegula.models.faces.networks import SIDE, Face, FaceDetector, FaceRestorer
 from tegula.models.prescalers import Prescaler
 from tegula.options import ResolvedOptions
+from tegula.pipeline.adjust import lock_colour
+from tegula.pipeline.pictures import Patch, on_device, on_host
 from tegula.pipeline.prescale import prescale
 from tegula.progress import SILENT, Cancel, StageProgress
 
@@ -43,6 +45,8 @@ LEAST_EYE_DISTANCE = 5
 """Pixels of the source; what is smaller holds no face that could be restored."""
 _MARGIN = 4
 """Pixels of the template around a face that warping may read."""
+_HOST = torch.device("cpu")
+"""Where faces are turned and warped: they are small."""
 NONE_FOUND = "No face was found, so none was restored."
 
 
@@ -67,14 +71,18 @@ class FaceWork:
 
     def _restored(self, face: Float) -> Float:
         restored = self.restorer.restore(face, self.options.face_fidelity)
-        return lock_colour(restored, face, self.options).clip(0, 1)
+        result, origin = (on_device(each, _HOST) for each in (restored, face))
+        return on_host(lock_colour(result, origin, self.options).clamp(0, 1))
 
     def _enlarge(self, cancel: Cancel) -> Restore | None:
         enlarger = self.enlarger
         if enlarger is None:
             return None
         progress = StageProgress(cancel=cancel)
-        return lambda face: prescale(face, (2 * SIDE, 2 * SIDE), enlarger, progress=progress)
+        size = 2 * SIDE, 2 * SIDE
+        return lambda face: on_host(
+            prescale(on_device(face, _HOST), size, enlarger, progress=progress)
+        )
 
 
 def restored_faces(

@@ -11,14 +11,16 @@ strength falls.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from tegula.errors import MissingExtraError
-from tegula.images.pixels import Float, Size, resample_box
+from tegula.images.pixels import Float, Size
 from tegula.models.faces.likeness import (
     FACE,
     VIEW,
@@ -28,6 +30,14 @@ from tegula.models.faces.likeness import (
     load_describer,
 )
 from tegula.models.faces.networks import Face, load_detector
+from tegula.pipeline.pictures import (
+    extend,
+    on_device,
+    on_host,
+    resample_box,
+    resize_area,
+    resize_cubic,
+)
 
 USUAL_LIKENESS = 0.5
 """Where the caller leaves it open and faces can be compared."""
@@ -44,6 +54,7 @@ _LEFT_ALONE, _LARGE = 24, 128
 _SMALL_SHARE, _LARGE_SHARE = 0.3, 0.7
 """Of the denoise strength at the usual likeness, from small faces to large ones."""
 
+_HOST = torch.device("cpu")
 _MOST_FACES = 64
 _BISECTIONS = 6
 _POINTS_TO_SIDE = 2.4
@@ -95,9 +106,10 @@ def find_faces(rgb: Float) -> tuple[FoundFace, ...]:
     return tuple(sorted(found, key=lambda face: -face.side)[:_MOST_FACES])
 
 
+@torch.inference_mode()
 def strength_in_faces(
-    faces: Sequence[FoundFace], source: Size, target: Size, likeness: float
-) -> Float | None:
+    faces: Sequence[FoundFace], source: Size, target: Size, likeness: float, device: torch.device
+) -> Tensor | None:
     """Return the share of the denoise strength at each pixel of the result; None is all of it.
 
     Args:
@@ -105,14 +117,15 @@ def strength_in_faces(
         source: its width and height.
         target: those of the result.
         likeness: 0..1.
+        device: where the answer is to lie.
     """
     if not faces or likeness == 0:
         return None
-    share: Float = np.ones((target[1], target[0]), np.float32)
+    share = torch.ones((target[1], target[0]), device=device)
     for face in faces:
-        rows, columns, weight = _soft(face, source, target)
+        rows, columns, weight = _soft(face, source, target, device)
         part = share[rows, columns]
-        np.minimum(part, 1 - weight * np.float32(1 - _share(face.side, likeness)), out=part)
+        torch.minimum(part, 1 - weight * (1 - _share(face.side, likeness)), out=part)
     return share
 
 
@@ -128,7 +141,8 @@ class LikenessGuard:
     faces: Sequence[FoundFace]
     likeness: float
 
-    def hold(self, done: Float, prescaled: Float) -> tuple[Float, tuple[FaceReport, ...]]:
+    @torch.inference_mode()
+    def hold(self, done: Tensor, prescaled: Tensor) -> tuple[Tensor, tuple[FaceReport, ...]]:
         """Return a finished picture whose faces are near enough, and how near each is.
 
         Args:
@@ -136,33 +150,33 @@ class LikenessGuard:
             prescaled: of the same shape.
         """
         limit, reports, held = SAME_PERSON * (1 - self.likeness), [], done
-        source = self.rgb.shape[1], self.rgb.shape[0]
+        source, own_picture = (self.rgb.shape[1], self.rgb.shape[0]), on_device(self.rgb, _HOST)
         target = done.shape[1], done.shape[0]
         for face in self.faces:
             distance = self._distance_from(face)
             view, prescaled_view, own = (
-                _view(each, face, source) for each in (held, prescaled, self.rgb)
+                _view(each, face, source) for each in (held, prescaled, own_picture)
             )
             inside = _view(_mask(face, source), face, source)
-            rows, columns, weight = _soft(face, source, target)
+            rows, columns, weight = _soft(face, source, target, done.device)
             after = before = distance(view)
             for anchor, most in ((prescaled_view, limit), (own, _LOOSER * limit)):
                 share, after = _least_share(view, anchor, inside, distance, after, most)
                 if share == 0:
                     continue
-                held = held.copy() if held is done else held
+                held = held.clone() if held is done else held
                 view = view + (anchor - view) * (inside * np.float32(share))
                 towards = prescaled[rows, columns]
                 if anchor is own:
-                    towards = _resampled(self.rgb, rows, columns, target)
-                part = held[rows, columns]
-                part += (towards - part) * (weight * np.float32(share))[..., None]
+                    resampled = _resampled(own_picture, rows, columns, target)
+                    towards = resampled.to(done.device)
+                held[rows, columns].lerp_(towards, (weight * share)[..., None])
             reports.append(FaceReport(face.left, face.top, face.side, before, after))
         return held, tuple(reports)
 
     def _distance_from(self, face: FoundFace) -> Callable[[Float], float]:
         """Return what measures how far the face in a view is from that of the source."""
-        own = _view(self.rgb, face, (self.rgb.shape[1], self.rgb.shape[0]))
+        own = _view(on_device(self.rgb, _HOST), face, (self.rgb.shape[1], self.rgb.shape[0]))
         # Places of the source for both: what is compared is the face, not where it is found.
         landmarks = self.describer.place(own)
         description: Description = self.describer.describe(own, landmarks)
@@ -202,7 +216,7 @@ def _least_share(
     return high, after
 
 
-def _resampled(rgb: Float, rows: slice, columns: slice, target: Size) -> Float:
+def _resampled(rgb: Tensor, rows: slice, columns: slice, target: Size) -> Tensor:
     """Return a part of a result as plain resampling of the source makes it."""
     across, down = rgb.shape[1] / target[0], rgb.shape[0] / target[1]
     box = columns.start * across, rows.start * down, columns.stop * across, rows.stop * down
@@ -234,8 +248,10 @@ def _overlap(face: FoundFace, other: FoundFace) -> bool:
     return apart < max(face.side, other.side) / 2
 
 
-def _view(picture: Float, face: FoundFace, source: Size) -> Float:
+def _view(picture: Tensor, face: FoundFace, source: Size) -> Float:
     """Return a square around a face, float32 [VIEW, VIEW, channels], continued at the edges.
+
+    It is made small where the picture lies, and describers look at it on the host.
 
     Args:
         picture: the source, or what it became at any size.
@@ -254,22 +270,22 @@ def _view(picture: Float, face: FoundFace, source: Size) -> Float:
         ends.append(slice(*inside))
         borders += [inside[0] - first, last - inside[1]]
     above, below, left, right = borders
-    part = picture[ends[0], ends[1]]
-    part = cv2.copyMakeBorder(part, above, below, left, right, cv2.BORDER_REPLICATE)
-    kernel = cv2.INTER_AREA if part.shape[0] > VIEW else cv2.INTER_CUBIC
-    view: Float = cv2.resize(part, (VIEW, VIEW), interpolation=kernel)
-    return view.reshape(VIEW, VIEW, -1).clip(0, 1)
+    part = extend(picture[ends[0], ends[1]], (above, below), (left, right), "edge")
+    resized = (resize_area if part.shape[0] > VIEW else resize_cubic)(part, (VIEW, VIEW))
+    return on_host(resized.clamp(0, 1))
 
 
-def _mask(face: FoundFace, source: Size) -> Float:
+def _mask(face: FoundFace, source: Size) -> Tensor:
     """Return the soft weight of a face over its source, [height, width, 1]."""
-    mask: Float = np.zeros((source[1], source[0], 1), np.float32)
-    rows, columns, weight = _soft(face, source, source)
+    mask = torch.zeros((source[1], source[0], 1))
+    rows, columns, weight = _soft(face, source, source, _HOST)
     mask[rows, columns, 0] = weight
     return mask
 
 
-def _soft(face: FoundFace, source: Size, target: Size) -> tuple[slice, slice, Float]:
+def _soft(
+    face: FoundFace, source: Size, target: Size, device: torch.device
+) -> tuple[slice, slice, Tensor]:
     """Return the rows and columns that a face takes in a result, and its soft weight there.
 
     It is 1 over the face with hair and chin, and falls to 0 at a distance of its side.
@@ -282,8 +298,8 @@ def _soft(face: FoundFace, source: Size, target: Size) -> tuple[slice, slice, Fl
         last = max(first, min(length, int(np.ceil(high * length / own))))
         slices.append(slice(first, last))
         places = (np.arange(first, last) + 0.5) * own / length
-        offsets.append((places - (start + half)) / half)
-    far = np.hypot(offsets[0][:, None], offsets[1][None])
-    fall = np.clip(2 - far, 0, 1) if far.size else far
-    weight: Float = np.asarray(np.sin(np.minimum(1, fall / 0.8) * np.pi / 2) ** 2, np.float32)
+        offsets.append(on_device(((places - (start + half)) / half).astype(np.float32), device))
+    far = torch.hypot(offsets[0][:, None], offsets[1][None])
+    fall = (2 - far).clamp_(0, 1)
+    weight = torch.sin((fall / 0.8).clamp_(max=1) * (math.pi / 2)).square_()
     return slices[0], slices[1], weight

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image
+import torch
+from torch import Tensor
 
-from tegula.images.adjust import flatness
 from tegula.images.compression import smooth_chroma, soften_blocks
 from tegula.images.decode import Facts, Picture, decode
 from tegula.images.look import Look, look_at
@@ -15,6 +15,8 @@ from tegula.images.open import Source
 from tegula.images.pixels import LUMA, SPECK, TRUSTED, Float, Size, fill_hidden, goes_on_hidden
 from tegula.models.prescalers import LANCZOS
 from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part, with_context
+from tegula.pipeline.adjust import flatness
+from tegula.pipeline.pictures import BILINEAR, on_device, resample_part
 
 # JPEG qualities, measured on photographs damaged at known quality, by PSNR of the result to
 # the truth. The nets were trained on compressed pictures and undo most of it themselves.
@@ -110,21 +112,61 @@ def _what_to_mend(quality: int | None, look: Look, options: UpscaleOptions) -> t
     )
 
 
+@dataclass(frozen=True)
+class Placed:
+    """The pixels of a prepared source as tensors, where the picture is worked on.
+
+    rgb: [height, width, 3]. alpha: [height, width]. beyond: as ``Prepared`` has it.
+    """
+
+    prepared: Prepared
+    rgb: Tensor
+    alpha: Tensor | None
+    beyond: Tensor | None
+
+    @classmethod
+    def on(cls, device: torch.device, prepared: Prepared) -> Placed:
+        """Bring a source onto a device; on the host nothing is copied."""
+        planes = prepared.rgb, prepared.alpha, prepared.beyond
+        rgb, alpha, beyond = (None if p is None else on_device(p, device) for p in planes)
+        assert rgb is not None  # noqa: S101 - for the types alone
+        return cls(prepared, rgb, alpha, beyond)
+
+
+def laid_over(plane: Tensor, size: Size, part: tuple[float, float, float, float]) -> Tensor:
+    """Bring a part of a plane to the size of a result.
+
+    Args:
+        plane: [rows, columns] in 0..1, of a whole picture.
+        size: width and height of the result.
+        part: x, y, width and height of what it shows, as shares of the whole.
+
+    Returns:
+        [size[1], size[0]] in 0..1.
+    """
+    height, width = plane.shape
+    x, y, across, down = part
+    box = (x * width, y * height, (x + across) * width, (y + down) * height)
+    # Lanczos would ring into places that a mask leaves out.
+    return resample_part(plane, size, box, BILINEAR)
+
+
 # Where the picture may change, and how much: mask, strength map, flat areas.
 
 
 @dataclass(frozen=True)
 class SpatialControl:
-    """Mask and strength map at the size of the result, float32 [height, width] in 0..1.
+    """Mask and strength map at the size of the result, [height, width] in 0..1, as it lies.
 
     mask: how far the result may differ from the prescaled picture; None lets all of it differ.
     strength_map: share of the denoise strength; None is all of it.
     """
 
-    mask: Float | None
-    strength_map: Float | None
+    mask: Tensor | None
+    strength_map: Tensor | None
 
-    def strength(self, prescaled: Float, flat_skip: float) -> Float | None:
+    @torch.inference_mode()
+    def strength(self, prescaled: Tensor, flat_skip: float) -> Tensor | None:
         """Return the share of the denoise strength at each pixel; None is all of it.
 
         Args:
@@ -134,12 +176,10 @@ class SpatialControl:
         shares = [] if self.strength_map is None else [self.strength_map]
         if self.mask is not None:
             # A place that changes a little is refined in full and mixed in when finishing.
-            shares.append((self.mask > 0).astype(np.float32))
+            shares.append((self.mask > 0).float())
         if flat_skip > 0:
-            shares.append(1 - np.float32(flat_skip) * flatness(prescaled))
-        if not shares:
-            return None
-        return np.asarray(np.prod(shares, axis=0, dtype=np.float32))
+            shares.append(1 - flat_skip * flatness(prescaled))
+        return math.prod(shares[1:], start=shares[0]) if shares else None
 
 
 def read_spatial_control(
@@ -147,20 +187,23 @@ def read_spatial_control(
     strength_map: Source | None,
     options: UpscaleOptions,
     resolved: ResolvedOptions,
-    prepared: Prepared,
+    placed: Placed,
 ) -> SpatialControl:
-    """Read mask and strength map and lay them over what is enlarged.
+    """Read mask and strength map and lay them over what is enlarged, where that lies.
 
     Raises:
         ImageError, TooLargeError, PathError: one of them cannot be read.
     """
     size = (resolved.width, resolved.height)
-    part = enlarged_part(options, prepared.facts.size)
+    part, device = enlarged_part(options, placed.prepared.facts.size), placed.rgb.device
     planes = [
-        None if source is None else read_mask(source, size, options.max_pixels, part)
+        None if source is None else read_mask(source, size, options.max_pixels, part, device)
         for source in (mask, strength_map)
     ]
     return SpatialControl(*planes)
+
+
+_HOST = torch.device("cpu")
 
 
 def read_mask(
@@ -168,7 +211,8 @@ def read_mask(
     size: Size,
     max_pixels: int,
     part: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
-) -> Float:
+    device: torch.device = _HOST,
+) -> Tensor:
     """Read a mask of any size and bring it to the size of the result.
 
     Transparent places count as black.
@@ -178,6 +222,7 @@ def read_mask(
         size: width and height of the result in pixels.
         max_pixels: of the mask at most.
         part: x, y, width and height of what is wanted, as shares of the mask.
+        device: where the result lies.
 
     Returns:
         float32 [height, width] in 0..1.
@@ -189,9 +234,4 @@ def read_mask(
     grey = picture.rgb @ LUMA
     if picture.alpha is not None:
         grey = grey * picture.alpha
-    height, width = grey.shape
-    x, y, across, down = part
-    box = (x * width, y * height, (x + across) * width, (y + down) * height)
-    # Lanczos would ring into places that the mask leaves out.
-    plane = Image.fromarray(np.ascontiguousarray(grey))
-    return np.asarray(plane.resize(size, Image.Resampling.BILINEAR, box=box), np.float32)
+    return laid_over(on_device(grey, device), size, part)

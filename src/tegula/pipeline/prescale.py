@@ -42,24 +42,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tegula.images.exact import hold_to_source, is_enlarged
-from tegula.images.pixels import (
-    LANCZOS_LOBES,
-    Float,
-    Size,
-    enlarge_alpha,
-    enlarge_lanczos,
-    outlines,
-    resample_box,
-)
+from tegula.images.pixels import LANCZOS_LOBES, Size
 from tegula.models.prescalers import Prescaler, PrescalerFacts
 from tegula.models.prescalers.networks import RRDBNet
 from tegula.models.retry import first_finite, until_it_fits
+from tegula.pipeline.exact import hold_to_source, is_enlarged
+from tegula.pipeline.pictures import (
+    enlarge_alpha,
+    enlarge_lanczos,
+    extend,
+    outlines,
+    resample_box,
+    resize_linear,
+)
 from tegula.pipeline.preview import PastedPreview
 from tegula.progress import SILENT, StageProgress, ignore_share
 
@@ -74,19 +72,21 @@ STRETCH = 1.25
 """A last resize enlarges by at most this; beyond it another pass begins."""
 
 
+@torch.inference_mode()
 def prescale(
-    rgb: Float,
+    rgb: Tensor,
     target: Size,
     prescaler: Prescaler,
     *,
     progress: StageProgress = SILENT,
-) -> Float:
+) -> Tensor:
     """Enlarge a picture to exactly the target size.
 
     A target no larger than the source is resampled without the net.
 
     Args:
-        rgb: float32 [height, width, 3], sRGB in 0..1, at least 1x1.
+        rgb: float32 [height, width, 3], sRGB in 0..1, at least 1x1. The result lies where it
+            does, whatever device the net runs on; only tiles go to and fro.
         target: width and height of the result in pixels.
         prescaler: from ``load_prescaler``.
         progress: counts tiles; the total grows if they had to be made smaller. Its cancel
@@ -126,20 +126,22 @@ def prescale(
     return rgb
 
 
+@torch.inference_mode()
 def prescale_mixed(
-    rgb: Float,
+    rgb: Tensor,
     target: Size,
     nets: tuple[Prescaler, Prescaler],
-    second: Float,
+    second: Tensor,
     progress: StageProgress = SILENT,
-) -> Float:
+) -> Tensor:
     """Enlarge a picture by two nets and blend what they made, softly.
 
     Args:
         rgb: float32 [height, width, 3], sRGB in 0..1, at least 1x1.
         target: width and height of the result in pixels.
         nets: the first and the second.
-        second: float32 [target[1], target[0]] in 0..1, the share of the second net.
+        second: float32 [target[1], target[0]] in 0..1, the share of the second net; it lies
+            where ``rgb`` does.
         progress: counts the tiles of both, as far as they are alike.
 
     Returns:
@@ -163,15 +165,13 @@ def prescale_mixed(
     result, other = (
         prescale(rgb, target, net, progress=part(number)) for number, net in enumerate(nets)
     )
-    other -= result
-    other *= second[..., None]
-    result += other
-    return result
+    return result.lerp_(other, second[..., None])
 
 
+@torch.inference_mode()
 def prescale_alpha(
-    alpha: Float, target: Size, prescaler: Prescaler, progress: StageProgress = SILENT
-) -> Float:
+    alpha: Tensor, target: Size, prescaler: Prescaler, progress: StageProgress = SILENT
+) -> Tensor:
     """Enlarge alpha by the net of the picture where it has outlines, and by resampling elsewhere.
 
     Resampling leaves a rim around a crisp icon that is as wide as the factor. What the net
@@ -193,13 +193,11 @@ def prescale_alpha(
     edges = outlines(alpha)
     if edges is None or not plan_sizes(size, target, prescaler.facts.factor):
         return smooth
-    grey = np.repeat(alpha[..., None], 3, axis=2)
-    net: Float = prescale(grey, target, prescaler, progress=progress).mean(2, keepdims=True)
+    grey = alpha[..., None].expand(-1, -1, 3)
+    net = prescale(grey, target, prescaler, progress=progress).mean(2)
     if is_enlarged(target, size):
-        hold_to_source(net, alpha[..., None], rounds=_ALPHA_ROUNDS)
-    share = cv2.resize(edges, target, interpolation=cv2.INTER_LINEAR)
-    smooth += (net[..., 0] - smooth) * share
-    return np.clip(smooth, 0, 1, out=smooth)
+        hold_to_source(net[..., None], alpha[..., None], rounds=_ALPHA_ROUNDS)
+    return smooth.lerp_(net, resize_linear(edges, target)).clamp_(0, 1)
 
 
 def plan_sizes(source: Size, target: Size, factor: int | None) -> list[Size]:
@@ -278,7 +276,7 @@ class _Done:
 
 
 def _enlarge(
-    rgb: Float,
+    rgb: Tensor,
     size: Size,
     prescaler: Prescaler,
     progress: StageProgress,
@@ -286,7 +284,7 @@ def _enlarge(
     later: Sequence[tuple[Size, Size]],
     preview: PastedPreview | None,
     tile: int,
-) -> tuple[Float, _Done]:
+) -> tuple[Tensor, _Done]:
     """Run one pass; return its result and what is done after it.
 
     Args:
@@ -307,7 +305,7 @@ def _enlarge(
     prescaler = prescaler.reaching(source, size)
     facts = prescaler.facts
     grid = plan_tiles(source, size, facts, tile)
-    result: Float = np.empty((size[1], size[0], 3), np.float32)
+    result = rgb.new_empty((size[1], size[0], 3))
     scale, factor = (size[0] / source[0], size[1] / source[1]), facts.factor or 1
     for (y, x), work in zip(grid, works[0], strict=True):
         within = progress.part(done.work / total_work, (done.work + work) / total_work)
@@ -371,7 +369,8 @@ def _reach(source: int, target: int, factor: int) -> int:
     return math.ceil((LANCZOS_LOBES * coarser + 1) / factor) + 1
 
 
-def run_network(rgb: Float, prescaler: Prescaler, progress: StageProgress = SILENT) -> Float:
+@torch.inference_mode()
+def run_network(rgb: Tensor, prescaler: Prescaler, progress: StageProgress = SILENT) -> Tensor:
     """Run the net over a whole picture, again in float32 where the result is not finite.
 
     Args:
@@ -381,7 +380,7 @@ def run_network(rgb: Float, prescaler: Prescaler, progress: StageProgress = SILE
             of this picture.
 
     Returns:
-        float32 [height * factor, width * factor, 3] in 0..1.
+        float32 [height * factor, width * factor, 3] in 0..1, where the net runs.
 
     Raises:
         CancelledError: the caller wants to stop.
@@ -390,9 +389,8 @@ def run_network(rgb: Float, prescaler: Prescaler, progress: StageProgress = SILE
     height, width = rgb.shape[:2]
     factor = prescaler.facts.factor or 1
     down, right = (padding(side, prescaler.facts) for side in (height, width))
-    padded = np.pad(rgb, ((down, down), (right, right), (0, 0)), "symmetric")
-    x = torch.from_numpy(padded).permute(2, 0, 1)[None].to(prescaler.device)
-
+    padded = extend(rgb.to(prescaler.device), (down, down), (right, right), "mirrored")
+    x = padded.permute(2, 0, 1)[None]
     each = _work_of_a_pixel(prescaler)
 
     def attempt(network: nn.Module) -> list[Tensor]:
@@ -400,13 +398,12 @@ def run_network(rgb: Float, prescaler: Prescaler, progress: StageProgress = SILE
             return [network(x)]
 
     networks = filter(None, (prescaler.network, prescaler.full_precision))
-    with torch.inference_mode():
-        (y,) = first_finite(
-            [partial(attempt, network) for network in networks],
-            f"Prescaler {prescaler.facts.name} returned NaN or infinity, in full precision too; "
-            "use another prescaler.",
-        )
-    picture: Float = y[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    (y,) = first_finite(
+        [partial(attempt, network) for network in networks],
+        f"Prescaler {prescaler.facts.name} returned NaN or infinity, in full precision too; "
+        "use another prescaler.",
+    )
+    picture = y[0].clamp(0, 1).permute(1, 2, 0)
     rows = slice(down * factor, (down + height) * factor)
     return picture[rows, right * factor : (right + width) * factor]
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tegula.images.pixels import Float, Size, resample_box
+from tegula.images.pixels import Float, Size
 from tegula.models.bundle import Bundle, ControlImage, TileableAutoencoder
+from tegula.pipeline.pictures import on_host, resample_box
 from tegula.pipeline.sampler import Watch
 from tegula.progress import OnPicture
 
@@ -69,16 +70,16 @@ class PastedPreview:
         show: is given the previews, about ``PREVIEWS`` of the tiles; None shows none.
     """
 
-    def __init__(self, source: Float, target: Size, show: OnPicture | None) -> None:
+    def __init__(self, source: Tensor, target: Size, show: OnPicture | None) -> None:
         self._show, self._target, self._pasted = show, target, 0
         if show is None:
             return
         self._times = _shrink_factor(target, SIDE)
         small = -(-target[0] // self._times), -(-target[1] // self._times)
         self._canvas = resample_box(source, small, (0, 0, source.shape[1], source.shape[0]))
-        show(self._canvas.copy())
+        self._show_canvas(show)
 
-    def paste(self, result: Float, y: tuple[int, int], x: tuple[int, int], tiles: int) -> None:
+    def paste(self, result: Tensor, y: tuple[int, int], x: tuple[int, int], tiles: int) -> None:
         """Paste a tile; those above it and to its left are in the result already.
 
         Args:
@@ -97,11 +98,14 @@ class PastedPreview:
             slice(first * self._times, last * self._times)
             for first, last in ((top, bottom), (left, right))
         )
-        tile = torch.from_numpy(result[rows, columns]).permute(2, 0, 1)[None]
+        tile = result[rows, columns].permute(2, 0, 1)[None]
         self._canvas[top:bottom, left:right] = _shrunk(tile, self._times)[0].permute(1, 2, 0)
         self._pasted += 1
         if self._pasted % -(-tiles // PREVIEWS) == 0:
-            self._show(self._canvas.copy())
+            self._show_canvas(self._show)
+
+    def _show_canvas(self, show: OnPicture) -> None:
+        show(on_host(self._canvas.clone()))
 
 
 def _seldom(offers: int, take: Watch, first: int = 1) -> Watch:
@@ -121,8 +125,7 @@ def _seldom(offers: int, take: Watch, first: int = 1) -> Watch:
 def small_picture(image: Tensor) -> Float:
     """Return a canvas [1, 3, height, width] as a picture of at most ``SIDE``, in 0..1."""
     small = _shrunk(image, _shrink_factor(image.shape[-2:], SIDE))
-    array: Float = small[0].float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-    return array
+    return on_host(small[0].float().clamp(0, 1).permute(1, 2, 0))
 
 
 def _decoded(

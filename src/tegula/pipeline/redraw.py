@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tegula.images.pixels import Float
 from tegula.pipeline.preview import canvas_watcher
 from tegula.pipeline.redraw_plan import (
     RedrawPass,
@@ -19,7 +18,7 @@ from tegula.pipeline.redraw_plan import (
     redraw_plan,
     strength_of,
 )
-from tegula.pipeline.refine import Diffusion, RefineJob, to_array
+from tegula.pipeline.refine import Diffusion, RefineJob, as_picture
 from tegula.pipeline.windows import Window
 from tegula.progress import SILENT, StageProgress
 
@@ -27,7 +26,7 @@ from tegula.progress import SILENT, StageProgress
 @torch.inference_mode()
 def refine_redraw(
     job: RefineJob, progress: StageProgress = SILENT, *, one_by_one: bool = False
-) -> Float:
+) -> Tensor:
     """Add detail to a prescaled picture tile by tile.
 
     Every tile starts from the same noise. Tiles that do not read each other are computed
@@ -45,7 +44,8 @@ def refine_redraw(
     Raises:
         CancelledError, NumericalError, OutOfMemoryError: as their names say.
     """
-    facts, options, size = job.bundle.facts, job.options, job.prescaled.shape[:2]
+    facts, options = job.bundle.facts, job.options
+    size = job.prescaled.shape[0], job.prescaled.shape[1]
     plan = redraw_plan(facts, options)
     diffusion = Diffusion(job, plan.width, plan.height)
     passes = plan.passes
@@ -81,7 +81,7 @@ def refine_redraw(
         for tile in front:
             _paste(canvas, tiles, tile, painted[tile], diffusion.weights(tile.painted, count))
         watch(canvas)
-    return to_array(canvas[..., : size[0], : size[1]])
+    return as_picture(canvas[..., : size[0], : size[1]])
 
 
 def _changing(tiles: RedrawPass, strength: Tensor) -> RedrawPass:

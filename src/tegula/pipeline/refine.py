@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tegula.images.pixels import Float, Size
+from tegula.images.pixels import Size
 from tegula.models.bundle import Bundle, ControlImage, TileableAutoencoder
-from tegula.models.device import home_of
 from tegula.options import ResolvedOptions
 from tegula.pipeline import autoencoder
+from tegula.pipeline.pictures import extend
 from tegula.pipeline.preview import latents_watcher, small_picture
 from tegula.pipeline.sampler import (
     BatchSize,
@@ -31,7 +31,7 @@ from tegula.pipeline.sampler import (
 )
 from tegula.pipeline.schedulers import NoiseSchedule, schedule_of
 from tegula.pipeline.steps import Guidance, MaskSchedule, blend_weights, first_steps
-from tegula.pipeline.windows import Piece, Window, canvas_piece, pad_to_canvas
+from tegula.pipeline.windows import Piece, Window, canvas_piece
 from tegula.progress import SILENT, StageProgress
 
 _ENCODING = 0.3
@@ -46,7 +46,8 @@ class RefineJob:
     """What refine works on.
 
     bundle: the diffusion model.
-    prescaled: [height, width, 3] in 0..1; the first canvas, and the control image.
+    prescaled: [height, width, 3] in 0..1; the first canvas, and the control image. The result
+        lies where it does: on the host where pictures would take too much of the device.
     source: the source enlarged by Lanczos to the same size.
     strength: [height, width] in 0..1, the share of the denoise strength that each pixel
         gets; None gives all of it everywhere.
@@ -54,15 +55,15 @@ class RefineJob:
     """
 
     bundle: Bundle
-    prescaled: Float
-    source: Float
+    prescaled: Tensor
+    source: Tensor
     options: ResolvedOptions
-    strength: Float | None = None
+    strength: Tensor | None = None
     coding: float = 0.0
 
 
 @torch.inference_mode()
-def refine_canvas(job: RefineJob, progress: StageProgress = SILENT) -> Float:
+def refine_canvas(job: RefineJob, progress: StageProgress = SILENT) -> Tensor:
     """Add detail to a prescaled picture by tiled diffusion of one canvas.
 
     Args:
@@ -89,24 +90,23 @@ def refine_canvas(job: RefineJob, progress: StageProgress = SILENT) -> Float:
     weights = diffusion.weights(piece.area, steps)
     if weights is not None:
         refined = torch.lerp(control.prescaled, refined, weights)
-    return to_array(refined[..., :height, :width])
+    return as_picture(refined[..., :height, :width])
 
 
 class Diffusion:
     """Encode -> noise -> sample -> decode, for pieces of the canvas of one job.
 
-    control: the job's pictures, padded to the canvas: where the canvas would take too much
-        of the device they lie on the host, and so does whatever is decoded.
+    control: the job's pictures, padded to the canvas; whatever is decoded lies where they do.
     strength: the job's, [1, 1, height, width] beside them.
     """
 
     def __init__(self, job: RefineJob, width: int, height: int) -> None:
         """Lay the pictures of a job on a canvas of this size in pixels."""
         bundle = job.bundle
-        home = home_of(PICTURES * 4 * 3 * width * height, bundle.device)
 
-        def on_canvas(picture: Float) -> Tensor:
-            return to_tensor(pad_to_canvas(picture, width, height), home)
+        def on_canvas(picture: Tensor) -> Tensor:
+            below, right = height - picture.shape[0], width - picture.shape[1]
+            return extend(picture, (0, below), (0, right), "mirrored").permute(2, 0, 1)[None]
 
         self.control = ControlImage(on_canvas(job.prescaled), on_canvas(job.source))
         self.strength = None if job.strength is None else on_canvas(job.strength[..., None])
@@ -239,13 +239,6 @@ class Diffusion:
         return placed
 
 
-def to_tensor(picture: Float, home: torch.device) -> Tensor:
-    """Return [1, channels, height, width], not to be written to: the host shares the memory."""
-    writable = picture if picture.flags.writeable else picture.copy()
-    return torch.from_numpy(writable).permute(2, 0, 1)[None].to(home)
-
-
-def to_array(image: Tensor) -> Float:
+def as_picture(image: Tensor) -> Tensor:
     """Return [height, width, 3], cut to 0..1; the image itself is cut too."""
-    array: Float = image[0].clamp_(0, 1).permute(1, 2, 0).cpu().numpy()
-    return array
+    return image[0].clamp_(0, 1).permute(1, 2, 0)

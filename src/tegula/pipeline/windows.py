@@ -266,14 +266,6 @@ def fit_canvas(
     return CanvasSize(canvas_width, canvas_height, window_width, window_height)
 
 
-def pad_to_canvas(picture: Float, width: int, height: int) -> Float:
-    """Extend [height, width, channels] to a canvas by mirroring its right and bottom edges."""
-    below, beside = height - picture.shape[0], width - picture.shape[1]
-    if (below, beside) == (0, 0):
-        return picture
-    return np.pad(picture, ((0, below), (0, beside), (0, 0)), mode="symmetric")
-
-
 def _ceil_to(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 

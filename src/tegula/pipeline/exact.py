@@ -18,14 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+import torch
+from torch import Tensor
 
-from tegula.images.pixels import Float, Size
+from tegula.images.pixels import Size
+from tegula.pipeline.pictures import BICUBIC, BOX, Kernel, resample_part, resize_area
 
 _STRIP = 32
 """Rows of the source whose part of the result is worked on at once."""
@@ -33,7 +32,8 @@ _STRIP = 32
 _SMOOTH_ROUNDS, _ROUNDS = 3, 12
 _NEAR = 0.1 / 255
 """Nearer than this at the worst pixel, nothing is gained by another round; bytes round by more."""
-_NOT_ZERO = np.float32(1e-6)
+_NOT_ZERO = 1e-6
+_WHOLE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 PROMISED_MEAN, PROMISED_WORST = 1.0, 4.0
 """Levels of 255: how far an exact result may be from its source when it is shrunk again."""
@@ -61,49 +61,58 @@ def is_enlarged(size: Size, source: Size) -> bool:
     return size[0] >= source[0] and size[1] >= source[1]
 
 
-def shrink(picture: NDArray[Any], size: Size, *, premultiply: bool = False) -> Float:
+def shrink(picture: Tensor, size: Size, alpha: Tensor | None = None) -> Tensor:
     """Shrink by averaging areas, edges of which may lie within pixels.
 
     Args:
-        picture: [height, width, channels], floats in 0..1 or unsigned integers of their full range.
+        picture: [height, width, channels], floats in 0..1, or uint8 or uint16 of their full range.
         size: width and height of the result, no larger than those of the picture.
-        premultiply: multiplies the channels by the last of them, which is alpha.
+        alpha: [height, width, 1] of the same type, by which the channels are multiplied; it
+            becomes one channel more.
 
     Returns:
         float32 [size[1], size[0], channels] in 0..1.
     """
-    whole = 1.0 if picture.dtype.kind == "f" else float(np.iinfo(picture.dtype).max)
     width, height = size
-    out: Float = np.empty((height, width, picture.shape[2]), np.float32)
+    parts = []
     for small, large in _strips(height, picture.shape[0]):
-        strip = np.asarray(picture[large], np.float32)
-        strip = strip if whole == 1 else strip / np.float32(whole)
-        if premultiply:
-            strip = np.dstack([strip[..., :-1] * strip[..., -1:], strip[..., -1]])
-        across = cv2.resize(strip, (width, strip.shape[0]), interpolation=cv2.INTER_AREA)
-        weights = _overlaps(small, large, picture.shape[0] / height)
-        out[small] = np.tensordot(weights, across.reshape(len(strip), width, -1), 1)
-    return out
+        strip = _as_floats(picture[large])
+        if alpha is not None:
+            share = _as_floats(alpha[large])
+            strip = torch.cat([strip * share, share], 2)
+        across = resize_area(strip, (width, len(strip)))
+        weights = _overlaps(small, large, picture.shape[0] / height).to(picture.device)
+        parts.append((weights @ across.reshape(len(strip), -1)).reshape(-1, *across.shape[1:]))
+    return torch.cat(parts)
 
 
-def consistency(picture: NDArray[Any], source: Float, alpha: Float | None = None) -> Consistency:
+def _as_floats(samples: Tensor) -> Tensor:
+    whole = _WHOLE.get(samples.dtype)
+    return samples.float() if whole is None else samples.float().div_(whole)
+
+
+@torch.inference_mode()
+def consistency(
+    picture: Tensor, source: Tensor, alpha: Tensor | None = None, source_alpha: Tensor | None = None
+) -> Consistency:
     """Compare a result, shrunk again, with its source.
 
     Args:
-        picture: uint8 or uint16 [height, width, channels], the last of them alpha where
-            ``alpha`` is given.
-        source: float32 [height, width, channels] in 0..1, no larger, without alpha.
-        alpha: of the source, float32 [height, width].
+        picture: uint8 or uint16 [height, width, channels], without alpha.
+        source: float32 [rows, columns, channels] in 0..1, no larger.
+        alpha: of the result, [height, width, 1] of the same type.
+        source_alpha: of the source, float32 [rows, columns].
     """
     size = source.shape[1], source.shape[0]
-    if alpha is not None:
-        source = np.dstack([source * alpha[..., None], alpha])
-    off = np.abs(shrink(picture, size, premultiply=alpha is not None) - source)
-    return Consistency(255 * float(off.mean(dtype=np.float64)), 255 * float(off.max()))
+    if source_alpha is not None:
+        source = torch.cat([source * source_alpha[..., None], source_alpha[..., None]], 2)
+    off = (shrink(picture, size, alpha) - source).abs_()
+    return Consistency(255 * float(off.mean()), 255 * float(off.max()))
 
 
+@torch.inference_mode()
 def hold_to_source(
-    picture: Float, source: Float, ceiling: Float | None = None, *, rounds: int = _ROUNDS
+    picture: Tensor, source: Tensor, ceiling: Tensor | None = None, *, rounds: int = _ROUNDS
 ) -> None:
     """Change a picture, as little as it takes, so that it shrinks to its source.
 
@@ -115,43 +124,41 @@ def hold_to_source(
         rounds: at most; fewer leave more where the factor is not whole.
     """
     width, height = source.shape[1], source.shape[0]
-    most: Float | np.float32 = np.float32(1)
-    if ceiling is not None:
-        most = shrink(ceiling, (width, height))
+    most = 1.0 if ceiling is None else shrink(ceiling, (width, height))
     strips = list(_strips(height, picture.shape[0]))
     for number in range(rounds):
         mean = shrink(picture, (width, height))
         missing = source - mean
-        if np.abs(missing).max() <= _NEAR:
+        if float(missing.abs().max()) <= _NEAR:
             return
         # Shares of what is below each pixel and of what is above it.
-        lower = np.where(missing < 0, -missing / np.maximum(mean, _NOT_ZERO), 0)
-        raise_by = np.where(missing > 0, missing / np.maximum(most - mean, _NOT_ZERO), 0)
+        lower = (-missing).clamp_(min=0) / mean.clamp(min=_NOT_ZERO)
+        raise_by = missing.clamp(min=0) / (most - mean).clamp_(min=_NOT_ZERO)
         for small, _ in strips:
             first, last = (
                 round(edge * picture.shape[0] / height) for edge in (small.start, small.stop)
             )
             rows = slice(first, last)
-            part = picture[rows]
-            top: Float | np.float32 = np.float32(1) if ceiling is None else ceiling[rows]
+            part, top = picture[rows], None if ceiling is None else ceiling[rows]
             if number < _SMOOTH_ROUNDS:
-                part += _enlarged(missing, picture, rows, Image.Resampling.BICUBIC)
+                part += _enlarged(missing, picture, rows, BICUBIC)
             else:
-                part -= part * _enlarged(lower, picture, rows, Image.Resampling.BOX)
-                part += (top - part) * _enlarged(raise_by, picture, rows, Image.Resampling.BOX)
-            np.clip(part, 0, top, out=part)
+                part -= part * _enlarged(lower, picture, rows, BOX)
+                room = 1.0 - part if top is None else top - part
+                part += room * _enlarged(raise_by, picture, rows, BOX)
+            part.clamp_(min=0)
+            if top is None:
+                part.clamp_(max=1)
+            else:
+                torch.minimum(part, top, out=part)
 
 
-def _enlarged(small: Float, like: Float, rows: slice, kernel: Image.Resampling) -> Float:
+def _enlarged(small: Tensor, like: Tensor, rows: slice, kernel: Kernel) -> Tensor:
     """Enlarge a small picture to the size of another, of which some rows are wanted."""
     height, width = like.shape[:2]
     step = small.shape[0] / height
     box = (0.0, rows.start * step, float(small.shape[1]), rows.stop * step)
-    size = width, rows.stop - rows.start
-    planes = (
-        Image.fromarray(np.ascontiguousarray(c, np.float32)) for c in np.moveaxis(small, 2, 0)
-    )
-    return np.dstack([np.asarray(plane.resize(size, kernel, box=box)) for plane in planes])
+    return resample_part(small, (width, rows.stop - rows.start), box, kernel)
 
 
 def _strips(height: int, larger: int) -> Iterator[tuple[slice, slice]]:
@@ -161,10 +168,9 @@ def _strips(height: int, larger: int) -> Iterator[tuple[slice, slice]]:
         yield slice(top, bottom), slice(top * larger // height, -(-bottom * larger // height))
 
 
-def _overlaps(small: slice, large: slice, factor: float) -> Float:
+def _overlaps(small: slice, large: slice, factor: float) -> Tensor:
     """Return the weight of each row of the result in each row of the source."""
     first = np.arange(small.start, small.stop)[:, None] * factor
     row = np.arange(large.start, large.stop)[None]
     shared = np.minimum(first + factor, row + 1) - np.maximum(first, row)
-    weights: Float = (shared.clip(0) / factor).astype(np.float32)
-    return weights
+    return torch.from_numpy((shared.clip(0) / factor).astype(np.float32))

@@ -1,14 +1,31 @@
-"""Adjusting a picture: colour, drawings, detail, sharpness, exposure, flat areas."""
+"""Adjusting a picture: colour, drawings, detail, sharpness, exposure, flat areas.
+
+Pictures are tensors as in ``pipeline.pictures``, and stay where they lie.
+"""
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-from tegula.images.exact import shrink
-from tegula.images.pixels import Float, bands
+from tegula.images.pixels import bands
 from tegula.options import ResolvedOptions
+from tegula.pipeline.exact import shrink
+from tegula.pipeline.pictures import (
+    brightness,
+    extend,
+    gaussian,
+    largest_around,
+    lies_on_host,
+    mean_around,
+    resize_area,
+    resize_linear,
+    tent,
+)
 
 # Holding the colours of a refined picture to those of the prescaled one.
 #
@@ -31,9 +48,10 @@ _LOCAL_NOISE = (2 / 255) ** 2
 _STEEPEST, _FLATTEST = 2.0, 0.5
 
 
+@torch.inference_mode()
 def wavelet_lock(
-    refined: Float, prescaled: Float, *, levels: int = 5, out: Float | None = None
-) -> Float:
+    refined: Tensor, prescaled: Tensor, *, levels: int = 5, out: Tensor | None = None
+) -> Tensor:
     """Take what is coarse from the prescaled picture and what is fine from the refined.
 
     The à-trous decomposition with the kernel [1 2 1]/4, dilated by 1, 2, .., 2^(levels-1),
@@ -58,23 +76,27 @@ def wavelet_lock(
     side = 2**levels
     band = max(_BAND, side)
     height = refined.shape[0]
-    locked = np.empty_like(refined) if out is None else out
+    locked = refined.new_empty(refined.shape) if out is None else out
     # The tent reaches ``side`` rows beyond a band. Those above it are kept from before they
     # were locked, since ``out`` may be ``refined`` itself.
     above = refined[:0]
     for top in range(0, height, band):
         bottom, last = min(height, top + band), min(height, top + band + side)
-        drift = np.concatenate([above, refined[top:last]])
-        np.subtract(prescaled[top - len(above) : last], drift, out=drift)
-        coarse = _tent(drift, side)[len(above) :][: bottom - top]
-        above = refined[max(0, bottom - side) : bottom].copy()
-        np.add(refined[top:bottom], coarse, out=locked[top:bottom])
+        first = top - len(above)
+        drift = refined.new_empty((last - first, *refined.shape[1:]))
+        drift[: len(above)] = above
+        drift[len(above) :] = refined[top:last]
+        torch.sub(prescaled[first:last], drift, out=drift)
+        coarse = tent(drift, side)[len(above) :][: bottom - top]
+        above = refined[max(0, bottom - side) : bottom].clone()
+        torch.add(refined[top:bottom], coarse, out=locked[top:bottom])
     return locked
 
 
+@torch.inference_mode()
 def adain_lock(
-    refined: Float, prescaled: Float, *, window: int | None = None, out: Float | None = None
-) -> Float:
+    refined: Tensor, prescaled: Tensor, *, window: int | None = None, out: Tensor | None = None
+) -> Tensor:
     """Give each channel the mean and standard deviation of the prescaled picture.
 
     With a window the two are taken around every pixel, over a tent that is two windows
@@ -90,23 +112,23 @@ def adain_lock(
     Returns:
         ``out`` or a new array of the same shape; may leave 0..1 a little.
     """
-    locked = np.empty_like(refined) if out is None else out
+    locked = refined.new_empty(refined.shape) if out is None else out
     for channel in range(refined.shape[2]):
         ours, theirs = refined[..., channel], prescaled[..., channel]
         mean, spread = _statistics(ours, window)
         wanted_mean, wanted_spread = _statistics(theirs, window)
         gain = wanted_spread / spread
         if window is not None:
-            gain = np.clip(gain, _FLATTEST, _STEEPEST)
+            gain = gain.clamp(_FLATTEST, _STEEPEST)
         offset = wanted_mean - mean * gain
-        np.multiply(ours, _spread_out(gain, ours), out=locked[..., channel])
+        torch.mul(ours, _spread_out(gain, ours), out=locked[..., channel])
         locked[..., channel] += _spread_out(offset, ours)
     return locked
 
 
 def lock_colour(
-    picture: Float, origin: Float, options: ResolvedOptions, out: Float | None = None
-) -> Float:
+    picture: Tensor, origin: Tensor, options: ResolvedOptions, out: Tensor | None = None
+) -> Tensor:
     """Hold the colours of a picture to those of what it was made from, as the options say.
 
     The prescaled picture is held to the enlarged source, and the refined one to the
@@ -133,48 +155,31 @@ def lock_colour(
     return picture
 
 
-def _tent(values: Float, side: int) -> Float:
-    """Convolve with a tent of half-width ``side``: two running means, edges continued.
+def _statistics(channel: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation, noise included.
 
-    A mean over an even number of pixels lies half a pixel off its middle. One is taken half
-    a pixel to the left and up, the other to the right and down, so the tent is symmetric.
-    """
-    padded = cv2.copyMakeBorder(values, side, side, side, side, cv2.BORDER_REPLICATE)
-    left, right = side // 2 - 1, side // 2
-    once = cv2.blur(padded, (side, side), anchor=(left, left))
-    twice = cv2.blur(once, (side, side), anchor=(right, right))
-    return np.asarray(twice[side:-side, side:-side])
-
-
-def _statistics(channel: Float, window: int | None) -> tuple[Float, Float]:
-    """Return mean and standard deviation, noise included, as [rows, columns].
-
-    Of the whole picture that is one of each; with a window, one for each cell of a coarse
-    grid, smoothed over the window.
+    Of the whole picture that is one number of each; with a window, one for each cell of a
+    coarse grid, smoothed over the window.
     """
     if window is None:
-        mean = channel.mean(dtype=np.float64)
-        variance = np.square(channel - np.float32(mean)).mean(dtype=np.float64)
-        deviation = np.sqrt(variance + _WHOLE_NOISE)
-        return np.full((1, 1), mean, np.float32), np.full((1, 1), deviation, np.float32)
+        # By rows first: sums of a whole picture would lose digits in float32.
+        mean = channel.mean(1).mean()
+        parts = [torch.square(channel[rows] - mean).mean(1) for rows in bands(len(channel))]
+        return mean, torch.sqrt(torch.cat(parts).mean() + _WHOLE_NOISE)
     cell = max(1, window // _CELLS_PER_WINDOW)
     height, width = channel.shape
     grid = (max(1, round(width / cell)), max(1, round(height / cell)))
     # Around one half, the squares are small, and their difference keeps its digits.
-    centred = channel - np.float32(0.5)
-    means = _tent(cv2.resize(centred, grid, interpolation=cv2.INTER_AREA), _CELLS_PER_WINDOW)
-    np.square(centred, out=centred)
-    squares = _tent(cv2.resize(centred, grid, interpolation=cv2.INTER_AREA), _CELLS_PER_WINDOW)
-    variances = np.maximum(squares - np.square(means), 0)
-    return means + np.float32(0.5), np.sqrt(variances + np.float32(_LOCAL_NOISE))
+    centred = channel - 0.5
+    means = tent(resize_area(centred, grid), _CELLS_PER_WINDOW)
+    squares = tent(resize_area(centred.square_(), grid), _CELLS_PER_WINDOW)
+    variances = (squares - torch.square(means)).clamp_(min=0)
+    return means + 0.5, torch.sqrt(variances + _LOCAL_NOISE)
 
 
-def _spread_out(coarse: Float, like: Float) -> Float:
+def _spread_out(coarse: Tensor, like: Tensor) -> Tensor:
     """Enlarge a grid to the size of a channel; a single value fits any size as it is."""
-    if coarse.size == 1:
-        return coarse
-    size = (like.shape[1], like.shape[0])
-    return np.asarray(cv2.resize(coarse, size, interpolation=cv2.INTER_LINEAR))
+    return resize_linear(coarse, (like.shape[1], like.shape[0])) if coarse.numel() > 1 else coarse
 
 
 # Holding what is drawn to the source.
@@ -190,7 +195,8 @@ _PASSES = 2
 """The second still wins a tenth of what the first did in likeness of letters, a third nothing."""
 
 
-def hold_drawings(picture: Float, source: Float, drawn: Float, crisp: float) -> Float:
+@torch.inference_mode()
+def hold_drawings(picture: Tensor, source: Tensor, drawn: Tensor, crisp: float) -> Tensor:
     """Hold the drawn parts of an enlarged picture to its source.
 
     Where the source is crisp, the result shrunk again is brought to what the source is there
@@ -212,42 +218,45 @@ def hold_drawings(picture: Float, source: Float, drawn: Float, crisp: float) -> 
     rows, columns = source.shape[:2]
     if height < rows or width < columns:
         return picture
-    down, across = _neighbours(rows, height), _neighbours(columns, width)
-    parts = [part for part in bands(height) if drawn[part].any()]
+    down, across = (_neighbours(*sides, picture) for sides in ((rows, height), (columns, width)))
+    parts = [part for part in bands(height) if bool(drawn[part].any())]
     for _ in range(_PASSES if crisp > 0 and parts else 0):
         missing = source - shrink(picture, (columns, rows))
         for part in parts:  # add what is missing, enlarged linearly
             first, second, share = (each[part] for each in down)
-            added = missing[first] + (missing[second] - missing[first]) * share[:, None, None]
+            added = torch.lerp(missing[first], missing[second], share[:, None, None])
             first, second, share = across
-            added = added[:, first] + (added[:, second] - added[:, first]) * share[:, None]
-            picture[part] += added * (drawn[part, :, None] * np.float32(crisp))
+            added = torch.lerp(added[:, first], added[:, second], share[:, None])
+            picture[part] += added.mul_(drawn[part, :, None]).mul_(crisp)
     for part in parts:
         ends = []
-        for pick in (np.minimum, np.maximum):
+        for pick in (torch.minimum, torch.maximum):
             end = pick(source[down[0][part]], source[down[1][part]])
             ends.append(pick(end[:, across[0]], end[:, across[1]]))
-        slack = (ends[1] - ends[0]) * np.float32(_SLACK)
-        lowest, highest = np.maximum(ends[0] - slack, 0), np.minimum(ends[1] + slack, 1)
-        change = np.clip(picture[part], lowest, highest)
+        slack = (ends[1] - ends[0]).mul_(_SLACK)
+        lowest, highest = (ends[0] - slack).clamp_(min=0), (ends[1] + slack).clamp_(max=1)
+        change = torch.clamp(picture[part], lowest, highest)
         change -= picture[part]
-        change *= drawn[part, :, None]
-        picture[part] += change
+        picture[part] += change.mul_(drawn[part, :, None])
     return picture
 
 
-def _neighbours(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Float]:
+def _neighbours(source: int, target: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the two source pixels between whose middles each target pixel of a side lies.
 
-    The third array says how far it is on the way to the second, 0..1.
+    The third tensor says how far it is on the way to the second, 0..1. They lie as ``like``.
     """
     places = (np.arange(target) + 0.5) * (source / target) - 0.5
-    first = np.floor(places).astype(np.intp)
-    share = (places - first).astype(np.float32)
-    return np.clip(first, 0, source - 1), np.clip(first + 1, 0, source - 1), share
+    first = np.floor(places).astype(np.int64)
+    share = torch.from_numpy((places - first).astype(np.float32)).to(like.device)
+    one, other = (
+        torch.from_numpy(each.clip(0, source - 1)).to(like.device) for each in (first, first + 1)
+    )
+    return one, other, share
 
 
-def scale_detail(refined: Float, prescaled: Float, amount: float) -> Float:
+@torch.inference_mode()
+def scale_detail(refined: Tensor, prescaled: Tensor, amount: float) -> Tensor:
     """Scale the difference that refine made.
 
     Args:
@@ -261,12 +270,11 @@ def scale_detail(refined: Float, prescaled: Float, amount: float) -> Float:
     if amount == 0:
         return refined
     changed = refined - prescaled
-    changed *= np.float32(amount)
-    changed += refined
-    return np.asarray(changed)
+    return changed.mul_(amount).add_(refined)
 
 
-def sharpen(rgb: Float, amount: float) -> Float:
+@torch.inference_mode()
+def sharpen(rgb: Tensor, amount: float) -> Tensor:
     """Sharpen with a kernel of three by three pixels.
 
     Args:
@@ -278,9 +286,16 @@ def sharpen(rgb: Float, amount: float) -> Float:
     """
     if amount == 0:
         return rgb
-    kernel = np.full((3, 3), -amount / 10, np.float32)
-    kernel[1, 1] = 1 + 8 * amount / 10
-    return np.asarray(cv2.filter2D(rgb, -1, kernel, borderType=cv2.BORDER_REPLICATE))
+    if lies_on_host(rgb):
+        kernel = np.full((3, 3), -amount / 10, np.float32)
+        kernel[1, 1] = 1 + 8 * amount / 10
+        pixels = np.ascontiguousarray(rgb.numpy())
+        return torch.from_numpy(
+            cv2.filter2D(pixels, -1, kernel, borderType=cv2.BORDER_REPLICATE).reshape(rgb.shape)
+        )
+    # The same kernel is a multiple of the pixel less one of the mean of all nine.
+    mean = mean_around(extend(rgb, (1, 1), (1, 1), "edge"), 3)[1:-1, 1:-1]
+    return rgb * (1 + 0.9 * amount) - mean * (0.9 * amount)
 
 
 # Opening shadows and highlights by fusing exposures made from one picture.
@@ -291,11 +306,12 @@ _DARKER_AND_LIGHTER = (-0.9, -0.7, -0.45, -0.25, 0.0, 0.2, 0.4, 0.6, 0.8)
 _LARGEST_FUSED = 4_000_000
 """Pixels: nine exposures and the pyramids of each are in memory at once."""
 
-_DARKEST = np.float32(1 / 255)
+_DARKEST = 1 / 255
 """Added to brightnesses before they are divided, so that black has no gain of its own."""
 
 
-def fuse_exposures(rgb: Float, amount: float) -> Float:
+@torch.inference_mode()
+def fuse_exposures(rgb: Tensor, amount: float) -> Tensor:
     """Fuse nine exposures, made by scaling the HSV value, by what is well exposed in each.
 
     Exposure fusion after Mertens, Kautz and Van Reeth, 2007. A picture of more than four
@@ -316,26 +332,105 @@ def fuse_exposures(rgb: Float, amount: float) -> Float:
     if shrink >= 1:
         return _fused(rgb, amount)
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-    gain = _brightness(_fused(small, amount)) / _brightness(small)
-    brighter = rgb * cv2.resize(gain, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
-    return np.asarray(np.clip(brighter, 0, 1, out=brighter))
+    small = resize_area(rgb, size)
+    gain = _brightest(_fused(small, amount)) / _brightest(small)
+    return (rgb * resize_linear(gain, (width, height))[..., None]).clamp_(0, 1)
 
 
-def _fused(rgb: Float, amount: float) -> Float:
-    hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
+def _brightest(rgb: Tensor) -> Tensor:
+    return rgb.amax(2) + _DARKEST
+
+
+def _fused(rgb: Tensor, amount: float) -> Tensor:
+    if not lies_on_host(rgb):
+        return _fused_by_torch(rgb, amount)
+    hsv = cv2.cvtColor(np.ascontiguousarray(rgb.numpy()), cv2.COLOR_RGB2HSV)
     exposures = []
     for change in _DARKER_AND_LIGHTER:
         exposed = hsv.copy()
         exposed[..., 2] = np.clip(hsv[..., 2] * (1 + change * amount), 0, 1)
         # OpenCV's fusion takes 0..255, of floats too, and returns 0..1.
         exposures.append(cv2.cvtColor(exposed, cv2.COLOR_HSV2RGB) * np.float32(255))
-    fused = cv2.createMergeMertens().process(exposures)
-    return np.asarray(np.clip(np.nan_to_num(fused, copy=False), 0, 1, out=fused))
+    fused = torch.from_numpy(cv2.createMergeMertens().process(exposures))
+    return fused.nan_to_num_().clamp_(0, 1)
 
 
-def _brightness(rgb: Float) -> Float:
-    return np.asarray(rgb.max(axis=2) + _DARKEST)
+_NO_WEIGHT = 1e-12
+"""Added to weights, so that a place without contrast in any exposure has some."""
+
+
+def _fused_by_torch(rgb: Tensor, amount: float) -> Tensor:
+    """Fuse as OpenCV does by default: by contrast and saturation, in pyramids of both.
+
+    In grey or flat areas of a picture all weights are near zero, and rounding decides between the
+    exposures. So rounding happens here where it does in OpenCV.
+    """
+    value = rgb.amax(2, keepdim=True)
+
+    def exposed(change: float) -> Tensor:
+        # Another HSV value, with hue and saturation as they are, scales all three channels.
+        brighter = (value * (1 + change * amount)).clamp_(0, 1)
+        scaled = brighter - (value - rgb) * (brighter / value.clamp(min=1e-9))
+        return scaled.mul_(255).mul_(1 / 255)
+
+    weights = [_weight(exposed(change)) for change in _DARKER_AND_LIGHTER]
+    total = torch.stack(weights).sum(0)
+    levels = int(math.log2(min(rgb.shape[:2])))
+    fused: list[Tensor] = []
+    for change, weight in zip(_DARKER_AND_LIGHTER, weights, strict=True):
+        picture, share = exposed(change), (weight / total)[..., None]
+        for level in range(levels + 1):
+            smaller = _halved(picture) if level < levels else picture
+            detail = picture if level == levels else picture - _doubled(smaller, picture)
+            if len(fused) <= level:
+                fused.append(torch.zeros_like(detail))
+            fused[level] += detail * share
+            picture, share = smaller, _halved(share) if level < levels else share
+    result = fused.pop()
+    while fused:
+        larger = fused.pop()
+        result = larger + _doubled(result, larger)
+    return result.nan_to_num_().clamp_(0, 1)
+
+
+def _weight(exposed: Tensor) -> Tensor:
+    grey = extend(brightness(exposed), (1, 1), (1, 1), "mirrored at the middle")
+    # In pairs, so that four equal ones sum without rounding.
+    sides = (grey[:-2, 1:-1] + grey[2:, 1:-1]) + (grey[1:-1, :-2] + grey[1:-1, 2:])
+    contrast = (sides - 4 * grey[1:-1, 1:-1]).abs_()
+    mean = (exposed[..., 0] + exposed[..., 1] + exposed[..., 2]).mul_(1 / 3)
+    off = exposed - mean[..., None]
+    return contrast * torch.sqrt(off.square_().sum(2)) + _NO_WEIGHT
+
+
+_BINOMIAL = (1, 4, 6, 4, 1)
+
+
+def _halved(picture: Tensor) -> Tensor:
+    """Blur and take every second pixel of both sides, as pyramids are built."""
+    for axis in (0, 1):
+        rows, columns = ((2, 2), (0, 0)) if axis == 0 else ((0, 0), (2, 2))
+        around = extend(picture, rows, columns, "mirrored at the middle")
+        length = picture.shape[axis]
+        parts = (around.narrow(axis, tap, length) for tap in range(5))
+        every_second = (slice(None),) * axis + (slice(None, None, 2),)
+        weighted = (part[every_second] * (w / 16) for part, w in zip(parts, _BINOMIAL, strict=True))
+        picture = sum(weighted, start=torch.zeros(()).to(picture))
+    return picture
+
+
+def _doubled(picture: Tensor, like: Tensor) -> Tensor:
+    """Enlarge a level of a pyramid to the size of the one below it."""
+    for axis in (0, 1):
+        # Mirrored at the middle before the first pixel, continued by the last one after it.
+        before = picture.narrow(axis, min(1, picture.shape[axis] - 1), 1)
+        after = picture.narrow(axis, picture.shape[axis] - 1, 1)
+        around, count = torch.cat([before, picture, after], axis), picture.shape[axis]
+        left, middle, right = (around.narrow(axis, tap, count) for tap in range(3))
+        even, odd = (left + 6 * middle + right) / 8, (middle + right) / 2
+        both = torch.stack([even, odd], axis + 1).flatten(axis, axis + 1)
+        picture = both.narrow(axis, 0, like.shape[axis])
+    return picture
 
 
 # Telling what has structure from what is flat, whatever its grain.
@@ -348,7 +443,8 @@ _FLAT, _STRUCTURED = 0.006, 0.018
 """Deviation of brightness, without its slope and grain, at which an area counts as either."""
 
 
-def flatness(rgb: Float) -> Float:
+@torch.inference_mode()
+def flatness(rgb: Tensor) -> Tensor:
     """Return how flat the surroundings of each pixel are.
 
     Grain is averaged away first, so a grainy sky is flat; so is a plain gradient.
@@ -359,9 +455,8 @@ def flatness(rgb: Float) -> Float:
     Returns:
         float32 [height, width] in 0..1: 1 where nothing but tone and grain is near.
     """
-    smooth = cv2.GaussianBlur(rgb.max(axis=2), (_GRAIN, _GRAIN), 0)
-    tone = cv2.GaussianBlur(smooth, (_SURROUNDINGS, _SURROUNDINGS), 0)
-    deviation = np.sqrt(cv2.blur(np.square(smooth - tone), (_AREA, _AREA)))
-    nearby = cv2.dilate(deviation, np.ones((_AREA, _AREA), np.uint8))
-    share = np.clip((_STRUCTURED - nearby) / (_STRUCTURED - _FLAT), 0, 1)
-    return np.asarray(cv2.blur(share.astype(np.float32), (_GRAIN, _GRAIN)), np.float32)
+    smooth = gaussian(rgb.amax(2), _GRAIN)
+    deviation = mean_around((smooth - gaussian(smooth, _SURROUNDINGS)).square_(), _AREA).sqrt_()
+    nearby = largest_around(deviation, _AREA)
+    share = ((_STRUCTURED - nearby) / (_STRUCTURED - _FLAT)).clamp_(0, 1)
+    return mean_around(share, _GRAIN)
