@@ -162,7 +162,7 @@ def until(look: Any, seconds: float = _PATIENCE_S) -> Any:
     end = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return found
 
 
