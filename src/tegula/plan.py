@@ -16,7 +16,7 @@ from tegula.models.costs import BundleCost, Cost, prescaler_memory
 from tegula.models.device import home_of
 from tegula.models.prescalers import Prescaler, PrescalerFacts
 from tegula.options import ResolvedOptions
-from tegula.pipeline.autoencoder import passed_areas
+from tegula.pipeline.autoencoder import coded_at_once, passed_areas
 from tegula.pipeline.prescale import DEFAULT_TILE, padding, plan_sizes, plan_tiles
 from tegula.pipeline.redraw_plan import evaluations_of, piece_of, redraw_plan, strength_of
 from tegula.pipeline.refine import PICTURES
@@ -320,7 +320,10 @@ def _refine_bytes(bundle: Bundle, cost: BundleCost, options: ResolvedOptions) ->
     pixels = run.canvas[0] * run.canvas[1]
     latents = pixels // facts.latent_factor**2 * facts.latent_channels * _FLOAT
     areas = passed_areas(bundle, run.canvas)
-    coding = max(cost.encode.memory.of(max(areas)), cost.decode.memory.of(max(areas)))
+    coded = max(areas)
+    if options.mode == "redraw":
+        coded *= min(coded_at_once(bundle, run.canvas), sum(1 for _ in runs_of(bundle, options)))
+    coding = max(cost.encode.memory.of(coded), cost.decode.memory.of(coded))
     return _Refine(
         round(run.windows * cost.embedded.of(run.window)),
         round(rows * cost.denoiser.memory.of(run.window) + _LATENTS * latents),

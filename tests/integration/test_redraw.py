@@ -1,5 +1,7 @@
 """What redraw mode promises: the picture of one tile after the other, however computed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,42 @@ def test_fronts_give_the_picture_of_one_tile_after_the_other(bundle, columns, ro
         alone = redraw(bundle, width, height, changes, steps=2, one_by_one=True)
     np.testing.assert_allclose(fronts, alone, atol=2e-5)
     assert np.abs(fronts - photograph(width, height)).max() > 0.05
+
+
+class Coder:
+    """An autoencoder that notes how many tiles it decodes at once; out of memory above ``most``."""
+
+    def __init__(self, inner, most=99, spoiled=1.0):
+        self.inner, self.most, self.spoiled, self.decoded = inner, most, spoiled, []
+        self.encoder, self.decoder = inner.encoder, inner.decoder
+        self.encode, self.draw, self.to_dtype = inner.encode, inner.draw, lambda _: inner
+
+    def encode_moments(self, image):
+        if len(image) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.inner.encode_moments(image) * self.spoiled
+
+    def decode(self, latents, control):
+        self.decoded.append(len(latents))
+        if len(latents) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.inner.decode(latents, control) * self.spoiled
+
+
+def test_the_tiles_of_a_front_go_through_the_autoencoder_together(bundle):
+    changes = {"tile_padding": 0, "tile_blur": 0, "tile_order": "chess"}
+    usual = redraw(bundle, 192, 128, changes, steps=1, one_by_one=True)
+    half = {"dtype": torch.bfloat16}
+    for limits, counts, of_bundle in (
+        ({}, [6], {}),
+        ({"most": 1}, [6, 3, *[1] * 6], {}),
+        ({"spoiled": float("nan")}, [6], half),  # then in fp32, which is not noted
+    ):
+        coder = Coder(bundle.autoencoder, **limits)
+        given = dataclasses.replace(bundle, autoencoder=coder, **of_bundle)
+        got = redraw(given, 192, 128, changes, steps=1)
+        assert coder.decoded == counts
+        np.testing.assert_allclose(got, usual, atol=2e-5)
 
 
 KINDS = [

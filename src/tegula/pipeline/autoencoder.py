@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -79,6 +80,16 @@ def passed_areas(bundle: Bundle, canvas: Size) -> Sequence[int]:
     grid = _grid(width, height, tiling, 1)
     count = len(grid) + len(_measured(grid))
     return (grid.window_width * grid.window_height,) * count
+
+
+def coded_at_once(bundle: Bundle, canvas: Size) -> int:
+    """Return how many canvases of a size go through together: no more pixels than one may have.
+
+    An autoencoder that is never tiled is so light that it takes them one by one.
+    """
+    if not isinstance(bundle.autoencoder, TileableAutoencoder):
+        return 1
+    return max(1, tiling_of(bundle).whole_side ** 2 // (canvas[0] * canvas[1]))
 
 
 def _smaller(tiling: AutoencoderTiling) -> AutoencoderTiling | None:
@@ -162,6 +173,45 @@ def decode(
     coded = _safely(bundle, run)
     progress.on_share(1.0)
     return coded
+
+
+def encode_together(
+    bundle: Bundle, images: Tensor, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Return the latents of canvases [n, 3, height, width] that ``coded_at_once`` allows.
+
+    Args:
+        bundle: with an autoencoder that can be tiled, but is not here.
+        images: on any device.
+        generators: one for each canvas.
+
+    Raises:
+        NumericalError: the autoencoder is not finite in fp32 either.
+        RuntimeError: they do not fit into memory together.
+    """
+    fresh = [generator.get_state() for generator in generators]
+
+    def run(autoencoder: Autoencoder) -> Tensor:
+        tileable = cast("TileableAutoencoder", autoencoder)
+        moments = tileable.encode_moments(images.to(bundle.device).contiguous())
+        drawn = []
+        for row, (generator, state) in enumerate(zip(generators, fresh, strict=True)):
+            generator.set_state(state)
+            drawn.append(tileable.draw(moments[row : row + 1], generator))
+        return torch.cat(drawn)
+
+    return _finite(bundle, run)
+
+
+def decode_together(bundle: Bundle, latents: Tensor, control: ControlImage) -> Tensor:
+    """Return the canvases of latents [n, ...], where the control image lies, not clamped.
+
+    Raises:
+        NumericalError: the autoencoder is not finite in fp32 either.
+        RuntimeError: they do not fit into memory together.
+    """
+    home = control.prescaled.device
+    return _finite(bundle, lambda autoencoder: autoencoder.decode(latents, control).to(home))
 
 
 @dataclass(frozen=True)
@@ -310,10 +360,7 @@ def _safely(bundle: Bundle, run: Callable[[Autoencoder, AutoencoderTiling], Tens
     """Run in tiles that fit into memory, and again in fp32 where the result is not finite."""
     room = tiling_of(bundle)
 
-    def attempt(dtype: torch.dtype) -> list[Tensor]:
-        autoencoder = bundle.autoencoder
-        if dtype != bundle.dtype:
-            autoencoder = autoencoder.to_dtype(dtype)
+    def fitting(autoencoder: Autoencoder) -> Tensor:
         result, _ = until_it_fits(
             lambda tiling: run(autoencoder, tiling),
             room,
@@ -321,7 +368,17 @@ def _safely(bundle: Bundle, run: Callable[[Autoencoder, AutoencoderTiling], Tens
             "A single tile of the autoencoder does not fit into memory; free some, or "
             "compute on a machine with more.",
         )
-        return [result]
+        return result
+
+    return _finite(bundle, fitting)
+
+
+def _finite(bundle: Bundle, run: Callable[[Autoencoder], Tensor]) -> Tensor:
+    """Run, and again in fp32 where the result is not finite."""
+
+    def attempt(dtype: torch.dtype) -> list[Tensor]:
+        autoencoder = bundle.autoencoder
+        return [run(autoencoder if dtype == bundle.dtype else autoencoder.to_dtype(dtype))]
 
     (result,) = first_finite(
         [partial(attempt, dtype) for dtype in dict.fromkeys((bundle.dtype, torch.float32))],

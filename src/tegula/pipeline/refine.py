@@ -151,13 +151,23 @@ class Diffusion:
         """
         latents = self._sampled(canvas, pieces, denoise_strength, progress, watch)
         decoding = progress.part(self._sampled_at, 1.0)
-        for row, piece in enumerate(pieces):
-            yield autoencoder.decode(
-                self._bundle,
-                latents[row : row + 1],
-                crop_control(self.control, piece.area),
-                decoding.part(row / len(pieces), (row + 1) / len(pieces)),
+
+        def decoded(rows: slice) -> Tensor:
+            control = crop_control(self.control, pieces[rows.start].area)
+            if rows.stop - rows.start > 1:
+                progress.cancel.check()
+                return autoencoder.decode_together(self._bundle, latents[rows], control)
+            return autoencoder.decode(
+                self._bundle, latents[rows], control, _share(decoding, rows, len(pieces))
             )
+
+        for rows, pictures in self._coded_at_once(pieces).run(decoded, len(pieces)):
+            decoding.on_share(rows.stop / len(pieces))
+            yield from torch.split(pictures, 1)
+
+    def _coded_at_once(self, pieces: Sequence[Piece]) -> BatchSize:
+        area = pieces[0].area
+        return BatchSize(autoencoder.coded_at_once(self._bundle, (area.width, area.height)))
 
     def _sampled(
         self,
@@ -171,18 +181,26 @@ class Diffusion:
         bundle, options, factor = self._bundle, self._options, self._bundle.facts.latent_factor
         generators = [torch.Generator("cpu").manual_seed(options.seed) for _ in pieces]
         encoding = progress.part(0.0, self._encoded)
-        initial = torch.cat(
-            [
-                autoencoder.encode(
-                    bundle,
-                    canvas[piece.area.index],
-                    crop_control(self.control, piece.area),
-                    generator,
-                    encoding.part(row / len(pieces), (row + 1) / len(pieces)),
-                )
-                for row, (piece, generator) in enumerate(zip(pieces, generators, strict=True))
-            ]
-        ).to(bundle.device)
+
+        def encoded(rows: slice) -> Tensor:
+            images = [canvas[piece.area.index] for piece in pieces[rows]]
+            if len(images) > 1:
+                progress.cancel.check()
+                return autoencoder.encode_together(bundle, torch.cat(images), generators[rows])
+            return autoencoder.encode(
+                bundle,
+                images[0],
+                crop_control(self.control, pieces[rows.start].area),
+                generators[rows.start],
+                _share(encoding, rows, len(pieces)),
+            )
+
+        parts = []
+        for rows, part in self._coded_at_once(pieces).run(encoded, len(pieces)):
+            encoding.on_share(rows.stop / len(pieces))
+            parts.append(part.to(bundle.device))
+        initial = torch.cat(parts)
+        del parts
         if options.whole is not None and options.mode == "canvas":
             drawn = [self._noise_at(options.offset, options.whole, initial[:1].shape)]
         else:
@@ -237,6 +255,10 @@ class Diffusion:
         placed = torch.randn(shape, generator=generator)
         placed[..., : inside.shape[-2], : inside.shape[-1]] = inside
         return placed
+
+
+def _share(progress: StageProgress, rows: slice, count: int) -> StageProgress:
+    return progress.part(rows.start / count, rows.stop / count)
 
 
 def as_picture(image: Tensor) -> Tensor:
