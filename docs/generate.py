@@ -204,10 +204,13 @@ LIMITS = (
     Limit("other requests of one token in a minute", _RETRIED, "requests_per_minute"),
     Limit("unfinished predictions", "429 with `Retry-After`", "max_waiting"),
     Limit("unfinished work, estimated", "429 with `Retry-After`", "max_waiting_seconds"),
+    Limit("unfinished predictions of one account", "429 likewise", "max_account_waiting"),
+    Limit("their work, estimated", "429 likewise", "max_account_waiting_seconds"),
     Limit("a JSON body", "413", "max_body_bytes"),
     Limit("a body without its long texts", "413", fixed=f"{receiving.MOST_FRAME >> 10} kB"),
     Limit("levels of a JSON body", "422", fixed=str(receiving.DEEPEST)),
     Limit("an upload", "413", "max_upload_bytes"),
+    Limit("all uploads of one account together", "413, where set", "max_account_bytes"),
     Limit("metadata of an upload", "422", fixed=f"{files.METADATA_BYTES >> 10} kB"),
     Limit(
         "large bodies in memory, over all requests",
@@ -260,6 +263,7 @@ LIMITS = (
     Limit(
         "keeping a finished prediction", "`data_removed`, and links are 404", "retention_seconds"
     ),
+    Limit("listing a finished prediction", "404", "history_seconds"),
     Limit("keeping an upload", "404", "upload_seconds"),
     Limit("one try of a webhook", "it is sent again later", "webhook_seconds"),
     Limit("webhooks to one host at once", "others come later", "webhooks_per_receiver"),

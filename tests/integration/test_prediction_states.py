@@ -28,7 +28,7 @@ def test_nothing_leads_out_of_a_terminal_state(state, trigger):
 
 @given(st.lists(st.sampled_from(Trigger)))
 def test_any_triggers_walk_along_the_table(triggers):
-    lifecycle, session = Lifecycle(MagicMock()), MagicMock()
+    lifecycle, session = Lifecycle(MagicMock(), MagicMock()), MagicMock()
     prediction = Prediction("p", "a", "tegula/upscale", VERSION, {}, NOON)
     for trigger in triggers:
         before = prediction.status

@@ -11,15 +11,15 @@ import binascii
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
-from tegula.errors import InputError, NotFoundError
+from tegula.errors import InputError, NotFoundError, TooLargeError
 from tegula.images.formats import START, may_be_read, not_readable
 from tegula.server.blobs import Blobs, content_type_of, safe_name
 from tegula.server.db import Clock, Database, Page, new_id, read_page
@@ -114,6 +114,7 @@ class Files:
     """Uploads, and the inputs and outputs of predictions; ``account_id`` hides others' files.
 
     limit: bytes of the largest upload.
+    account_limit: bytes of all uploads of one account together; 0 is no limit.
     """
 
     database: Database
@@ -121,6 +122,7 @@ class Files:
     links: Links
     clock: Clock
     limit: int
+    account_limit: int = 0
 
     def keep(
         self,
@@ -147,7 +149,7 @@ class Files:
             limit: bytes, instead of the limit of uploads.
 
         Raises:
-            TooLargeError: it has more bytes than are taken.
+            TooLargeError: it has more bytes than are taken, or its account would have.
             PathError: it cannot be written.
         """
         blob = self.blobs.put(_chunks(source), self.limit if limit is None else limit)
@@ -168,6 +170,8 @@ class Files:
         with self.database.write() as session:
             if prediction_id is not None and _has_no_data(session, prediction_id):
                 file.expires_at = now  # a late worker made it; the next sweep removes it
+            if self.account_limit and prediction_id is None:
+                self._check_account(session, file)
             session.add(file)
         return file
 
@@ -222,9 +226,7 @@ class Files:
             OptionError: the cursor is not from a page.
         """
         query = select(FileRecord).where(
-            FileRecord.account_id == account_id,
-            FileRecord.prediction_id.is_(None),
-            or_(FileRecord.expires_at.is_(None), FileRecord.expires_at > self.clock()),
+            FileRecord.account_id == account_id, *_of_nothing(self.clock())
         )
         columns = FileRecord.created_at, FileRecord.id
         with self.database.read() as session:
@@ -296,6 +298,18 @@ class Files:
                 ) from error
         return value
 
+    def _check_account(self, session: Session, file: FileRecord) -> None:
+        kept = session.scalar(
+            select(func.coalesce(func.sum(FileRecord.size), 0)).where(
+                FileRecord.account_id == file.account_id, *_of_nothing(self.clock())
+            )
+        )
+        if (kept or 0) + file.size > self.account_limit:
+            raise TooLargeError(
+                f"The uploads of this account may have {self.account_limit:,} bytes together; "
+                "delete some, or wait until they expire."
+            )
+
     def _current(self, file: FileRecord | None, account_id: str | None) -> FileRecord:
         """Return a file, if the account may see it and it has not expired."""
         if file is None or account_id not in (None, file.account_id):
@@ -309,6 +323,12 @@ def _has_no_data(session: Session, prediction_id: str) -> bool:
     """Whether the data of a prediction has been removed; nobody removes it until the commit."""
     removed = select(Prediction.data_removed).where(Prediction.id == prediction_id)
     return session.scalar(removed.with_for_update(read=True)) is not False
+
+
+def _of_nothing(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    """Return what is true of files that belong to no prediction and have not expired."""
+    in_time = or_(FileRecord.expires_at.is_(None), FileRecord.expires_at > now)
+    return FileRecord.prediction_id.is_(None), in_time
 
 
 def _chunks(source: bytes | BinaryIO | Iterable[bytes]) -> Iterable[bytes]:

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
+from tegula.server.fairness import FairTurns
 from tegula.server.tables import (
     Event,
     FileRecord,
@@ -69,6 +70,7 @@ class Lifecycle:
     """
 
     webhooks: Webhooks
+    turns: FairTurns
 
     def apply(
         self,
@@ -95,6 +97,7 @@ class Lifecycle:
                 outputs = list(file_ids(prediction.output))
                 session.execute(delete(FileRecord).where(FileRecord.id.in_(outputs)))
                 add_event(session, prediction, "restart", None, now)
+            self.turns.end(session, prediction, 0.0)
             prediction.started_at = prediction.output = None
             prediction.progress = 0.0
             prediction.worker = prediction.lease_until = None
@@ -110,20 +113,22 @@ class Lifecycle:
         # Clocks are set back now and then, but no prediction ends before it began.
         began = prediction.started_at
         end = max(now, began or prediction.created_at)
+        seconds = 0.0 if began is None else (end - began).total_seconds()
+        self.turns.end(session, prediction, seconds)
         prediction.completed_at = end
         prediction.error = error
         prediction.worker = prediction.lease_until = None
         if prediction.status is State.SUCCEEDED:
             prediction.progress = 1.0
         if began is not None:
-            prediction.predict_seconds = (end - began).total_seconds()
+            prediction.predict_seconds = seconds
             session.add(
                 UsageRecord(
                     prediction_id=prediction.id,
                     account_id=prediction.account_id,
                     token_id=prediction.token_id,
                     model=prediction.model,
-                    predict_seconds=prediction.predict_seconds,
+                    predict_seconds=seconds,
                     completed_at=end,
                 )
             )

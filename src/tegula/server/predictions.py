@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, func, or_, select, true, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -74,18 +74,34 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Room:
+    """The work that may wait at a time: predictions, and estimated seconds."""
+
+    count: int
+    seconds: float
+
+    def takes(self, waiting: Waiting, seconds: float) -> bool:
+        """Tell whether a prediction of so many seconds may wait too.
+
+        One that is too much by itself may still run where nothing waits.
+        """
+        fits = not waiting.count or waiting.seconds + seconds <= self.seconds
+        return waiting.count < self.count and fits
+
+
+@dataclass(frozen=True)
 class Predictions:
     """The predictions of all accounts; ``account_id`` hides those of the others.
 
-    max_waiting, max_waiting_seconds: work beyond which none is accepted.
+    room, account_room: for work of all accounts, and of each; beyond it none is accepted.
     """
 
     database: Database
     clock: Clock
     lifecycle: Lifecycle
     pubsub: PubSub
-    max_waiting: int
-    max_waiting_seconds: float
+    room: Room
+    account_room: Room
 
     def create(
         self,
@@ -121,7 +137,7 @@ class Predictions:
     def _insert(
         self, session: Session, new: NewPrediction, key: str | None, request_hash: str
     ) -> Created:
-        self._check_room(_read_waiting(session), new.estimated_seconds)
+        self._check_room(session, new.account_id, new.estimated_seconds)
         now = self.clock()
         prediction = Prediction(id=new_id(now), created_at=now, **vars(new))
         session.add_all((prediction, ModelTotal(new.model, created=1)))
@@ -141,16 +157,18 @@ class Predictions:
             session.add(IdempotencyKey(new.account_id, key, request_hash, prediction.id, now))
         return Created(prediction)
 
-    def _check_room(self, waiting: Waiting, seconds: float) -> None:
-        full = waiting.count >= self.max_waiting
-        # A prediction that is too much by itself may still run on an idle server.
-        if full or (waiting.count and waiting.seconds + seconds > self.max_waiting_seconds):
-            each = waiting.seconds / max(waiting.count, 1)
-            raise BusyError(
-                f"{waiting.count} predictions are waiting already, about "
-                f"{waiting.seconds:.0f} seconds of work; try again later.",
-                retry_after=min(max(1, round(each)), 600),
-            )
+    def _check_room(self, session: Session, account_id: str, seconds: float) -> None:
+        row = session.execute(_WAITING_OF, {"account_id": account_id}).one()
+        waiting, whose = Waiting(*row[:3]), ""
+        if self.room.takes(waiting, seconds):
+            waiting, whose = Waiting(*row[3:]), " of this account"
+            if self.account_room.takes(waiting, seconds):
+                return
+        raise BusyError(
+            f"{waiting.count} predictions{whose} are waiting already, about "
+            f"{waiting.seconds:.0f} seconds of work; try again later.",
+            retry_after=min(max(1, round(waiting.seconds / max(waiting.count, 1))), 600),
+        )
 
     def get(self, prediction_id: str, account_id: str | None = None) -> Prediction:
         """Return a prediction.
@@ -327,7 +345,7 @@ class Predictions:
     def waiting(self) -> Waiting:
         """Return the work that is not done."""
         with self.database.read() as session:
-            return _read_waiting(session)
+            return Waiting(*session.execute(_WAITING).one())
 
 
 def forget(session: Session, prediction_ids: Collection[str]) -> None:
@@ -357,17 +375,19 @@ def _owned(prediction: Prediction | None, account_id: str | None) -> Prediction:
     return prediction
 
 
+def _sums(*only: ColumnElement[bool]) -> tuple[ColumnElement[Any], ...]:
+    """Return the columns of ``Waiting`` over the predictions that meet these conditions."""
+    where = and_(true(), *only)
+    return (
+        func.count().filter(where),
+        func.coalesce(func.sum(Prediction.estimated_seconds).filter(where), 0.0),
+        func.count(Prediction.fetch_host).filter(where),
+    )
+
+
 # Asked for with every create, so it is put together once.
-_WAITING = select(
-    func.count(),
-    func.coalesce(func.sum(Prediction.estimated_seconds), 0.0),
-    func.count(Prediction.fetch_host),
-).where(Prediction.status.in_(ACTIVE))
-
-
-def _read_waiting(session: Session) -> Waiting:
-    count, total, fetching = session.execute(_WAITING).one()
-    return Waiting(count, float(total), fetching)
+_WAITING = select(*_sums()).where(Prediction.status.in_(ACTIVE))
+_WAITING_OF = _WAITING.add_columns(*_sums(Prediction.account_id == bindparam("account_id")))
 
 
 def _replay(

@@ -101,10 +101,12 @@ class Queue:
     def claim(self, worker: str, loaded: Collection[str] = ()) -> Prediction | None:
         """Give a worker the next prediction whose inputs are there, or None if there is none.
 
-        The oldest goes first, with two exceptions. To change models costs seconds, so what runs
-        on a version that the worker has ``loaded`` overtakes what does not; but whoever has
-        waited for ``PREFER_LOADED`` is overtaken no more, else a busy model would starve all
-        others. And a deployment that runs as many predictions as it allows is passed over.
+        Accounts take turns by the work that each was given so far, as ``FairTurns`` counts it. Of
+        those whose turn it is, the oldest goes first, with two exceptions. To change models costs
+        seconds, so what runs on a version that the worker has ``loaded`` overtakes what does not;
+        but whoever has waited for ``PREFER_LOADED`` is overtaken no more, else a busy model would
+        starve all others. And a deployment that runs as many predictions as it allows is passed
+        over.
         """
         # Alone, because two claims at once would both count a deployment before either runs it.
         with self.database.write(alone=True) as session:
@@ -113,8 +115,15 @@ class Queue:
             if full := list(session.scalars(_FULL_DEPLOYMENTS)):
                 elsewhere = Prediction.deployment.is_(None) | Prediction.deployment.not_in(full)
                 waiting = waiting.where(elsewhere)
+            turns = self.lifecycle.turns
+            accounts = waiting.with_only_columns(Prediction.account_id).distinct()
+            whose = turns.next_accounts(session, session.scalars(accounts).all())
             first = or_(Prediction.created_at < now - PREFER_LOADED, Prediction.version.in_(loaded))
-            return self._take(session, waiting.order_by(first.desc(), *_OLDEST), worker, now)
+            query = waiting.where(Prediction.account_id.in_(whose))
+            chosen = self._take(session, query.order_by(first.desc(), *_OLDEST), worker, now)
+            if chosen is not None:
+                turns.begin(session, chosen)
+            return chosen
 
     def claim_fetch(
         self, worker: str, busy_accounts: Collection[str] = (), busy_hosts: Collection[str] = ()

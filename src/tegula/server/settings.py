@@ -75,6 +75,7 @@ def _folder_or_default(value: Any) -> Any:
 
 Count = Annotated[int, Field(ge=0), BeforeValidator(_refuse_truth_values)]
 AtLeastOne = Annotated[int, Field(ge=1), BeforeValidator(_refuse_truth_values)]
+Weight = Annotated[float, Field(gt=0), AllowInfNan(False), BeforeValidator(_refuse_truth_values)]  # noqa: FBT003
 Seconds = Annotated[float, Field(ge=0), AllowInfNan(False), BeforeValidator(_refuse_truth_values)]  # noqa: FBT003
 Probability = Annotated[float, Field(ge=0, le=1), BeforeValidator(_refuse_truth_values)]
 # NoDecode: pydantic-settings would read lists in the environment as JSON.
@@ -170,6 +171,23 @@ class ServerSettings(BaseSettings):
     )
     max_waiting_seconds: Seconds = Field(
         default=7200.0, description="The same in estimated seconds of work."
+    )
+    max_account_waiting: Count = Field(
+        default=800,
+        description="Unfinished predictions of one account from which on its new ones are refused, "
+        "which leaves room for those of others.",
+    )
+    max_account_waiting_seconds: Seconds = Field(
+        default=5400.0, description="The same in estimated seconds of work."
+    )
+    max_account_bytes: Count = Field(
+        default=0,
+        description="Uploads that one account may keep together; beyond it 413; 0 is no limit.",
+    )
+    account_weights: dict[str, Weight] = Field(
+        default={},
+        description="Shares of the devices that accounts get while they wait for each other, by "
+        "username, 1 where none is given: an account of 2 gets twice the seconds of one of 1.",
     )
     max_body_bytes: Count = Field(default=64 * MIB, description="Largest JSON body; beyond it 413.")
     max_upload_bytes: Count = Field(default=100 * MIB, description="Largest upload; beyond it 413.")

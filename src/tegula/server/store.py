@@ -14,10 +14,11 @@ from tegula.folders import make_private
 from tegula.server.accounts import Accounts, Deployments, Usage, UserModels
 from tegula.server.blobs import Blobs
 from tegula.server.db import Clock, Database, utc_now
+from tegula.server.fairness import FairTurns
 from tegula.server.files import Files
 from tegula.server.lifecycle import Lifecycle
 from tegula.server.links import Links, Signer, compact_json, prediction_answer
-from tegula.server.predictions import Predictions
+from tegula.server.predictions import Predictions, Room
 from tegula.server.queue import PubSub, Queue
 from tegula.server.settings import ServerSettings
 from tegula.server.tables import Prediction, Property, SecretKey
@@ -77,9 +78,11 @@ class Store:
             database.close()
             raise
         webhooks = Webhooks(database, clock, body)
-        lifecycle = Lifecycle(webhooks)
+        lifecycle = Lifecycle(webhooks, FairTurns(settings.account_weights))
         lease = timedelta(seconds=settings.lease_seconds)
-        room = settings.max_waiting, settings.max_waiting_seconds
+        room = Room(settings.max_waiting, settings.max_waiting_seconds)
+        sizes = settings.max_upload_bytes, settings.max_account_bytes
+        account_room = Room(settings.max_account_waiting, settings.max_account_waiting_seconds)
         return cls(
             settings=settings,
             clock=clock,
@@ -88,9 +91,9 @@ class Store:
             blobs=blobs,
             pubsub=pubsub,
             accounts=Accounts(database, clock),
-            predictions=Predictions(database, clock, lifecycle, pubsub, *room),
+            predictions=Predictions(database, clock, lifecycle, pubsub, room, account_room),
             queue=Queue(database, clock, lifecycle, pubsub, lease),
-            files=Files(database, blobs, links, clock, settings.max_upload_bytes),
+            files=Files(database, blobs, links, clock, *sizes),
             webhooks=webhooks,
             models=UserModels(database),
             deployments=Deployments(database, clock),

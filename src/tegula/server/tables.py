@@ -139,7 +139,10 @@ class Base(MappedAsDataclass, DeclarativeBase):
 
 
 class Account(Base):
-    """Who owns predictions, files and private models; ``kind`` is user or organization."""
+    """Who owns predictions, files and private models; ``kind`` is user or organization.
+
+    turn: seconds of work that the devices gave it, over its weight, as ``fairness`` counts them.
+    """
 
     __tablename__ = "accounts"
 
@@ -148,6 +151,7 @@ class Account(Base):
     name: Mapped[Name]
     kind: Mapped[Word]
     created_at: Mapped[datetime]
+    turn: Mapped[float] = mapped_column(default=0.0, server_default="0")
 
 
 class Token(Base):
