@@ -6,7 +6,6 @@ Every other test of the HTTP API checks its answers against the document, too: s
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +66,19 @@ def checks() -> list[Any]:
     ]
 
 
+def can_be_wrong(operation: Any) -> bool:
+    """Tell whether a request can be other than documented, which no text in a path is.
+
+    Hypothesis would look for such a request for half a second, of every second operation.
+    """
+    words = {"type", "title", "description"}
+    parameters = operation.definition.raw.get("parameters", ())
+    return bool(operation.body) or any(
+        each["in"] != "path" or each["schema"]["type"] != "string" or each["schema"].keys() - words
+        for each in parameters
+    )
+
+
 def responses(
     operation: Any, mode: str, names: dict[str, str], headers: dict[str, str]
 ) -> tuple[int, list[str]]:
@@ -95,8 +107,7 @@ def responses(
         except schemathesis.errors.FailureGroup as error:
             wrong.append(f"{case.method} {answer.request.url}: {error.exceptions}")
 
-    with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # it cannot be asked wrongly
-        send()
+    send()
     return len(statuses), wrong
 
 
@@ -116,8 +127,11 @@ def test_live_answers_are_as_the_document_says(tmp_path: Path, mode: str):
         headers = {"Authorization": f"Bearer {server.token}"}
         sent, wrong = 0, []
         for found in schema.get_all_operations():
+            operation = found.ok()
+            if mode == "NEGATIVE" and not can_be_wrong(operation):
+                continue
             names = known(server) if mode == "POSITIVE" else {}
-            count, faults = responses(found.ok(), mode, names, headers)
+            count, faults = responses(operation, mode, names, headers)
             sent, wrong = sent + count, wrong + faults
     assert not wrong, "\n".join(wrong)
     assert sent > 50  # one for most of the operations, at least
