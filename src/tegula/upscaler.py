@@ -44,6 +44,7 @@ from tegula.pipeline.likeness import (
     USUAL_LIKENESS,
     FoundFace,
     LikenessGuard,
+    control_in_faces,
     find_faces,
     strength_in_faces,
 )
@@ -287,7 +288,15 @@ class Upscaler:
             if resolved.refines:
                 progress = reporter.stage("refine", callbacks.cancel, show)
                 coding = plan.autoencoder_flops / max(1, plan.refine_flops)
-                job = RefineJob(self.bundle, prescaled, enlarged, resolved, strength, coding)
+                job = RefineJob(
+                    bundle=self.bundle,
+                    prescaled=prescaled,
+                    source=enlarged,
+                    options=resolved,
+                    strength=strength,
+                    weight=control.weight,
+                    coding=coding,
+                )
                 refined = _REFINE[resolved.mode](job, progress)
                 del job
             # Large pictures take gigabytes each: what finish does not need goes before it.
@@ -581,9 +590,12 @@ def _look_for_faces(
     prepared, size = placed.prepared, (options.width, options.height)
     faces = find_faces(prepared.rgb)
     share = strength_in_faces(faces, prepared.size, size, options.likeness, placed.rgb.device)
-    if share is not None and control.strength_map is not None:
+    if share is None:
+        return faces, control
+    weight = control_in_faces(share)
+    if control.strength_map is not None:
         share = share * control.strength_map
-    return faces, control if share is None else dataclasses.replace(control, strength_map=share)
+    return faces, dataclasses.replace(control, strength_map=share, weight=weight)
 
 
 def _guard_of(

@@ -1,11 +1,13 @@
 """Faces that stay like their sources: found, compared, and taken back as far as it takes."""
 
+import dataclasses
 import importlib.util
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage import data
 from support import of_arrays
 
@@ -117,6 +119,39 @@ def test_the_less_of_the_strength_falls_on_a_face_the_smaller_it_is():
     assert strength_in_faces([FoundFace(0, 0, 60)], size, target, 0.0) is None
     firm = strength_in_faces([FoundFace(0, 0, 60)], size, target, 1.0)
     assert firm.min() == 0
+
+
+class SeenControl:
+    """Notes the embedded control of a bundle."""
+
+    def __init__(self, inner):
+        self.inner, self.seen = inner, []
+
+    def embed_control(self, control):
+        self.seen.append(self.inner.embed_control(control))
+        return self.seen[-1]
+
+    def __call__(self, batch):
+        return self.inner(batch)
+
+    def to_dtype(self, dtype):
+        return self
+
+
+def test_control_weighs_more_in_faces_and_nowhere_else(monkeypatch):
+    monkeypatch.setattr("tegula.upscaler.find_faces", lambda _: [FoundFace(4, 4, 24)])
+    bundle = tiny_bundle()
+    denoiser = SeenControl(bundle.denoiser)
+    upscaler = Upscaler(dataclasses.replace(bundle, denoiser=denoiser))
+    source = Image.fromarray(np.uint8(PORTRAIT * 255)).resize((96, 64))
+    options = UpscaleOptions(prescaler="lanczos", creativity=0.5, steps=1, scale=1)
+    kept, free = [], []
+    for likeness_of_run, weights in ((0.5, kept), (0.0, free)):
+        upscaler.upscale(source, options.replaced(likeness=likeness_of_run))
+        weights += [float(w) for seen in denoiser.seen for w in seen[:, -1].flatten()]
+        denoiser.seen.clear()
+    assert max(kept) == pytest.approx(1.35, abs=0.01)
+    assert min(kept) == min(free) == max(free) == 1
 
 
 @needs_dlib

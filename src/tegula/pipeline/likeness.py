@@ -1,11 +1,11 @@
 """Likeness: people stay recognisable in their faces.
 
-In faces the denoise strength falls, the more the smaller they are: of a face of a few pixels
-diffusion makes another. The finished face is compared with that of the source by what dlib
-sees in both; where it is too far, it is blended with the prescaled face, softly and only as
-far as it takes; where that is too far itself, as small faces often are, with the source's own
-face, resampled. Without dlib faces are found by the detector of the restorers, and only the
-strength falls.
+In faces the denoise strength falls and the control scale rises, the more the smaller they are: of
+a face of a few pixels diffusion makes another. The finished face is compared with that of the
+source by what dlib sees in both; where it is too far, it is blended with the prescaled face,
+softly and only as far as it takes; where that is too far itself, as small faces often are, with
+the source's own face, resampled. Without dlib faces are found by the detector of the restorers,
+and only strength and control change.
 """
 
 from __future__ import annotations
@@ -127,6 +127,15 @@ def strength_in_faces(
         part = share[rows, columns]
         torch.minimum(part, 1 - weight * (1 - _share(face.side, likeness)), out=part)
     return share
+
+
+def control_in_faces(share: Tensor) -> Tensor:
+    """Return what the control scale is multiplied by, for a share of the denoise strength.
+
+    It rises by half of what the strength falls by: to 1.5 in faces that are left alone, beyond
+    which a ControlNet draws hard edges.
+    """
+    return 1 + (1 - share) / 2
 
 
 @dataclass(frozen=True)

@@ -160,10 +160,12 @@ class SpatialControl:
 
     mask: how far the result may differ from the prescaled picture; None lets all of it differ.
     strength_map: share of the denoise strength; None is all of it.
+    weight: what the control scale is multiplied by, from 0 on; None is 1 everywhere.
     """
 
     mask: Tensor | None
     strength_map: Tensor | None
+    weight: Tensor | None = None
 
     @torch.inference_mode()
     def strength(self, prescaled: Tensor, flat_skip: float) -> Tensor | None:

@@ -52,6 +52,7 @@ class RefineJob:
     strength: [height, width] in 0..1, the share of the denoise strength that each pixel
         gets; None gives all of it everywhere.
     coding: share of the work that the autoencoder takes.
+    weight: [height, width], what the control scale is multiplied by; None is 1 everywhere.
     """
 
     bundle: Bundle
@@ -60,6 +61,7 @@ class RefineJob:
     options: ResolvedOptions
     strength: Tensor | None = None
     coding: float = 0.0
+    weight: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -108,8 +110,13 @@ class Diffusion:
             below, right = height - picture.shape[0], width - picture.shape[1]
             return extend(picture, (0, below), (0, right), "mirrored").permute(2, 0, 1)[None]
 
-        self.control = ControlImage(on_canvas(job.prescaled), on_canvas(job.source))
-        self.strength = None if job.strength is None else on_canvas(job.strength[..., None])
+        def plane(values: Tensor | None) -> Tensor | None:
+            return None if values is None else on_canvas(values[..., None])
+
+        self.control = ControlImage(
+            on_canvas(job.prescaled), on_canvas(job.source), plane(job.weight)
+        )
+        self.strength = plane(job.strength)
         self._bundle = bundle
         self._options = job.options
         self._encoded = _ENCODING * job.coding
