@@ -13,7 +13,7 @@
 #   make bench-speed                    speed and memory, beside other ways and the device's limit
 #   make bench-modes                    canvas and redraw mode beside each other
 #   make bench-quality                  picture quality beside other upscalers
-#   make train                          the packaged model and its two prescalers, from scratch
+#   make train                          the packaged model and its three prescalers, from scratch
 #   make docs                           the generated pages of docs/, and all of them as a site
 #   make lock                           the lock files of requirements/, from pyproject.toml
 #   make hooks                          the checks, before every commit

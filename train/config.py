@@ -139,7 +139,7 @@ class LineSettings:
 
     convolutions: int = 16
     pairs: LinePairSettings = field(default_factory=LinePairSettings)
-    steps: int = 4000
+    steps: int = 3400
     learning_rate: float = 4e-4
     discriminator_rate: float = 2e-4
     warm_up: int = 30

@@ -41,7 +41,7 @@ class LinePairSettings:
     """
 
     side: int = 320
-    count: int = 2400
+    count: int = 2000
     shard: int = 100
     photographs: float = 0.2
     held_out: int = 24

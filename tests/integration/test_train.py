@@ -21,11 +21,13 @@ from train.config import (
     AdversarialSettings,
     DiffusionSettings,
     DistilSettings,
+    LineSettings,
     TailSettings,
 )
 from train.diffusion import clean_latents, diffusion_step, strength_share
 from train.distil_pairs import DistilPairSettings
 from train.export import export
+from train.line_pairs import LinePairSettings
 from train.noise import add_noise, signal_shares
 from train.pairs import PHOTO, PairSettings, make_shards
 from train.presets import PRESETS
@@ -300,6 +302,11 @@ def test_the_whole_program_makes_a_bundle_that_loads(photograph, tmp_path):
         distil=DistilSettings(
             convolutions=16,
             pairs=DistilPairSettings(side=128, count=2),
+            steps=1,
+            batch=BatchSettings(size=2, crop=64),
+        ),
+        line=LineSettings(
+            pairs=LinePairSettings(side=128, count=2, photographs=0.5, held_out=2),
             steps=1,
             batch=BatchSettings(size=2, crop=64),
         ),

@@ -347,9 +347,9 @@ def test_a_second_net_is_blended_in_where_a_picture_is_drawn(upscaler):
 
 
 def test_what_the_net_for_drawings_made_is_neither_locked_nor_redrawn(upscaler):
-    source = np.array(picture(192, 128))
+    source = np.array(picture(192, 64))
     source[:, 96:] = 255
-    for line in range(12, 128, 14):
+    for line in range(12, 64, 14):
         cv2.putText(source, "text", (104, line), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1)
     options = quick_options(scale=1.25, drawing_prescaler="tegula-line", hold_drawings=True)
     plain, refined, free = (

@@ -314,6 +314,15 @@ def test_what_is_drawn_is_enlarged_by_the_net_for_drawings():
     assert other["hold_drawings"]
 
 
+def test_one_odd_cell_is_no_photograph_in_a_drawing():
+    drawn = np.ones((4, 7), np.float32)
+    drawn[0, 0] = 0
+    look = replace(seen("drawing"), drawn=drawn)
+    assert choose(look, UpscaleOptions(), preset(), (900, 900))["prescaler"] == "tegula-line"
+    drawn[0, 1] = 0
+    assert "prescaler" not in choose(look, UpscaleOptions(), preset(), (900, 900))
+
+
 def test_creative_may_redraw_what_is_drawn():
     chosen = choose(seen("mixed"), UpscaleOptions(preset="creative"), preset(), (900, 900))
     assert chosen["drawing_prescaler"] == "tegula-line"

@@ -65,9 +65,10 @@ class Look:
     on_white: float = 0.0
 
     @property
-    def share_drawn(self) -> float:
-        """Share of the picture that looks drawn rather than photographed."""
-        return float((self.drawn >= _MOSTLY).mean())
+    def is_all_drawn(self) -> bool:
+        """Whether no part is photographed; a single cell says too little to be one."""
+        others = int(np.count_nonzero(self.drawn < _MOSTLY))
+        return self.kind == "drawing" and others <= max(1, _FEW_OTHERS * self.drawn.size)
 
 
 def look_at(rgb: Float, file_quality: int | None = None) -> Look:
@@ -250,6 +251,8 @@ _PLAIN_PARTS = 70
 """Quality of JPEG from which parts of a picture can be told apart."""
 _LARGE = 0.08
 """Share of the picture that a part of the other kind needs to count."""
+_FEW_OTHERS = 0.01
+"""Share of the cells up to which those that do not look drawn are no part of their own."""
 _NEAR = 12
 """Levels up to which neighbours are near each other: in what a program drew such are equal, and
 stay so in no JPEG, no scan and no photograph."""

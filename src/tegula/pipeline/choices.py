@@ -41,8 +41,6 @@ def share_of_tuning(look: Look) -> float:
 _FOR_DRAWINGS = "tegula-line"
 _FOR_PHOTOGRAPHS = ("tegula-photo", "tegula-swift")
 """In whose place the net for drawings may come; other presets begin from what they name."""
-_ALL_DRAWN = 0.99
-"""Share of a picture that is drawn from which the net for photographs need not run."""
 _SOFT = 1.0
 """Octaves of detail that a source lacks from which more is invented."""
 _TINY, _SMALL = 64, 384
@@ -78,7 +76,7 @@ def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size)
         chosen["hold_drawings"] = True
         replaces = usual.prescaler in _FOR_PHOTOGRAPHS and options.drawing_prescaler is None
         if is_drawn and replaces:
-            name = "prescaler" if look.share_drawn >= _ALL_DRAWN else "drawing_prescaler"
+            name = "prescaler" if look.is_all_drawn else "drawing_prescaler"
             # Diffusion leaves alone what is held, and `creative` wants something invented.
             chosen |= {name: _FOR_DRAWINGS, "hold_drawings": options.preset != "creative"}
     if options.preset == "creative":
