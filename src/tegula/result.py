@@ -14,7 +14,7 @@ from PIL import Image
 from tegula.errors import PathError
 from tegula.folders import write_atomically
 from tegula.images.deep import DeepPixels
-from tegula.images.encode import Encoded, encode
+from tegula.images.encode import PNG_LEVEL, Encoded, encode
 from tegula.images.formats import format_for
 from tegula.images.metadata import Metadata
 from tegula.options import ResolvedOptions
@@ -69,6 +69,7 @@ class UpscaleResult:
         file_format: str = "png",
         *,
         quality: int = 95,
+        png_level: int = PNG_LEVEL,
         settings: Mapping[str, object] | None = None,
     ) -> Encoded:
         """Return the bytes of a file with the source's profile and metadata and the settings.
@@ -76,16 +77,18 @@ class UpscaleResult:
         Args:
             file_format: png, jpeg, webp, avif or tiff.
             quality: 1..100, for JPEG, WebP and AVIF.
+            png_level: 0..9, how hard PNG is compressed: 1 takes half the time of 4.
             settings: instead of those of the result, to be read by ``tegula upscale --like``.
 
         Raises:
-            OptionError: unknown format, or quality out of bounds.
+            OptionError: unknown format, or quality or level out of bounds.
             InputError: a side is longer than the format allows.
         """
         written = encode(
             self.image,
             file_format,
             quality=quality,
+            png_level=png_level,
             metadata=self.metadata,
             settings=self.settings if settings is None else settings,
             deep=self.deep,
@@ -103,7 +106,12 @@ class UpscaleResult:
         )
 
     def save(
-        self, target: str | Path | BinaryIO, *, file_format: str | None = None, quality: int = 95
+        self,
+        target: str | Path | BinaryIO,
+        *,
+        file_format: str | None = None,
+        quality: int = 95,
+        png_level: int = PNG_LEVEL,
     ) -> tuple[str, ...]:
         """Write the result as ``tegula upscale --overwrite`` does, at once or not at all.
 
@@ -115,6 +123,7 @@ class UpscaleResult:
                 file opened for writing in binary mode, which gets PNG unless it does.
             file_format: png, jpeg, webp, avif or tiff.
             quality: 1..100, for JPEG, WebP and AVIF.
+            png_level: 0..9, how hard PNG is compressed.
 
         Returns:
             Sentences on what the format could not hold.
@@ -125,7 +134,7 @@ class UpscaleResult:
                 nothing is left of it then.
         """
         path = Path(target) if isinstance(target, str | Path) else None
-        written = self.encoded(format_for(path, file_format), quality=quality)
+        written = self.encoded(format_for(path, file_format), quality=quality, png_level=png_level)
         if path is not None:
             write_atomically(path, written.data)
         elif isinstance(target, io.TextIOBase) or not hasattr(target, "write"):

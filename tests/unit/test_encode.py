@@ -16,6 +16,7 @@ from PIL import Image
 from tegula.errors import ImageError, InputError, OptionError, PathError
 from tegula.folders import write_atomically
 from tegula.images.decode import decode
+from tegula.images.deep import DeepPixels
 from tegula.images.encode import encode, read_settings, save
 from tegula.images.formats import FORMATS, format_for
 from tegula.images.metadata import Metadata, add_settings, read_metadata
@@ -76,6 +77,20 @@ def test_quality_trades_size_for_likeness(name):
     sizes = [len(encode(image, name, quality=quality).data) for quality in (5, 60, 100)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[2]
+
+
+def test_the_level_of_png_trades_size_for_time():
+    noise = np.random.default_rng(0).integers(0, 32, (64, 64, 3), np.uint8)
+    image = Image.fromarray(noise)
+    deep = DeepPixels(noise.astype(np.uint16) * 257, 16)
+    for pixels in (None, deep):
+        files = [encode(image, png_level=level, deep=pixels).data for level in (0, 1, 9)]
+        sizes = [len(file) for file in files]
+        assert sizes[0] > max(sizes[1:])
+        assert sizes[1] != sizes[2]
+        assert all(np.array_equal(np.asarray(Image.open(io.BytesIO(f))), noise) for f in files)
+    with pytest.raises(OptionError, match="png_level"):
+        encode(image, png_level=10)
 
 
 @pytest.mark.parametrize("quality", [0, 101])

@@ -67,6 +67,7 @@ class Request:
     """What is done with every picture.
 
     quality: of JPEG, WebP and AVIF, 1..100.
+    png_level: how hard PNG is compressed, 0..9.
     overwrite: whether results that exist are made again.
     debug: whether the first error stops the batch, for its traceback.
     fingerprint: of the model that made the result which ``--like`` names.
@@ -78,6 +79,7 @@ class Request:
     runtime: Runtime
     side_files: SideFiles
     quality: int
+    png_level: int
     overwrite: bool
     debug: bool
     fingerprint: str | None = None
@@ -361,9 +363,11 @@ class Batch:
         """Write the result and return what its format could not hold."""
         from tegula.folders import make_folder, write_atomically
 
-        result, quality = upscaled.result, self.request.quality
+        result, quality, level = upscaled.result, self.request.quality, self.request.png_level
         if upscaled.facts is None:
-            encoded = result.encoded(job.format, quality=quality, settings=settings)
+            encoded = result.encoded(
+                job.format, quality=quality, png_level=level, settings=settings
+            )
         else:
             from tegula.images.frames import encode_frames
 
@@ -372,6 +376,7 @@ class Batch:
                 upscaled.facts,
                 job.format,
                 quality=quality,
+                png_level=level,
                 metadata=result.metadata,
                 settings=settings,
             )

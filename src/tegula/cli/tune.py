@@ -94,7 +94,12 @@ def _tune(**parameters: Any) -> None:
         sheet = parameters["output"] or source.with_name(f"{source.stem}_tune.png")
         _check_sheet(sheet, source, overwrite=parameters["overwrite"])
         file_format = format_for(sheet, None)
-        unused = {**dict.fromkeys(SideFiles.__dataclass_fields__), "quality": 95, "frames": "first"}
+        unused = {
+            **dict.fromkeys(SideFiles.__dataclass_fields__),
+            "quality": 95,
+            "png_level": 4,
+            "frames": "first",
+        }
         debug = bool(context.find_root().params["debug"])
         request = request_of({**unused, "compare": False, **parameters}, debug=debug)
         options = request.options

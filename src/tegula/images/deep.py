@@ -67,7 +67,7 @@ def deep_png(samples: NDArray[np.uint16], parameters: Mapping[str, Any]) -> byte
         if kind == b"IHDR":
             _add_chunk(out, kind, struct.pack(">2IB", width, height, 16) + data[9:])
         elif kind == b"IDAT":
-            for part in _compressed_rows(samples):
+            for part in _compressed_rows(samples, parameters["compress_level"]):
                 _add_chunk(out, kind, part)
         else:
             _add_chunk(out, kind, data)
@@ -87,11 +87,11 @@ def _add_chunk(out: io.BytesIO, kind: bytes, data: bytes) -> None:
     out.write(struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))))
 
 
-def _compressed_rows(samples: NDArray[np.uint16]) -> Iterator[bytes]:
+def _compressed_rows(samples: NDArray[np.uint16], level: int) -> Iterator[bytes]:
     height, width, channels = samples.shape
     pixel = 2 * channels
     above = np.zeros((1, width * pixel), np.uint8)
-    packer = zlib.compressobj(_COMPRESSION, strategy=zlib.Z_FILTERED)
+    packer = zlib.compressobj(level, strategy=zlib.Z_FILTERED)
     for top in range(0, height, _ROWS):
         rows = samples[top : top + _ROWS].astype(">u2").view(np.uint8).reshape(-1, width * pixel)
         lines = np.full((len(rows), 1 + width * pixel), _PAETH, np.uint8)

@@ -42,8 +42,8 @@ from tegula.images.repair import repaired
 from tegula.images.samples import ArrayLike
 from tegula.images.tiff import main_page, metadata_carrier
 
-# Of zlib's 0 to 9: the higher ones take much longer and save little on photographs.
-_PNG_COMPRESSION = 4
+PNG_LEVEL = 4
+"""Of zlib's 0 to 9: the higher ones take much longer and save little on photographs."""
 
 # Of 0 to 10, the slowest being 0.
 _AVIF_SPEED = 8
@@ -89,6 +89,7 @@ def encode(
     file_format: str = "png",
     *,
     quality: int = 95,
+    png_level: int = PNG_LEVEL,
     metadata: Metadata | None = None,
     settings: Mapping[str, Any] | None = None,
     deep: DeepPixels | None = None,
@@ -99,17 +100,20 @@ def encode(
         image: the result.
         file_format: one of ``formats.FORMATS``.
         quality: 1..100, for JPEG, WebP and AVIF; the others lose nothing.
+        png_level: 0..9, how hard PNG is compressed.
         metadata: what the result takes over from its source.
         settings: the options that made the result, to be read by ``read_settings``.
         deep: the same image with more than eight bits a channel, for formats that hold them.
 
     Raises:
-        OptionError: unknown format, or quality out of bounds.
+        OptionError: unknown format, or quality or level out of bounds.
         InputError: a side is longer than the format allows.
     """
     name = format_for(None, file_format)
     if not 1 <= quality <= 100:
         raise OptionError(f"quality is between 1 and 100, not {quality}.")
+    if not 0 <= png_level <= 9:
+        raise OptionError(f"png_level is between 0 and 9, not {png_level}.")
     check_sides(*image.size, name)
     given = metadata if metadata is not None else Metadata()
     warnings: tuple[str, ...] = ()
@@ -121,6 +125,8 @@ def encode(
         if kept.cicp is not None and name != "avif":
             warnings += (_NO_HIGH_RANGE.format(name.upper()),)
     parameters = _parameters(name, image, quality, kept, settings)
+    if name == "png":
+        parameters["compress_level"] = png_level
     data = None if deep is None else _deep(deep, name, parameters)
     if deep is not None:
         warnings += _lost_depth(deep.depth, name, 8 if data is None else DEEPEST[name])
@@ -304,7 +310,7 @@ def _parameters(
     else:
         given["exif"] = metadata.exif
     if name == "png":
-        given |= {"pnginfo": _chunks(metadata, settings), "compress_level": _PNG_COMPRESSION}
+        given |= {"pnginfo": _chunks(metadata, settings), "compress_level": PNG_LEVEL}
     elif name != "tiff":
         given |= {"xmp": metadata.xmp, "quality": quality}
     if name == "webp":

@@ -18,7 +18,7 @@ from PIL import Image, TiffImagePlugin
 from tegula.errors import InputError
 from tegula.images.decode import Picture, decode, tiff_picture
 from tegula.images.deep import DeepPixels
-from tegula.images.encode import Encoded, encode, writer_parameters
+from tegula.images.encode import PNG_LEVEL, Encoded, encode, writer_parameters
 from tegula.images.metadata import Metadata, further_frames
 from tegula.images.open import check_size, guarded, name_of, open_image, opened_file
 from tegula.images.repair import repaired
@@ -174,6 +174,7 @@ def encode_frames(
     file_format: str,
     *,
     quality: int,
+    png_level: int = PNG_LEVEL,
     metadata: Metadata,
     settings: Mapping[str, Any],
 ) -> Encoded:
@@ -184,6 +185,7 @@ def encode_frames(
         facts: of the source.
         file_format: as ``encode`` takes it.
         quality: as ``encode`` takes it.
+        png_level: as ``encode`` takes it.
         metadata: of the first picture.
         settings: as ``encode`` takes them.
 
@@ -193,7 +195,13 @@ def encode_frames(
     check_frames(facts, file_format)
     first, deep = results[0]
     head = encode(
-        first, file_format, quality=quality, metadata=metadata, settings=settings, deep=deep
+        first,
+        file_format,
+        quality=quality,
+        png_level=png_level,
+        metadata=metadata,
+        settings=settings,
+        deep=deep,
     )
     if file_format == "tiff":
         bare = Metadata(profile=metadata.profile, dpi=metadata.dpi)
@@ -205,6 +213,8 @@ def encode_frames(
     images = [image.convert(mode) for image, _ in results]
     parameters = writer_parameters(file_format, images[0], quality, metadata, settings)
     parameters |= {"duration": [round(each) for each in facts.durations], "loop": facts.loop}
+    if file_format == "png":
+        parameters["compress_level"] = png_level
     buffer = io.BytesIO()
     images[0].save(buffer, file_format, save_all=True, append_images=images[1:], **parameters)
     return Encoded(buffer.getvalue(), file_format, head.warnings)
