@@ -263,8 +263,10 @@ LIMITS = (
     Limit(
         "keeping a finished prediction", "`data_removed`, and links are 404", "retention_seconds"
     ),
-    Limit("listing a finished prediction", "404", "history_seconds"),
+    Limit("listing a finished prediction", "404; 0 is for good", "history_seconds"),
     Limit("keeping an upload", "404", "upload_seconds"),
+    Limit("copies of files in a bucket", "a download waits for the bucket", "blobs_copies_bytes"),
+    Limit("a link of the bucket; 0 sends bytes", "403 of the bucket", "blobs_link_seconds"),
     Limit("one try of a webhook", "it is sent again later", "webhook_seconds"),
     Limit("webhooks to one host at once", "others come later", "webhooks_per_receiver"),
     Limit("free bytes on the disk, at least", "503 of `/readyz`", "min_free_bytes"),

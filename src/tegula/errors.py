@@ -7,7 +7,8 @@ TegulaError
 │   ├── FetchError             the input's URL may not, or cannot, be fetched
 │   └── TooLargeError          input or output exceeds the pixel limit
 ├── PathError                  a file or folder cannot be read or written
-│   └── FullDiskError          there is no room for it
+│   ├── FullDiskError          there is no room for it
+│   └── StorageError           the object store does not answer, or refuses
 ├── ModelError                 weights
 │   ├── UnknownModelError      no bundle or prescaler has that name
 │   ├── MissingWeightsError    known, but its files are not on this machine
@@ -81,6 +82,12 @@ class FullDiskError(PathError):
     """There is no room left on the disk."""
 
     code = "full_disk"
+
+
+class StorageError(PathError):
+    """The object store that keeps the server's files does not answer, or refuses."""
+
+    code = "storage"
 
 
 class ModelError(TegulaError):

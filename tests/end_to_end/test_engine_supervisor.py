@@ -9,8 +9,9 @@ from engine_support import HereEngine, ended, until
 from store_support import NOON, VERSION, ask, open_store
 
 from tegula.catalog import find
-from tegula.errors import UnknownModelError
+from tegula.errors import StorageError, UnknownModelError
 from tegula.server.addresses import Policy
+from tegula.server.blobs import FolderBlobs
 from tegula.server.db import utc_now
 from tegula.server.engine import progress_line
 from tegula.server.fetch import Fetcher
@@ -226,6 +227,21 @@ def test_a_full_disk_fails_the_prediction_and_others_go_on(store, supervise, mon
         failed = ended(store, ask(store).id)
     assert (failed.status, failed.output) == (State.FAILED, None)
     assert "No space left" in failed.error
+    assert ended(store, ask(store).id).status is State.SUCCEEDED
+
+
+def test_an_object_store_that_is_away_fails_the_prediction_and_others_go_on(
+    store, supervise, monkeypatch
+):
+    def away(*_):
+        raise StorageError("The object store answers with 503; try again later.")
+
+    supervise(HereEngine())
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderBlobs, "put", away)
+        failed = ended(store, ask(store).id)
+    assert (failed.status, failed.output) == (State.FAILED, None)
+    assert failed.error == "The object store answers with 503; try again later."
     assert ended(store, ask(store).id).status is State.SUCCEEDED
 
 

@@ -18,7 +18,7 @@ from itertools import islice
 from sqlalchemy import ColumnElement, Select, delete, exists, func, select
 from sqlalchemy.orm import Session
 
-from tegula.errors import FetchError
+from tegula.errors import FetchError, StorageError
 from tegula.server.fetch import Answer, Fetcher
 from tegula.server.log import log_context
 from tegula.server.predictions import delete_rows, forget
@@ -60,6 +60,7 @@ class Sweeper:
         self._store = store
         self._every = every
         self._unused_s = unused_for.total_seconds()
+        self._list_at = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
@@ -149,21 +150,26 @@ class Sweeper:
     def _remove_blobs(self) -> int:
         """Remove bytes that no file refers to any more.
 
-        For nearly all blobs there is a file, which a read tells. The others are looked at again
-        with the lock to write, since a new file with the same bytes may have come meanwhile.
+        For nearly all blobs there is a file. The others are looked at again just before. Whoever
+        keeps a file puts its bytes first, so a blob that is about to get a file is new.
         """
         blobs, removed = self._store.blobs, 0
         blobs.clean(self._unused_s)
-        found = blobs.names(self._unused_s)
-        while names := list(islice(found, _MOST_NAMES)):
-            unused = sorted(set(names) - self._used(names))
-            for start in range(0, len(unused), _BATCH):
-                batch = unused[start : start + _BATCH]
-                with self._store.database.write() as session:
-                    for name in sorted(set(batch).difference(session.scalars(_rows_of(batch)))):
+        if time.monotonic() < self._list_at:
+            return 0
+        try:
+            found = blobs.names(self._unused_s)
+            while names := list(islice(found, _MOST_NAMES)):
+                unused = sorted(set(names) - self._used(names))
+                for start in range(0, len(unused), _BATCH):
+                    batch = unused[start : start + _BATCH]
+                    for name in sorted(set(batch) - self._used(batch)):
                         if blobs.age(name) >= self._unused_s:
                             blobs.remove(name)
                             removed += 1
+        except StorageError as error:
+            log.warning("Unused files stay for now: %s", error)
+        self._list_at = time.monotonic() + blobs.listed_every
         return removed
 
     def _used(self, names: Collection[str]) -> set[str]:

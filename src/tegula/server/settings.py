@@ -39,6 +39,8 @@ from tegula.schema import faults
 
 MIB = 1 << 20
 
+_STORES = ("s3", "gs", "az", "file")
+"""Kinds of object stores; ``file`` is a folder that is there, to try it on."""
 _OWN_PATHS = ("catalog", "docs", "history", "o", "p", "pages")
 
 
@@ -110,6 +112,21 @@ class ServerSettings(BaseSettings):
         default=None,
         description="SQLAlchemy URL of an SQLite or PostgreSQL database (extra `postgres`); "
         "SQLite in `folder` by default.",
+    )
+    blobs_url: str | None = Field(
+        default=None,
+        description="Bucket and prefix that keep the files in place of `folder`: `s3://`, `gs://` "
+        "or `az://` (extra `objects`); the environment says how to sign in.",
+    )
+    blobs_copies_bytes: Count = Field(
+        default=10_240 * MIB,
+        description="Copies of files of `blobs_url` in `folder`, beyond which those longest unused "
+        "are removed.",
+    )
+    blobs_link_seconds: Count = Field(
+        default=0,
+        description="Send who downloads an output to a link of the bucket that is valid for so "
+        "long; 0 sends the bytes.",
     )
     no_auth: bool = Field(
         default=False, description="Ask for no token: every request is the account `local`."
@@ -296,6 +313,17 @@ class ServerSettings(BaseSettings):
         if urlsplit(value).path.split("/")[1:2] in [[name] for name in _OWN_PATHS]:
             raise ValueError(f"public_url leads to {value!r}, which is a page of the server itself")
         return value.rstrip("/")
+
+    @field_validator("blobs_url")
+    @classmethod
+    def _is_a_bucket(cls, value: str | None) -> str | None:
+        address = urlsplit(value or "")
+        # The value is not repeated: a secret in it would end in the log.
+        if value and (address.scheme not in _STORES or not (address.netloc or address.path)):
+            raise ValueError("blobs_url is s3://BUCKET/PREFIX, or the same of gs or az")
+        if address.password is not None or address.query:
+            raise ValueError("blobs_url holds no secrets; those are read from the environment")
+        return value.rstrip("/") if value else None
 
     @property
     def models(self) -> BundleSettings:

@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from tegula.errors import PathError, ServiceError
 from tegula.folders import make_private
 from tegula.server.accounts import Accounts, Deployments, Usage, UserModels
-from tegula.server.blobs import Blobs
+from tegula.server.blobs import Blobs, open_blobs
 from tegula.server.db import Clock, Database, utc_now
 from tegula.server.fairness import FairTurns
 from tegula.server.files import Files
@@ -28,7 +28,7 @@ from tegula.server.webhooks import Webhooks
 _SIGNING = "signing"
 _PRESENT_KEY = (SecretKey.owner == _SIGNING, SecretKey.retired_at.is_(None))
 _FILES_PROPERTY = "folder of files"
-_FOLDERS = ("files", "spool", "tiles")
+_FOLDERS = ("copies", "files", "spool", "tiles")
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,11 @@ class Store:
             shown = prediction_answer(prediction, links, strict_statuses=strict)
             return compact_json(shown.as_json())
 
-        blobs, pubsub = Blobs(settings.folder / "files"), PubSub()
+        pubsub = PubSub()
         try:
-            _keep_to_one_folder(database, blobs)
+            url, most = settings.blobs_url, settings.blobs_copies_bytes
+            blobs = open_blobs(settings.folder, url, most)
+            _keep_to_one_place(database, blobs)
         except BaseException:
             database.close()
             raise
@@ -130,22 +132,23 @@ def _signing_key(database: Database, clock: Clock) -> bytes:
     return bytes.fromhex(value)
 
 
-def _keep_to_one_folder(database: Database, blobs: Blobs) -> None:
-    """Refuse a folder other than the one that the files of the database are in.
+def _keep_to_one_place(database: Database, blobs: Blobs) -> None:
+    """Refuse a place other than the one that the files of the database are in.
 
     Raises:
         ServiceError: it is another one.
+        PathError: it cannot be used.
     """
-    identity = blobs.identity()
+    # Alone, so that of several servers that start at once one gets to name the place.
     with database.write(alone=True) as session:
         known = session.get(Property, _FILES_PROPERTY)
         if known is None:
-            session.add(Property(_FILES_PROPERTY, identity))
-        elif known.value != identity:
+            session.add(Property(_FILES_PROPERTY, blobs.claim()))
+        elif known.value != blobs.identity():
             raise ServiceError(
-                f"The files of this database are in another folder than {blobs.folder}: servers "
-                "that share a database share one folder too. Set folder to that of the others, "
-                "or give this server a database of its own."
+                f"The files of this database are in another folder or bucket than {blobs.place}: "
+                "servers that share a database share their files too. Set folder or blobs_url to "
+                "that of the others, or give this server a database of its own."
             )
 
 

@@ -61,6 +61,7 @@ class Tiles:
         Raises:
             ImageError: it cannot be decoded.
             NotFoundError: its bytes are gone.
+            PathError: they cannot be read.
         """
         path = self._path(file.sha256) / "levels"
         self._build(file, path, "cut_tiles")

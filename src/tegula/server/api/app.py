@@ -33,6 +33,7 @@ from tegula.errors import (
     InputError,
     NotFoundError,
     PathError,
+    StorageError,
     TegulaError,
 )
 from tegula.server.api import (
@@ -272,6 +273,9 @@ def problem_of(error: TegulaError, path: str) -> ProblemError:
         return ProblemError(429, str(error), "Too busy", headers=headers)
     if isinstance(error, InputError):
         return ProblemError(422, str(error), "Invalid request")
+    if isinstance(error, StorageError):
+        log.error("%s: %s", without_secrets(path), error)
+        return not_ready(str(error))
     log.error("%s: %s", without_secrets(path), error, exc_info=error)
     if isinstance(error, PathError):  # a full disk, above all
         return not_ready("The server cannot keep files at the moment; try again later.")

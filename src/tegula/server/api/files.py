@@ -70,9 +70,16 @@ STORED_FILE: dict[int | str, dict[str, Any]] = {
         "headers": {**_FILE_HEADERS, "Content-Range": documented("Which bytes of how many.")},
     },
     304: {"description": "The client has the file already", "headers": _FILE_HEADERS},
-    **problems(404, 416),
+    **problems(404, 416, 503),
 }
 """What routes that give the bytes of a file answer."""
+_STORED_FILE_OR_LINK: dict[int | str, dict[str, Any]] = {
+    **STORED_FILE,
+    302: {
+        "description": "The bytes are at an address of the bucket, which is valid for a while",
+        "headers": {"Location": documented("The address.")},
+    },
+}
 
 
 @router.post(
@@ -131,9 +138,10 @@ def delete_file(service: ServiceDep, caller: CallerDep, file_id: str) -> Respons
     "/v1/files/{file_id}/download",
     operation_id="files.download",
     response_class=FileResponse,
-    responses=STORED_FILE,
+    responses=_STORED_FILE_OR_LINK,
 )
 def download_file(
+    request: Request,
     service: ServiceDep,
     file_id: str,
     owner: Annotated[str, Query(description="The username that the file belongs to.")],
@@ -146,22 +154,40 @@ def download_file(
     if not good or expiry < service.store.clock().timestamp():
         raise ProblemError(404, _NOT_FOUND)
     file = service.store.files.get(file_id)
-    return file_response(service, file)
+    return _link(request, service, file) or file_response(service, file)
 
 
 @router.get(
     "/o/{token}/{name}",
     operation_id="outputs.get",
     response_class=FileResponse,
-    responses=STORED_FILE,
+    responses=_STORED_FILE_OR_LINK,
 )
-def get_output(service: ServiceDep, token: str, name: str) -> Response:  # noqa: ARG001
+def get_output(
+    request: Request,
+    service: ServiceDep,
+    token: str,
+    name: str,  # noqa: ARG001
+) -> Response:
     """Get the bytes of an output; whoever has its address may read it."""
     file_id = service.store.links.opened(token)
     if file_id is None:
         raise ProblemError(404, _NOT_FOUND)
     file = service.store.files.get(file_id)
-    return file_response(service, file)
+    return _link(request, service, file) or file_response(service, file)
+
+
+def _link(request: Request, service: Service, file: FileRecord) -> Response | None:
+    """Return the way to the bytes in a bucket, if the operator wants that."""
+    seconds = service.settings.blobs_link_seconds
+    # Such a link is signed for one method.
+    url = (
+        service.store.blobs.link(file.sha256, seconds)
+        if request.method == "GET" and seconds
+        else None
+    )
+    headers = {"location": url or "", "cache-control": "no-store"}
+    return None if url is None else Response(status_code=302, headers=headers)
 
 
 def _shown(service: Service, caller: Caller, file: FileRecord) -> FileAnswer:

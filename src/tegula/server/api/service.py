@@ -29,7 +29,7 @@ from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from tegula.errors import NotFoundError
+from tegula.errors import NotFoundError, PathError
 from tegula.rates import usual_seconds
 from tegula.server.accounts import Usage
 from tegula.server.addresses import Policy, Resolve, system_resolve
@@ -333,7 +333,7 @@ class Service:
         try:
             kept = self.store.files.get(str(file[FILE_KEY]))
             return encode_data_uri(self.store.files.path(kept).read_bytes(), kept.content_type)
-        except (NotFoundError, OSError):
+        except (NotFoundError, PathError, OSError):
             return None
 
     def page_answer(

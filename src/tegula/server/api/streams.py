@@ -108,7 +108,8 @@ async def stream(
             ):
                 events += batch
             after = events[-1].seq if events else after
-            for text in _messages(events, service.output_json, extra):
+            # Not here in the loop: outputs may have to be read, or even be downloaded first.
+            for text in await service.run(_messages, events, service.output_json, extra):
                 last_sent = time.monotonic()
                 yield text
             if prediction.status.terminal:
