@@ -1,6 +1,7 @@
 """What canvas mode promises whatever the model: no seams, no dependence on batches."""
 
 import dataclasses
+import gc
 import weakref
 from contextlib import nullcontext
 
@@ -215,6 +216,47 @@ def test_memory_is_given_back_when_nothing_of_the_failed_batch_is_left(bundle, m
     )
     refine(with_denoiser(bundle, FailingDenoiser(bundle.denoiser, spoil)), window_batch=6)
     assert left == [[False], [False, False]]
+
+
+def tensors_alive():
+    gc.collect()
+    return {id(each) for each in gc.get_objects() if isinstance(each, torch.Tensor)}
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), torch.OutOfMemoryError("out of memory")])
+def test_an_upscale_that_fails_half_way_leaves_no_tensor_behind(bundle, error):
+    def spoil(prediction, rows):
+        if len(failing.calls) > 2:
+            raise error
+        return prediction
+
+    failing = FailingDenoiser(bundle.denoiser, spoil)
+    with pytest.raises((ValueError, OutOfMemoryError)) as first:
+        refine(with_denoiser(bundle, failing), window_batch=2)
+    del first  # its traceback has the frames
+    error.__traceback__ = None
+    before = tensors_alive()
+    failing.calls.clear()
+    with pytest.raises((ValueError, OutOfMemoryError)) as again:
+        refine(with_denoiser(bundle, failing), window_batch=2)
+    del again
+    error.__traceback__ = None
+    assert tensors_alive() <= before
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"]
+)
+def test_a_gpu_that_another_program_fills_halves_the_batch(bundle, words):
+    def spoil(prediction, rows):
+        if rows > 3:
+            raise RuntimeError(words)
+        return prediction
+
+    filled = FailingDenoiser(bundle.denoiser, spoil)
+    result = refine(with_denoiser(bundle, filled), window_batch=6)
+    assert filled.calls[:2] == [6, 3]
+    np.testing.assert_allclose(result, refine(bundle), atol=1e-5)
 
 
 class OverflowingAutoencoder:

@@ -1,17 +1,25 @@
 """`tegula doctor` and `tegula models`."""
 
+import dataclasses
+import importlib.util
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from cli_support import run
 
+from tegula import __version__, rates
 from tegula.cli import doctor
 from tegula.cli.console import format_bytes
 from tegula.cli.doctor import Finding, findings, is_ready, why_precision
-from tegula.errors import MissingWeightsError, UnknownModelError
+from tegula.errors import MissingWeightsError, OptionError, UnknownModelError
+from tegula.models import device as device_module
 from tegula.models import load, prescalers
 from tegula.models.prescalers import list_prescalers
+from tegula.plan import Plan
+from tegula.progress import STAGES
+from tests.tiny.networks import tiny_bundle
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +45,77 @@ def test_doctor_shows_programs_the_same():
     assert printed["precision"] in ("float32", "bfloat16", "float16")
     names = {finding["name"] for finding in printed["findings"]}
     assert names >= {"mini", "lanczos", "formats", *load.BUNDLES}
+
+
+class Card:
+    """What torch says of a GPU that is not here."""
+
+    def __init__(self, monkeypatch, capability):
+        kinds = {"is_available": True, "device_count": 1, "get_device_name": "NVIDIA Stand-in"}
+        for name, answer in kinds.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (8 * 2**30, 16 * 2**30))
+        monkeypatch.setattr(device_module, "attention_kernel", lambda *_: "flash attention")
+
+
+def test_doctor_says_what_a_gpu_will_use(monkeypatch, tmp_path):
+    monkeypatch.setenv("TEGULA_CACHE", str(tmp_path))
+    Card(monkeypatch, (9, 0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    before = run("doctor").stdout
+    assert "data type  bfloat16" in before
+    assert "attention  flash attention" in before
+    assert "layout     measured when a model is loaded, or by --calibrate" in before
+    assert "compile    compile needs triton on a GPU: pip install triton" in before
+    network = torch.nn.Conv2d(1, 1, 1)
+    times = iter([1.0, 2.0])
+    key = ("NVIDIA Stand-in", torch.bfloat16, 512)
+    device_module.fastest_layout(key, [network], lambda: None, lambda _: next(times))
+    assert "layout     Conv2d contiguous" in run("doctor").stdout
+    printed = json.loads(run("doctor", "--json").stdout)
+    assert printed["layouts"] == {"Conv2d": "contiguous"}
+    Card(monkeypatch, (7, 5))
+    assert "data type  float16" in run("doctor").stdout
+    with pytest.raises(OptionError, match="too old to multiply bf16; choose fp16 or auto"):
+        device_module.pick_dtype(torch.device("cuda"), "bf16")
+
+
+@pytest.mark.parametrize(("cuda", "words"), [(None, "without CUDA"), ("13.0", "driver is older")])
+def test_a_gpu_that_torch_cannot_use_is_told_in_one_sentence(monkeypatch, cuda, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(OptionError, match=words) as refused:
+        device_module.pick_device("cuda")
+    assert "leave device out" in str(refused.value)
+
+
+def test_calibrating_a_gpu_prepares_its_kernels_first_and_plan_knows_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("TEGULA_CACHE", str(tmp_path))
+    Card(monkeypatch, (9, 0))
+    calls = []
+    bundle = dataclasses.replace(tiny_bundle(), device=torch.device("cuda"))
+    setting = rates.setting_of(bundle, __version__)
+    assert setting.device == "NVIDIA Stand-in"
+    plan = Plan(64, 64, (64, 64), "lanczos", 0, 1, 4, 4, 0, 10**12, 10**11)
+
+    def upscale(picture, options):
+        calls.append(("measured", picture.size))
+        rates.remember(setting, plan, dict.fromkeys(STAGES, 0.5))
+
+    stand_in = SimpleNamespace(
+        bundle=bundle,
+        upscale=upscale,
+        expectation=SimpleNamespace(run=lambda picture, _: calls.append(("run", picture.size))),
+    )
+    monkeypatch.setattr(doctor, "load_upscaler", lambda *_: stand_in)
+    assert run("doctor", "--calibrate").exit_code == 0
+    assert calls == [(kind, size) for size in ((16, 16), (64, 64)) for kind in ("run", "measured")]
+    known = rates.find(setting).seconds(plan)
+    assert known is not None
+    assert known["refine"] == pytest.approx(0.5)
+    on_processor = rates.setting_of(tiny_bundle(), __version__)
+    assert rates.find(on_processor).seconds(plan) is None
 
 
 def test_doctor_fails_when_the_default_cannot_run(monkeypatch):

@@ -19,6 +19,7 @@ import click
 from tegula import __version__
 from tegula.cli.console import Console, Interruption, format_bytes, show_waiting
 from tegula.cli.models import (
+    COMPILE,
     DEVICE,
     LIBRARY,
     MODEL,
@@ -47,6 +48,8 @@ class Machine:
 
     memory_total, memory_free: of the device that computes, in bytes.
     why: the reason for the precision.
+    attention: the kernel that runs it. compiling: what ``--compile`` needs and lacks, or None.
+    layouts: of a GPU, the faster memory layout of each network that it was measured for.
     advice: what would make it faster.
     """
 
@@ -58,6 +61,9 @@ class Machine:
     memory_total: int
     memory_free: int
     libraries: Mapping[str, str]
+    attention: str = ""
+    compiling: str | None = None
+    layouts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     advice: str | None = None
 
 
@@ -65,14 +71,20 @@ def examine() -> Machine:
     """Look at the machine; imports torch."""
     import torch
 
-    from tegula.models.device import pick_device, pick_dtype
+    from tegula.models.compiled import what_compiling_lacks
+    from tegula.models.device import attention_kernel, known_layouts, pick_device, pick_dtype
 
     device = pick_device()
     dtype = pick_dtype(device)
     total, free = memory_of(device)
-    name, advice = device.type, None
+    name, advice, layouts = device.type, None, {}
     if device.type == "cuda":
-        name = f"cuda ({torch.cuda.get_device_name(device)})"
+        card = torch.cuda.get_device_name(device)
+        name = f"cuda ({card})"
+        layouts = {
+            network: "channels last" if channels_last else "contiguous"
+            for network, channels_last in known_layouts(card, dtype).items()
+        }
     elif device.type == "cpu" and shutil.which("nvidia-smi") is not None:
         advice = (
             "There is an NVIDIA driver and this torch does not use it: install the CUDA build "
@@ -88,6 +100,9 @@ def examine() -> Machine:
         device=name,
         precision=str(dtype).removeprefix("torch."),
         why=why_precision(device.type, half=dtype is not torch.float32),
+        attention=attention_kernel(device, dtype),
+        compiling=what_compiling_lacks(device),
+        layouts=layouts,
         cores=len(os.sched_getaffinity(0)) if can_tell_cores else os.cpu_count() or 1,
         memory_total=total,
         memory_free=free,
@@ -238,12 +253,20 @@ def _models_folder() -> Mapping[str, Any]:
 
 
 def _doctor(
-    *, json: bool, calibrate: bool, bundle: str | None, device: str, precision: str
+    *,
+    json: bool,
+    calibrate: bool,
+    bundle: str | None,
+    device: str,
+    precision: str,
+    compile: bool,  # noqa: A002 - the name of the option
 ) -> None:
     console = Console.open(json=json)
     if calibrate:
         _calibrate(
-            console, BundleSettings(bundle=bundle or DEFAULT_BUNDLE), Runtime(device, precision)
+            console,
+            BundleSettings(bundle=bundle or DEFAULT_BUNDLE),
+            Runtime(device, precision, compile=compile),
         )
         return
     machine, found, folder, files = examine(), findings(), _models_folder(), describe_files()
@@ -274,6 +297,9 @@ def _lines(
         "tegula": f"{__version__}, Python {machine.python}",
         "device": machine.device,
         "data type": f"{machine.precision}: {machine.why}",
+        "attention": machine.attention,
+        **({"layout": _layouts(machine)} if machine.device.startswith("cuda") else {}),
+        "compile": machine.compiling or "--compile can be used",
         "cores": str(machine.cores),
         "memory": memory,
         "libraries": ", ".join(f"{name} {version}" for name, version in machine.libraries.items()),
@@ -294,6 +320,11 @@ def _lines(
     yield "`tegula upscale` is ready." if is_ready(found) else "`tegula upscale` cannot run yet."
 
 
+def _layouts(machine: Machine) -> str:
+    known = ", ".join(f"{network} {layout}" for network, layout in machine.layouts.items())
+    return known or "measured when a model is loaded, or by --calibrate"
+
+
 def _calibrate(console: Console, models: BundleSettings, runtime: Runtime) -> None:
     """Run two small upscales, whose seconds are remembered as those of any other are."""
     with Interruption().installed():
@@ -307,7 +338,11 @@ def _calibrate(console: Console, models: BundleSettings, runtime: Runtime) -> No
             options = UpscaleOptions(steps=_CALIBRATING_STEPS, seed=0)
             for share in _CALIBRATING_SHARES:
                 side = round(upscaler.bundle.facts.window * share)
-                upscaler.upscale(Image.effect_noise((side, side), 64).convert("RGB"), options)
+                noise = Image.effect_noise((side, side), 64).convert("RGB")
+                if runtime.compile or upscaler.bundle.device.type != "cpu":
+                    # What kernels are prepared and compiled for must not count as its speed.
+                    upscaler.expectation.run(noise, options)
+                upscaler.upscale(noise, options)
     setting = rates.setting_of(upscaler.bundle, __version__)
     if not setting.file.is_file():
         raise PathError(f"{setting.file} cannot be written; set TEGULA_CACHE to another folder.")
@@ -327,12 +362,13 @@ DOCTOR = click.Command(
         flag(
             ["--calibrate"],
             "Run two small upscales, for times in `tegula plan` and progress; --model, "
-            "--device and --precision say what runs.",
+            "--device, --precision and --compile say what runs.",
         ),
         MODEL,
         LIBRARY,
         DEVICE,
         PRECISION,
+        COMPILE,
         JSON,
     ],
 )

@@ -127,6 +127,10 @@ PRECISION = Option(
     type=click.Choice(PRECISIONS),
     default="auto",
 )
+COMPILE = flag(
+    ["--compile"],
+    "Compile the model first: minutes once, then kept; pays off for many pictures.",
+)
 
 
 def _lora(text: str) -> tuple[str, float]:
@@ -183,10 +187,7 @@ MODEL_OPTIONS: Sequence[click.Option] = (
         type=click.Choice(BACKENDS),
         default="torch",
     ),
-    flag(
-        ["--compile"],
-        "Compile the model first: minutes once, then kept; pays off for many pictures.",
-    ),
+    COMPILE,
 )
 
 

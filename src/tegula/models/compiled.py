@@ -168,7 +168,9 @@ def compile_bundle(bundle: Bundle) -> Bundle:
         return bundle
     if not isinstance(denoiser, CompilableDenoiser):
         raise OptionError(f"The networks of {bundle.facts.name} cannot be compiled.")
-    _check_compiler(bundle.device)
+    lacking = what_compiling_lacks(bundle.device)
+    if lacking is not None:
+        raise OptionError(lacking)
     os.environ.setdefault(_INDUCTOR_FOLDER, str(cache_folder() / "inductor"))
     _raise_graph_limit()
     _try_compiler(bundle.device)
@@ -201,12 +203,14 @@ def _try_compiler(device: torch.device) -> None:
         raise
 
 
-def _check_compiler(device: torch.device) -> None:
+def what_compiling_lacks(device: torch.device) -> str | None:
+    """Return a sentence on what must be installed before anything is compiled; None if nothing."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        raise OptionError("compile needs triton on a GPU: pip install triton, or leave it out.")
+        return "compile needs triton on a GPU: pip install triton, or leave it out."
     wanted = os.environ.get("CXX", "")
     if device.type == "cpu" and not any(map(shutil.which, (*_COMPILERS, *wanted.split()[:1]))):
-        raise OptionError("compile needs a C++ compiler such as g++; install one or leave it out.")
+        return "compile needs a C++ compiler such as g++; install one or leave it out."
+    return None
 
 
 def _raise_graph_limit() -> None:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 
 from tegula.errors import OptionError, PathError
 from tegula.folders import cache_folder, write_atomically
@@ -50,8 +52,23 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError as error:
         raise OptionError(f"device is auto, cpu, cuda, cuda:N or mps, not {name!r}.") from error
     if (device.index or 0) >= counts.get(device.type, 0):
+        if device.type == "cuda" and not counts["cuda"]:
+            raise OptionError(_why_no_cuda())
         raise OptionError(f"This machine has no device {name!r}; device auto takes what is there.")
     return device
+
+
+def _why_no_cuda() -> str:
+    if torch.version.cuda is None:
+        return (
+            "This torch is built without CUDA; install a build of it with CUDA, or leave device "
+            "out to compute on the processor."
+        )
+    return (
+        f"torch finds no GPU for its CUDA {torch.version.cuda}: there is none, or its driver is "
+        f"older than that or does not run; see whether `nvidia-smi` works, update the driver, or "
+        f"leave device out to compute on the processor."
+    )
 
 
 def pick_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
@@ -62,14 +79,17 @@ def pick_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
     devices, and float32 elsewhere.
 
     Raises:
-        OptionError: ``precision`` is none of ``PRECISIONS``.
+        OptionError: ``precision`` is none of ``PRECISIONS``, or bf16 on an older CUDA device.
     """
     if precision not in PRECISIONS:
         raise OptionError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
+    recent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _AMPERE
+    if precision == "bf16" and device.type == "cuda" and not recent:
+        card = torch.cuda.get_device_name(device)
+        raise OptionError(f"{card} is too old to multiply bf16; choose fp16 or auto.")
     if precision != "auto":
         return _DTYPES[precision]
     if device.type == "cuda":
-        recent = torch.cuda.get_device_capability(device) >= _AMPERE
         return torch.bfloat16 if recent else torch.float16
     # torch's probes are private, so one that is gone counts as no.
     probes: list[Callable[[], Any] | None] = [getattr(torch.cpu, n, None) for n in _BF16_PROBES]
@@ -87,13 +107,19 @@ MOST_WINDOWS = 64
 """Larger batches only take memory: a GPU is busy long before."""
 KEPT_SHARE = 0.25
 """Of the free memory, for what only waits there for its next use."""
-_OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+_OUT_OF_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "status_alloc_failed",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an exception means that memory ran out, on any device.
 
-    CUDA has a class for it; the CPU allocator and oneDNN raise a plain RuntimeError.
+    CUDA has a class for it. The CPU allocator, oneDNN, and the libraries of CUDA, where another
+    program has filled the GPU, raise a plain RuntimeError.
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
@@ -309,6 +335,23 @@ def fastest_layout(
     for network in networks:
         lay_out(network, channels_last=known)
     return known
+
+
+def known_layouts(card: str, dtype: torch.dtype) -> dict[str, bool]:
+    """Return the networks that were measured on a card, and whether channels last was faster."""
+    begin = repr((torch.__version__, card, dtype))[:-1]
+    return {
+        name: channels_last
+        for key, channels_last in _read_measured(_LAYOUT_FILE).items()
+        if key.startswith(begin) and isinstance(channels_last, bool)
+        for name in re.findall(r"\('(\w+)', \d+\)", key[len(begin) :])
+    }
+
+
+def attention_kernel(device: torch.device, dtype: torch.dtype) -> str:
+    """Return which of torch's kernels runs the attention of Stable Diffusion's finest level."""
+    heads = torch.zeros(1, 8, 1024, 40, device=device, dtype=dtype)
+    return SDPBackend(torch._fused_sdp_choice(heads, heads, heads)).name.lower().replace("_", " ")
 
 
 def seconds_on_gpu(run: Callable[[], object], device: torch.device) -> float:
