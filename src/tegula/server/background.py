@@ -150,15 +150,16 @@ class Sweeper:
     def _remove_blobs(self) -> int:
         """Remove bytes that no file refers to any more.
 
-        For nearly all blobs there is a file. The others are looked at again just before. Whoever
-        keeps a file puts its bytes first, so a blob that is about to get a file is new.
+        For nearly all blobs there is a file. The others are looked at again just before, and how
+        old they are: whoever keeps a file puts its bytes first, so a blob that is about to get a
+        file is new.
         """
         blobs, removed = self._store.blobs, 0
         blobs.clean(self._unused_s)
         if time.monotonic() < self._list_at:
             return 0
         try:
-            found = blobs.names(self._unused_s)
+            found = blobs.names()
             while names := list(islice(found, _MOST_NAMES)):
                 unused = sorted(set(names) - self._used(names))
                 for start in range(0, len(unused), _BATCH):
