@@ -252,6 +252,26 @@ def test_totals_stay_though_predictions_are_removed_for_good(store, clock, run):
     assert totals() == before
 
 
+@pytest.mark.parametrize("how", ["remove", "delete"])
+def test_what_a_late_worker_keeps_of_a_removed_prediction_is_due_at_once(store, clock, run, how):
+    ask(store)
+    name, attempt = run()
+    early = store.files.keep(store.accounts.ensure("ada").id, "a.png", b"a", prediction_id=name)
+    assert early.expires_at is None
+    store.queue.succeed(name, attempt)
+    if how == "remove":
+        store.predictions.remove(name)
+    else:
+        object.__setattr__(store.settings, "history_seconds", 10)
+        clock.turn(11)
+        assert Sweeper(store).sweep().predictions == 1
+    late = store.files.keep(early.account_id, "b.png", b"b", prediction_id=name)
+    for gone in (early, late):
+        with pytest.raises(NotFoundError):
+            store.files.get(gone.id)
+    assert Sweeper(store).sweep().files == 1
+
+
 def test_a_database_is_opened_again_with_what_was_in_it(store, tmp_path, database_url):
     made = ask(store)
     links = store.links
