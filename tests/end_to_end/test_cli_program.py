@@ -55,6 +55,25 @@ def test_help_brings_nothing_heavy_along():
     assert done.stderr.splitlines() == [f"{each} [] 0" for each in words]
 
 
+def test_commands_that_open_the_store_alone_bring_no_web_framework(tmp_path):
+    program = (
+        "import sys\nfrom tegula.cli import main\n"
+        "try: main()\nexcept SystemExit as end: status = end.code\n"
+        "print(status, {'fastapi', 'starlette', 'uvicorn'} & {*sys.modules}, file=sys.stderr)"
+    )
+    words = ["tokens", "list", "--folder", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.stderr.strip() == "0 set()"
+
+
+@pytest.mark.parametrize("name", ["fastapi", "sqlalchemy", "pythonjsonlogger"])
+def test_a_server_without_its_packages_says_how_to_install_them(monkeypatch, name, tmp_path):
+    monkeypatch.setitem(sys.modules, name, None)
+    result = run("tokens", "list", "--folder", tmp_path)
+    assert result.exit_code == MissingExtraError.exit_status
+    assert "packages of its own: pip install 'tegula[server]'" in result.stderr
+
+
 def test_the_package_runs_as_a_module():
     command = [sys.executable, "-m", "tegula", "--version"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from tegula.server.supervisor import Supervisor
 
 _EXTRA_COMMAND = "pip install 'tegula[server]'"
+_PACKAGES = (
+    "alembic", "fastapi", "httpcore", "pydantic_settings", "pythonjsonlogger", "sqlalchemy",
+    "uvicorn",
+)  # fmt: skip
 _M_ARENA_MAX = -8
 _STARTUP_FAILED = 3
 
@@ -46,17 +51,11 @@ def read_settings(config: Path | None, given: Mapping[str, Any]) -> ServerSettin
         MissingExtraError: the server's packages are not installed.
         PathError, OptionError: the file cannot be read, or a setting is wrong.
     """
-    try:
-        import alembic  # noqa: F401
-        import fastapi  # noqa: F401
-        import httpcore  # noqa: F401
-        import uvicorn  # noqa: F401
+    # They are looked for and not imported: commands that open the store alone need few of them.
+    if not all(map(find_spec, _PACKAGES)):
+        raise MissingExtraError(f"The server needs packages of its own: {_EXTRA_COMMAND}.")
+    from tegula.server.settings import load_settings
 
-        from tegula.server.settings import load_settings
-    except ImportError as error:
-        raise MissingExtraError(
-            f"The server needs packages of its own: {_EXTRA_COMMAND}."
-        ) from error
     return load_settings(config, **{name: value for name, value in given.items() if value})
 
 
