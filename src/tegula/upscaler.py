@@ -451,7 +451,10 @@ class Upscaler:
         loras, _ = loras_of_prompts(self.bundle, options)
         given_up = threading.Event()
         callbacks = Callbacks(cancel=Cancel(lambda: given_up.is_set() or cancelled()))
-        with self._merged(loras) as merged, ThreadPoolExecutor(at_once) as pool:
+        # What a thread computes with is settled by its first question: not while another one has
+        # switched to one thread for a moment.
+        pool = ThreadPoolExecutor(at_once, initializer=torch.get_num_threads)
+        with self._merged(loras) as merged, pool:
             # The networks have the LoRAs already; each result warns of them.
             bundle = dataclasses.replace(self.bundle, denoiser=denoiser)
             if bundle.with_loras is not None:

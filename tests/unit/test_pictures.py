@@ -2,16 +2,22 @@
 
 import contextlib
 import types
+from pathlib import Path
 
 import golden
 import numpy as np
 import pytest
 import torch
+from fake_card import CARD, card
 from support import finish_arrays, of_arrays
 
+from tegula import upscaler as whole
+from tegula.models.prescalers import Prescaler, PrescalerFacts
 from tegula.models.prescalers.load import load_prescaler
 from tegula.options import UpscaleOptions
 from tegula.pipeline import adjust, exact, pictures, prepare, prescale
+from tegula.upscaler import Upscaler
+from tests.tiny.networks import tiny_bundle
 
 HOST = torch.device("cpu")
 
@@ -55,3 +61,58 @@ def test_pictures_become_what_numpy_and_opencv_made_of_them(functions):
             assert off <= (near if expected.dtype == np.float32 else 1), name
             seen.add(name)
         assert seen == set(kept.files)
+
+
+class Nearest(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def upscaled(device, monkeypatch, source, changes, mask=None):
+    """Upscale where refine only darkens; it has tests of its own."""
+    facts = PrescalerFacts(name="nearest", description="", net="", factor=2, overlap=4, licence="")
+    net = Prescaler(facts, Nearest(), Nearest(), device, torch.float32)
+    upscaler = Upscaler(tiny_bundle())
+    monkeypatch.setattr(upscaler.nets, "prescaler", lambda *_: net)
+    monkeypatch.setitem(vars(whole)["_REFINE"], "canvas", lambda job, _: 0.9 * job.prescaled)
+    monkeypatch.setattr(whole, "home_of", lambda *_: device)
+    options = UpscaleOptions(scale=3, seed=1, auto=False, likeness=0.0, sharpen=0.2, **changes)
+    return upscaler.upscale(source, options, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("plain", {"colour_lock": "wavelet", "detail": 0.3, "hold_drawings": True}),
+        ("plain", {"colour_lock": "adain", "keep_grey": True, "flat_skip": 0.5}),
+        ("alpha", {"exact": True, "creativity": 0.0}),
+        ("deep", {"colour_lock": "wavelet"}),
+    ],
+)
+@torch.inference_mode()
+def test_a_picture_goes_to_the_card_once_and_comes_back_as_its_samples(monkeypatch, kind, changes):
+    levels = np.rint(golden.picture(96, 80) * 255).astype(np.uint8)
+    source = {
+        "plain": levels,
+        "alpha": np.dstack([levels, np.rint(golden.disc(96, 80, 1.5) * 255).astype(np.uint8)]),
+        "deep": levels.astype(np.uint16) * 257,
+    }[kind]
+    expected = upscaled(HOST, monkeypatch, source, changes)
+    with card() as traffic:
+        found = upscaled(CARD, monkeypatch, source, changes)
+    off = np.asarray(found.image).astype(int) - np.asarray(expected.image)
+    assert np.abs(off).max() <= 1
+    sides, alpha = ((96, 80), (288, 240)), kind == "alpha"
+    there, back = (
+        [shape for shape in shapes if shape[:2] in sides]
+        for shapes in (traffic.there, traffic.back)
+    )
+    assert there == [(96, 80, 3)] + [(96, 80)] * alpha
+    assert back == [(288, 240, 3)] + [(288, 240, 1)] * alpha
+
+
+def test_pictures_leave_the_device_by_one_function():
+    """Of what prescale, finish and what they use do; nets have ways of their own."""
+    folder = Path(pictures.__file__).parent
+    for name in ("prescale", "finish", "adjust", "exact", "prepare", "preview", "likeness"):
+        assert ".cpu()" not in (folder / f"{name}.py").read_text(encoding="utf-8"), name

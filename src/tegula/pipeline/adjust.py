@@ -22,6 +22,7 @@ from tegula.pipeline.pictures import (
     largest_around,
     lies_on_host,
     mean_around,
+    picture_work,
     resize_area,
     resize_linear,
     tent,
@@ -48,7 +49,7 @@ _LOCAL_NOISE = (2 / 255) ** 2
 _STEEPEST, _FLATTEST = 2.0, 0.5
 
 
-@torch.inference_mode()
+@picture_work
 def wavelet_lock(
     refined: Tensor, prescaled: Tensor, *, levels: int = 5, out: Tensor | None = None
 ) -> Tensor:
@@ -93,7 +94,7 @@ def wavelet_lock(
     return locked
 
 
-@torch.inference_mode()
+@picture_work
 def adain_lock(
     refined: Tensor, prescaled: Tensor, *, window: int | None = None, out: Tensor | None = None
 ) -> Tensor:
@@ -121,8 +122,10 @@ def adain_lock(
         if window is not None:
             gain = gain.clamp(_FLATTEST, _STEEPEST)
         offset = wanted_mean - mean * gain
-        torch.mul(ours, _spread_out(gain, ours), out=locked[..., channel])
-        locked[..., channel] += _spread_out(offset, ours)
+        # In a plane of its own, as strides slow every step down.
+        plane = _spread_out(gain, ours)
+        plane = ours * plane if plane.numel() == 1 else plane.mul_(ours)
+        locked[..., channel] = plane.add_(_spread_out(offset, ours))
     return locked
 
 
@@ -195,7 +198,7 @@ _PASSES = 2
 """The second still wins a tenth of what the first did in likeness of letters, a third nothing."""
 
 
-@torch.inference_mode()
+@picture_work
 def hold_drawings(picture: Tensor, source: Tensor, drawn: Tensor, crisp: float) -> Tensor:
     """Hold the drawn parts of an enlarged picture to its source.
 
@@ -255,7 +258,7 @@ def _neighbours(source: int, target: int, like: Tensor) -> tuple[Tensor, Tensor,
     return one, other, share
 
 
-@torch.inference_mode()
+@picture_work
 def scale_detail(refined: Tensor, prescaled: Tensor, amount: float) -> Tensor:
     """Scale the difference that refine made.
 
@@ -273,7 +276,7 @@ def scale_detail(refined: Tensor, prescaled: Tensor, amount: float) -> Tensor:
     return changed.mul_(amount).add_(refined)
 
 
-@torch.inference_mode()
+@picture_work
 def sharpen(rgb: Tensor, amount: float) -> Tensor:
     """Sharpen with a kernel of three by three pixels.
 
@@ -310,7 +313,7 @@ _DARKEST = 1 / 255
 """Added to brightnesses before they are divided, so that black has no gain of its own."""
 
 
-@torch.inference_mode()
+@picture_work
 def fuse_exposures(rgb: Tensor, amount: float) -> Tensor:
     """Fuse nine exposures, made by scaling the HSV value, by what is well exposed in each.
 
@@ -443,7 +446,7 @@ _FLAT, _STRUCTURED = 0.006, 0.018
 """Deviation of brightness, without its slope and grain, at which an area counts as either."""
 
 
-@torch.inference_mode()
+@picture_work
 def flatness(rgb: Tensor) -> Tensor:
     """Return how flat the surroundings of each pixel are.
 

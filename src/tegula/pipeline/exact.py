@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tegula.images.pixels import Size
-from tegula.pipeline.pictures import BICUBIC, BOX, Kernel, resample_part, resize_area
+from tegula.pipeline.pictures import BICUBIC, BOX, Kernel, picture_work, resample_part, resize_area
 
 _STRIP = 32
 """Rows of the source whose part of the result is worked on at once."""
@@ -91,7 +91,7 @@ def _as_floats(samples: Tensor) -> Tensor:
     return samples.float() if whole is None else samples.float().div_(whole)
 
 
-@torch.inference_mode()
+@picture_work
 def consistency(
     picture: Tensor, source: Tensor, alpha: Tensor | None = None, source_alpha: Tensor | None = None
 ) -> Consistency:
@@ -110,7 +110,7 @@ def consistency(
     return Consistency(255 * float(off.mean()), 255 * float(off.max()))
 
 
-@torch.inference_mode()
+@picture_work
 def hold_to_source(
     picture: Tensor, source: Tensor, ceiling: Tensor | None = None, *, rounds: int = _ROUNDS
 ) -> None:
@@ -146,11 +146,10 @@ def hold_to_source(
                 part -= part * _enlarged(lower, picture, rows, BOX)
                 room = 1.0 - part if top is None else top - part
                 part += room * _enlarged(raise_by, picture, rows, BOX)
-            part.clamp_(min=0)
             if top is None:
-                part.clamp_(max=1)
+                part.clamp_(0, 1)
             else:
-                torch.minimum(part, top, out=part)
+                torch.minimum(part.clamp_(min=0), top, out=part)
 
 
 def _enlarged(small: Tensor, like: Tensor, rows: slice, kernel: Kernel) -> Tensor:

@@ -29,6 +29,7 @@ from tegula.pipeline.pictures import (
     on_device,
     on_host,
     paste,
+    picture_work,
     resize_linear,
 )
 from tegula.pipeline.prepare import Placed
@@ -73,7 +74,7 @@ class Layers:
     patches: Sequence[Patch] = ()
 
 
-@torch.inference_mode()
+@picture_work
 def finish(
     refined: Tensor,
     prescaled: Tensor,
@@ -101,7 +102,7 @@ def finish(
         done, reports = guard.hold(done, prescaled)
     if layers.mask is not None:
         # Last, so that nothing changes where it is black, not even a face.
-        done = (done - prescaled).mul_(layers.mask[..., None]).add_(prescaled)
+        done = torch.lerp(prescaled, done, layers.mask[..., None])
     if options.keep_grey:
         done = brightness(done)[..., None].expand(-1, -1, 3)
     height, width = done.shape[:2]
@@ -280,7 +281,7 @@ def _rounded(values: Tensor, sample: torch.dtype) -> Tensor:
         return values.clamp(0, 1)
     out = torch.empty(values.shape, dtype=sample, device=values.device)
     for rows in bands(len(values)):
-        out[rows] = values[rows].clamp(0, 1).mul_(_LARGEST[sample]).round_().to(sample)
+        out[rows] = values[rows].clamp(0, 1).mul_(_LARGEST[sample]).round_()
     return out
 
 
