@@ -121,7 +121,8 @@ class _Change:
         merged = base
         for change, rank in changes(parts, base):
             factor = self._scale(parts, rank) * (1.0 if is_decomposed else self.weight)
-            merged = torch.add(merged, shaped_like(change, base.shape), alpha=factor)
+            # In place, and rounded twice as a sum of the two is: torch.add with alpha rounds once.
+            merged = (shaped_like(change, base.shape) * factor).add_(merged)
         if is_decomposed:
             merged = base + self.weight * (decomposed(merged, parts) - base)
         return merged
