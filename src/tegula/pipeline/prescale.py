@@ -32,22 +32,18 @@ times in tiles of 256.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from tegula.images.pixels import LANCZOS_LOBES, Size
 from tegula.models.prescalers import Prescaler, PrescalerFacts
-from tegula.models.prescalers.networks import RRDBNet
 from tegula.models.retry import first_finite, until_it_fits
 from tegula.pipeline.exact import hold_to_source, is_enlarged
 from tegula.pipeline.pictures import (
@@ -58,8 +54,9 @@ from tegula.pipeline.pictures import (
     resample_box,
     resize_linear,
 )
+from tegula.pipeline.prescale_work import watched, work_of_a_pixel
 from tegula.pipeline.preview import PastedPreview
-from tegula.progress import SILENT, StageProgress, ignore_share
+from tegula.progress import SILENT, StageProgress
 
 DEFAULT_TILE = 640
 SMALLEST_CORE = 32
@@ -322,36 +319,12 @@ def _enlarge(
     return result, done
 
 
-_ACTIVATION = 64
-"""Multiplications that take as long as one number of an activation, which waits for memory."""
-
-
-def _work_of_a_place(layer: nn.Module) -> float:
-    """Return the multiplications by which a layer makes all channels of one pixel."""
-    weight = getattr(layer, "weight", None)
-    if isinstance(layer, nn.PReLU):
-        return float(_ACTIVATION * layer.num_parameters)
-    return float(weight.numel()) if isinstance(weight, Tensor) and weight.ndim > 1 else 0.0
-
-
-def _work_of_a_pixel(prescaler: Prescaler) -> float:
-    """Return the multiplications of a net for each pixel of the source; 1 where none are known.
-
-    A network from spandrel is taken to convolve at the size of the source.
-    """
-    network = prescaler.network
-    sizes = network.sizes() if isinstance(network, RRDBNet) else {}
-    layers = () if network is None else network.named_modules()
-    work = sum(_work_of_a_place(each) * sizes.get(n.partition(".")[0], 1.0) for n, each in layers)
-    return work or 1.0
-
-
 def _tile_work(
     prescaler: Prescaler, source: Size, size: Size, tile: int = DEFAULT_TILE
 ) -> list[float]:
     """Return the work of every tile of one pass."""
     head = prescaler.reaching(source, size)
-    each = _work_of_a_pixel(head)
+    each = work_of_a_pixel(head)
     return [
         each * math.prod(s.stop - s.start + 2 * padding(s.stop - s.start, head.facts) for s in pair)
         for pair in plan_tiles(source, size, head.facts, tile)
@@ -367,6 +340,11 @@ def _reach(source: int, target: int, factor: int) -> int:
     """Source pixels that resampling the net's result to the target reads around a cut."""
     coarser = max(1.0, source * factor / target)
     return math.ceil((LANCZOS_LOBES * coarser + 1) / factor) + 1
+
+
+def padding(side: int, facts: PrescalerFacts) -> int:
+    """Return how many mirrored pixels the net sees beyond each end of a side."""
+    return max(facts.margin, math.ceil((SMALLEST_INPUT - side) / 2))
 
 
 @torch.inference_mode()
@@ -391,10 +369,10 @@ def run_network(rgb: Tensor, prescaler: Prescaler, progress: StageProgress = SIL
     down, right = (padding(side, prescaler.facts) for side in (height, width))
     padded = extend(rgb.to(prescaler.device), (down, down), (right, right), "mirrored")
     x = padded.permute(2, 0, 1)[None]
-    each = _work_of_a_pixel(prescaler)
+    each = work_of_a_pixel(prescaler)
 
     def attempt(network: nn.Module) -> list[Tensor]:
-        with _watched(network, x.shape[-2] * x.shape[-1] * each, progress):
+        with watched(network, x.shape[-2] * x.shape[-1] * each, progress):
             return [network(x)]
 
     networks = filter(None, (prescaler.network, prescaler.full_precision))
@@ -406,49 +384,3 @@ def run_network(rgb: Tensor, prescaler: Prescaler, progress: StageProgress = SIL
     picture = y[0].clamp(0, 1).permute(1, 2, 0)
     rows = slice(down * factor, (down + height) * factor)
     return picture[rows, right * factor : (right + width) * factor]
-
-
-def padding(side: int, facts: PrescalerFacts) -> int:
-    """Return how many mirrored pixels the net sees beyond each end of a side."""
-    return max(facts.margin, math.ceil((SMALLEST_INPUT - side) / 2))
-
-
-@contextlib.contextmanager
-def _watched(network: nn.Module, total: float, progress: StageProgress) -> Iterator[None]:
-    """Check for cancel before every layer and report after it, as one tile may take minutes.
-
-    Threads may share a network; each watches itself alone.
-
-    Args:
-        network: what runs inside.
-        total: the work of the run.
-        progress: is told the share of it that is done.
-    """
-    caller, done = threading.get_ident(), 0.0
-
-    def check(*_: object) -> None:
-        if threading.get_ident() == caller:
-            progress.cancel.check()
-
-    def count(work: float, channels: int, result: Tensor) -> None:
-        nonlocal done
-        if threading.get_ident() == caller:
-            done += work * result.numel() / channels
-            progress.on_share(min(1.0, done / total))
-
-    handles = [layer.register_forward_pre_hook(check) for layer in network.modules()]
-    for layer in network.modules() if progress.on_share is not ignore_share else ():
-        if work := _work_of_a_place(layer):
-            channels = cast("Tensor", layer.weight).shape[0]
-            handles.append(
-                layer.register_forward_hook(
-                    lambda _layer, _given, result, work=work, channels=channels: count(
-                        work, channels, result
-                    )
-                )
-            )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,0 +1,75 @@
+"""How far prescale is: the work of its nets, counted before and while they run."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import cast
+
+from torch import Tensor, nn
+
+from tegula.models.prescalers import Prescaler
+from tegula.models.prescalers.networks import RRDBNet
+from tegula.progress import StageProgress, ignore_share
+
+_ACTIVATION = 64
+"""Multiplications that take as long as one number of an activation, which waits for memory."""
+
+
+def _work_of_a_place(layer: nn.Module) -> float:
+    """Return the multiplications by which a layer makes all channels of one pixel."""
+    weight = getattr(layer, "weight", None)
+    if isinstance(layer, nn.PReLU):
+        return float(_ACTIVATION * layer.num_parameters)
+    return float(weight.numel()) if isinstance(weight, Tensor) and weight.ndim > 1 else 0.0
+
+
+def work_of_a_pixel(prescaler: Prescaler) -> float:
+    """Return the multiplications of a net for each pixel of the source; 1 where none are known.
+
+    A network from spandrel is taken to convolve at the size of the source.
+    """
+    network = prescaler.network
+    sizes = network.sizes() if isinstance(network, RRDBNet) else {}
+    layers = () if network is None else network.named_modules()
+    work = sum(_work_of_a_place(each) * sizes.get(n.partition(".")[0], 1.0) for n, each in layers)
+    return work or 1.0
+
+
+@contextlib.contextmanager
+def watched(network: nn.Module, total: float, progress: StageProgress) -> Iterator[None]:
+    """Check for cancel before every layer and report after it, as one tile may take minutes.
+
+    Threads may share a network; each watches itself alone.
+
+    Args:
+        network: what runs inside.
+        total: the work of the run.
+        progress: is told the share of it that is done.
+    """
+    caller, done = threading.get_ident(), 0.0
+
+    def check(*_: object) -> None:
+        if threading.get_ident() == caller:
+            progress.cancel.check()
+
+    def count(
+        work: float, channels: int, _layer: nn.Module, _given: object, result: Tensor
+    ) -> None:
+        nonlocal done
+        if threading.get_ident() == caller:
+            done += work * result.numel() / channels
+            progress.on_share(min(1.0, done / total))
+
+    handles = [layer.register_forward_pre_hook(check) for layer in network.modules()]
+    for layer in network.modules() if progress.on_share is not ignore_share else ():
+        if work := _work_of_a_place(layer):
+            channels = cast("Tensor", layer.weight).shape[0]
+            handles.append(layer.register_forward_hook(partial(count, work, channels)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
