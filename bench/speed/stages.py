@@ -21,10 +21,12 @@ from tegula.pipeline.sampler import CanvasSampler
 NETS = "nets"
 _STAGES: tuple[tuple[Any, str, str], ...] = (
     (autoencoder, "encode", "encode"),
+    (autoencoder, "encode_together", "encode"),
     (refine, "encode_prompts", "denoise"),
     (refine, "embed_windows", "denoise"),
     (CanvasSampler, "sample", "denoise"),
     (autoencoder, "decode", "decode"),
+    (autoencoder, "decode_together", "decode"),
 )
 
 
