@@ -1,8 +1,9 @@
 """``python -m bench.likeness``: how like their sources faces stay, with the guard and without.
 
-Of every photograph each face that is found is cut out with its surroundings, enlarged at a
-creativity of 0.6, and compared with its source by dlib: as it comes without ``likeness``, and
-with it. Where the face is in each result is told by its source, and not searched for again.
+Of every photograph each face that is found is cut out with what it takes to find it there again,
+enlarged at a creativity of 0.6, and compared with its source by dlib: as it comes without
+``likeness``, and with it. Where the face is in each result is told by its source, and not searched
+for again.
 Photographs in subfolders of the folder are groups, such as "glasses", with rows of their own.
 """
 
@@ -48,12 +49,26 @@ def size_of(side: int) -> str:
 
 
 def surroundings(face: FoundFace, picture: Float, most: int) -> tuple[int, int, int, int] | None:
-    """Return left, top, right and bottom of a face with as much around it; None if too large."""
+    """Return left, top, right and bottom of a face with as much around it as it is found in.
+
+    Half of its side is enough for most; small ones are found only with more. None where nothing
+    up to ``most`` pixels is enough.
+    """
     height, width = picture.shape[:2]
-    left, top = (max(0, start - face.side // 2) for start in (face.left, face.top))
-    right = min(width, face.left + face.side + face.side // 2)
-    bottom = min(height, face.top + face.side + face.side // 2)
-    return None if max(right - left, bottom - top) > most else (left, top, right, bottom)
+    for share in (0.5, 1, 1.5, 2, 3):
+        around = round(share * face.side)
+        left, top = max(0, face.left - around), max(0, face.top - around)
+        right = min(width, face.left + face.side + around)
+        bottom = min(height, face.top + face.side + around)
+        if max(right - left, bottom - top) > most:
+            break
+        found = find_faces(np.ascontiguousarray(picture[top:bottom, left:right]))
+        if any(
+            max(abs(left + each.left - face.left), abs(top + each.top - face.top)) < face.side / 2
+            for each in found
+        ):
+            return left, top, right, bottom
+    return None
 
 
 def distance(
