@@ -146,19 +146,14 @@ def done(live: Live, source: bytes, result: bytes, name: str = "holiday.png") ->
     store, now = live.store, datetime.now(timezone.utc)
     account, made = store.accounts.ensure("ana").id, new_id(now)
 
-    def keep(name: str, data: bytes) -> dict[str, Any]:
-        file: FileRecord = store.files.keep(account, name, data, prediction_id=made)
-        return store.files.reference(file)
-
     row = Prediction(
         made,
         account,
         "tegula/upscale",
         "0" * 64,
-        {"image": keep(name, source), "scale": 2, "preset": "creative", "seed": 7},
+        {},
         now,
         status=State.SUCCEEDED,
-        output=[keep("out-0.png", result)],
         source="web",
         started_at=now,
         completed_at=now,
@@ -167,6 +162,17 @@ def done(live: Live, source: bytes, result: bytes, name: str = "holiday.png") ->
     )
     with store.database.write() as session:
         session.add(row)
+
+    # Files that come before their prediction would be those of one that is gone, and expire.
+    def keep(name: str, data: bytes) -> dict[str, Any]:
+        file: FileRecord = store.files.keep(account, name, data, prediction_id=made)
+        return store.files.reference(file)
+
+    image, output = keep(name, source), keep("out-0.png", result)
+    with store.database.write() as session:
+        row = session.get_one(Prediction, made)
+        row.input = {"image": image, "scale": 2, "preset": "creative", "seed": 7}
+        row.output = [output]
     return made
 
 
