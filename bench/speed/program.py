@@ -47,7 +47,6 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run the bench and print its tables."""
     words = sys.argv[1:] if words is None else words
     asked = _parser().parse_args(words)
-    torch.set_grad_enabled(mode=False)
     start = time.perf_counter()
     device = pick_device(asked.device).type
     size = asked.size or ("full" if device == "cuda" else "small")
@@ -55,7 +54,8 @@ def main(words: Sequence[str] | None = None) -> None:
     job = dataclasses.replace(job, side=asked.side or job.side)
     figures = Figures(asked.out or _usual_path(job, quick=asked.quick))
     figures.keep("command", shlex.join(["python", "-m", "bench.speed", *words]))
-    _run(asked, job, figures)
+    with torch.no_grad():
+        _run(asked, job, figures)
     figures.keep("seconds_of_bench", round(time.perf_counter() - start, 1))
     print(section({figures.path.stem: figures.all}))
 

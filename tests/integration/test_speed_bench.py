@@ -9,6 +9,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from bench.speed.job import JOBS, job_for
 from bench.speed.methods import LADDER, ladder, methods_for, usual_method
@@ -169,6 +170,7 @@ def test_the_bench_runs_in_the_smallest_size_and_keeps_its_figures(tmp_path, cap
     only = ["12.5% overlap, fp32", "batches", "reused", "refiners"]
     words = ["--size", "tiny", "--device", "cpu", "--repeats", "1", "--out", str(path)]
     main([*words, "--parts", "comparison", "whole", "--only", *only])
+    assert torch.is_grad_enabled()  # what trains afterwards in the same process needs it
     kept = json.loads(path.read_text())
     loop, ours, reused = kept["comparison"]["rows"]
     assert loop["windows"] == ours["windows"] == 4
