@@ -121,6 +121,15 @@ def test_one_account_does_not_take_all_the_room_for_waiting_work(store):
         wait(store, "bob")
 
 
+def test_one_account_takes_four_fifths_of_the_room_where_nothing_is_said(tmp_path):
+    store = open_store(tmp_path, TurnedClock(), max_waiting=9, max_waiting_seconds=1e6)
+    wait(store, "ada", 8, seconds=1e5)
+    with pytest.raises(BusyError, match="8 predictions of this account"):
+        wait(store, "ada")
+    wait(store, "bob")
+    store.close()
+
+
 def test_one_account_does_not_take_all_the_time_for_waiting_work(store):
     wait(store, "ada", seconds=4990)
     with pytest.raises(BusyError, match="of this account are waiting already, about 4990 seconds"):

@@ -58,7 +58,8 @@ def clock():
 
 @pytest.fixture
 def store(tmp_path, database_url, clock):
-    opened = open_store(tmp_path, clock, database_url=database_url, max_waiting=20)
+    room = {"max_waiting": 20, "max_account_waiting": 20}
+    opened = open_store(tmp_path, clock, database_url=database_url, **room)
     yield opened
     opened.close()
 

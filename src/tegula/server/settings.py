@@ -190,12 +190,14 @@ class ServerSettings(BaseSettings):
         default=7200.0, description="The same in estimated seconds of work."
     )
     max_account_waiting: Count = Field(
-        default=800,
-        description="Unfinished predictions of one account from which on its new ones are refused, "
-        "which leaves room for those of others.",
+        default=0,
+        description="Unfinished predictions of one account from which on its new ones are refused; "
+        "0 is four fifths of `max_waiting`, which leaves room for other accounts.",
     )
     max_account_waiting_seconds: Seconds = Field(
-        default=5400.0, description="The same in estimated seconds of work."
+        default=0.0,
+        description="The same in estimated seconds of work; 0 is four fifths of "
+        "`max_waiting_seconds`.",
     )
     max_account_bytes: Count = Field(
         default=0,

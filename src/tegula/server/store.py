@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +29,8 @@ from tegula.server.webhooks import Webhooks
 _SIGNING = "signing"
 _PRESENT_KEY = (SecretKey.owner == _SIGNING, SecretKey.retired_at.is_(None))
 _FILES_PROPERTY = "folder of files"
+_OF_ONE_ACCOUNT = 0.8
+"""Of the room for work that waits: a single account hardly notices, and others get in."""
 _FOLDERS = ("copies", "files", "spool", "tiles")
 
 
@@ -84,7 +87,10 @@ class Store:
         lease = timedelta(seconds=settings.lease_seconds)
         room = Room(settings.max_waiting, settings.max_waiting_seconds)
         sizes = settings.max_upload_bytes, settings.max_account_bytes
-        account_room = Room(settings.max_account_waiting, settings.max_account_waiting_seconds)
+        account_room = Room(
+            settings.max_account_waiting or math.ceil(_OF_ONE_ACCOUNT * room.count),
+            settings.max_account_waiting_seconds or _OF_ONE_ACCOUNT * room.seconds,
+        )
         return cls(
             settings=settings,
             clock=clock,
