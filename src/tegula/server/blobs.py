@@ -559,9 +559,10 @@ class ObjectBlobs:
 
         def pieces() -> Iterator[bytes]:
             for start in range(0, size, _PART):
+                end = min(start + _PART, size)
                 with _answering():
-                    end = min(start + _PART, size)
-                    yield bytes(obstore.get_range(self._store, key, start=start, end=end))
+                    piece = bytes(obstore.get_range(self._store, key, start=start, end=end))
+                yield piece
 
         try:
             with _answering():
@@ -647,14 +648,13 @@ def _answering() -> Iterator[None]:
         yield
     except exceptions.AlreadyExistsError:
         raise
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
-        raise StorageError(
-            "The object store refuses what the server shows it to sign in."
-        ) from None
     except exceptions.BaseError as error:
+        refused = isinstance(
+            error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
+        )
         found = re.search(r"status(?: code)?:? (\d{3})|\b(5\d\d) [A-Z]", str(error))
         status = next((int(digits) for digits in (found.groups() if found else ()) if digits), 0)
-        if status in _CREDENTIALS:
+        if refused or status in _CREDENTIALS:
             raise StorageError(
                 "The object store refuses what the server shows it to sign in."
             ) from None
