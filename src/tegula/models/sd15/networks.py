@@ -175,8 +175,16 @@ class SdDenoiser:
             guess_mode=batch.control_scale.guess_mode,
             return_dict=False,
         )
-        down, middle = [_weighted(part, weight) for part in down], _weighted(middle, weight)
-        return [_spread(part, rows, count) for part in down], _spread(middle, rows, count)
+        # Residuals have few sizes, and the weight is resampled once to each.
+        weights = {
+            size: functional.adaptive_avg_pool2d(weight, size)
+            for size in {tuple(part.shape[-2:]) for part in (*down, middle)}
+        }
+
+        def placed(residual: Tensor) -> Tensor:
+            return _spread(residual * weights[tuple(residual.shape[-2:])], rows, count)
+
+        return [placed(part) for part in down], placed(middle)
 
 
 def make_denoiser(unet: Any, controlnet: Any | None) -> SdDenoiser:
@@ -191,12 +199,6 @@ def make_denoiser(unet: Any, controlnet: Any | None) -> SdDenoiser:
     controlnet.controlnet_cond_embedding = nn.Identity()
     controlnet.register_to_config(controlnet_conditioning_channel_order="rgb")
     return SdDenoiser(unet, controlnet, encoder, is_bgr)
-
-
-def _weighted(residual: Tensor, weight: Tensor) -> Tensor:
-    """Multiply a residual of any level by the weight of control at each place."""
-    height, width = residual.shape[-2:]
-    return residual * functional.adaptive_avg_pool2d(weight, (height, width))
 
 
 def _spread(residual: Tensor, rows: slice, count: int) -> Tensor:
