@@ -26,8 +26,9 @@ from tegula.errors import (
 )
 from tegula.server.api.app import create_app
 from tegula.server.background import Sweeper
-from tegula.server.blobs import FolderBlobs, ObjectBlobs, open_blobs
+from tegula.server.blobs import FolderBlobs
 from tegula.server.db import utc_now
+from tegula.server.object_blobs import ObjectBlobs, open_bucket
 from tegula.server.settings import ServerSettings, load_settings
 from tegula.server.tables import State
 
@@ -80,7 +81,7 @@ def blobs(request, tmp_path):
         return FolderBlobs(tmp_path)
     if request.param == "memory":
         return objects(tmp_path, MemoryStore())
-    return open_blobs(tmp_path, request.getfixturevalue("bucket"), MANY)
+    return open_bucket(request.getfixturevalue("bucket"), tmp_path, MANY)
 
 
 def test_equal_bytes_are_kept_once_until_they_are_removed(blobs):
@@ -127,7 +128,7 @@ def test_one_download_serves_all_who_ask_at_once(tmp_path, monkeypatch):
         return get_range(*args, **options)
 
     monkeypatch.setattr(obstore, "get_range", slow)
-    monkeypatch.setattr("tegula.server.blobs._PART", 40)
+    monkeypatch.setattr("tegula.server.object_blobs._PART", 40)
     found = []
     asking = [threading.Thread(target=lambda: found.append(other.path(name))) for _ in range(4)]
     for thread in asking:
@@ -196,7 +197,7 @@ class Failing(http.server.BaseHTTPRequestHandler):
 def test_a_store_that_fails_is_said_in_a_sentence_without_its_words(
     tmp_path, sign_in, monkeypatch, status, said
 ):
-    monkeypatch.setattr("tegula.server.blobs._RETRIES_FOR", timedelta(seconds=0))
+    monkeypatch.setattr("tegula.server.object_blobs._RETRIES_FOR", timedelta(seconds=0))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as failing:
         sign_in(f"http://127.0.0.1:{failing.server_port}")
         threading.Thread(target=failing.serve_forever, args=(0.01,), daemon=True).start()
@@ -204,7 +205,7 @@ def test_a_store_that_fails_is_said_in_a_sentence_without_its_words(
         if status is None:
             failing.shutdown()
             failing.server_close()
-        blobs = open_blobs(tmp_path, "s3://bucket", MANY)
+        blobs = open_bucket("s3://bucket", tmp_path, MANY)
         for call in (
             blobs.identity, blobs.claim, blobs.free_bytes, lambda: list(blobs.names()),
             lambda: blobs.put([PNG], 1000), lambda: blobs.path(NOBODY), lambda: blobs.age(NOBODY),
@@ -334,9 +335,10 @@ def test_the_names_in_a_bucket_are_looked_at_every_ten_minutes(tmp_path, monkeyp
 def test_without_the_client_of_object_stores_one_sentence_says_what_to_install(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.delitem(sys.modules, "tegula.server.object_blobs")
     with pytest.raises(MissingExtraError, match=r"pip install 'tegula\[objects\]'"):
-        open_blobs(tmp_path, "s3://bucket", 1)
+        open_store(tmp_path, utc_now, blobs_url="s3://bucket")
 
 
 @pytest.mark.parametrize(
@@ -353,5 +355,5 @@ def test_what_is_missing_to_sign_in_is_said(tmp_path, monkeypatch):
     for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(StorageError, match="Account must be specified"):
-        open_blobs(tmp_path, "az://container/prefix", 1)
+        open_bucket("az://container/prefix", tmp_path, 1)
     assert ServerSettings(blobs_url="s3://bucket/a/").blobs_url == "s3://bucket/a"

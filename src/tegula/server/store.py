@@ -10,10 +10,10 @@ from pathlib import Path
 
 from sqlalchemy import select, update
 
-from tegula.errors import PathError, ServiceError
+from tegula.errors import MissingExtraError, PathError, ServiceError
 from tegula.folders import make_private
 from tegula.server.accounts import Accounts, Deployments, Usage, UserModels
-from tegula.server.blobs import Blobs, open_blobs
+from tegula.server.blobs import Blobs, FolderBlobs
 from tegula.server.db import Clock, Database, utc_now
 from tegula.server.fairness import FairTurns
 from tegula.server.files import Files
@@ -76,8 +76,7 @@ class Store:
 
         pubsub = PubSub()
         try:
-            url, most = settings.blobs_url, settings.blobs_copies_bytes
-            blobs = open_blobs(settings.folder, url, most)
+            blobs = _open_blobs(settings)
             _keep_to_one_place(database, blobs)
         except BaseException:
             database.close()
@@ -136,6 +135,25 @@ def _signing_key(database: Database, clock: Clock) -> bytes:
             value = secrets.token_hex(32)
             session.add(SecretKey(_SIGNING, value, clock()))
     return bytes.fromhex(value)
+
+
+def _open_blobs(settings: ServerSettings) -> Blobs:
+    """Return the blobs of a server: in its folder, or in the bucket that the settings name.
+
+    Raises:
+        MissingExtraError: the client of object stores is not installed.
+        StorageError: the address of the bucket or the environment is not complete.
+    """
+    if settings.blobs_url is None:
+        return FolderBlobs(settings.folder / "files")
+    try:
+        from tegula.server.object_blobs import open_bucket
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "Files in an object store need its client: pip install 'tegula[objects]'."
+        ) from error
+    copies = settings.folder / "copies"
+    return open_bucket(settings.blobs_url, copies, settings.blobs_copies_bytes)
 
 
 def _keep_to_one_place(database: Database, blobs: Blobs) -> None:
