@@ -14,7 +14,8 @@ from tegula import rates
 from tegula.models.prescalers import LANCZOS
 from tegula.nets import Nets
 from tegula.options import Preset, ResolvedOptions, UpscaleOptions, resolve
-from tegula.pipeline.prescale import padding, run_network
+from tegula.pipeline.prescale import run_network
+from tegula.pipeline.prescale_plan import padding
 from tegula.plan import Plan
 from tegula.result import UpscaleResult
 

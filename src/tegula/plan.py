@@ -17,7 +17,7 @@ from tegula.models.device import home_of
 from tegula.models.prescalers import Prescaler, PrescalerFacts
 from tegula.options import ResolvedOptions
 from tegula.pipeline.autoencoder import coded_at_once, passed_areas
-from tegula.pipeline.prescale import DEFAULT_TILE, padding, plan_sizes, plan_tiles
+from tegula.pipeline.prescale_plan import DEFAULT_TILE, padding, plan_sizes, plan_tiles
 from tegula.pipeline.redraw_plan import evaluations_of, piece_of, redraw_plan, strength_of
 from tegula.pipeline.refine import PICTURES
 from tegula.pipeline.sampler import BatchSize

@@ -24,6 +24,9 @@ from tegula.plan import Plan
 
 _LOSSY = ("jpeg", "webp", "avif")
 
+Box = tuple[int, int, int, int]
+"""Left, top, width and height."""
+
 
 @dataclass(frozen=True)
 class UpscaleResult:
@@ -58,6 +61,27 @@ class UpscaleResult:
     found: str = ""
     consistency: Consistency | None = None
     faces: tuple[FaceReport, ...] = ()
+
+    def without_context(self, options: ResolvedOptions, context: Box, crop: Box) -> UpscaleResult:
+        """Cut away what was enlarged with a crop for the sake of its edges.
+
+        Args:
+            options: of the crop alone, as the result has them then.
+            context: left, top, width and height of the crop with its context, in the source.
+            crop: those of the crop alone.
+        """
+        box = _within(self.options.offset, (*options.offset, options.width, options.height))
+        return dataclasses.replace(
+            self,
+            image=self.image.crop(box),
+            deep=None if self.deep is None else self.deep.crop(box),
+            source=self.source.crop(_within(context[:2], crop)),
+            options=options,
+            faces=tuple(
+                dataclasses.replace(face, left=face.left + context[0], top=face.top + context[1])
+                for face in self.faces
+            ),
+        )
 
     @property
     def seed(self) -> int:
@@ -149,3 +173,9 @@ class UpscaleResult:
     def _repr_png_(self) -> bytes:
         """Show the result in a notebook."""
         return self.encoded().data
+
+
+def _within(origin: tuple[int, int], box: Box) -> tuple[int, int, int, int]:
+    """Return the left, top, right and bottom of a box as counted from an origin."""
+    left, top = box[0] - origin[0], box[1] - origin[1]
+    return left, top, left + box[2], top + box[3]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,53 +10,29 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from tegula import __version__
 from tegula.errors import OptionError
 from tegula.expectation import Expectation
 from tegula.images.open import Source
-from tegula.images.pixels import Float, Size, to_image
+from tegula.images.pixels import Float, to_image
 from tegula.models import DEFAULT_BUNDLE, BundleSettings
 from tegula.models.bundle import Bundle
 from tegula.models.compiled import default_window_batch, optimise_bundle
 from tegula.models.device import home_of, pick_device, pick_dtype
-from tegula.models.faces.likeness import can_describe, load_describer
+from tegula.models.faces.likeness import can_describe
 from tegula.models.load import load_bundle
 from tegula.models.prescalers import Prescaler, is_tuned
 from tegula.nets import Nets
-from tegula.options import (
-    ResolvedOptions,
-    UpscaleOptions,
-    enlarged_part,
-    preset_values,
-    resolve,
-    with_context,
-)
-from tegula.pipeline.adjust import fuse_exposures, hold_drawings, lock_colour
+from tegula.options import ResolvedOptions, UpscaleOptions
 from tegula.pipeline.choices import choose, describe
 from tegula.pipeline.faces import NONE_FOUND
 from tegula.pipeline.finish import Layers, finish
-from tegula.pipeline.likeness import (
-    USUAL_LIKENESS,
-    FoundFace,
-    LikenessGuard,
-    control_in_faces,
-    find_faces,
-    strength_in_faces,
-)
-from tegula.pipeline.pictures import enlarge_lanczos, on_device, outlines
-from tegula.pipeline.prepare import (
-    Placed,
-    Prepared,
-    SpatialControl,
-    laid_over,
-    prepare,
-    read_spatial_control,
-)
-from tegula.pipeline.prescale import prescale, prescale_alpha, prescale_mixed
+from tegula.pipeline.likeness import USUAL_LIKENESS, LikenessGuard, control_by_faces
+from tegula.pipeline.pictures import on_device, outlines
+from tegula.pipeline.prepare import Placed, Prepared, prepare, read_spatial_control
+from tegula.pipeline.prescale import Kept, prescale_source
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import PICTURES, RefineJob, refine_canvas
 from tegula.pipeline.remarks import ignored_options, loras_of_prompts, prompt_taken
@@ -70,13 +45,11 @@ from tegula.progress import (
     OnProgress,
     Reporter,
     StageClock,
-    StageProgress,
-    ignore_units,
     never_cancelled,
 )
+from tegula.options import enlarged_part, preset_values, resolve, with_context
 from tegula.result import UpscaleResult
 
-Crop = tuple[int, int, int, int]
 _REFINE = {"canvas": refine_canvas, "redraw": refine_redraw}
 _HOST = torch.device("cpu")
 _PIXEL_BYTES = 12
@@ -102,23 +75,6 @@ class Callbacks:
             self.on_preview(to_image(small))
 
 
-@dataclass(frozen=True)
-class _Prescaled:
-    """What prescale leaves to the stages behind it.
-
-    enlarged: the source, without a net. drawn: where the result is held to it.
-    done: where it is held to ``picture``, which a net for drawings made there. was_shared:
-        whether the nets had run before.
-    """
-
-    picture: Tensor
-    enlarged: Tensor
-    drawn: Tensor | None
-    done: Tensor | None
-    alpha: Tensor | None
-    was_shared: bool
-
-
 @dataclass
 class Upscaler:
     """Enlarges pictures with one bundle on one device.
@@ -134,7 +90,7 @@ class Upscaler:
     nets: Nets = field(init=False, repr=False)
     expectation: Expectation = field(init=False, repr=False)
     # What the nets made within a block of sharing_prescaled; None outside of one.
-    _kept: dict[tuple[Any, ...], Tensor] | None = field(default=None, repr=False)
+    _kept: Kept | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Begin with no other nets than the bundle's."""
@@ -246,8 +202,8 @@ class Upscaler:
             )
         options = (options or UpscaleOptions()).replaced(**named)
         callbacks = Callbacks(on_progress, on_preview, Cancel(cancelled), on_plan)
-        result, typical = self._upscale(source, options, callbacks, mask, strength_map)
-        self.expectation.learn(result.plan, typical)
+        result, seconds = self._upscale(source, options, callbacks, mask, strength_map)
+        self.expectation.learn(result.plan, seconds)
         return result
 
     def _upscale(
@@ -265,29 +221,27 @@ class Upscaler:
         clock, loaded = StageClock(callbacks.cancel), set(self.nets.prescalers)
         with clock("prepare"):
             prepared, resolved, plan = self.prepare(source, options)
-            self.nets.prescaler(resolved.prescaler, resolved.tuning)
-            wider = with_context(options, prepared.facts.size)
+            nets = self._prescalers(resolved)
+            widened = with_context(options, prepared.facts.size)
             placed = Placed.on(self._home(resolved), prepared)
-            control = read_spatial_control(mask, strength_map, wider, resolved, placed)
+            control = read_spatial_control(mask, strength_map, widened, resolved, placed)
             restore_faces = self.nets.face_work(resolved)
-            found, control = _look_for_faces(placed, resolved, control)
+            found, control = control_by_faces(placed, resolved, control)
         reporter = self._reporter(callbacks, plan)
         with clock("prescale"):
             show = callbacks.on_picture if callbacks.on_preview else None
             progress = reporter.stage("prescale", callbacks.cancel, show)
-            begun = self._prescale(placed, resolved, wider, progress)
-            prescaled, enlarged = begun.picture, begun.enlarged
-            held, alpha, was_shared = begun.drawn, begun.alpha, begun.was_shared
-            free = control.mask
-            if begun.done is not None and resolved.refines:
-                free = 1 - begun.done if free is None else free * (1 - begun.done)
+            part = enlarged_part(widened, prepared.facts.size)
+            begun = prescale_source(placed, resolved, part, nets, progress, self._kept)
+            prescaled, enlarged, was_kept = begun.picture, begun.enlarged, begun.was_kept
+            free = control.mask_without(begun.done if resolved.refines else None)
+            layers = Layers(begun.drawn, begun.alpha, free)
             del begun
         loras, left_out = loras_of_prompts(self.bundle, options) if resolved.refines else ([], [])
         with clock("refine"), self._merged(loras) as merged:
             strength, refined = control.strength(prescaled, resolved.flat_skip), prescaled
             if resolved.refines:
                 progress = reporter.stage("refine", callbacks.cancel, show)
-                coding = plan.autoencoder_flops / max(1, plan.refine_flops)
                 job = RefineJob(
                     bundle=self.bundle,
                     prescaled=prescaled,
@@ -295,7 +249,7 @@ class Upscaler:
                     options=resolved,
                     strength=strength,
                     weight=control.weight,
-                    coding=coding,
+                    coding=plan.autoencoder_flops / max(1, plan.refine_flops),
                 )
                 refined = _REFINE[resolved.mode](job, progress)
                 del job
@@ -305,16 +259,28 @@ class Upscaler:
         with clock("finish"):
             reporter.begin("finish")
             faces = restore_faces(prepared.rgb, callbacks.cancel) if restore_faces else ()
-            guard = _guard_of(prepared, found, resolved.likeness)
-            layers = Layers(held, alpha, free, faces)
+            layers = dataclasses.replace(layers, patches=faces)
+            guard = LikenessGuard.of(prepared, found, resolved.likeness)
             finished = finish(refined, prescaled, placed, resolved, layers, guard)
         reporter.finished()
+        notes = []
+        if options.auto:
+            notes = [describe(prepared.look, resolved, len(found)), prompt_taken(options, resolved)]
         has_map = mask is not None or strength_map is not None
+        shown = resolved
+        if options.crop is not None:
+            shown = self._resolved(options.replaced(seed=resolved.seed), prepared)
         result = UpscaleResult(
             image=finished.image,
             source=to_image(prepared.rgb, prepared.alpha),
             options=resolved,
-            settings={},
+            settings={
+                "version": __version__,
+                "bundle": self.bundle.facts.name,
+                "fingerprint": self.bundle.facts.fingerprint,
+                **shown.settings(),
+                "asked": options.changed(),
+            },
             metadata=finished.metadata,
             timings=clock.seconds,
             plan=plan,
@@ -327,99 +293,36 @@ class Upscaler:
                 *([NONE_FOUND] if restore_faces and not faces else []),
             ),
             deep=finished.deep,
-            found=_joined(
-                describe(prepared.look, resolved, len(found)), prompt_taken(options, resolved)
-            )
-            if options.auto
-            else "",
+            found="; ".join(filter(None, notes)),
             consistency=finished.consistency,
             faces=finished.faces,
         )
-        if options.crop is not None and wider.crop is not None:
-            cropped = self._resolved(options.replaced(seed=resolved.seed), prepared)
-            result = _without_context(result, cropped, wider.crop, options.crop)
-        settings = {
-            "version": __version__,
-            "bundle": self.bundle.facts.name,
-            "fingerprint": self.bundle.facts.fingerprint,
-            **result.options.settings(),
-            "asked": options.changed(),
-        }
-        # What says nothing of other upscales: reading ahead, less work than planned, or more.
-        untypical = {
+        if options.crop is not None and widened.crop is not None:
+            result = result.without_context(shown, widened.crop, options.crop)
+        # A stage that did less than the plan counts, or more, tells nothing of other upscales.
+        is_unlike_its_plan = {
             "prepare": isinstance(source, Prepared)
             or resolved.faces
             or loaded != set(self.nets.prescalers),
-            "prescale": was_shared,
+            "prescale": was_kept,
             "refine": not is_everywhere or callbacks.on_preview is not None or bool(loras),
             "finish": resolved.faces,
         }
-        typical = {s: seconds for s, seconds in clock.seconds.items() if not untypical.get(s)}
-        return dataclasses.replace(result, settings=settings), typical
+        usual_seconds = {s: t for s, t in clock.seconds.items() if not is_unlike_its_plan.get(s)}
+        return result, usual_seconds
+
+    def _prescalers(self, options: ResolvedOptions) -> tuple[Prescaler, Prescaler | None]:
+        """Return the net that enlarges, and the one for what is drawn, if there is one."""
+        second = options.drawing_prescaler
+        return (
+            self.nets.prescaler(options.prescaler, options.tuning),
+            self.nets.prescaler(second) if second else None,
+        )
 
     def _home(self, options: ResolvedOptions) -> torch.device:
         """Return where pictures lie: on the host where they would take too much of the device."""
         pixels = options.width * options.height
         return home_of(PICTURES * _PIXEL_BYTES * pixels, self.bundle.device)
-
-    @torch.inference_mode()
-    def _prescale(
-        self,
-        placed: Placed,
-        options: ResolvedOptions,
-        wider: UpscaleOptions,
-        progress: StageProgress,
-    ) -> _Prescaled:
-        """Enlarge the picture and its alpha by the nets, with the colours of the source.
-
-        Args:
-            placed: the source.
-            options: resolved for it.
-            wider: the options that it was prepared with.
-            progress: of the whole stage.
-        """
-        size, prepared = (options.width, options.height), placed.prepared
-        prescaler = self.nets.prescaler(options.prescaler, options.tuning)
-        alpha, picture_progress, picture_share = placed.alpha, progress, 1.0
-        if alpha is not None and outlines(alpha) is not None:
-            # Alpha goes through the net as one picture more.
-            picture_share = 1 - 1 / (3 if options.drawing_prescaler else 2)
-            picture_progress = progress.part(0.0, picture_share)
-        drawn = second = share = None
-        if options.drawing_prescaler or options.hold_drawings:
-            part = enlarged_part(wider, prepared.facts.size)
-            drawn = laid_over(on_device(prepared.look.drawn, placed.rgb.device), size, part)
-        if options.drawing_prescaler and drawn is not None:
-            second = self.nets.prescaler(options.drawing_prescaler)
-            share = drawn * options.drawing_share
-        key = self._key(prepared, options)
-        kept = None if self._kept is None else self._kept.get(key)
-        if kept is not None:
-            picture = kept.clone()  # what follows writes into it
-            picture_progress.on_unit(1, 1)
-        elif second is not None and share is not None:
-            nets = prescaler, second
-            picture = prescale_mixed(placed.rgb, size, nets, share, picture_progress)
-        else:
-            picture = prescale(placed.rgb, size, prescaler, progress=picture_progress)
-        if self._kept is not None and kept is None:
-            self._kept[key] = picture.clone()
-        if alpha is not None:
-            alpha_progress = dataclasses.replace(
-                progress.part(picture_share, 1.0), on_unit=ignore_units, on_picture=None
-            )
-            alpha = prescale_alpha(alpha, size, prescaler, alpha_progress)
-        enlarged = enlarge_lanczos(placed.rgb, size)
-        well = _drawn_well(prescaler, second, share, picture)
-        picture = _locked(picture, enlarged, options, well)
-        held, done = drawn if options.hold_drawings else None, None
-        if held is not None and well is not None:
-            done = torch.minimum(held, well)
-            held = held - done
-        if held is not None:
-            picture = hold_drawings(picture, placed.rgb, held, prepared.look.crisp)
-        picture = fuse_exposures(picture, options.hdr)
-        return _Prescaled(picture, enlarged, held, done, alpha, kept is not None)
 
     def upscale_many(
         self,
@@ -480,14 +383,6 @@ class Upscaler:
             yield
         finally:
             self._kept = None
-
-    def _key(self, prepared: Prepared, resolved: ResolvedOptions) -> tuple[Any, ...]:
-        """Return what decides on the result of the nets; empty where nothing is shared."""
-        if self._kept is None:
-            return ()
-        names = "width", "height", "prescaler", "tuning", "drawing_prescaler", "drawing_share"
-        pixels = hashlib.blake2b(np.ascontiguousarray(prepared.rgb).data).digest()
-        return pixels, *(getattr(resolved, name) for name in names)
 
     def prepare(
         self, source: Source | Prepared, options: UpscaleOptions
@@ -555,87 +450,3 @@ class Upscaler:
             return
         with self.bundle.with_loras(loras) as warnings:
             yield warnings
-
-
-def _drawn_well(
-    first: Prescaler, second: Prescaler | None, share: Tensor | None, picture: Tensor
-) -> Tensor | None:
-    """Return how much of each pixel a net for drawings made; None where none did."""
-    if first.facts.draws:
-        return picture.new_ones(picture.shape[:2])
-    return share if second is not None and second.facts.draws else None
-
-
-def _locked(
-    picture: Tensor, enlarged: Tensor, options: ResolvedOptions, well: Tensor | None
-) -> Tensor:
-    """Hold a prescaled picture to the colours of its source, but where it was drawn ``well``.
-
-    The lock leaves a haze of some levels around letters, and what a net for drawings makes
-    has the right colours already.
-    """
-    if well is None:
-        return lock_colour(picture, enlarged, options, out=picture)
-    locked = lock_colour(picture, enlarged, options)
-    return torch.lerp(locked, picture, well[..., None])
-
-
-def _joined(*parts: str) -> str:
-    return "; ".join(part for part in parts if part)
-
-
-def _look_for_faces(
-    placed: Placed, options: ResolvedOptions, control: SpatialControl
-) -> tuple[Sequence[FoundFace], SpatialControl]:
-    """Return the faces that are to stay as they are, and where the picture may change with them."""
-    if options.likeness == 0 or not (options.refines or options.faces):
-        return (), control
-    prepared, size = placed.prepared, (options.width, options.height)
-    faces = find_faces(prepared.rgb)
-    share = strength_in_faces(faces, prepared.size, size, options.likeness, placed.rgb.device)
-    if share is None:
-        return faces, control
-    weight = control_in_faces(share)
-    if control.strength_map is not None:
-        share = share * control.strength_map
-    return faces, dataclasses.replace(control, strength_map=share, weight=weight)
-
-
-def _guard_of(
-    prepared: Prepared, faces: Sequence[FoundFace], likeness: float
-) -> LikenessGuard | None:
-    """Return what holds finished faces to those of the source; None where nothing can."""
-    if not faces or not can_describe():
-        return None
-    return LikenessGuard(load_describer(), prepared.rgb, faces, likeness)
-
-
-def _without_context(
-    result: UpscaleResult, cropped: ResolvedOptions, wider: Crop, crop: Crop
-) -> UpscaleResult:
-    """Cut away what was enlarged with a part for the sake of its edges.
-
-    Args:
-        result: of the part with its context.
-        cropped: the options of the part alone.
-        wider: left, top, width and height of the part with its context, in the source.
-        crop: the same of the part alone.
-    """
-    box = _part(result.options.offset, cropped.offset, (cropped.width, cropped.height))
-    return dataclasses.replace(
-        result,
-        image=result.image.crop(box),
-        deep=None if result.deep is None else result.deep.crop(box),
-        source=result.source.crop(_part(wider[:2], crop[:2], crop[2:])),
-        options=cropped,
-        faces=tuple(
-            dataclasses.replace(face, left=face.left + wider[0], top=face.top + wider[1])
-            for face in result.faces
-        ),
-    )
-
-
-def _part(at: Size, wanted: Size, size: Size) -> tuple[int, int, int, int]:
-    """Return the left, top, right and bottom of a part within what lies at ``at``."""
-    left, top = wanted[0] - at[0], wanted[1] - at[1]
-    return left, top, left + size[0], top + size[1]

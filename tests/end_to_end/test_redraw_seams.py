@@ -33,7 +33,7 @@ def upscaler():
         return enlarged[key].clone()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tegula.upscaler.prescale", prescale_once)
+        patch.setattr("tegula.pipeline.prescale.prescale", prescale_once)
         yield Upscaler.load("mini", device="cpu", precision="fp32")
 
 

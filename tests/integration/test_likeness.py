@@ -139,7 +139,7 @@ class SeenControl:
 
 
 def test_control_weighs_more_in_faces_and_nowhere_else(monkeypatch):
-    monkeypatch.setattr("tegula.upscaler.find_faces", lambda _: [FoundFace(4, 4, 24)])
+    monkeypatch.setattr("tegula.pipeline.likeness.find_faces", lambda _: [FoundFace(4, 4, 24)])
     bundle = tiny_bundle()
     denoiser = SeenControl(bundle.denoiser)
     upscaler = Upscaler(dataclasses.replace(bundle, denoiser=denoiser))

@@ -19,11 +19,7 @@ from tegula.models.prescalers import Prescaler, PrescalerFacts, list_prescalers
 from tegula.models.prescalers.load import load_prescaler
 from tegula.pipeline import pictures
 from tegula.pipeline import prescale as stage
-from tegula.pipeline.prescale import (
-    SMALLEST_CORE,
-    plan_sizes,
-    plan_spans,
-)
+from tegula.pipeline.prescale_plan import SMALLEST_CORE, plan_sizes, plan_spans
 from tegula.progress import Cancel, Reporter, StageProgress
 
 prescale, prescale_alpha, prescale_mixed = (

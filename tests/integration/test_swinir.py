@@ -10,7 +10,7 @@ from support import of_arrays, photograph, prescale_in_tiles
 
 from tegula.models.prescalers.load import load_prescaler
 from tegula.pipeline import prescale
-from tegula.pipeline.prescale import plan_spans
+from tegula.pipeline.prescale_plan import plan_spans
 
 run_network = of_arrays(prescale.run_network)
 

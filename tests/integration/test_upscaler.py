@@ -298,7 +298,7 @@ def test_the_share_of_tuning_follows_the_damage_of_the_source_and_is_told(upscal
         run.append(prescaler.line.at)
         return prescale(rgb, size, prescaler, **named)
 
-    monkeypatch.setattr("tegula.upscaler.prescale", watched)
+    monkeypatch.setattr("tegula.pipeline.prescale.prescale", watched)
     damaged = np.asarray(picture(96, 96)) + np.random.default_rng(2).normal(0, 9, (96, 96, 3))
     sources = {
         "clean": picture(96, 96),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tegula.catalog.inputs import RunContext, ValidInputs, Version
-from tegula.options import MAX_PIXELS, UpscaleOptions, enlargement, target_size
+from tegula.options import MAX_PIXELS, UpscaleOptions
 from tegula.progress import (
     ANNOUNCED_FROM_S,
     Cancelled,
@@ -19,6 +19,7 @@ from tegula.progress import (
     about,
     never_cancelled,
 )
+from tegula.options import enlargement, target_size
 
 # The catalogue is listed without numpy and torch, which the first run loads.
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from tegula.images.open import Source
     from tegula.plan import Plan
     from tegula.result import UpscaleResult
-    from tegula.upscaler import OnPlan, Upscaler
+    from tegula.upscaler import Upscaler
 
 
 Provider = Callable[[Sequence[tuple[str, float]]], "Upscaler"]
@@ -77,6 +78,7 @@ def run(
             ``Upscaler.upscale`` does, or because the model cannot run here.
     """
     from tegula.images.decode import decode, inverted, reopened
+    from tegula.pipeline.prepare import prepare
 
     log = on_log or (lambda _sentence: None)
     sources = dict(inputs.values)
@@ -94,7 +96,6 @@ def run(
     if mask is not None and request.mask_keeps_white:
         mask = inverted(mask, max_pixels)
     strength_map = sources.get(request.strength_map) if request.strength_map else None
-    upscale = _upscale_seamless if request.seamless else _upscale
     works = _works(request.passes, picture.facts.size)
 
     def log_expected(_plan: Plan, seconds: Mapping[str, float] | None) -> None:
@@ -103,18 +104,20 @@ def run(
             log(f"Expected to take about {about(expected)}.")
 
     def run_pass(number: int, source: Picture) -> UpscaleResult:
-        done = upscale(
-            upscaler,
-            source,
-            request.passes[number].replaced(max_pixels=max_pixels),
-            _Maps(mask, strength_map),
-            _Callbacks(
-                _overall(on_progress, number, works),
-                on_preview,
-                log_expected if number == 0 else None,
-                cancelled,
-            ),
+        options = request.passes[number].replaced(max_pixels=max_pixels)
+        make_pass = _wrapped if request.seamless else _Pass
+        given = make_pass(source, options, mask, strength_map)
+        done = upscaler.upscale(
+            prepare(given.source, given.options),
+            given.options,
+            mask=given.mask,
+            strength_map=given.strength_map,
+            on_progress=_overall(on_progress, number, works),
+            on_preview=on_preview,
+            on_plan=log_expected if number == 0 else None,
+            cancelled=cancelled,
         )
+        done = _unwrapped(done, given.margins, source.facts.depth)
         for sentence in (*([done.found] if done.found else []), *done.warnings):
             log(sentence)
         return done
@@ -168,64 +171,40 @@ def _overall(
 
 
 @dataclass(frozen=True)
-class _Maps:
-    """Pictures that are laid over the source, as ``Upscaler.upscale`` takes them."""
+class _Pass:
+    """What the upscaler is given for one pass.
 
+    mask, strength_map: laid over the source.
+    margins: pixels of the result, across and down, that are cut off each side of it again.
+    """
+
+    source: Source | Picture
+    options: UpscaleOptions
     mask: Source | None
     strength_map: Source | None
+    margins: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
-class _Callbacks:
-    """What an upscale reports to, and what may stop it, as ``Upscaler.upscale`` takes them."""
-
-    on_progress: OnProgress | None
-    on_preview: OnPreview | None
-    on_plan: OnPlan | None
-    cancelled: Cancelled
-
-
-def _upscale(
-    upscaler: Upscaler,
+def _wrapped(
     picture: Picture,
     options: UpscaleOptions,
-    maps: _Maps,
-    callbacks: _Callbacks,
-) -> UpscaleResult:
-    from tegula.pipeline.prepare import prepare
+    mask: Source | None,
+    strength_map: Source | None,
+) -> _Pass:
+    """Return the pass of a texture whose opposite edges meet, so that they meet in the result too.
 
-    return upscaler.upscale(
-        prepare(picture, options),
-        options,
-        mask=maps.mask,
-        strength_map=maps.strength_map,
-        on_progress=callbacks.on_progress,
-        on_preview=callbacks.on_preview,
-        on_plan=callbacks.on_plan,
-        cancelled=callbacks.cancelled,
-    )
-
-
-def _upscale_seamless(
-    upscaler: Upscaler,
-    picture: Picture,
-    options: UpscaleOptions,
-    maps: _Maps,
-    callbacks: _Callbacks,
-) -> UpscaleResult:
-    """Upscale a texture whose opposite edges meet, so that they meet in the result too.
-
-    An eighth of the picture is repeated beyond each edge, enlarged along, and faded into
-    the edge that it repeats. The result is sRGB and has no metadata of the source.
+    An eighth of the picture is repeated beyond each edge and enlarged along, so what lies beyond
+    an edge is seen. The result is sRGB and has no metadata of the source.
     """
     from tegula.images.decode import decode
-    from tegula.images.pixels import margins, to_image, unwrapped, wrapped
+    from tegula.images.pixels import margins, to_image, wrapped
 
     image = to_image(picture.rgb, picture.alpha)
     width, height = target_size(options, *image.size)
     across, down = margins(*image.size)
     right = max(1, round(across * width / image.width))
     below = max(1, round(down * height / image.height))
+    size = width + 2 * right, height + 2 * below
 
     def wrapped_map(source: Source | None) -> Source | None:
         if source is None:
@@ -234,18 +213,28 @@ def _upscale_seamless(
         flat = to_image(opened.rgb, opened.alpha)
         return wrapped(flat, *margins(*flat.size))
 
-    result = upscaler.upscale(
+    return _Pass(
         wrapped(image, across, down),
-        options.replaced(size=(width + 2 * right, height + 2 * below), scale=None, resolution=None),
-        mask=wrapped_map(maps.mask),
-        strength_map=wrapped_map(maps.strength_map),
-        on_progress=callbacks.on_progress,
-        on_preview=callbacks.on_preview,
-        on_plan=callbacks.on_plan,
-        cancelled=callbacks.cancelled,
+        options.replaced(size=size, scale=None, resolution=None),
+        wrapped_map(mask),
+        wrapped_map(strength_map),
+        (right, below),
     )
+
+
+def _unwrapped(result: UpscaleResult, margins: tuple[int, int] | None, depth: int) -> UpscaleResult:
+    """Fade the margins of a texture into the edges that they repeat, and cut them off.
+
+    Args:
+        result: of a pass.
+        margins: of the pass; a result without them comes back itself.
+        depth: bits of the source.
+    """
+    if margins is None:
+        return result
+    from tegula.images.pixels import unwrapped
+
     warnings = result.warnings
-    if picture.facts.depth > 8:
-        warnings += (f"A seamless result has 8 of the source's {picture.facts.depth} bits.",)
-    image = unwrapped(result.image, right, below)
-    return dataclasses.replace(result, image=image, warnings=warnings)
+    if depth > 8:
+        warnings += (f"A seamless result has 8 of the source's {depth} bits.",)
+    return dataclasses.replace(result, image=unwrapped(result.image, *margins), warnings=warnings)

@@ -11,6 +11,7 @@ and only strength and control change.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from tegula.models.faces.likeness import (
     load_describer,
 )
 from tegula.models.faces.networks import Face, load_detector
+from tegula.options import ResolvedOptions
 from tegula.pipeline.pictures import (
     extend,
     on_device,
@@ -38,6 +40,7 @@ from tegula.pipeline.pictures import (
     resize_area,
     resize_cubic,
 )
+from tegula.pipeline.prepare import Placed, Prepared, SpatialControl
 
 USUAL_LIKENESS = 0.5
 """Where the caller leaves it open and faces can be compared."""
@@ -106,6 +109,29 @@ def find_faces(rgb: Float) -> tuple[FoundFace, ...]:
     return tuple(sorted(found, key=lambda face: -face.side)[:_MOST_FACES])
 
 
+def control_by_faces(
+    source: Placed, options: ResolvedOptions, control: SpatialControl
+) -> tuple[Sequence[FoundFace], SpatialControl]:
+    """Return the faces that are to stay alike, and how much less the picture changes in them.
+
+    Args:
+        source: in which they are looked for, if anything is to change at all.
+        options: resolved for it.
+        control: without regard to faces.
+    """
+    if options.likeness == 0 or not (options.refines or options.faces):
+        return (), control
+    prepared, size = source.prepared, (options.width, options.height)
+    faces = find_faces(prepared.rgb)
+    share = strength_in_faces(faces, prepared.size, size, options.likeness, source.rgb.device)
+    if share is None:
+        return faces, control
+    weight = control_in_faces(share)
+    if control.strength_map is not None:
+        share = share * control.strength_map
+    return faces, dataclasses.replace(control, strength_map=share, weight=weight)
+
+
 @torch.inference_mode()
 def strength_in_faces(
     faces: Sequence[FoundFace], source: Size, target: Size, likeness: float, device: torch.device
@@ -149,6 +175,15 @@ class LikenessGuard:
     rgb: Float
     faces: Sequence[FoundFace]
     likeness: float
+
+    @classmethod
+    def of(
+        cls, prepared: Prepared, faces: Sequence[FoundFace], likeness: float
+    ) -> LikenessGuard | None:
+        """Return the guard of the faces of a source; None where nothing can compare them."""
+        if not faces or not can_describe():
+            return None
+        return cls(load_describer(), prepared.rgb, faces, likeness)
 
     @torch.inference_mode()
     def hold(self, done: Tensor, prescaled: Tensor) -> tuple[Tensor, tuple[FaceReport, ...]]:

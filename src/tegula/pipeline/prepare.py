@@ -14,9 +14,10 @@ from tegula.images.look import Look, look_at
 from tegula.images.open import Source
 from tegula.images.pixels import LUMA, SPECK, TRUSTED, Float, Size, fill_hidden, goes_on_hidden
 from tegula.models.prescalers import LANCZOS
-from tegula.options import ResolvedOptions, UpscaleOptions, enlarged_part, with_context
+from tegula.options import ResolvedOptions, UpscaleOptions
 from tegula.pipeline.adjust import flatness
 from tegula.pipeline.pictures import BILINEAR, on_device, resample_part
+from tegula.options import enlarged_part, with_context
 
 # JPEG qualities, measured on photographs damaged at known quality, by PSNR of the result to
 # the truth. The nets were trained on compressed pictures and undo most of it themselves.
@@ -166,6 +167,16 @@ class SpatialControl:
     mask: Tensor | None
     strength_map: Tensor | None
     weight: Tensor | None = None
+
+    def mask_without(self, done: Tensor | None) -> Tensor | None:
+        """Return the mask less what is done already and is to stay as prescaled.
+
+        Args:
+            done: [height, width] in 0..1; None where nothing is.
+        """
+        if done is None:
+            return self.mask
+        return 1 - done if self.mask is None else self.mask * (1 - done)
 
     @torch.inference_mode()
     def strength(self, prescaled: Tensor, flat_skip: float) -> Tensor | None:

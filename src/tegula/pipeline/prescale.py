@@ -4,69 +4,179 @@ The picture runs through the net in tiles, and each tile's result is resampled t
 place in the target at once, so that memory holds the source, the target and one tile,
 never the picture at the net's own factor.
 
-**Context.** On every inner side a tile reads ``facts.overlap`` source pixels that it does
-not keep. Deep nets decide between two readings of a texture by what lies far away, so a
-few pixels are not enough. Largest difference to the untiled picture, in 1/255, among the
-pixels at least so many source pixels inside a tile (float32, crops of up to 352 x 352
-of scikit-image's photographs chelsea, astronaut, coffee, rocket and motorcycle; x4plus:
-the first three):
-
-    source pixels             16     24     36     48     54     60     66     72
-    realesrgan-animevideov3  0.14      0      0      0      0      0      0      0
-    realesrgan-x4plus-anime    27     27    3.2    1.2   0.53   0.19   0.01   0.00
-    realesrgan-x4plus          37     37     27    9.0    5.6    3.9    1.4   0.33*
-
-    * astronaut and coffee only
-
-The overlaps are 16, 60 and 80. With them, tiled and untiled chelsea at four times its
-size differ by at most 0.00, 0.09 and 0.29 (6, 6 and 2 tiles); with tegula-photo, by 0.20.
-Those of tegula-swift and tegula-line are 34 and 18, which is as far as their convolutions see.
-
-**Tile size.** A pass has the fewest tiles that a side of ``DEFAULT_TILE`` allows, all of
-one shape. The nets enlarge their features in strips, so a large tile costs little
-memory: x4plus-anime in bfloat16 adds 0.15 GB at 256 px a side, 0.35 at 512 and 0.49 at
-640 (x4plus has the same width, and 0.03 GB more weights). With 80 px of context on both
-sides, a 1024 x 1024 picture costs 1.3 times its own pixels in tiles of 640 and 6
-times in tiles of 256.
+Which tiles, with how much context, is said in ``prescale_plan``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tegula.images.pixels import LANCZOS_LOBES, Size
-from tegula.models.prescalers import Prescaler, PrescalerFacts
+from tegula.images.pixels import Size
+from tegula.models.prescalers import Prescaler
 from tegula.models.retry import first_finite, until_it_fits
+from tegula.options import ResolvedOptions
+from tegula.pipeline.adjust import fuse_exposures, hold_drawings, lock_colour
 from tegula.pipeline.exact import hold_to_source, is_enlarged
 from tegula.pipeline.pictures import (
     enlarge_alpha,
     enlarge_lanczos,
     extend,
+    on_device,
     outlines,
     resample_box,
     resize_linear,
 )
-from tegula.pipeline.prescale_work import watched, work_of_a_pixel
+from tegula.pipeline.prepare import Placed, Prepared, laid_over
+from tegula.pipeline.prescale_plan import (
+    DEFAULT_TILE,
+    SMALLEST_CORE,
+    padding,
+    plan_sizes,
+    plan_tiles,
+)
+from tegula.pipeline.prescale_work import tile_work, watched, work_of_a_pixel, work_of_passes
 from tegula.pipeline.preview import PastedPreview
-from tegula.progress import SILENT, StageProgress
+from tegula.progress import SILENT, StageProgress, ignore_units
 
-DEFAULT_TILE = 640
-SMALLEST_CORE = 32
-"""Pixels a side that a tile must keep; smaller tiles are nearly all context."""
-SMALLEST_INPUT = 32
-"""Nets see at least this many pixels a side; smaller pictures are mirrored outwards."""
 _ALPHA_ROUNDS = 6
 """In which enlarged alpha is held to its source."""
-STRETCH = 1.25
-"""A last resize enlarges by at most this; beyond it another pass begins."""
+
+Kept = dict[tuple[Any, ...], Tensor]
+"""What nets made, before its colours were locked, by all that decides on it."""
+
+
+@dataclass(frozen=True)
+class Prescaled:
+    """What the stage leaves to those behind it, float32 at the size of the result.
+
+    picture: [height, width, 3], with the colours of the source.
+    enlarged: the source by resampling alone, of the same shape.
+    drawn: [height, width] in 0..1, how much of each pixel is held to the source, also after
+        refining; None holds none.
+    done: likewise where it is held to ``picture``, which a net for drawings made there.
+    alpha: [height, width]; None if the source has none.
+    was_kept: whether an earlier call had run the nets.
+    """
+
+    picture: Tensor
+    enlarged: Tensor
+    drawn: Tensor | None
+    done: Tensor | None
+    alpha: Tensor | None
+    was_kept: bool
+
+
+@torch.inference_mode()
+def prescale_source(
+    source: Placed,
+    options: ResolvedOptions,
+    part: tuple[float, float, float, float],
+    nets: tuple[Prescaler, Prescaler | None],
+    progress: StageProgress = SILENT,
+    kept: Kept | None = None,
+) -> Prescaled:
+    """Enlarge a source and its alpha by nets, with the colours of the source.
+
+    Args:
+        source: lying where the result is to lie.
+        options: resolved for it.
+        part: x, y, width and height of what it shows, as shares of the whole source.
+        nets: the prescaler, and the one for what is drawn, if there is one.
+        progress: of the whole stage.
+        kept: what earlier calls made, to which this one adds; None keeps nothing.
+
+    Raises:
+        CancelledError, NumericalError, OutOfMemoryError: as ``prescale`` does.
+    """
+    size, prepared, (first, second) = (options.width, options.height), source.prepared, nets
+    drawn = share = None
+    if second is not None or options.hold_drawings:
+        drawn = laid_over(on_device(prepared.look.drawn, source.rgb.device), size, part)
+        share = None if second is None else drawn * options.drawing_share
+    alpha, picture_end = source.alpha, 1.0
+    if alpha is not None and outlines(alpha) is not None:
+        # It goes through the first net, as one picture beside those of the source by each net.
+        # That nets differ in their work makes the progress uneven, and nothing else.
+        picture_end = 1 / 2 if second is None else 1 - 1 / 3
+    by_nets, was_kept = _by_nets(
+        source, options, nets, share, progress.part(0.0, picture_end), kept
+    )
+    if alpha is not None:
+        alpha_progress = dataclasses.replace(
+            progress.part(picture_end, 1.0), on_unit=ignore_units, on_picture=None
+        )
+        alpha = prescale_alpha(alpha, size, first, alpha_progress)
+    enlarged = enlarge_lanczos(source.rgb, size)
+    # How much of each pixel a net for drawings made; None where none did.
+    well = share if second is not None and second.facts.draws else None
+    if first.facts.draws:
+        well = by_nets.new_ones(by_nets.shape[:2])
+    picture = _locked(by_nets, enlarged, options, well)
+    held, done = drawn if options.hold_drawings else None, None
+    if held is not None and well is not None:
+        done = torch.minimum(held, well)
+        held = held - done
+    if held is not None:
+        picture = hold_drawings(picture, source.rgb, held, prepared.look.crisp)
+    picture = fuse_exposures(picture, options.hdr)
+    return Prescaled(picture, enlarged, held, done, alpha, was_kept)
+
+
+def _by_nets(
+    source: Placed,
+    options: ResolvedOptions,
+    nets: tuple[Prescaler, Prescaler | None],
+    share: Tensor | None,
+    progress: StageProgress,
+    kept: Kept | None,
+) -> tuple[Tensor, bool]:
+    """Return what the nets make of a picture, and whether it was kept from an earlier call.
+
+    ``share`` is that of the second net at each pixel.
+    """
+    size, (first, second) = (options.width, options.height), nets
+    key = () if kept is None else _key(source.prepared, options)
+    if kept is not None and key in kept:
+        progress.on_unit(1, 1)
+        return kept[key].clone(), True  # what follows writes into it
+    if second is not None and share is not None:
+        picture = prescale_mixed(source.rgb, size, (first, second), share, progress)
+    else:
+        picture = prescale(source.rgb, size, first, progress=progress)
+    if kept is not None:
+        kept[key] = picture.clone()
+    return picture, False
+
+
+def _key(prepared: Prepared, options: ResolvedOptions) -> tuple[Any, ...]:
+    """Return all that decides on what the nets make."""
+    names = "width", "height", "prescaler", "tuning", "drawing_prescaler", "drawing_share"
+    pixels = hashlib.blake2b(np.ascontiguousarray(prepared.rgb).data).digest()
+    return pixels, *(getattr(options, name) for name in names)
+
+
+def _locked(
+    picture: Tensor, enlarged: Tensor, options: ResolvedOptions, well: Tensor | None
+) -> Tensor:
+    """Hold a prescaled picture to the colours of its source, but where it was drawn ``well``.
+
+    The lock leaves a haze of some levels around letters, and what a net for drawings makes
+    has the right colours already.
+    """
+    if well is None:
+        return lock_colour(picture, enlarged, options, out=picture)
+    locked = lock_colour(picture, enlarged, options)
+    return torch.lerp(locked, picture, well[..., None])
 
 
 @torch.inference_mode()
@@ -109,9 +219,9 @@ def prescale(
     preview = PastedPreview(rgb, target, progress.on_picture)
     done, side = _Done(), max(DEFAULT_TILE, smallest)
     for index, size in enumerate(sizes):
-        later = list(itertools.pairwise(sizes[index:]))
-        shown = None if later else preview
-        enlarge = partial(_enlarge, rgb, size, prescaler, progress, done, later, shown)
+        later = tuple(itertools.pairwise(sizes[index:]))
+        this = _Pass(size, done, later, None if later else preview)
+        enlarge = partial(_enlarge, rgb, prescaler, this, progress)
         # A tile that was too large for one pass is too large for the next, too.
         (rgb, done), side = until_it_fits(
             enlarge,
@@ -148,8 +258,8 @@ def prescale_mixed(
         CancelledError, NumericalError, OutOfMemoryError: as ``prescale`` does.
     """
     source = rgb.shape[1], rgb.shape[0]
-    first = _work_of_passes(nets[0], source, target)
-    first_share = first / max(1.0, first + _work_of_passes(nets[1], source, target))
+    first = work_of_passes(nets[0], source, target)
+    first_share = first / max(1.0, first + work_of_passes(nets[1], source, target))
 
     def part(number: int) -> StageProgress:
         def on_unit(done: int, total: int) -> None:
@@ -197,106 +307,46 @@ def prescale_alpha(
     return smooth.lerp_(net, resize_linear(edges, target)).clamp_(0, 1)
 
 
-def plan_sizes(source: Size, target: Size, factor: int | None) -> list[Size]:
-    """Return the size after each pass; the last is the target, none means no net.
-
-    The passes before the last end at the target over the factor, so the last and most
-    expensive pass lands on the target: 8x with a x4 net goes 1 -> 2 -> 8, which costs a
-    quarter of 1 -> 4 -> 16 -> 8. What has to be shrunk is shrunk in the first pass.
-    """
-    ratio = max(target[0] / source[0], target[1] / source[1])
-    if factor is None or ratio <= 1:
-        return []
-    sizes = [target]
-    while factor > 1 and ratio > factor * STRETCH:
-        sizes.insert(0, _size_before(source, sizes[0], factor))
-        ratio /= factor
-    return sizes
-
-
-def _size_before(source: Size, size: Size, factor: int) -> Size:
-    width, height = (
-        max(math.ceil(larger / factor), min(smaller, larger))
-        for smaller, larger in zip(source, size, strict=True)
-    )
-    return width, height
-
-
-@dataclass(frozen=True)
-class Span:
-    """One tile along one axis: source pixels it reads, target pixels it writes."""
-
-    start: int
-    stop: int
-    first: int
-    last: int
-
-
-def plan_spans(source: int, target: int, tile: int, context: int, grid: int = 1) -> list[Span]:
-    """Cut an axis into the fewest equal tiles of at most ``tile`` source pixels.
-
-    A tile that context would fill is made larger; so is one, by less than ``grid``, whose
-    start is moved back to a multiple of it.
-    Every target pixel is written by one tile, and has at least ``context`` source
-    pixels around it inside that tile, or the edge of the picture.
-    """
-    tile = max(tile, 2 * context + SMALLEST_CORE)
-    count = 1 if source <= tile else math.ceil((source - 2 * context) / (tile - 2 * context))
-    length = math.ceil((source + (count - 1) * 2 * context) / count)
-    starts = [round(n * (source - length) / max(1, count - 1)) for n in range(count)]
-    middles = [(a + length + b) / 2 for a, b in itertools.pairwise(starts)]
-    cuts = [0, *(round(middle * target / source) for middle in middles), target]
-    return [
-        Span(start - start % grid, start + length, first, last)
-        for start, first, last in zip(starts, cuts, cuts[1:], strict=False)
-    ]
-
-
-def plan_tiles(
-    source: Size, size: Size, facts: PrescalerFacts, tile: int = DEFAULT_TILE
-) -> list[tuple[Span, Span]]:
-    """Return the vertical and horizontal span of every tile of one pass."""
-    factor = facts.factor or 1
-    vertical, horizontal = (
-        plan_spans(a, b, tile, facts.overlap + _reach(a, b, factor), facts.grid)
-        for a, b in zip(source[::-1], size[::-1], strict=True)
-    )
-    return list(itertools.product(vertical, horizontal))
-
-
 @dataclass(frozen=True)
 class _Done:
-    """What is done of all passes: tiles, and work as ``_tile_work`` counts it."""
+    """What is done of all passes: tiles, and work as ``tile_work`` counts it."""
 
     tiles: int = 0
     work: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One pass of several.
+
+    size: width and height of its result.
+    done: what the passes before have done.
+    later: sizes before and after the passes that follow.
+    preview: is given the tiles; None where other passes follow.
+    """
+
+    size: Size
+    done: _Done
+    later: Sequence[tuple[Size, Size]]
+    preview: PastedPreview | None
+
+
 def _enlarge(
-    rgb: Tensor,
-    size: Size,
-    prescaler: Prescaler,
-    progress: StageProgress,
-    done: _Done,
-    later: Sequence[tuple[Size, Size]],
-    preview: PastedPreview | None,
-    tile: int,
+    rgb: Tensor, prescaler: Prescaler, this: _Pass, progress: StageProgress, tile: int
 ) -> tuple[Tensor, _Done]:
     """Run one pass; return its result and what is done after it.
 
     Args:
         rgb: float32 [height, width, 3] in 0..1.
-        size: width and height of the result.
         prescaler: one with a network.
+        this: the pass.
         progress: counts the tiles and the work of all passes.
-        done: what the passes before have done.
-        later: sizes before and after the passes that follow.
-        preview: is given the tiles; None where other passes follow.
         tile: longest side of a tile in source pixels.
     """
+    size, done = this.size, this.done
     source = (rgb.shape[1], rgb.shape[0])
     # Of the tiles of this pass and of those that follow.
-    works = [_tile_work(prescaler, *pair, tile) for pair in ((source, size), *later)]
+    works = [tile_work(prescaler, *pair, tile) for pair in ((source, size), *this.later)]
     total = done.tiles + sum(map(len, works))
     total_work = done.work + sum(map(sum, works))
     prescaler = prescaler.reaching(source, size)
@@ -314,37 +364,9 @@ def _enlarge(
         )
         done = _Done(done.tiles + 1, done.work + work)
         progress.on_unit(done.tiles, total)
-        if preview is not None and done.tiles < total:
-            preview.paste(result, (y.first, y.last), (x.first, x.last), len(grid))
+        if this.preview is not None and done.tiles < total:
+            this.preview.paste(result, (y.first, y.last), (x.first, x.last), len(grid))
     return result, done
-
-
-def _tile_work(
-    prescaler: Prescaler, source: Size, size: Size, tile: int = DEFAULT_TILE
-) -> list[float]:
-    """Return the work of every tile of one pass."""
-    head = prescaler.reaching(source, size)
-    each = work_of_a_pixel(head)
-    return [
-        each * math.prod(s.stop - s.start + 2 * padding(s.stop - s.start, head.facts) for s in pair)
-        for pair in plan_tiles(source, size, head.facts, tile)
-    ]
-
-
-def _work_of_passes(prescaler: Prescaler, source: Size, target: Size) -> float:
-    sizes = [source, *plan_sizes(source, target, prescaler.facts.factor)]
-    return sum(sum(_tile_work(prescaler, *pair)) for pair in itertools.pairwise(sizes))
-
-
-def _reach(source: int, target: int, factor: int) -> int:
-    """Source pixels that resampling the net's result to the target reads around a cut."""
-    coarser = max(1.0, source * factor / target)
-    return math.ceil((LANCZOS_LOBES * coarser + 1) / factor) + 1
-
-
-def padding(side: int, facts: PrescalerFacts) -> int:
-    """Return how many mirrored pixels the net sees beyond each end of a side."""
-    return max(facts.margin, math.ceil((SMALLEST_INPUT - side) / 2))
 
 
 @torch.inference_mode()

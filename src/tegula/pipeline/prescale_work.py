@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -10,8 +12,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from tegula.images.pixels import Size
 from tegula.models.prescalers import Prescaler
 from tegula.models.prescalers.networks import RRDBNet
+from tegula.pipeline.prescale_plan import DEFAULT_TILE, padding, plan_sizes, plan_tiles
 from tegula.progress import StageProgress, ignore_share
 
 _ACTIVATION = 64
@@ -36,6 +40,24 @@ def work_of_a_pixel(prescaler: Prescaler) -> float:
     layers = () if network is None else network.named_modules()
     work = sum(_work_of_a_place(each) * sizes.get(n.partition(".")[0], 1.0) for n, each in layers)
     return work or 1.0
+
+
+def tile_work(
+    prescaler: Prescaler, source: Size, size: Size, tile: int = DEFAULT_TILE
+) -> list[float]:
+    """Return the work of every tile of one pass."""
+    head = prescaler.reaching(source, size)
+    each = work_of_a_pixel(head)
+    return [
+        each * math.prod(s.stop - s.start + 2 * padding(s.stop - s.start, head.facts) for s in pair)
+        for pair in plan_tiles(source, size, head.facts, tile)
+    ]
+
+
+def work_of_passes(prescaler: Prescaler, source: Size, target: Size) -> float:
+    """Return the work of all passes from one size to another."""
+    sizes = [source, *plan_sizes(source, target, prescaler.facts.factor)]
+    return sum(sum(tile_work(prescaler, *pair)) for pair in itertools.pairwise(sizes))
 
 
 @contextlib.contextmanager
