@@ -29,10 +29,11 @@ from tegula.models.bundle import Bundle, ControlImage, Features, SplitDenoiser, 
 from tegula.models.costs import Counter
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.load import load_bundle
-from tegula.options import ResolvedOptions, UpscaleOptions, resolve
+from tegula.options import ResolvedOptions, UpscaleOptions
 from tegula.pipeline.adjust import flatness
 from tegula.pipeline.pictures import on_device, on_host
 from tegula.pipeline.refine import RefineJob, refine_canvas
+from tegula.resolve import resolve
 
 Picture = NDArray[np.float32]
 Cases = Mapping[str, Mapping[str, Any]]

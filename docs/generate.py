@@ -12,7 +12,8 @@ from tegula.catalog.inputs import BOOLEAN, SINGLE, InputField
 from tegula.models.mini import CONFIG_FILE, WEIGHTS
 from tegula.models.mini.bundle import read_config
 from tegula.models.sd15.facts import PRESETS as SD15
-from tegula.options import OPTIONS, PRESETS, PresetValues, preset_values
+from tegula.options import OPTIONS, PRESETS, PresetValues
+from tegula.resolve import preset_values
 from tegula.schema import span
 from tegula.server.api import connections, create, files, receiving
 from tegula.server.api import models as api_models

@@ -14,7 +14,8 @@ from skimage import data
 
 from tegula.images.pixels import enlarge_lanczos
 from tegula.models.bundle import BundleFacts
-from tegula.options import ResolvedOptions, UpscaleOptions, resolve
+from tegula.options import ResolvedOptions, UpscaleOptions
+from tegula.resolve import resolve
 
 Picture = NDArray[np.float32]
 PROMPT, NEGATIVE = "a photo of a cat", "blurry"

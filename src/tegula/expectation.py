@@ -13,10 +13,11 @@ from PIL import Image
 from tegula import rates
 from tegula.models.prescalers import LANCZOS
 from tegula.nets import Nets
-from tegula.options import Preset, ResolvedOptions, UpscaleOptions, resolve
+from tegula.options import Preset, ResolvedOptions, UpscaleOptions
 from tegula.pipeline.prescale import run_network
 from tegula.pipeline.prescale_plan import padding
 from tegula.plan import Plan
+from tegula.resolve import resolve
 from tegula.result import UpscaleResult
 
 _LONG_WORK = {"cpu": 3e11}

@@ -47,7 +47,7 @@ from tegula.progress import (
     StageClock,
     never_cancelled,
 )
-from tegula.options import enlarged_part, preset_values, resolve, with_context
+from tegula.resolve import enlarged_part, preset_values, resolve, with_context
 from tegula.result import UpscaleResult
 
 _REFINE = {"canvas": refine_canvas, "redraw": refine_redraw}

@@ -12,17 +12,8 @@ from hypothesis import strategies as st
 
 from tegula.errors import OptionError, TooLargeError
 from tegula.models.sd15.facts import PRESETS as SD15
-from tegula.options import (
-    OPTIONS,
-    PRESETS,
-    PresetValues,
-    ResolvedOptions,
-    UpscaleOptions,
-    preset_values,
-    resolve,
-    target_size,
-    with_context,
-)
+from tegula.options import OPTIONS, PRESETS, PresetValues, ResolvedOptions, UpscaleOptions
+from tegula.resolve import preset_values, resolve, target_size, with_context
 
 NUMBERS = [name for name, schema in OPTIONS.items() if "maximum" in schema]
 

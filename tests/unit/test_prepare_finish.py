@@ -22,13 +22,14 @@ from tegula.images.pixels import (
     to_bytes,
     to_image,
 )
-from tegula.options import UpscaleOptions, with_context
+from tegula.options import UpscaleOptions
 from tegula.pipeline import adjust, pictures
 from tegula.pipeline.prepare import (
     MENDED_BELOW,
     MENDED_BELOW_FOR_RESAMPLING,
     prepare,
 )
+from tegula.resolve import with_context
 
 enlarge_alpha, outlines = of_arrays(pictures.enlarge_alpha), of_arrays(pictures.outlines)
 

@@ -19,7 +19,7 @@ from tegula.progress import (
     about,
     never_cancelled,
 )
-from tegula.options import enlargement, target_size
+from tegula.resolve import enlargement, target_size
 
 # The catalogue is listed without numpy and torch, which the first run loads.
 if TYPE_CHECKING:

@@ -36,8 +36,9 @@ from tegula.errors import (
     TegulaError,
 )
 from tegula.models import BundleSettings
-from tegula.options import UpscaleOptions, target_size
+from tegula.options import UpscaleOptions
 from tegula.progress import ANNOUNCED_FROM_S, about
+from tegula.resolve import target_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -19,7 +19,8 @@ from typing import BinaryIO
 from tegula.cli.console import is_stdout_closed
 from tegula.errors import InputError, OptionError, PathError
 from tegula.images.formats import EXTENSIONS, check_sides, format_for
-from tegula.options import UpscaleOptions, target_size
+from tegula.options import UpscaleOptions
+from tegula.resolve import target_size
 
 STREAM = "-"
 PICTURES = frozenset({*EXTENSIONS, ".apng", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif"})

@@ -29,7 +29,8 @@ from tegula.cli.upscale import request_of
 from tegula.errors import OptionError, PathError
 from tegula.images.formats import format_for
 from tegula.models import DEFAULT_BUNDLE, offered_presets
-from tegula.options import OPTIONS, PRESETS, UpscaleOptions, enlargement, with_context
+from tegula.options import OPTIONS, PRESETS, UpscaleOptions
+from tegula.resolve import enlargement, with_context
 
 if TYPE_CHECKING:
     import numpy as np

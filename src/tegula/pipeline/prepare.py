@@ -17,7 +17,7 @@ from tegula.models.prescalers import LANCZOS
 from tegula.options import ResolvedOptions, UpscaleOptions
 from tegula.pipeline.adjust import flatness
 from tegula.pipeline.pictures import BILINEAR, on_device, resample_part
-from tegula.options import enlarged_part, with_context
+from tegula.resolve import enlarged_part, with_context
 
 # JPEG qualities, measured on photographs damaged at known quality, by PSNR of the result to
 # the truth. The nets were trained on compressed pictures and undo most of it themselves.
