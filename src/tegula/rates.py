@@ -47,8 +47,8 @@ Timed = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What speed depends on beside the work; rates hold for one setting.
+class Conditions:
+    """What speed depends on beside the work; rates hold under the same conditions alone.
 
     denoiser: how it runs: plainly, compiled, or by OpenVINO.
     version: of tegula, whose next one may be quicker.
@@ -91,12 +91,12 @@ class Rates:
         """
         found: dict[str, float] = {}
         for stage, (name, work) in work_of(plan).items():
-            runs = [self.runs.get(name, ())]
-            if stage == "prescale" and plan.tiles and not runs[0] and name not in self.measured:
-                runs = [runs for key, runs in self.runs.items() if key.startswith("prescale ")]
-            known = [each for each in runs if each and work <= _FURTHEST * max(each)[0]]
-            if known:
-                found[stage] = max(expected_seconds(each, work) for each in known)
+            alike = [self.runs.get(name, ())]
+            if stage == "prescale" and plan.tiles and not alike[0] and name not in self.measured:
+                alike = [runs for key, runs in self.runs.items() if key.startswith("prescale ")]
+            near = [runs for runs in alike if runs and work <= _FURTHEST * max(runs)[0]]
+            if near:
+                found[stage] = max(expected_seconds(runs, work) for runs in near)
             elif name in self.measured:
                 found[stage] = work * self.measured[name]
             else:
@@ -136,8 +136,11 @@ def expected_seconds(runs: Sequence[Timed], work: float) -> float:
     return fixed + rate * work
 
 
-def setting_of(bundle: Bundle, version: str) -> Setting:
-    """Return what the speed of a loaded bundle depends on, with this version of tegula."""
+def conditions_of(bundle: Bundle, version: str) -> Conditions:
+    """Return what the speed of a loaded bundle depends on, with this version of tegula.
+
+    It is handed in, as ``tegula`` itself imports what lies above this module.
+    """
     import torch
 
     device = bundle.device
@@ -145,7 +148,7 @@ def setting_of(bundle: Bundle, version: str) -> Setting:
         name = str(torch.cuda.get_device_name(device))
     else:
         name = f"{device.type} {platform.node()} {platform.machine()}"
-    return Setting(
+    return Conditions(
         name,
         str(bundle.dtype).removeprefix("torch."),
         torch.get_num_threads() if device.type == "cpu" else 1,
@@ -157,41 +160,41 @@ def setting_of(bundle: Bundle, version: str) -> Setting:
     )
 
 
-def find(setting: Setting) -> Rates:
-    """Return what is known for a setting, which may be nothing."""
-    return _read(setting.file)
+def find(conditions: Conditions) -> Rates:
+    """Return what is known of the speed under these conditions, which may be nothing."""
+    return _read(conditions.file)
 
 
 def remember(
-    setting: Setting, plan: Plan, seconds: Mapping[str, float], usual: Plan | None = None
+    conditions: Conditions, plan: Plan, seconds: Mapping[str, float], usual: Plan | None = None
 ) -> None:
     """Keep a run for later upscales and processes, if the cache folder can be written.
 
     Args:
-        setting: what ran it.
+        conditions: under which it was.
         plan: its work.
         seconds: by stage, as ``Rates.with_run`` takes them.
         usual: the plan of a usual picture, for ``usual_seconds``.
     """
     # Of two processes that write at once the later one wins, and a run of the other is lost.
-    rates = find(setting).with_run(plan, seconds)
+    rates = find(conditions).with_run(plan, seconds)
     by_stage = rates.seconds(usual) if usual is not None else None
     if by_stage is not None:
         rates = dataclasses.replace(rates, usual=sum(by_stage.values()))
-    _keep(setting, rates)
+    _write(conditions, rates)
 
 
-def remember_measure(setting: Setting, measured: Mapping[str, float]) -> None:
+def remember_measure(conditions: Conditions, measured: Mapping[str, float]) -> None:
     """Keep what a short measure found, as ``remember`` keeps a run."""
-    rates = find(setting)
-    _keep(setting, dataclasses.replace(rates, measured={**rates.measured, **measured}))
+    rates = find(conditions)
+    _write(conditions, dataclasses.replace(rates, measured={**rates.measured, **measured}))
 
 
-def _keep(setting: Setting, rates: Rates) -> None:
-    kept = {"setting": dataclasses.asdict(setting), **vars(rates)}
+def _write(conditions: Conditions, rates: Rates) -> None:
+    content = {"setting": dataclasses.asdict(conditions), **vars(rates)}
     try:
-        setting.file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(setting.file, json.dumps(kept, indent=1).encode())
+        conditions.file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(conditions.file, json.dumps(content, indent=1).encode())
     except (OSError, PathError):
         return  # the next estimate is only less exact
 
@@ -238,15 +241,15 @@ def _last_of_each_size(runs: Iterable[Timed]) -> Sequence[Timed]:
 def _read(path: Path, bundle: str | None = None) -> Rates:
     """Read a file of rates, of this bundle alone if one is named; any other is empty."""
     try:
-        kept: Any = json.loads(path.read_bytes())
-        if bundle is not None and kept["setting"]["bundle"] != bundle:
+        content: Any = json.loads(path.read_bytes())
+        if bundle is not None and content["setting"]["bundle"] != bundle:
             return Rates()
         runs = {
             str(name): [(float(work), float(seconds)) for work, seconds in timed if work > 0]
-            for name, timed in kept["runs"].items()
+            for name, timed in content["runs"].items()
         }
-        usual = kept["usual"]
-        measured = {str(name): float(each) for name, each in kept["measured"].items()}
+        usual = content["usual"]
+        measured = {str(name): float(each) for name, each in content["measured"].items()}
         return Rates(runs, None if usual is None else float(usual), measured)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return Rates()

@@ -432,7 +432,7 @@ class Upscaler:
     def _reporter(self, callbacks: Callbacks, plan: Plan) -> Reporter:
         on_progress, seconds = callbacks.on_progress, None
         if on_progress is not None or callbacks.on_plan is not None:
-            seconds = self.expectation.seconds_before(plan)
+            seconds = self.expectation.expected(plan)
         if callbacks.on_plan is not None:
             callbacks.on_plan(plan, seconds)
         if not seconds:

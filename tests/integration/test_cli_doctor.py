@@ -95,13 +95,13 @@ def test_calibrating_a_gpu_prepares_its_kernels_first_and_plan_knows_it(monkeypa
     Card(monkeypatch, (9, 0))
     calls = []
     bundle = dataclasses.replace(tiny_bundle(), device=torch.device("cuda"))
-    setting = rates.setting_of(bundle, __version__)
-    assert setting.device == "NVIDIA Stand-in"
+    conditions = rates.conditions_of(bundle, __version__)
+    assert conditions.device == "NVIDIA Stand-in"
     plan = Plan(64, 64, (64, 64), "lanczos", 0, 1, 4, 4, 0, 10**12, 10**11)
 
     def upscale(picture, options):
         calls.append(("measured", picture.size))
-        rates.remember(setting, plan, dict.fromkeys(STAGES, 0.5))
+        rates.remember(conditions, plan, dict.fromkeys(STAGES, 0.5))
 
     stand_in = SimpleNamespace(
         bundle=bundle,
@@ -111,10 +111,10 @@ def test_calibrating_a_gpu_prepares_its_kernels_first_and_plan_knows_it(monkeypa
     monkeypatch.setattr(doctor, "load_upscaler", lambda *_: stand_in)
     assert run("doctor", "--calibrate").exit_code == 0
     assert calls == [(kind, size) for size in ((16, 16), (64, 64)) for kind in ("run", "measured")]
-    known = rates.find(setting).seconds(plan)
+    known = rates.find(conditions).seconds(plan)
     assert known is not None
     assert known["refine"] == pytest.approx(0.5)
-    on_processor = rates.setting_of(tiny_bundle(), __version__)
+    on_processor = rates.conditions_of(tiny_bundle(), __version__)
     assert rates.find(on_processor).seconds(plan) is None
 
 

@@ -110,7 +110,7 @@ def test_long_work_says_beforehand_how_long_it_takes_and_what_is_quicker(folder,
         put(folder / "in" / name)
     expected = {"prepare": 1.0, "prescale": 170.0, "refine": 9.0, "finish": 0.0}
     monkeypatch.setattr(Expectation, "seconds", lambda *_: expected)
-    monkeypatch.setattr(Expectation, "seconds_with", lambda *_: 15.0)
+    monkeypatch.setattr(Expectation, "with_preset", lambda *_: 15.0)
     sentence = "expected to take about 3 min; with --preset fast about 15 s"
     assert f"in/a.png: {sentence}" in upscale("in/a.png", "one.png").stderr
     assert "--preset fast" not in upscale("in/a.png", "two.png", "--preset", "fast").stderr

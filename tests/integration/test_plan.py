@@ -24,7 +24,7 @@ from tegula.models.prescalers.networks import RRDBNet
 from tegula.pipeline.prepare import prepare
 from tegula.plan import prescale_tiles
 from tegula.progress import STAGES, Reporter
-from tegula.rates import Rates, Setting, expected_seconds
+from tegula.rates import Conditions, Rates, expected_seconds
 from tests.tiny.networks import tiny_bundle
 
 QUICK = {"prescaler": "lanczos", "steps": 4, "creativity": 0.5, "seed": 3}
@@ -188,31 +188,31 @@ def test_a_prescaler_that_never_ran_counts_as_the_slowest_that_did(bundle):
     assert Rates({**known, **nets, **mine}).seconds(plan)["prescale"] == pytest.approx(2)
 
 
-SETTING = Setting("cpu", "float32", 1, "tiny", "abc", "TinyDenoiser", "2.0", "1")
+CONDITIONS = Conditions("cpu", "float32", 1, "tiny", "abc", "TinyDenoiser", "2.0", "1")
 SECONDS = {"prepare": 1.0, "prescale": 2.0, "refine": 3.0, "finish": 4.0}
 
 
-def test_rates_hold_for_their_setting_alone(bundle):
+def test_rates_hold_under_their_conditions_alone(bundle):
     plan = Upscaler(bundle).prepare(picture(), UpscaleOptions(**QUICK))[2]
     assert rates.usual_seconds("tiny") is None
-    rates.remember(SETTING, plan, SECONDS, plan)
-    assert rates.find(SETTING).seconds(plan) == pytest.approx(SECONDS)
+    rates.remember(CONDITIONS, plan, SECONDS, plan)
+    assert rates.find(CONDITIONS).seconds(plan) == pytest.approx(SECONDS)
     assert rates.usual_seconds("tiny") == pytest.approx(10)
     assert rates.usual_seconds("other") is None
-    other = dataclasses.replace(SETTING, threads=2)
+    other = dataclasses.replace(CONDITIONS, threads=2)
     assert rates.find(other).seconds(plan) is None
     rates.remember(other, plan, {**SECONDS, "refine": 5.0}, plan)
-    os.utime(SETTING.file, (1, 1))
+    os.utime(CONDITIONS.file, (1, 1))
     assert rates.usual_seconds("tiny") == pytest.approx(12)
     for broken in ("", "{}", "[]", '{"runs": {"refine": [1]}, "usual": 1}'):
-        SETTING.file.write_text(broken)
-        assert rates.find(SETTING) == Rates()
+        CONDITIONS.file.write_text(broken)
+        assert rates.find(CONDITIONS) == Rates()
 
 
 def test_what_is_known_of_a_usual_picture_stays_when_a_run_says_nothing_of_it(bundle):
     plan = Upscaler(bundle).prepare(picture(), UpscaleOptions(**QUICK))[2]
-    rates.remember(SETTING, plan, SECONDS, plan)
-    rates.remember(SETTING, plan, {"finish": 5.0})
+    rates.remember(CONDITIONS, plan, SECONDS, plan)
+    rates.remember(CONDITIONS, plan, {"finish": 5.0})
     assert rates.usual_seconds("tiny") == pytest.approx(10)
 
 
@@ -221,12 +221,12 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(bundle, tmp_path, mon
     monkeypatch.setenv("TEGULA_CACHE", str(tmp_path / "file" / "cache"))
     upscaler = Upscaler(bundle)
     result = upscaler.upscale(picture(), UpscaleOptions(**QUICK))
-    assert upscaler.expectation.seconds(result.plan) is None
-    assert min(upscaler.expectation.measured_seconds(result.plan).values()) > 0
+    assert upscaler.expectation.known(result.plan) is None
+    assert min(upscaler.expectation.measured(result.plan).values()) > 0
 
 
 def known_stages(upscaler):
-    return set(rates.find(rates.setting_of(upscaler.bundle, __version__)).runs)
+    return set(rates.find(rates.conditions_of(upscaler.bundle, __version__)).runs)
 
 
 def test_an_icon_tells_nothing_of_a_picture_many_times_its_size():
@@ -243,7 +243,7 @@ def test_every_upscale_leaves_how_long_it_took(bundle, monkeypatch):
     options = UpscaleOptions(**QUICK)
     result = upscaler.upscale(picture(), options, on_progress=reported.append)
     assert reported[0].seconds_left is None
-    assert upscaler.expectation.seconds(result.plan) == pytest.approx(result.timings)
+    assert upscaler.expectation.known(result.plan) == pytest.approx(result.timings)
     assert rates.usual_seconds("tiny") > sum(result.timings.values())
     reported.clear()
     monkeypatch.setattr("tegula.progress.time", SimpleNamespace(perf_counter=lambda: 0.0))
@@ -256,19 +256,18 @@ def test_every_upscale_leaves_how_long_it_took(bundle, monkeypatch):
 def test_what_a_short_measure_found_stands_in_until_the_runs_tell(bundle):
     plan = Upscaler(bundle).prepare(picture(), UpscaleOptions(**QUICK))[2]
     works = rates.work_of(plan)
-    rates.remember_measure(SETTING, {name: 2.0 / work for name, work in works.values()})
-    assert rates.find(SETTING).seconds(plan) == pytest.approx(dict.fromkeys(STAGES, 2.0))
-    rates.remember(SETTING, plan, {"refine": 7.0})
-    assert rates.find(SETTING).seconds(plan) == pytest.approx(
+    rates.remember_measure(CONDITIONS, {name: 2.0 / work for name, work in works.values()})
+    assert rates.find(CONDITIONS).seconds(plan) == pytest.approx(dict.fromkeys(STAGES, 2.0))
+    rates.remember(CONDITIONS, plan, {"refine": 7.0})
+    assert rates.find(CONDITIONS).seconds(plan) == pytest.approx(
         {**dict.fromkeys(STAGES, 2.0), "refine": 7.0}
     )
-    assert rates.find(dataclasses.replace(SETTING, version="0")).seconds(plan) is None
+    assert rates.find(dataclasses.replace(CONDITIONS, version="0")).seconds(plan) is None
 
 
 def test_long_work_begins_with_a_measure_that_is_made_once(bundle, monkeypatch):
-    monkeypatch.setattr("tegula.expectation._LONG_WORK", {})
-    monkeypatch.setattr("tegula.expectation._LONG_ON_GPU", 0)
-    monkeypatch.setattr("tegula.expectation._MEASURED_WORK", {"cpu": 1e8})
+    monkeypatch.setattr("tegula.expectation._LONG_WORK", (0, 0))
+    monkeypatch.setattr("tegula.expectation._MEASURED_WORK", (1e8, 1e8))
     upscaler, seen, planned = Upscaler(bundle), [], []
     options = UpscaleOptions(**{**QUICK, "prescaler": "realesrgan-animevideov3"})
     measured = []
@@ -281,7 +280,7 @@ def test_long_work_begins_with_a_measure_that_is_made_once(bundle, monkeypatch):
     )
     names = {"prepare", "prescale realesrgan-animevideov3", "refine", "finish"}
     assert measured == [names]
-    assert set(rates.find(rates.setting_of(bundle, __version__)).measured) >= names
+    assert set(rates.find(rates.conditions_of(bundle, __version__)).measured) >= names
     ((plan, seconds),) = planned
     assert plan.tiles == 1
     assert min(seconds.values()) > 0
@@ -314,7 +313,7 @@ def test_calibrating_runs_two_small_upscales(bundle, monkeypatch):
     assert reported["bundle"] == bundle.facts.name
     assert reported["usual"] == rates.usual_seconds(bundle.facts.name) > 0
     assert {
-        len(runs) for runs in rates.find(rates.setting_of(bundle, __version__)).runs.values()
+        len(runs) for runs in rates.find(rates.conditions_of(bundle, __version__)).runs.values()
     } == {2}
 
 

@@ -319,7 +319,7 @@ class Batch:
         options = self.request.options
         if expected > _TEDIOUS_S and options.preset not in ("fast", "exact"):
             try:
-                quicker = self._upscaler.expectation.seconds_with("fast", plan, options) * times
+                quicker = self._upscaler.expectation.with_preset("fast", plan, options) * times
             except TegulaError:
                 quicker = expected  # its prescaler is missing, or memory is short
             if quicker < _QUICKER * expected:

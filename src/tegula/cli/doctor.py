@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tegula import __version__
-from tegula.cli.console import Console, Interruption, format_bytes, show_waiting
+from tegula.cli.console import Console, Interruption, format_bytes
 from tegula.cli.models import (
     COMPILE,
     DEVICE,
@@ -32,6 +32,7 @@ from tegula.cli.models import (
     prescaler_rows,
 )
 from tegula.cli.options import JSON, flag
+from tegula.cli.progress import show_waiting
 from tegula.errors import MissingWeightsError, ModelError, PathError
 from tegula.models import DEFAULT_BUNDLE, BundleSettings
 
@@ -343,14 +344,15 @@ def _calibrate(console: Console, models: BundleSettings, runtime: Runtime) -> No
                     # What kernels are prepared and compiled for must not count as its speed.
                     upscaler.expectation.run(noise, options)
                 upscaler.upscale(noise, options)
-    setting = rates.setting_of(upscaler.bundle, __version__)
-    if not setting.file.is_file():
-        raise PathError(f"{setting.file} cannot be written; set TEGULA_CACHE to another folder.")
-    usual = rates.find(setting).usual
-    console.record({**dataclasses.asdict(setting), "usual": usual, "file": str(setting.file)})
+    conditions = rates.conditions_of(upscaler.bundle, __version__)
+    if not conditions.file.is_file():
+        raise PathError(f"{conditions.file} cannot be written; set TEGULA_CACHE to another folder.")
+    usual = rates.find(conditions).usual
+    record = {**dataclasses.asdict(conditions), "usual": usual, "file": str(conditions.file)}
+    console.record(record)
     if usual is not None:
         console.text(f"1024x1024 at 2x, balanced: about {usual:.1f} s")
-    console.text(f"`tegula plan` knows the speed of {setting.bundle} in {setting.dtype} now.")
+    console.text(f"`tegula plan` knows the speed of {conditions.bundle} in {conditions.dtype} now.")
 
 
 DOCTOR = click.Command(

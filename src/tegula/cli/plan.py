@@ -45,7 +45,7 @@ def _plan(**parameters: Any) -> None:
 
                 count = frame_facts(source, request.options.max_pixels).count
             plan, memory = upscaler.forecast(source, request.options)
-            by_stage = upscaler.expectation.measured_seconds(plan)
+            by_stage = upscaler.expectation.measured(plan)
             seconds = {**by_stage, "total": sum(by_stage.values())}
             console.record(
                 {
