@@ -10,7 +10,7 @@ from colour_profiles import wide_rgb
 from PIL import Image
 
 from tegula import upscaler as upscaler_module
-from tegula.cli.tune import liveliest
+from tegula.cli.sheet import liveliest
 from tegula.images.decode import decode
 from tegula.options import PRESETS
 from tegula.upscaler import Upscaler

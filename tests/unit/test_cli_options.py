@@ -7,9 +7,9 @@ import pytest
 from cli_support import run
 
 from tegula.cli import upscale as upscale_module
-from tegula.cli.console import ProgressLines, ProgressRecords, stage_text, time_left
 from tegula.cli.models import PARTS, models_like
 from tegula.cli.options import given_options, option_name, options_like
+from tegula.cli.progress import ProgressLines, ProgressRecords, stage_text, time_left
 from tegula.cli.several import RemainingWork
 from tegula.cli.upscale import UPSCALE
 from tegula.errors import InputError, OptionError

@@ -16,8 +16,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tegula.cli.console import Console, Failure, Interruption, plural, show_progress
+from tegula.cli.console import Console, Failure, Interruption, plural
 from tegula.cli.models import Runtime, load_upscaler
+from tegula.cli.progress import show_progress
 from tegula.cli.several import RemainingWork, staggered
 from tegula.cli.targets import (
     Job,
@@ -67,23 +68,23 @@ _STOPPING = (CancelledError, ModelError, FullDiskError, BrokenPipeError)
 class Request:
     """What is done with every picture.
 
+    fingerprint: of the model that made the result which ``--like`` names.
     quality: of JPEG, WebP and AVIF, 1..100.
     png_level: how hard PNG is compressed, 0..9.
     overwrite: whether results that exist are made again.
     debug: whether the first error stops the batch, for its traceback.
-    fingerprint: of the model that made the result which ``--like`` names.
     all_frames: whether all frames and pages are enlarged, or the first.
     """
 
     options: UpscaleOptions
     models: BundleSettings
     runtime: Runtime
-    side_files: SideFiles
-    quality: int
-    png_level: int
-    overwrite: bool
-    debug: bool
-    fingerprint: str | None = None
+    fingerprint: str | None
+    side_files: SideFiles = field(default_factory=SideFiles)
+    quality: int = 95
+    png_level: int = 4
+    overwrite: bool = False
+    debug: bool = False
     all_frames: bool = False
 
     def load_upscaler(self, console: Console) -> Upscaler:

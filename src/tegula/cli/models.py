@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tegula.cli.console import Console, Interruption, format_bytes, show_waiting
+from tegula.cli.console import Console, Interruption, format_bytes
 from tegula.cli.options import JSON, QUIET, Option, flag, names_of_files, settings_part
+from tegula.cli.progress import show_waiting
 from tegula.errors import InputError, OptionError
 from tegula.models import BACKENDS, DEFAULT_BUNDLE, PRECISIONS, BundleSettings, parse_lora
 

@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 
 import click
 
-from tegula.cli.console import Console, Interruption, show_progress, show_waiting
+from tegula.cli.console import Console, Interruption
 from tegula.cli.models import DEVICE, LIBRARY, MODEL, PRECISION, Runtime, load_upscaler
 from tegula.cli.options import JSON, QUIET, Option
+from tegula.cli.progress import show_progress, show_waiting
 from tegula.cli.targets import refuse_address
 from tegula.errors import CancelledError, InputError, OptionError, PathError, ServiceError
 from tegula.models import DEFAULT_BUNDLE, BundleSettings

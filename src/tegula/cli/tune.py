@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from tegula.cli.console import Console, Interruption, plural, show_progress
+from tegula.cli.console import Console, Interruption, plural
 from tegula.cli.models import MODEL_OPTIONS
 from tegula.cli.options import (
     JSON,
@@ -24,8 +24,9 @@ from tegula.cli.options import (
     path_option,
     upscale_sections,
 )
-from tegula.cli.targets import SideFiles, check_place
-from tegula.cli.upscale import request_of
+from tegula.cli.progress import show_progress
+from tegula.cli.targets import check_place
+from tegula.cli.upscale import request_without_files
 from tegula.errors import OptionError, PathError
 from tegula.images.formats import format_for
 from tegula.models import DEFAULT_BUNDLE, offered_presets
@@ -33,10 +34,6 @@ from tegula.options import OPTIONS, PRESETS, UpscaleOptions
 from tegula.resolve import enlargement, with_context
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from PIL.Image import Image
-
     from tegula.images.decode import Picture
     from tegula.result import UpscaleResult
     from tegula.upscaler import Upscaler
@@ -59,14 +56,8 @@ _SMALLEST_SIDE = 16
 _MOST_CELLS = 36
 _SEED = 1
 
-# The sheet, in pixels.
-_GAP = 12
-_NARROWEST = 240
 _ACROSS = 4
-"""Cells in a row where one knob is varied."""
-_FONT_SIZE = 13
-_LINE = 17
-_PAPER, _INK = (255, 255, 255), (20, 20, 20)
+"""Cells in a row where one option is varied."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +75,8 @@ class Cell:
 
 
 def _tune(**parameters: Any) -> None:
+    # They bring numpy and torch along, which `tegula --help` does without.
+    from tegula.cli.sheet import contact_sheet, liveliest
     from tegula.images.decode import decode, in_srgb
     from tegula.images.encode import opaque, save
 
@@ -95,36 +88,30 @@ def _tune(**parameters: Any) -> None:
         sheet = parameters["output"] or source.with_name(f"{source.stem}_tune.png")
         _check_sheet(sheet, source, overwrite=parameters["overwrite"])
         file_format = format_for(sheet, None)
-        unused = {
-            **dict.fromkeys(SideFiles.__dataclass_fields__),
-            "quality": 95,
-            "png_level": 4,
-            "frames": "first",
-        }
-        debug = bool(context.find_root().params["debug"])
-        request = request_of({**unused, "compare": False, **parameters}, debug=debug)
+        request = request_without_files(parameters)
         options = request.options
         options = options.replaced(seed=_SEED if options.seed is None else options.seed)
-        knobs = [_knob(text) for text in parameters["vary"]]
-        if len(knobs) > 2:
+        varied = [_varied(text) for text in parameters["vary"]]
+        if len(varied) > 2:
             raise OptionError("A sheet has two sides: give --vary once or twice.")
-        if len(knobs) == 2 and knobs[0][0] == knobs[1][0]:
-            raise OptionError(f"--vary {knobs[0][0]} is there twice; give all its values at once.")
-        cells = _cells(context, source, knobs, options) if knobs else []
+        if len(varied) == 2 and varied[0][0] == varied[1][0]:
+            raise OptionError(f"--vary {varied[0][0]} is there twice; give all its values at once.")
+        cells = _cells(context, source, varied, options) if varied else []
         picture = decode(source, max_pixels=options.max_pixels)
         with_context(options, picture.facts.size)  # refuses a crop outside before models load
         crop = options.crop or liveliest(picture.rgb, _side_of(options, picture.facts.size))
         where = ",".join(map(str, crop))
 
         upscaler = request.load_upscaler(console)
-        if not knobs:
-            knobs = [("preset", _presets(console, upscaler.bundle.facts.name))]
-            cells = _cells(context, source, knobs, options)
+        if not varied:
+            varied = [("preset", _presets(console, upscaler.bundle.facts.name))]
+            cells = _cells(context, source, varied, options)
         with upscaler.sharing_prescaled():
             results = list(_results(upscaler, picture, cells, crop, console, interruption))
-        columns = len(knobs[1][1]) if len(knobs) == 2 else min(_ACROSS, len(cells))
+        columns = len(varied[1][1]) if len(varied) == 2 else min(_ACROSS, len(cells))
         pictures = [opaque(in_srgb(result.image, result.metadata)) for result in results]
-        drawn = contact_sheet(pictures, cells, columns, f"{source.name}, --crop {where}")
+        labels = [cell.command for cell in cells]
+        drawn = contact_sheet(pictures, labels, columns, f"{source.name}, --crop {where}")
         save(drawn, sheet, file_format=file_format)
         for warning in dict.fromkeys(warning for each in results for warning in each.warnings):
             console.message(f"{source}: {warning}")
@@ -190,7 +177,7 @@ def _results(
         yield result
 
 
-def _knob(text: str) -> tuple[str, Sequence[str]]:
+def _varied(text: str) -> tuple[str, Sequence[str]]:
     """Read ``creativity=0.2,0.5``.
 
     Raises:
@@ -212,23 +199,23 @@ def _knob(text: str) -> tuple[str, Sequence[str]]:
 def _cells(
     context: click.Context,
     source: Path,
-    knobs: Sequence[tuple[str, Sequence[str]]],
+    varied: Sequence[tuple[str, Sequence[str]]],
     options: UpscaleOptions,
 ) -> list[Cell]:
-    """Return the cells row by row; the first knob changes from row to row.
+    """Return the cells row by row; the option that is varied first changes from row to row.
 
     Raises:
         OptionError: there are too many, or a value does not fit.
     """
-    varied = [name for name, _ in knobs]
+    names = [name for name, _ in varied]
     combinations = [
-        dict(zip(varied, values, strict=True))
-        for values in itertools.product(*(values for _, values in knobs))
+        dict(zip(names, values, strict=True))
+        for values in itertools.product(*(values for _, values in varied))
     ]
     if len(combinations) > _MOST_CELLS:
         raise OptionError(f"These are {len(combinations)} cells; a sheet has up to {_MOST_CELLS}.")
-    given = list(_given_words(context, varied))
-    if "seed" not in varied and context.params["seed"] is None:
+    given = list(_given_words(context, names))
+    if "seed" not in names and context.params["seed"] is None:
         given += ["--seed", str(options.seed)]
     return [
         Cell(
@@ -298,105 +285,6 @@ def _side_of(options: UpscaleOptions, size: tuple[int, int]) -> int:
     """Return the side of a part that a cell shows, in pixels of the source."""
     factor = max(enlargement(options, *size))
     return max(_SMALLEST_SIDE, round(_SIDE / factor))
-
-
-def liveliest(rgb: NDArray[np.float32], side: int) -> tuple[int, int, int, int]:
-    """Return the square where most is going on and a tenth at least is flat.
-
-    Args:
-        rgb: float32 [height, width, 3] in 0..1.
-        side: of the square, in pixels; a picture that is narrower gives a part of its own width.
-
-    Returns:
-        x, y, width and height.
-    """
-    import cv2
-    import numpy as np
-    import torch
-
-    from tegula.images.pixels import LUMA
-    from tegula.pipeline.adjust import flatness
-    from tegula.pipeline.pictures import on_device, on_host
-
-    height, width = rgb.shape[:2]
-    # Shrunk so that a part has about 64 px a side, which places it finely enough.
-    times = max(1.0, side / 64)
-    size = max(1, round(width / times)), max(1, round(height / times))
-    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-    grey = small @ LUMA
-    structure = np.abs(grey - cv2.blur(grey, (3, 3)))
-    wide, high = min(side, width), min(side, height)
-    across, down = (
-        max(1, min(round(length / times), most))
-        for length, most in zip((wide, high), size, strict=True)
-    )
-
-    def means(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        sums = cv2.integral(values)
-        of_parts = (sums[down:, across:] - sums[:-down, across:] - sums[down:, :-across]) + sums[
-            :-down, :-across
-        ]
-        return np.asarray(of_parts / (across * down), np.float32)
-
-    flat = on_host(flatness(on_device(small, torch.device("cpu"))))
-    score = means(structure) * np.minimum(1.0, means(flat) / _FLAT_SHARE + 0.1)
-    y, x = np.unravel_index(int(score.argmax()), score.shape)
-    left, top = min(width - wide, round(int(x) * times)), min(height - high, round(int(y) * times))
-    return left, top, wide, high
-
-
-_FLAT_SHARE = 0.1
-"""Of a part: from here on more flat area makes it no better to judge by."""
-
-
-def contact_sheet(
-    pictures: Sequence[Image], cells: Sequence[Cell], columns: int, where: str
-) -> Image:
-    """Lay pictures out in rows, with their commands below them.
-
-    Args:
-        pictures: of one size.
-        cells: what they are.
-        columns: of the sheet.
-        where: what all of them show, in a line above.
-    """
-    from PIL import Image, ImageDraw, ImageFont
-
-    font = ImageFont.load_default(_FONT_SIZE)
-    width = max(_NARROWEST, *(picture.width for picture in pictures))
-    labels = [list(_lines(cell.command, width, font.getlength)) for cell in cells]
-    rows = -(-len(cells) // columns)
-    height = max(picture.height for picture in pictures)
-    step_x, step_y = width + _GAP, height + _GAP + _LINE * max(map(len, labels))
-    top = _GAP + _LINE
-    sheet = Image.new("RGB", (_GAP + columns * step_x, top + _GAP + rows * step_y), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, _GAP // 2), where, _INK, font)
-    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        row, column = divmod(number, columns)
-        x, y = _GAP + column * step_x, top + _GAP + row * step_y
-        sheet.paste(picture, (x, y))
-        for line, text in enumerate(label):
-            draw.text((x, y + picture.height + 2 + line * _LINE), text, _INK, font)
-    return sheet
-
-
-def _lines(text: str, width: int, length: Any) -> Iterator[str]:
-    """Break a text into lines of this width at its spaces; a longer word is broken anywhere."""
-    line = ""
-    for word in text.split(" "):
-        joined = f"{line} {word}" if line else word
-        if length(joined) <= width:
-            line = joined
-            continue
-        if line:
-            yield line
-        line = word
-        while length(line) > width:
-            fits = max(n for n in range(1, len(line)) if n == 1 or length(line[:n]) <= width)
-            yield line[:fits]
-            line = line[fits:]
-    yield line
 
 
 _BY_NAME = upscale_sections()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,20 @@ def _upscale(**parameters: Any) -> None:
 
 def request_of(parameters: Mapping[str, Any], *, debug: bool) -> Request:
     """Return what the options of the command line ask for."""
+    files = {name: parameters[name] for name in SideFiles.__dataclass_fields__}
+    return dataclasses.replace(
+        request_without_files(parameters),
+        side_files=SideFiles(**files),
+        quality=parameters["quality"],
+        png_level=parameters["png_level"],
+        overwrite=parameters["overwrite"],
+        debug=debug,
+        all_frames=parameters["frames"] == "all",
+    )
+
+
+def request_without_files(parameters: Mapping[str, Any]) -> Request:
+    """Return the same for a command that has no options on how results are written."""
     settings = {} if parameters["like"] is None else read_like(parameters["like"])
     parameters = _over_defaults(parameters)
     given = given_options(parameters)
@@ -74,13 +89,7 @@ def request_of(parameters: Mapping[str, Any], *, debug: bool) -> Request:
         options=options_like(settings, given) if settings else UpscaleOptions(**given),
         models=models_like(settings, models_given(parameters)),
         runtime=Runtime(**{name: parameters[name] for name in Runtime.__dataclass_fields__}),
-        side_files=SideFiles(**{name: parameters[name] for name in SideFiles.__dataclass_fields__}),
-        quality=parameters["quality"],
-        png_level=parameters["png_level"],
-        overwrite=parameters["overwrite"],
-        debug=debug,
         fingerprint=settings.get("fingerprint"),
-        all_frames=parameters["frames"] == "all",
     )
 
 
