@@ -88,6 +88,8 @@ def look_at(rgb: Float, file_quality: int | None = None) -> Look:
 _GREY = np.float32(1.5 / 255)
 """Difference of channels that rounding leaves."""
 _WHITE = np.float32(253.5 / 255)
+_NOT_WHITE = 0.1
+"""Share of the edge up to which other things may touch it."""
 
 
 def is_grey(rgb: Float) -> bool:
@@ -106,7 +108,7 @@ def share_of_white(rgb: Float) -> float:
         rgb: float32 [height, width, 3], 0..1.
     """
     edge = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
-    if (edge.min(axis=1) < _WHITE).mean() > _FEW_OF_THE_EDGE:
+    if (edge.min(axis=1) < _WHITE).mean() > _NOT_WHITE:
         return 0.0
     height, width = rgb.shape[:2]
     # One pixel in each square of so many counts for all of them.
@@ -114,13 +116,16 @@ def share_of_white(rgb: Float) -> float:
     return float((rgb[::step, ::step].min(axis=2) >= _WHITE).mean())
 
 
-_FEW_OF_THE_EDGE = 0.1
 _OCTAVES = 3
 _STEEP = 0.98
 """Place in the order of differences of neighbours: those of the sharpest edges, not of noise."""
-_SOFT, _SHARP = 0.54, 0.64
+_SMOOTH, _SHARP = 0.54, 0.64
 """The steepest differences, of those of the picture at half size: 0.5 where edges are smooth, as
 halving doubles every slope; 0.56 to 1.1 in photographs, 0.55 to 0.67 in enlarged ones."""
+_WHOLE = 0.9
+"""Of an octave, from which the next is looked at, too."""
+_STEEPEST_OF_NOTHING = 4.0
+"""Levels: a picture with no steeper edge at any size has none to judge by."""
 
 
 def measure_blur(luma: Float) -> float:
@@ -141,17 +146,11 @@ def measure_blur(luma: Float) -> float:
     for fine, coarse in itertools.pairwise(steep):
         if coarse < _STEEPEST_OF_NOTHING:
             return 0.0
-        octave = min(1.0, max(0.0, (_SHARP - fine / coarse) / (_SHARP - _SOFT)))
+        octave = min(1.0, max(0.0, (_SHARP - fine / coarse) / (_SHARP - _SMOOTH)))
         missing += octave
         if octave < _WHOLE:
             break
     return missing
-
-
-_WHOLE = 0.9
-"""Of an octave, from which the next is looked at, too."""
-_STEEPEST_OF_NOTHING = 4.0
-"""Levels: a picture with no steeper edge at any size has none to judge by."""
 
 
 def find_damage(rgb: Float, file_quality: int | None = None) -> Damage:
@@ -218,8 +217,8 @@ def _calm_energy(levels: Float) -> float:
     shape = (height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, levels.shape[2])
     energy = response.reshape(shape).mean(axis=(1, 3))
     tone = cut.reshape(shape).mean(axis=(1, 3))
-    counts = (energy > 0) & (tone > _BLACK) & (tone < 255 - _BLACK)
-    return float(np.quantile(energy[counts], _CALM)) if counts.sum() >= _FEWEST_BLOCKS else 0.0
+    says = (energy > 0) & (tone > _BLACK) & (tone < 255 - _BLACK)
+    return float(np.quantile(energy[says], _CALM)) if says.sum() >= _FEWEST_BLOCKS else 0.0
 
 
 # What is drawn, and what was photographed.
@@ -247,6 +246,18 @@ _FEWEST_ROWS = 32
 _PLAIN = 0.9
 """Share of neighbours in a cell that differ by nothing from which it is flat."""
 _SURELY, _MOSTLY, _HARDLY = 0.6, 0.5, 0.3
+"""How much a place looks drawn from which it is taken for so, or for the kind of the picture, and
+up to which it is taken for photographed."""
+_WEAK_NO, _WEAK_YES = 0.6, 0.4
+"""Shares of weak ones among weak and strong differences, of what is not drawn and of what is."""
+_FLAT_NO, _FLAT_YES = 0.2, 0.35
+"""Shares of a cell that differ by nothing, likewise."""
+_EQUAL_NO, _EQUAL_YES = 0.6, 0.85
+"""Shares of equal neighbours among near ones, likewise."""
+_FEWEST_EDGES = 0.05
+"""Share of structured cells around a place from which it may be taken for photographed."""
+_LEAST = np.float32(1e-3)
+"""In the place of a share of nothing, to divide by."""
 _PLAIN_PARTS = 70
 """Quality of JPEG from which parts of a picture can be told apart."""
 _LARGE = 0.08
@@ -263,51 +274,80 @@ _SPREAD = 7
 """Cells around a place, on a side, that decide together what it is."""
 
 
+@dataclass(frozen=True)
+class _Cells:
+    """Shares of the neighbours in each cell, float32 [rows, columns], by how they differ.
+
+    flat: by nothing. weak, strong: by little, and by an edge. equal: not at all. near: by so
+        little that a program would have drawn them equal.
+    """
+
+    flat: Float
+    weak: Float
+    strong: Float
+    equal: Float
+    near: Float
+
+    @classmethod
+    def of(cls, rgb: Float, nothing: float) -> _Cells:
+        """Compare all neighbours of a picture; ``nothing`` is in levels of 255."""
+        grey = np.rint(rgb @ LUMA * 255).clip(0, 255).astype(np.uint8)
+        height, width = grey.shape
+        beyond = (0, -height % _CELL + 1, 0, -width % _CELL + 1)
+        grey = cv2.copyMakeBorder(grey, *beyond, cv2.BORDER_REPLICATE)
+        differences = np.maximum(
+            cv2.absdiff(grey[:-1, 1:], grey[:-1, :-1]), cv2.absdiff(grey[1:, :-1], grey[:-1, :-1])
+        )
+        return cls(
+            flat=_share_of_cells(differences <= nothing),
+            weak=_share_of_cells((differences > nothing) & (differences < nothing + _WEAK)),
+            strong=_share_of_cells(differences >= _STRONG),
+            equal=_share_of_cells(differences == 0),
+            near=_share_of_cells(differences <= _NEAR),
+        )
+
+    def drawn(self) -> Float:
+        """Return how much each cell looks drawn by itself, 0..1."""
+        weak = self.weak / np.maximum(self.weak + self.strong, _LEAST)
+        as_scanned = _ramp(weak, _WEAK_NO, _WEAK_YES) * _ramp(self.flat, _FLAT_NO, _FLAT_YES)
+        equal = self.equal / np.maximum(self.near, _LEAST)
+        return np.asarray(np.maximum(as_scanned, _ramp(equal, _EQUAL_NO, _EQUAL_YES)))
+
+
 def _find_drawn(rgb: Float, damage: Damage) -> tuple[Kind, Float, float, float]:
     """Return the kind, how much each cell looks drawn, how crisp it is, what is flat."""
-    grey = np.rint(rgb @ LUMA * 255).clip(0, 255).astype(np.uint8)
-    height, width = grey.shape
-    beyond = (0, -height % _CELL + 1, 0, -width % _CELL + 1)
-    grey = cv2.copyMakeBorder(grey, *beyond, cv2.BORDER_REPLICATE)
-    differences = np.maximum(
-        cv2.absdiff(grey[:-1, 1:], grey[:-1, :-1]), cv2.absdiff(grey[1:, :-1], grey[:-1, :-1])
-    )
     quality = 100 if damage.jpeg_quality is None else damage.jpeg_quality
     nothing = max(float(np.interp(quality, *_NOTHING)), 2 * min(damage.noise, _MOST_NOISE))
-    flat = _share_of_cells(differences <= nothing)
-    weak = _share_of_cells((differences > nothing) & (differences < nothing + _WEAK))
-    strong = _share_of_cells(differences >= _STRONG)
-    drawn = _ramp(weak / np.maximum(weak + strong, 1e-3), 0.6, 0.4) * _ramp(flat, 0.2, 0.35)
-    equal, near = _share_of_cells(differences == 0), _share_of_cells(differences <= _NEAR)
-    drawn = np.maximum(drawn, _ramp(equal / np.maximum(near, np.float32(1e-3)), 0.6, 0.85))
-    plain = float((flat > _PLAIN).mean())
-    structured = (strong > _STRUCTURED).astype(np.float32)
-    if min(height, width) < _FEWEST_ROWS or not structured.any():
-        return "photograph", np.zeros_like(drawn), 0.0, plain
+    cells = _Cells.of(rgb, nothing)
+    drawn, flat = cells.drawn(), float((cells.flat > _PLAIN).mean())
+    structured = (cells.strong > _STRUCTURED).astype(np.float32)
+    if min(rgb.shape[:2]) < _FEWEST_ROWS or not structured.any():
+        return "photograph", np.zeros_like(drawn), 0.0, flat
     # Flat cells say nothing of themselves, and take after what is around them.
+    edges = drawn * structured
     spread = (min(_SPREAD, *drawn.shape),) * 2
     weights = cv2.blur(structured, spread, borderType=cv2.BORDER_REPLICATE)
-    around = cv2.blur(drawn * structured, spread, borderType=cv2.BORDER_REPLICATE)
-    around = np.where(weights > 1e-3, around / np.maximum(weights, 1e-3), 0).astype(np.float32)
-    whole = float((drawn * structured).sum() / structured.sum())
-    parts = float((around > _SURELY).mean()), float(((around < _HARDLY) & (weights > 0.05)).mean())
+    around = cv2.blur(edges, spread, borderType=cv2.BORDER_REPLICATE)
+    around = np.where(weights > _LEAST, around / np.maximum(weights, _LEAST), 0).astype(np.float32)
+    is_photographed = (around < _HARDLY) & (weights > _FEWEST_EDGES)
+    parts = float((around > _SURELY).mean()), float(is_photographed.mean())
+    whole = float(edges.sum() / structured.sum())
     kind: Kind = "drawing" if whole > _MOSTLY else "photograph"
-    counts = drawn * structured
-    share = float((equal * counts).sum() / max(float((near * counts).sum()), 1e-3))
-    crisp = min(1.0, max(0.0, (share - _DAMAGED) / (_CRISP - _DAMAGED)))
+    equal = float((cells.equal * edges).sum() / max(float((cells.near * edges).sum()), 1e-3))
+    crisp = min(1.0, max(0.0, (equal - _DAMAGED) / (_CRISP - _DAMAGED)))
     # Parts that are drawn are crisp, or it is known why they are not; else texture looks like them.
     can_tell = quality >= _PLAIN_PARTS and (crisp > 0 or damage.jpeg_quality is not None)
     if min(parts) >= _LARGE and can_tell:
         kind = "mixed"
     # What is of one colour to the level is none that a lens saw.
-    blank = (equal > _BLANK).astype(np.float32)
-    return kind, np.maximum(_ramp(around, _HARDLY, _MOSTLY), blank), crisp, plain
+    blank = (cells.equal > _BLANK).astype(np.float32)
+    return kind, np.maximum(_ramp(around, _HARDLY, _MOSTLY), blank), crisp, flat
 
 
-def _share_of_cells(which: NDArray[np.bool_]) -> Float:
+def _share_of_cells(pixels: NDArray[np.bool_]) -> Float:
     """Return the share of the pixels of each cell and its neighbours, [rows, columns]."""
-    size = which.shape[1] // _CELL, which.shape[0] // _CELL
-    cells = cv2.resize(which.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    size = pixels.shape[1] // _CELL, pixels.shape[0] // _CELL
+    cells = cv2.resize(pixels.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.blur(cells, (3, 3), borderType=cv2.BORDER_REPLICATE))
 
 

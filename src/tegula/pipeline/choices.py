@@ -16,13 +16,13 @@ from tegula.options import PresetValues, ResolvedOptions, UpscaleOptions
 CLEAN_SHARE = 0.8
 """Of tegula-photo's tuning for a clean photograph; docs/decisions/0005 has how all were found."""
 UNSEEN_SHARE = 0.65
-"""Without a look, as every picture took it before there was one: what the file of weights holds."""
+"""Without auto: the share at which the weights of tegula-photo are kept in their file."""
 _BY_QUALITY = ((50, 80, 95), (0.35, 0.5, CLEAN_SHARE))
 """Qualities of JPEG, and the shares of photographs that have them."""
 _BY_NOISE = ((1.5, 4.0), (CLEAN_SHARE, 0.65))
 """Levels of 255, and the shares of photographs with that noise."""
-_DRAWING_SHARE = 0.35
-"""Letters are read right the most often, and are the most like their originals."""
+_DRAWN_SHARE = 0.35
+"""Of what is drawn: letters are read right the most often, and look most like their originals."""
 
 
 def share_of_tuning(look: Look) -> float:
@@ -34,7 +34,7 @@ def share_of_tuning(look: Look) -> float:
     noise = look.damage.noise
     shares = [float(np.interp(quality, *_BY_QUALITY)), float(np.interp(noise, *_BY_NOISE))]
     if look.kind != "photograph":
-        shares.append(_DRAWING_SHARE)
+        shares.append(_DRAWN_SHARE)
     return round(min(shares) * 20) / 20
 
 
@@ -44,13 +44,13 @@ _FOR_PHOTOGRAPHS = ("tegula-photo", "tegula-swift")
 _SOFT = 1.0
 """Octaves of detail that a source lacks from which more is invented."""
 _TINY, _SMALL = 64, 384
-"""Pixels of the shorter side from and below which, too; what is tiny is an icon, or a sample."""
+"""Pixels: a shorter side in this range counts as soft, too; below it are icons and samples."""
 _ON_WHITE = 0.25
 """Share of white around a thing from which it counts as a product on white."""
 _FLAT = 0.995
 """Share of a picture without detail from which there is nothing to refine."""
 _MORE, _LESS = 1.25, 0.5
-"""Shares of a preset's creativity; resemblance goes the other way."""
+"""Times the creativity of a preset; resemblance goes the other way."""
 
 
 def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size) -> dict[str, Any]:
@@ -86,15 +86,15 @@ def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size)
         return {**chosen, "creativity": 0.0}
     # A model of one step takes its creativity for the noise that it was trained at, and what
     # more or less resemblance does to mini's photographs is smaller than what can be measured.
-    factor = _less_or_more(look, size) if usual.steps > 1 else 1.0
+    factor = _creativity_factor(look, size) if usual.steps > 1 else 1.0
     if factor != 1:
         chosen["creativity"] = round(min(1.0, usual.creativity * factor), 2)
         chosen["resemblance"] = round(min(3.0, usual.resemblance / factor), 2)
     return chosen
 
 
-def _less_or_more(look: Look, size: Size) -> float:
-    """Return the share of the usual creativity that a photograph gets."""
+def _creativity_factor(look: Look, size: Size) -> float:
+    """Return how many times the usual creativity a photograph gets."""
     if look.on_white >= _ON_WHITE:
         return _LESS
     return _MORE if look.blur >= _SOFT or _TINY <= min(size) < _SMALL else 1.0
@@ -127,15 +127,15 @@ def describe(look: Look, resolved: ResolvedOptions, faces: int = 0) -> str:
         found.append(f"as soft as if enlarged {2 ** round(look.blur)} times")
     if faces:
         found.append(f"{faces} face{'' if faces == 1 else 's'} kept close")
-    net, drawn_by = f"net {resolved.prescaler}", (resolved.prescaler, resolved.drawing_prescaler)
+    net, drawn_by = [f"net {resolved.prescaler}"], (resolved.prescaler, resolved.drawing_prescaler)
     if resolved.tuning is not None:
-        net += f", {resolved.tuning:g} of its tuning"
+        net.append(f", {resolved.tuning:g} of its tuning")
     if resolved.drawing_prescaler:
         share = "" if resolved.drawing_share == 1 else f"{resolved.drawing_share:g} of "
-        net += f"; {share}{resolved.drawing_prescaler} where it is drawn"
+        net.append(f"; {share}{resolved.drawing_prescaler} where it is drawn")
     if resolved.hold_drawings and _FOR_DRAWINGS not in drawn_by:
-        what = "" if resolved.drawing_prescaler else "; drawn parts"
-        net += f"{what or ','} held to the source"
+        net.append(", " if resolved.drawing_prescaler else "; drawn parts ")
+        net.append("held to the source")
     if (is_flat or look.kind == "drawing") and not resolved.refines:
-        net += ", no diffusion"
-    return f"{', '.join(found)}; {net}"
+        net.append(", no diffusion")
+    return f"{', '.join(found)}; {''.join(net)}"
