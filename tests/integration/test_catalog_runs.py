@@ -172,7 +172,7 @@ def test_clarity_refines_in_passes_and_reports_one_progress(tiny, picture, monke
     version = find("philz1337x/clarity-upscaler")
     reports, logged = [], []
     expected = dict.fromkeys(("prepare", "prescale", "refine", "finish"), 3.0)
-    monkeypatch.setattr(Expectation, "seconds", lambda *_: expected)
+    monkeypatch.setattr(Expectation, "known", lambda *_: expected)
     (output,) = run(
         version,
         validate(version, {"image": str(picture), "scale_factor": 4, "output_format": "webp"}),

@@ -109,7 +109,7 @@ def test_long_work_says_beforehand_how_long_it_takes_and_what_is_quicker(folder,
     for name in ("a.png", "b.png"):
         put(folder / "in" / name)
     expected = {"prepare": 1.0, "prescale": 170.0, "refine": 9.0, "finish": 0.0}
-    monkeypatch.setattr(Expectation, "seconds", lambda *_: expected)
+    monkeypatch.setattr(Expectation, "known", lambda *_: expected)
     monkeypatch.setattr(Expectation, "with_preset", lambda *_: 15.0)
     sentence = "expected to take about 3 min; with --preset fast about 15 s"
     assert f"in/a.png: {sentence}" in upscale("in/a.png", "one.png").stderr
