@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
-
 import pytest
 from engine_support import HereEngine, ended, until
 from store_support import NOON, VERSION, ask, open_store
@@ -34,7 +32,7 @@ def supervise(store):
     started = []
 
     def start(*engines, resolver=lambda _: ResolvedVersion("ab", ("image",), True)):
-        fetcher = Fetcher(Policy(), tls=ssl.create_default_context())
+        fetcher = Fetcher(Policy())
         inputs = InputFiles(store.files, fetcher, 1000, 60.0)
         supervisor = Supervisor(store, engines, resolver, inputs)
         supervisor.start()
@@ -87,7 +85,7 @@ def test_a_job_names_the_bundle_of_its_deployment_or_else_of_its_model(tmp_path)
         store,
         [engine],
         lambda _: ResolvedVersion("ab", (), True),
-        InputFiles(store.files, Fetcher(Policy(), tls=ssl.create_default_context()), 1000, 60.0),
+        InputFiles(store.files, Fetcher(Policy()), 1000, 60.0),
     )
     supervisor.start()
     wanted = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import ssl
 import threading
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ from tegula.server.supervisor import Supervisor
 from tegula.server.tables import State
 from tegula.server.work import InputFiles, ResolvedVersion
 
-FETCHER = Fetcher(Policy(private=True, ports=()), tls=ssl.create_default_context())
+FETCHER = Fetcher(Policy(private=True, ports=()))
 PNG = b"\x89PNG\r\n\x1a\n picture"
 VERSION = ResolvedVersion("ab", ("image", "mask"), is_list=True)
 
@@ -219,7 +218,7 @@ def test_a_cancelled_fetch_counts_for_its_account_until_its_host_was_looked_up(
             known.wait(300)
         return ["127.0.0.1"]
 
-    fetcher = Fetcher(Policy(private=True, ports=()), resolve, ssl.create_default_context())
+    fetcher = Fetcher(Policy(private=True, ports=()), resolve)
     supervise(HereEngine(), fetcher=fetcher)
     slow = ask_for(store, dripper.url.replace("127.0.0.1", "slow.test"))
     assert reached.wait(300)

@@ -32,7 +32,9 @@ SERVERS = 0.3
 
 SETTLES_IN_S = 600
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/thread-self/children").exists(), reason="counts processes"
+)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import ssl
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -192,7 +191,7 @@ def test_an_address_that_waited_to_be_run_is_fetched_first(store):
             raise AssertionError("no device is needed yet")
 
     catalog = Catalog(packaged_fingerprint())
-    inputs = InputFiles(store.files, Fetcher(tls=ssl.create_default_context()), 1000, 60.0)
+    inputs = InputFiles(store.files, Fetcher(), 1000, 60.0)
     runner = PredictionRunner(store, CatalogResolver(catalog, store.models), inputs)
     claimed = store.queue.claim("worker")
     runner.run(claimed, NoEngine(), lambda: False)

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from receiver_support import receiving
 
 from tegula.errors import CancelledError, FetchError
+from tegula.server import fetch
 from tegula.server.addresses import Policy, host_of, may_reach
 from tegula.server.fetch import CancelToken, Fetcher
 
 PUBLIC, LOOPBACK = Policy(), Policy(private=True, ports=())
-TLS = ssl.create_default_context()
 
 INTERNAL = [
     "0.0.0.0",
@@ -172,7 +172,7 @@ def test_plain_http_is_refused_where_the_operator_says_so():
     ids=["loopback", "public and private", "loopback 6", "metadata", "none"],
 )
 def test_a_name_with_any_internal_address_is_refused(answers):
-    fetcher = Fetcher(PUBLIC, lambda host, port: answers, TLS)
+    fetcher = Fetcher(PUBLIC, lambda host, port: answers)
     with pytest.raises(FetchError, match="public internet"), open_url(fetcher, "http://evil.test/"):
         pass
 
@@ -181,7 +181,7 @@ def test_a_name_with_any_internal_address_is_refused(answers):
     "host", ["2130706433", "0x7f.1", "017700000001", "127.1", "localhost", "0", "[::]"]
 )
 def test_odd_ways_to_write_the_loopback_are_refused(host):
-    with pytest.raises(FetchError), open_url(Fetcher(PUBLIC, tls=TLS), f"http://{host}/"):
+    with pytest.raises(FetchError), open_url(Fetcher(PUBLIC), f"http://{host}/"):
         pass
 
 
@@ -193,7 +193,7 @@ def test_a_name_is_looked_up_once_and_connected_to_where_it_was_checked():
         return ["127.0.0.1"] if len(seen) == 1 else ["169.254.169.254"]
 
     with receiving() as receiver:
-        fetcher = Fetcher(LOOPBACK, rebinding, TLS)
+        fetcher = Fetcher(LOOPBACK, rebinding)
         with open_url(fetcher, f"http://cat.test:{receiver.port}/cat.png") as fetched:
             assert b"".join(fetched.chunks) == b"hello"
         assert fetched.name == "cat.png"
@@ -213,7 +213,21 @@ def receiver():
 
 @pytest.fixture
 def fetcher():
-    return Fetcher(LOOPBACK, tls=TLS)
+    return Fetcher(LOOPBACK)
+
+
+def test_authorities_are_read_once_and_only_for_https(receiver, fetcher, monkeypatch):
+    read, context = [], ssl.create_default_context()
+    monkeypatch.setattr("httpcore.default_ssl_context", lambda: read.append(1) or context)
+    fetch._known_authorities.cache_clear()
+    with open_url(fetcher, receiver.url) as fetched:
+        assert b"".join(fetched.chunks) == b"hello"
+    assert not read
+    for each in (fetcher, Fetcher(LOOPBACK)):
+        with pytest.raises(FetchError), open_url(each, f"https://127.0.0.1:{receiver.port}/"):
+            pass
+    assert read == [1]
+    fetch._known_authorities.cache_clear()
 
 
 def test_redirects_are_followed_and_checked_one_by_one(receiver, fetcher):
@@ -333,7 +347,7 @@ def test_a_fetch_is_ended_while_its_host_is_looked_up(receiver):
         return ["127.0.0.1"]
 
     begun = time.monotonic()
-    fetcher = Fetcher(LOOPBACK, resolve, TLS)
+    fetcher = Fetcher(LOOPBACK, resolve)
     with (
         pytest.raises(CancelledError),
         fetcher.get(receiver.url, limit=9, seconds=600, token=token),
@@ -356,7 +370,7 @@ def test_a_fetch_is_ended_while_it_connects():
         url = f"http://127.0.0.1:{full.getsockname()[1]}/"
         threading.Timer(0.05, token.cancel).start()
         begun = time.monotonic()
-        fetcher = Fetcher(LOOPBACK, tls=TLS)
+        fetcher = Fetcher(LOOPBACK)
         with pytest.raises(CancelledError), fetcher.get(url, limit=9, seconds=600, token=token):
             pass
         assert time.monotonic() - begun < 300
@@ -369,7 +383,7 @@ def test_looking_a_host_up_counts_into_the_time_of_a_fetch(receiver):
         known.wait(600)
         return ["127.0.0.1"]
 
-    fetcher = Fetcher(LOOPBACK, resolve, TLS)
+    fetcher = Fetcher(LOOPBACK, resolve)
     begun = time.monotonic()
     with (
         pytest.raises(FetchError, match="too slowly"),

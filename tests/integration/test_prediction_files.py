@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import ssl
 from datetime import timedelta
 from urllib.parse import quote
 
@@ -210,7 +209,7 @@ def test_nobody_asks_for_a_kept_file_by_its_inner_form(store, ada, where):
 def read(store):
     inputs = InputFiles(
         store.files,
-        Fetcher(Policy(private=True, ports=()), tls=ssl.create_default_context()),
+        Fetcher(Policy(private=True, ports=())),
         limit=500,
         seconds=60,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import ssl
 import threading
 import time
 from datetime import datetime, timedelta, timezone
@@ -22,7 +21,6 @@ from tegula.server.tables import WEBHOOK_EVENTS, WebhookMessage
 from tegula.server.webhooks import JITTER, SCHEDULE, outcome, signed_headers
 
 LOOPBACK = Policy(private=True, ports=())
-TLS = ssl.create_default_context()
 
 
 @pytest.fixture
@@ -46,7 +44,7 @@ def receiver():
 @pytest.fixture
 def deliver(store):
     """Send everything that is due."""
-    deliverer = WebhookSender(store, Fetcher(LOOPBACK, tls=TLS))
+    deliverer = WebhookSender(store, Fetcher(LOOPBACK))
 
     def step():
         while sent := deliverer.send_due():
@@ -237,7 +235,7 @@ def delivery(attempts=1):
 
 def test_an_address_inside_is_never_called(store, receiver):
     name = finish(store, receiver.url)
-    deliverer = WebhookSender(store, Fetcher(Policy(ports=()), tls=TLS))
+    deliverer = WebhookSender(store, Fetcher(Policy(ports=())))
     for future in deliverer.send_due():
         future.result(300)
     deliverer.stop()
@@ -273,7 +271,7 @@ def test_a_slow_receiver_holds_up_nobody_else(store, clock, receiver):
         finish(store, receiver.url)
     with receiving() as quick:
         finish(store, quick.url)
-        deliverer = WebhookSender(store, Fetcher(LOOPBACK, tls=TLS))
+        deliverer = WebhookSender(store, Fetcher(LOOPBACK))
         sent = deliverer.send_due()
         until(lambda: quick.requests)
         free.set()
@@ -285,14 +283,14 @@ def test_a_slow_receiver_holds_up_nobody_else(store, clock, receiver):
 
 def test_looking_for_what_is_due_takes_no_lock_while_nothing_is(store):
     hooked(store, "https://example.com/hook", ("completed",))
-    sender = WebhookSender(store, Fetcher(LOOPBACK, tls=TLS))
+    sender = WebhookSender(store, Fetcher(LOOPBACK))
     with counted_statements(store, begins="BEGIN IMMEDIATE") as begun:
         assert sender._look() > 0
     assert begun == []
 
 
 def test_the_thread_sends_by_itself(store, receiver):
-    deliverer = WebhookSender(store, Fetcher(LOOPBACK, tls=TLS))
+    deliverer = WebhookSender(store, Fetcher(LOOPBACK))
     deliverer.start()
     finish(store, receiver.url)
     until(lambda: receiver.requests)
@@ -301,7 +299,7 @@ def test_the_thread_sends_by_itself(store, receiver):
 
 def test_a_message_that_the_thread_did_not_see_is_sent_at_the_stop(store, receiver, monkeypatch):
     monkeypatch.setattr(WebhookSender, "_run", lambda self: self._stopped.wait())
-    deliverer = WebhookSender(store, Fetcher(LOOPBACK, tls=TLS))
+    deliverer = WebhookSender(store, Fetcher(LOOPBACK))
     deliverer.start()
     name = finish(store, receiver.url)
     deliverer.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -91,7 +92,7 @@ class Program:
 
     def workers(self) -> list[int]:
         assert self._status() is None, "the server ended by itself"
-        return [pid for pid in self._processes() if b"spawn_main" in command_of(pid)]
+        return [pid for pid in children_of(self._server.pid) if b"spawn_main" in command_of(pid)]
 
     def left_over(self) -> list[bytes]:
         """What still runs of all servers that were ever started."""
@@ -149,12 +150,12 @@ class Program:
         finally:
             connection.close()
 
-    def _processes(self, *sessions: int) -> list[int]:
-        wanted = sessions or (self._server.pid,)
+    @staticmethod
+    def _processes(*sessions: int) -> list[int]:
         return [
             pid
             for pid in (int(place.name) for place in Path("/proc").glob("[0-9]*"))
-            if session_of(pid) in wanted
+            if session_of(pid) in sessions
         ]
 
 
@@ -163,6 +164,15 @@ def until(look: Any, seconds: float = _PATIENCE_S) -> Any:
     while not (found := look()):
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.05)
+    return found
+
+
+def children_of(pid: int | None) -> list[int]:
+    """The processes that one started; reading those of all the machine instead takes a while."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            found += map(int, thread.read_text().split())
     return found
 
 

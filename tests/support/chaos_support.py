@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import ssl
 import time
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -24,7 +23,7 @@ from tegula.server.store import Store
 from tegula.server.supervisor import Supervisor
 from tegula.server.work import InputFiles, ResolvedVersion
 
-FETCHER = Fetcher(Policy(private=True, ports=()), tls=ssl.create_default_context())
+FETCHER = Fetcher(Policy(private=True, ports=()))
 MOST_WAITING = 100
 PICTURE = b"hello"
 IMPORTED = (
@@ -33,7 +32,14 @@ IMPORTED = (
     "tegula.server.api.app",
     "tegula.server.api.connections",
     "tegula.server.supervisor",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
     "uvicorn.server",
+    # What these import when they first need it.
+    "anyio._backends._asyncio",
+    "concurrent.futures.process",
+    "encodings.idna",
+    "uvloop",
 )
 
 

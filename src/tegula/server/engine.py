@@ -178,6 +178,8 @@ def check_bundles(bundles: Sequence[BundleSettings]) -> None:
         ModelError: a part is missing, broken or of another family.
         OptionError: a setting names what does not exist.
     """
+    if not bundles:
+        return
     from tegula.models.load import check_bundle
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

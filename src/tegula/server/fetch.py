@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
@@ -271,11 +272,14 @@ class Fetcher:
 
     Every exchange has a limit in seconds from its beginning to its end, however slowly
     the other side talks.
+
+    tls: what certificates of https are checked with; by default the authorities that the system
+        and certifi know.
     """
 
     policy: Policy = field(default_factory=Policy)
     resolve: Resolve = system_resolve
-    tls: ssl.SSLContext = field(default_factory=httpcore.default_ssl_context)
+    tls: ssl.SSLContext | None = None
 
     @contextmanager
     def get(
@@ -349,7 +353,9 @@ class Fetcher:
         target = f"{parts.scheme}://{_netloc(parts)}{parts.path or '/'}"
         target += f"?{parts.query}" if parts.query else ""
         backend = CheckedBackend(self.policy.private, self.resolve, end, token)
-        pool = httpcore.ConnectionPool(ssl_context=self.tls, network_backend=backend)
+        secure = parts.scheme == "https"
+        tls = (self.tls or _known_authorities()) if secure else None
+        pool = httpcore.ConnectionPool(ssl_context=tls, network_backend=backend)
         try:
             with (
                 pool,
@@ -371,6 +377,12 @@ class Fetcher:
             raise FetchError("The URL must be ASCII; escape other characters.") from error
         finally:
             token.release()
+
+
+@cache
+def _known_authorities() -> ssl.SSLContext:
+    """Return the default context; reading it takes a tenth of a second: no start waits for it."""
+    return httpcore.default_ssl_context()
 
 
 def _netloc(parts: SplitResult) -> str:
