@@ -266,12 +266,18 @@ def _background(
     from tegula.server.addresses import Policy
     from tegula.server.background import Sweeper, WebhookSender
     from tegula.server.fetch import Fetcher
+    from tegula.server.pubsub import ChangeRelay
     from tegula.server.supervisor import local_engines, open_supervisor
 
     fetcher = Fetcher(Policy.of(store.settings))
     engines = local_engines(store.settings, catalog, devices)
     supervisor = open_supervisor(store, catalog, engines, fetcher)
-    return [WebhookSender(store, fetcher), Sweeper(store), _Graceful(supervisor, grace)]
+    return [
+        ChangeRelay(store.database, store.pubsub),
+        WebhookSender(store, fetcher),
+        Sweeper(store),
+        _Graceful(supervisor, grace),
+    ]
 
 
 def _listen(app: FastAPI, address: Address, grace: float, greet: Callable[[], None]) -> None:

@@ -24,6 +24,7 @@ from sqlalchemy.exc import IntegrityError
 
 from tegula.errors import ConflictError, NotFoundError
 from tegula.server.db import Clock, Database, Page, new_id, new_secret, read_page
+from tegula.server.pubsub import PubSub
 from tegula.server.tables import (
     Account,
     Base,
@@ -334,6 +335,7 @@ class Deployments:
 
     database: Database
     clock: Clock
+    pubsub: PubSub
 
     def create(self, deployment: Deployment) -> Deployment:
         """Add a deployment.
@@ -341,7 +343,9 @@ class Deployments:
         Raises:
             ConflictError: there is one with this name.
         """
-        return _insert(self.database, deployment, f"{deployment.full_name} exists already.")
+        new = _insert(self.database, deployment, f"{deployment.full_name} exists already.")
+        self.pubsub.publish(new.full_name)
+        return new
 
     def get(self, owner: str, name: str) -> Deployment | None:
         """Return a deployment, if there is one with this name."""
@@ -359,9 +363,11 @@ class Deployments:
             before = session.get(Deployment, key, with_for_update=True)
             if before is None:
                 raise NotFoundError("There is no such deployment.")
-            return session.merge(
+            after = session.merge(
                 dataclasses.replace(deployment, number=before.number + 1, created_at=self.clock())
             )
+        self.pubsub.publish(after.full_name)
+        return after
 
     def delete(self, owner: str, name: str) -> None:
         """Remove a deployment; what was asked of it still runs.
@@ -374,6 +380,7 @@ class Deployments:
             if found is None:
                 raise NotFoundError("There is no such deployment.")
             session.delete(found)
+        self.pubsub.publish(found.full_name)
 
     def page(
         self, account_id: str, *, cursor: str | None = None, limit: int = 100

@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, Select, delete, exists, func, select
 from sqlalchemy.orm import Session
 
 from tegula.errors import FetchError, StorageError
+from tegula.server.db import SWEEP_LOCK
 from tegula.server.fetch import Answer, Fetcher
 from tegula.server.log import log_context
 from tegula.server.predictions import delete_rows, forget
@@ -75,14 +76,18 @@ class Sweeper:
             self._thread.join()
 
     def sweep(self) -> Swept:
-        """Remove what is due now."""
-        predictions = self._forget_predictions() + self._delete_predictions()
-        files = self._delete_files()
-        self._delete_records()
-        self._store.usage.add_up()
+        """Remove what is due now; what all servers share, only if no other one is sweeping."""
         self._clean_spool()
         self._store.tiles.clean(self._used)
-        return Swept(predictions, files, self._remove_blobs())
+        self._store.blobs.clean(self._unused_s)
+        with self._store.database.first_to(SWEEP_LOCK) as is_first:
+            if not is_first:
+                return Swept(0, 0, 0)
+            predictions = self._forget_predictions() + self._delete_predictions()
+            files = self._delete_files()
+            self._delete_records()
+            self._store.usage.add_up()
+            return Swept(predictions, files, self._remove_blobs())
 
     def _forget_predictions(self) -> int:
         kept = Prediction.data_removed.is_(False)
@@ -155,7 +160,6 @@ class Sweeper:
         file is new.
         """
         blobs, removed = self._store.blobs, 0
-        blobs.clean(self._unused_s)
         if time.monotonic() < self._list_at:
             return 0
         try:
@@ -223,7 +227,11 @@ class WebhookSender:
 
     def start(self) -> None:
         """Begin to send."""
-        self._unsubscribe = self._store.pubsub.subscribe(lambda _: self._wake.set())
+        # Whoever changes a prediction sends the messages about it; others see what it left by
+        # looking for themselves.
+        self._unsubscribe = self._store.pubsub.subscribe(
+            lambda _: self._wake.set(), on_gap=self._wake.set, own_only=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -298,13 +306,14 @@ class WebhookSender:
         Every change of a prediction wakes the thread, and few come with a message. That none is
         due shows by reading alone, without the lock to write that taking messages needs.
         """
+        pause = self._store.pubsub.pause(_LOOK_EVERY_S)
         try:
             due = self._store.webhooks.next_due()
             if due is None:
-                return _LOOK_EVERY_S
+                return pause
             left = (due - self._store.clock()).total_seconds()
             if left > 0:
-                return min(left, _LOOK_EVERY_S)
+                return min(left, pause)
             # Nothing to begin with means that the receivers are busy; an end of those wakes us.
             return 0.0 if self.send_due() else _PUT_OFF_FOR.total_seconds()
         except Exception:

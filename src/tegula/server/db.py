@@ -77,6 +77,7 @@ _REVISION = sa.table("alembic_version", sa.column("version_num", String))
 
 # PostgreSQL's advisory locks have numbers, which all programs on the database share.
 _MIGRATION_LOCK, _ALONE_LOCK = 7_386_118_114, 7_386_118_115
+SWEEP_LOCK, WEBHOOKS_LOCK = 7_386_118_116, 7_386_118_117
 
 
 class _SharedFlush:
@@ -186,6 +187,33 @@ class Database:
         """Open a transaction that sees one moment of the database."""
         with Session(self.engine, expire_on_commit=False) as session:
             yield session
+
+    def is_first(self, session: Session | Connection, lock: int) -> bool:
+        """Take one of PostgreSQL's locks until the transaction ends; False if another has it.
+
+        Locks of transactions also work behind a pooler, which those of sessions do not. In SQLite,
+        where whoever writes is alone, there is nothing to take.
+        """
+        taken = text("SELECT pg_try_advisory_xact_lock(:lock)")
+        return self.is_sqlite or bool(session.execute(taken, {"lock": lock}).scalar())
+
+    @contextmanager
+    def first_to(self, lock: int) -> Iterator[bool]:
+        """Hold a lock for work in many transactions; gives False if another process is at it.
+
+        The transaction that holds it looks at no rows, and so keeps none from being cleaned up.
+        """
+        if self.is_sqlite:
+            yield True
+            return
+        with self.engine.connect() as connection:
+            yield self.is_first(connection, lock)
+
+    def connect_apart(self) -> Any:
+        """Return a connection of the driver, outside of the pool and in autocommit."""
+        dialect = self.engine.dialect
+        positional, named = dialect.create_connect_args(self.engine.url)
+        return dialect.connect(*positional, **{**named, "autocommit": True})
 
     def close(self) -> None:
         """Close every connection."""

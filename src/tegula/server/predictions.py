@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from tegula.errors import BusyError, ConflictError, NotFoundError
 from tegula.server.db import Clock, Database, Page, new_id, new_secret, read_page
 from tegula.server.lifecycle import Lifecycle, Trigger, lock
-from tegula.server.queue import PubSub
+from tegula.server.pubsub import PubSub
 from tegula.server.tables import (
     ACTIVE,
     DEFAULT_WEBHOOK_EVENTS,

@@ -9,7 +9,6 @@ comes back therefore changes nothing, and no lock outlives a transaction.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,38 +19,8 @@ from sqlalchemy.orm import Session
 
 from tegula.server.db import Clock, Database
 from tegula.server.lifecycle import Lifecycle, Trigger, add_event, lock
+from tegula.server.pubsub import PubSub
 from tegula.server.tables import ACTIVE, Deployment, Prediction, State
-
-Listener = Callable[[str], None]
-
-
-class PubSub:
-    """Passes the id of each prediction to all listeners, after a change of it is durable.
-
-    Listeners are called from the thread that made the change and return at once. They
-    hear nothing of other processes on the same database, so they also look now and then.
-    """
-
-    def __init__(self) -> None:
-        self._listeners: tuple[Listener, ...] = ()
-        self._lock = threading.Lock()
-
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Add a listener; call what is returned to remove it."""
-        with self._lock:
-            self._listeners = (*self._listeners, listener)
-
-        def unsubscribe() -> None:
-            with self._lock:
-                self._listeners = tuple(one for one in self._listeners if one is not listener)
-
-        return unsubscribe
-
-    def publish(self, prediction_id: str) -> None:
-        """Call every listener with this id."""
-        for listener in self._listeners:
-            listener(prediction_id)
-
 
 MOST_LOSSES = 2
 """A prediction over which so many workers died or hung is not run again."""
@@ -107,11 +76,17 @@ class Queue:
         but whoever has waited for ``PREFER_LOADED`` is overtaken no more, else a busy model would
         starve all others. And a deployment that runs as many predictions as it allows is passed
         over.
+
+        Most of the time there is none to give, which reading alone tells.
         """
+        now = self.clock()
+        ready = _waiting(now).where(Prediction.fetch_host.is_(None))
+        with self.database.read() as session:
+            if session.scalar(ready.with_only_columns(Prediction.id).limit(1)) is None:
+                return None
         # Alone, because two claims at once would both count a deployment before either runs it.
         with self.database.write(alone=True) as session:
-            now = self.clock()
-            waiting = _waiting(now).where(Prediction.fetch_host.is_(None))
+            waiting = ready
             if full := list(session.scalars(_FULL_DEPLOYMENTS)):
                 elsewhere = Prediction.deployment.is_(None) | Prediction.deployment.not_in(full)
                 waiting = waiting.where(elsewhere)
@@ -218,6 +193,13 @@ class Queue:
             self.lifecycle.apply(session, prediction, Trigger.EXPIRE, now)
 
         return self._for_all_active(lambda now: Prediction.deadline <= now, end)
+
+    def next_due(self) -> datetime | None:
+        """Return when the next lease or deadline runs out, if nothing renews it before."""
+        query = select(func.min(Prediction.lease_until), func.min(Prediction.deadline))
+        with self.database.read() as session:
+            due = session.execute(query.where(Prediction.status.in_(ACTIVE))).one()
+        return min((each for each in due if each is not None), default=None)
 
     def _take(
         self, session: Session, query: Select[Prediction], worker: str, now: datetime

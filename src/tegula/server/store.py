@@ -20,7 +20,8 @@ from tegula.server.files import Files
 from tegula.server.lifecycle import Lifecycle
 from tegula.server.links import Links, Signer, compact_json, prediction_answer
 from tegula.server.predictions import Predictions, Room
-from tegula.server.queue import PubSub, Queue
+from tegula.server.pubsub import PubSub
+from tegula.server.queue import Queue
 from tegula.server.settings import ServerSettings
 from tegula.server.tables import Prediction, Property, SecretKey
 from tegula.server.tiles import Tiles
@@ -38,7 +39,8 @@ _FOLDERS = ("copies", "files", "spool", "tiles")
 class Store:
     """The parts of one store; all may be used from many threads at once.
 
-    Several processes may open the same one. ``pubsub`` tells only of this process.
+    Several processes may open the same one. ``pubsub`` tells of the others only while a
+    ``ChangeRelay`` runs.
     """
 
     settings: ServerSettings
@@ -81,7 +83,7 @@ class Store:
         except BaseException:
             database.close()
             raise
-        webhooks = Webhooks(database, clock, body)
+        webhooks = Webhooks(database, clock, pubsub, body)
         lifecycle = Lifecycle(webhooks, FairTurns(settings.account_weights))
         lease = timedelta(seconds=settings.lease_seconds)
         room = Room(settings.max_waiting, settings.max_waiting_seconds)
@@ -103,7 +105,7 @@ class Store:
             files=Files(database, blobs, links, clock, *sizes),
             webhooks=webhooks,
             models=UserModels(database),
-            deployments=Deployments(database, clock),
+            deployments=Deployments(database, clock, pubsub),
             usage=Usage(database),
             tiles=Tiles(settings.folder / "tiles", blobs, settings.max_pixels),
         )

@@ -38,6 +38,8 @@ from tegula.server.work import (
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
+_NEAREST_DEADLINE_S = 5.0
+"""No prediction is accepted with a deadline sooner than this, so none passes between two looks."""
 _MOST_FETCHES = 32
 """Inputs fetched at the same time, of all accounts and from all hosts."""
 _FAREWELL_S = 1.0
@@ -73,7 +75,7 @@ class Supervisor:
 
     An engine's thread claims the next prediction, runs it to its end, and claims again. While
     there is none it sleeps, and is woken by any change of a prediction, which may be a new one;
-    it also looks twice a second, since other processes on the same database wake nobody here.
+    it also looks twice a second, or seldom where other processes on the same database are heard.
 
     Inputs are fetched before that, so that no slow address keeps an engine waiting. One thread
     claims what is to be fetched and starts a thread for each, within limits for each account and
@@ -103,6 +105,7 @@ class Supervisor:
         # Stopping goes in three steps: claim nothing more; hand back what still runs; end.
         self._stopping = threading.Event()
         self._handing_back = threading.Event()
+        self._missed = threading.Event()  # changes of claims may have gone unheard
         self._ended = threading.Event()
         self._wakes = [threading.Event() for _ in engines]
         self._workers = [
@@ -117,7 +120,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Begin to work."""
-        self._unsubscribe = self._store.pubsub.subscribe(self._on_change)
+        self._unsubscribe = self._store.pubsub.subscribe(self._on_change, on_gap=self._on_gap)
         for thread in (*self._workers, self._fetcher, self._keeper):
             thread.start()
 
@@ -162,7 +165,7 @@ class Supervisor:
                 self._while_idle(engine, time.monotonic() - last_used)
             except Exception:
                 log.exception("Nothing could be claimed; trying again.")
-            wake.wait(_LOOK_EVERY_S)
+            wake.wait(self._store.pubsub.pause(_LOOK_EVERY_S))
 
     def _run(self, prediction: Prediction, engine: Engine) -> None:
         claim = _Claim(prediction)
@@ -222,7 +225,7 @@ class Supervisor:
                     continue
             except Exception:
                 log.exception("Nothing could be fetched; trying again.")
-            self._fetch_wake.wait(_LOOK_EVERY_S)
+            self._fetch_wake.wait(self._store.pubsub.pause(_LOOK_EVERY_S))
 
     def _claim_fetch(self, worker: str) -> Prediction | None:
         with self._lock:
@@ -301,7 +304,7 @@ class Supervisor:
         for thread in fetches.values():
             thread.join(max(0.0, end - time.monotonic()))
 
-    # Changes of predictions, in the thread that made them.
+    # Changes of predictions, in the thread that made them or heard of them.
 
     def _on_change(self, prediction_id: str) -> None:
         claim = self._claims.get(prediction_id)
@@ -309,6 +312,10 @@ class Supervisor:
             self._check(claim)
         if claim is None or not claim.runs:
             self._wake()
+
+    def _on_gap(self) -> None:
+        self._missed.set()
+        self._wake()
 
     def _wake(self) -> None:
         for wake in (*self._wakes, self._fetch_wake):
@@ -322,33 +329,47 @@ class Supervisor:
     # The thread that keeps leases and deadlines.
 
     def _keep_leases(self) -> None:
-        renewed = time.monotonic()
+        renewed = look_at = time.monotonic()
         while not self._ended.wait(_LOOK_EVERY_S):
             try:
+                check = self._missed.is_set() or not self._store.pubsub.hears_others
+                self._missed.clear()
                 # A third of a lease leaves two more tries before it runs out.
                 due = time.monotonic() - renewed > self._store.settings.lease_seconds / 3
                 renewed = time.monotonic() if due else renewed
                 with self._lock:
                     claims = list(self._claims.values())
                 for claim in claims:
-                    self._keep(claim, renew=due)
-                self._store.queue.expire()
-                for prediction_id in self._store.queue.rescue():
-                    log.warning("Its worker fell silent", extra={"prediction": prediction_id})
+                    self._keep(claim, renew=due, check=check)
+                if time.monotonic() >= look_at:
+                    look_at = time.monotonic() + self._end_what_is_due()
             except Exception:  # noqa: PERF203
                 log.exception("Leases and deadlines could not be kept; trying again.")
 
-    def _keep(self, claim: _Claim, *, renew: bool) -> None:
+    def _end_what_is_due(self) -> float:
+        """End and rescue predictions; return the seconds until more may be due."""
+        store = self._store
+        store.queue.expire()
+        for prediction_id in store.queue.rescue():
+            log.warning("Its worker fell silent", extra={"prediction": prediction_id})
+        if not store.pubsub.hears_others:
+            return 0.0
+        due = store.queue.next_due()
+        left = _NEAREST_DEADLINE_S if due is None else (due - store.clock()).total_seconds()
+        return min(left, _NEAREST_DEADLINE_S, store.settings.lease_seconds / 3)
+
+    def _keep(self, claim: _Claim, *, renew: bool, check: bool) -> None:
         """End a prediction that runs for too long, and renew the lease or see that it is ours."""
         prediction, queue = claim.prediction, self._store.queue
         longest = self._store.settings.run_seconds
         if claim.runs and time.monotonic() - claim.since > longest:
             reason = f"The prediction ran for more than {longest:.0f} seconds."
             queue.fail(prediction.id, prediction.attempt, reason)
-        if not renew:
+        if renew:
+            if not queue.report(prediction.id, prediction.attempt):
+                self._give_up(claim)
+        elif check:
             self._check(claim)
-        elif not queue.report(prediction.id, prediction.attempt):
-            self._give_up(claim)
 
 
 # Wiring.

@@ -19,8 +19,9 @@ from sqlalchemy import Update, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from tegula.errors import NotFoundError
-from tegula.server.db import Clock, Database, Page, new_id, read_page
+from tegula.server.db import WEBHOOKS_LOCK, Clock, Database, Page, new_id, read_page
 from tegula.server.fetch import Answer
+from tegula.server.pubsub import PubSub
 from tegula.server.tables import Prediction, SecretKey, WebhookMessage
 
 
@@ -120,6 +121,7 @@ class Webhooks:
 
     database: Database
     clock: Clock
+    pubsub: PubSub
     render: Callable[[Prediction], str]
 
     def enqueue(self, session: Session, prediction: Prediction, event: str, now: datetime) -> None:
@@ -164,7 +166,8 @@ class Webhooks:
         """Take messages whose time has come; for ``hold`` nobody else is given them.
 
         A taker that dies has its messages given out again, with the same ids. Those to
-        receivers that are ``busy`` wait.
+        receivers that are ``busy`` wait. While another process is taking some there are none:
+        all of them wake when a retry is due, and one is enough to send it.
         """
         now = self.clock()
         query = (
@@ -176,6 +179,8 @@ class Webhooks:
             .with_for_update(skip_locked=True)
         )
         with self.database.write() as session:
+            if not self.database.is_first(session, WEBHOOKS_LOCK):
+                return ()
             messages = session.scalars(query).all()
             unwritten = [message.prediction_id for message in messages if message.body is None]
             rows = session.scalars(select(Prediction).where(Prediction.id.in_(unwritten)))
@@ -255,6 +260,7 @@ class Webhooks:
                 raise NotFoundError("There is no such webhook message.")
             message.state, message.attempts = "pending", 0
             message.next_at, message.finished_at = self.clock(), None
+        self.pubsub.publish(message.prediction_id)
         return message
 
     def secret(self, account_id: str) -> str:

@@ -41,7 +41,7 @@ from tegula.server.api.library import Library
 from tegula.server.db import Page
 from tegula.server.files import encode_data_uri
 from tegula.server.links import Answer, PredictionAnswer, prediction_answer
-from tegula.server.queue import PubSub
+from tegula.server.pubsub import PubSub
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
 from tegula.server.tables import FILE_KEY, Account, Deployment, Prediction, Token
@@ -80,14 +80,15 @@ class RunTimeEstimates:
 # Waiting for a prediction to change, without a thread for each request that waits.
 
 LOOK_AGAIN_S = 1.0
-"""How often to look for changes that another process made."""
+"""How often to look for changes by other processes where those are not heard."""
 
 
 class ChangeNotices:
     """Wakes coroutines of one event loop when their prediction changes.
 
-    Changes within this process are published. For those of other processes one query a second
-    asks for everybody who waits, so that a stream on which nothing happens costs next to nothing.
+    Changes are published, those of other processes where these are heard. Elsewhere one query a
+    second asks for everybody who waits, so that a stream on which nothing happens costs next to
+    nothing.
     """
 
     def __init__(
@@ -96,14 +97,16 @@ class ChangeNotices:
         """Subscribe; must be called within the event loop.
 
         Args:
-            pubsub: where changes within this process are published.
+            pubsub: where changes are published.
             last_events: returns the number of the last event of predictions.
         """
         self._loop = asyncio.get_running_loop()
+        self._pubsub = pubsub
         self._last_events = last_events
+        self._gap = asyncio.Event()
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._looking: asyncio.Task[None] | None = None
-        self.close = pubsub.subscribe(self._notify)
+        self.close = pubsub.subscribe(self._notify, on_gap=self._notify_gap)
 
     @contextmanager
     def of(self, prediction_id: str) -> Iterator[asyncio.Event]:
@@ -128,8 +131,9 @@ class ChangeNotices:
     async def _look(self) -> None:
         """Wake those whose prediction has a new event, as long as anybody waits."""
         seen: dict[str, int] = {}
+        self._gap = asyncio.Event()  # of this loop
         while self._events:
-            await asyncio.sleep(LOOK_AGAIN_S)
+            await next_change(self._gap, self._pubsub.pause(LOOK_AGAIN_S))
             try:
                 last = await run_in_threadpool(self._last_events, list(self._events))
             except Exception:  # the database may be back in a second
@@ -145,6 +149,11 @@ class ChangeNotices:
         """Called in the thread that changed the prediction."""
         if prediction_id in self._events and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._set_events, prediction_id)
+
+    def _notify_gap(self) -> None:
+        """Called in the thread that listens to other processes."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._gap.set)
 
     def _set_events(self, prediction_id: str) -> None:
         for event in self._events.get(prediction_id, ()):
