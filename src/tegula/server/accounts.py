@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
+    Executable,
+    Float,
     and_,
     bindparam,
+    case,
     delete,
     distinct,
     func,
@@ -20,6 +24,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from tegula.errors import ConflictError, NotFoundError
@@ -30,6 +35,7 @@ from tegula.server.tables import (
     Base,
     Deployment,
     ModelTotal,
+    RateBucket,
     Token,
     UsageRecord,
     UserModel,
@@ -38,6 +44,8 @@ from tegula.server.tables import (
 
 TOKEN_PREFIX = "tgl_"  # noqa: S105 - the public beginning of every token
 _NOTE_USE_EVERY = timedelta(minutes=1)
+_FULL_AFTER_S = 120.0
+"""When every bucket of requests is full again, also one that owes some."""
 
 R = TypeVar("R", bound=Base)
 
@@ -138,6 +146,76 @@ _TOKENS = (
     .where(Token.revoked_at.is_(None))
 )
 _BY_TOKEN = _TOKENS.where(Token.hash == bindparam("hash"))
+
+
+# What callers may still ask for. One statement refills a bucket, takes out what a server let
+# through since it last asked, and then the request at hand if one is left.
+
+A_REQUEST = 1 - 1e-5
+"""Seconds since 1970 are exact to a quarter of a microsecond, and some of that adds up."""
+
+_SIZE, _OWED, _NOW = (bindparam(name, type_=Float) for name in ("size", "owed", "now"))
+_PASSED = case((RateBucket.counted_at < _NOW, _NOW - RateBucket.counted_at), else_=0.0)
+_FILLED = RateBucket.remaining + _PASSED * _SIZE / 60
+_LEFT = case((_FILLED > _SIZE, _SIZE), else_=_FILLED) - _OWED
+
+
+@cache
+def _spend(insert: Callable[..., Any]) -> Executable:
+    """Return the statement; ``insert`` is that of PostgreSQL or of SQLite."""
+    new = insert(RateBucket.__table__).values(
+        who=bindparam("key"),
+        kind=bindparam("requests"),
+        remaining=_SIZE - _OWED - 1,
+        counted_at=_NOW,
+        allowed=True,
+    )
+    changed = {
+        "remaining": case((_LEFT >= A_REQUEST, _LEFT - 1), else_=_LEFT),
+        # Clocks differ: with an earlier time the same seconds would fill the bucket twice.
+        "counted_at": case((RateBucket.counted_at < _NOW, _NOW), else_=RateBucket.counted_at),
+        "allowed": _LEFT >= A_REQUEST,
+    }
+    columns = RateBucket.allowed, RateBucket.remaining, RateBucket.counted_at
+    there = new.on_conflict_do_update(index_elements=["who", "kind"], set_=changed)
+    statement: Executable = there.returning(*columns)
+    return statement
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a bucket answers: whether the request may go on, and what is left since when."""
+
+    allowed: bool
+    remaining: float
+    counted_at: float
+
+
+@dataclass(frozen=True)
+class RateBuckets:
+    """The buckets of all callers, which all servers on the database share."""
+
+    database: Database
+
+    def spend(self, who: str, kind: str, *, size: int, owed: float, now: float) -> Spent:
+        """Take one request out of somebody's bucket, if there is one.
+
+        Args:
+            who: whose bucket.
+            kind: of requests.
+            size: of the bucket, which is also what flows into it in a minute.
+            owed: what is to be taken out besides, for requests that were let through before.
+            now: seconds since 1970.
+        """
+        insert = sqlite.insert if self.database.is_sqlite else postgresql.insert
+        values = {"key": who, "requests": kind, "size": size, "owed": owed, "now": now}
+        allowed, remaining, counted_at = self.database.count(_spend(insert), values)
+        return Spent(allowed, remaining, counted_at)
+
+    def delete_full(self, now: float) -> None:
+        """Remove those that are full by now, which are as good as none."""
+        with self.database.write() as session:
+            session.execute(delete(RateBucket).where(RateBucket.counted_at < now - _FULL_AFTER_S))
 
 
 @dataclass(frozen=True)

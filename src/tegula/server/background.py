@@ -141,6 +141,7 @@ class Sweeper:
         with self._store.database.write() as session:
             session.execute(delete(IdempotencyKey).where(old_keys))
             session.execute(delete(WebhookMessage).where(old_messages))
+        self._store.rates.delete_full(now.timestamp())
 
     def _clean_spool(self) -> None:
         """Remove the folders of runs whose process died."""

@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, Select, String, event, text
+from sqlalchemy import Connection, Engine, Executable, Row, Select, String, event, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.pool import QueuePool
@@ -187,6 +187,18 @@ class Database:
         """Open a transaction that sees one moment of the database."""
         with Session(self.engine, expire_on_commit=False) as session:
             yield session
+
+    def count(self, statement: Executable, values: Mapping[str, Any]) -> Row[Any]:
+        """Run a statement alone and return its row, without waiting for the disk.
+
+        For counters whose latest changes may be lost with the power.
+        """
+        if self.is_sqlite:
+            with self._turn, self._writing.begin() as connection:
+                return connection.execute(statement, values).one()
+        with self.engine.connect() as pooled:
+            connection = pooled.execution_options(isolation_level="AUTOCOMMIT")
+            return connection.execute(statement, values).one()
 
     def is_first(self, session: Session | Connection, lock: int) -> bool:
         """Take one of PostgreSQL's locks until the transaction ends; False if another has it.

@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 
 from tegula.errors import MissingExtraError, PathError, ServiceError
 from tegula.folders import make_private
-from tegula.server.accounts import Accounts, Deployments, Usage, UserModels
+from tegula.server.accounts import Accounts, Deployments, RateBuckets, Usage, UserModels
 from tegula.server.blobs import Blobs, FolderBlobs
 from tegula.server.db import Clock, Database, utc_now
 from tegula.server.fairness import FairTurns
@@ -57,6 +57,7 @@ class Store:
     models: UserModels
     deployments: Deployments
     usage: Usage
+    rates: RateBuckets
     tiles: Tiles
 
     @classmethod
@@ -107,6 +108,7 @@ class Store:
             models=UserModels(database),
             deployments=Deployments(database, clock, pubsub),
             usage=Usage(database),
+            rates=RateBuckets(database),
             tiles=Tiles(settings.folder / "tiles", blobs, settings.max_pixels),
         )
 

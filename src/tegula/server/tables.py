@@ -470,6 +470,27 @@ class UsageRecord(Base):
     completed_at: Mapped[datetime]
 
 
+class RateBucket(Base):
+    """What a caller may still ask for, as a bucket that fills evenly within a minute.
+
+    A bucket that has no row is full. What is lost with the power is refilled in a minute, so
+    PostgreSQL keeps the table without its log: counting then waits for no disk.
+
+    who: id of a token, or of the account of a server without tokens.
+    kind: of requests.
+    remaining: requests in it at ``counted_at``, in seconds since 1970.
+    allowed: whether the last request that was counted may go on.
+    """
+
+    __tablename__ = "rate_buckets"
+
+    who: Mapped[Id] = mapped_column(primary_key=True)
+    kind: Mapped[Word] = mapped_column(primary_key=True)
+    remaining: Mapped[float]
+    counted_at: Mapped[float]
+    allowed: Mapped[bool]
+
+
 class ModelTotal(Base):
     """A part of what all predictions of a model come to, which is the sum over its rows.
 

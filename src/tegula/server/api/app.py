@@ -198,7 +198,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         authenticate=store.accounts.authenticate,
         resume=service.resume,
         anonymous=service.local_account if settings.no_auth else None,
-        limits=RateLimiter(per_minute, store.clock),
+        limits=RateLimiter(per_minute, store.clock, store.rates),
         metrics=service.metrics,
         is_stopping=lambda: service.stopping,
         bodies=BytesInFlight(settings.max_bodies_bytes),

@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,6 +16,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from tegula.server.accounts import A_REQUEST, RateBuckets
 from tegula.server.db import Clock
 
 # Counters for Prometheus.
@@ -81,6 +81,14 @@ class Metrics:
 
 _MOST_BUCKETS = 10_000
 
+# All servers on a database share the buckets, and to ask for every request what is left would make
+# every read a write. So a server asks when a bucket is half empty, and before that once it has let
+# a second's worth of requests through by itself. Until then it goes by what was left when it last
+# asked. That can only be too much, by what others let through since: with each further server a
+# client gets a sixtieth of its limit more at the most. Limits of up to sixty a minute are exact.
+_AMPLE = 1 / 2
+_UNSETTLED = 1 / 60
+
 
 @dataclass(frozen=True)
 class Allowance:
@@ -95,35 +103,99 @@ class Allowance:
     reset_seconds: int
 
 
+_UNLIMITED = Allowance(allowed=True, remaining=2**31 - 1, reset_seconds=0)
+
+
+@dataclass
+class _Bucket:
+    """What this server knows of a bucket.
+
+    shared: what was in it, without the requests that this server let through since.
+    left: the same with them.
+    since: when that was.
+    unsettled: how many requests these were.
+    """
+
+    shared: float
+    left: float
+    since: float
+    unsettled: int = 0
+
+    def fill(self, now: float, size: int) -> None:
+        """Let flow in what comes by the even rate."""
+        gain = max(0.0, now - self.since) * size / 60
+        self.shared = min(float(size), self.shared + gain)
+        self.left = min(float(size), self.left + gain)
+        self.since = max(self.since, now)
+
+    def settle(self) -> float:
+        """Return what this server owes the bucket, and owe nothing any more.
+
+        That is less than it let through where the bucket would have run over meanwhile.
+        """
+        owed, self.shared, self.unsettled = self.shared - self.left, self.left, 0
+        return owed
+
+
 class RateLimiter:
-    """Counts in memory, for this process; a refused request costs nothing.
+    """Counts requests, together with the other servers on the database.
+
+    A request that is refused costs nothing. Safe to use from many threads.
 
     per_minute: the limit of each kind of request; 0 is no limit.
     """
 
-    def __init__(self, per_minute: Mapping[str, int], clock: Clock) -> None:
+    def __init__(self, per_minute: Mapping[str, int], clock: Clock, shared: RateBuckets) -> None:
         self._per_minute = per_minute
         self._clock = clock
-        # (who, kind): what was left in the bucket, and when; the longest unused come first.
-        self._buckets: OrderedDict[tuple[str, str], tuple[float, datetime]] = OrderedDict()
+        self._shared = shared
+        # By (who, kind); the longest unused come first.
+        self._buckets: OrderedDict[tuple[str, str], _Bucket] = OrderedDict()
         self._lock = threading.Lock()
 
-    def take(self, who: str, kind: str) -> Allowance:
-        """Take one request of this kind out of somebody's bucket."""
+    def take_known(self, who: str, kind: str) -> Allowance | None:
+        """Take one request of this kind out of somebody's bucket, without asking the database.
+
+        Returns None where that must be asked: call ``take_shared`` then, which takes a moment.
+        """
         size = self._per_minute[kind]
         if size == 0:
-            return Allowance(allowed=True, remaining=2**31 - 1, reset_seconds=0)
-        per_second = size / 60
+            return _UNLIMITED
         with self._lock:
-            now = self._clock()
-            left, since = self._buckets.get((who, kind), (float(size), now))
-            seconds = max(0.0, (now - since).total_seconds())
-            left = min(float(size), left + seconds * per_second)
-            allowed = left >= 1
-            left -= allowed
-            self._buckets[who, kind] = (left, now)
+            bucket = self._buckets.get((who, kind))
+            if bucket is None:
+                return None
+            bucket.fill(self._clock().timestamp(), size)
+            if bucket.left < A_REQUEST:
+                return _allowance(bucket.left, size, allowed=False)
+            if bucket.left <= size * _AMPLE or bucket.unsettled + 1 >= size * _UNSETTLED:
+                return None
+            bucket.left -= 1
+            bucket.unsettled += 1
+            self._buckets.move_to_end((who, kind))
+            return _allowance(bucket.left, size, allowed=True)
+
+    def take_shared(self, who: str, kind: str) -> Allowance:
+        """Take one request out of somebody's bucket in the database."""
+        size, now = self._per_minute[kind], self._clock().timestamp()
+        with self._lock:
+            bucket = self._buckets.setdefault((who, kind), _Bucket(size, size, now))
+            bucket.fill(now, size)
+            owed = bucket.settle()
+        spent = self._shared.spend(who, kind, size=size, owed=owed, now=now)
+        with self._lock:
+            # Others may have been let through while the database was asked.
+            bucket.shared, bucket.since = spent.remaining, spent.counted_at
+            bucket.left = bucket.shared - bucket.unsettled
+            self._buckets[who, kind] = bucket
             self._buckets.move_to_end((who, kind))
             while len(self._buckets) > _MOST_BUCKETS:
                 self._buckets.popitem(last=False)
-        missing = 1 - left if left < 1 else size - left
-        return Allowance(allowed, math.floor(left), max(1, math.ceil(missing / per_second)))
+        return _allowance(spent.remaining, size, allowed=spent.allowed)
+
+
+def _allowance(left: float, size: int, *, allowed: bool) -> Allowance:
+    left += 1 - A_REQUEST  # what seconds since 1970 are short of
+    missing = 1 - left if left < 1 else size - left
+    remaining, seconds = max(0, math.floor(left)), math.ceil(missing * 60 / size)
+    return Allowance(allowed, remaining, max(1, seconds))

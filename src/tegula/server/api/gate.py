@@ -314,9 +314,13 @@ class Gate:
         creates = scope["method"] == "POST" and path.endswith("/predictions")
         if creates and self.is_stopping():
             raise stopping()
-        answer.allowance = self.limits.take(caller.key, CREATE if creates else OTHER)
-        if not answer.allowance.allowed:
-            raise throttled(answer.allowance.reset_seconds)
+        wanted = caller.key, CREATE if creates else OTHER
+        allowance = self.limits.take_known(*wanted)
+        if allowance is None:
+            allowance = await run_in_threadpool(self.limits.take_shared, *wanted)
+        answer.allowance = allowance
+        if not allowance.allowed:
+            raise throttled(allowance.reset_seconds)
 
     async def _caller(self, method: str, headers: Headers) -> Caller:
         if self.anonymous is not None:
