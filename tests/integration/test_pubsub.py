@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import threading
 import time
 from collections import Counter
@@ -163,10 +162,10 @@ def test_where_notifications_do_not_arrive_everybody_goes_on_to_look(stores, cap
 def test_an_idle_server_with_streams_hardly_asks_the_database(stores):
     """Each second it asked about sixteen times, for two engines; now about once."""
     store = stores[0]
-    inputs = InputFiles(store.files, Fetcher(Policy(), tls=ssl.create_default_context()), 1, 1.0)
+    inputs = InputFiles(store.files, Fetcher(Policy()), 1, 1.0)
     resolver = lambda _: ResolvedVersion("ab", (), False)  # noqa: E731
     background = (
-        WebhookSender(store, Fetcher(Policy(), tls=ssl.create_default_context())),
+        WebhookSender(store, Fetcher(Policy())),
         Supervisor(store, [HereEngine()], resolver, inputs),
     )
     service = service_of(store)
@@ -211,7 +210,7 @@ def test_an_idle_server_with_streams_hardly_asks_the_database(stores):
 def test_deadlines_end_on_time_where_nobody_asks_all_the_time(stores, monkeypatch):
     store = stores[0]
     monkeypatch.setattr("tegula.server.supervisor._NEAREST_DEADLINE_S", 1.0)
-    inputs = InputFiles(store.files, Fetcher(Policy(), tls=ssl.create_default_context()), 1, 1.0)
+    inputs = InputFiles(store.files, Fetcher(Policy()), 1, 1.0)
     supervisor = Supervisor(store, [], lambda _: ResolvedVersion("ab", (), False), inputs)
     with relays(store):
         hear(store)
