@@ -209,8 +209,8 @@ class RateBuckets:
         """
         insert = sqlite.insert if self.database.is_sqlite else postgresql.insert
         values = {"key": who, "requests": kind, "size": size, "owed": owed, "now": now}
-        allowed, remaining, counted_at = self.database.count(_spend(insert), values)
-        return Spent(allowed, remaining, counted_at)
+        row = self.database.count(_spend(insert), values)
+        return Spent(row.allowed, row.remaining, row.counted_at)
 
     def delete_full(self, now: float) -> None:
         """Remove those that are full by now, which are as good as none."""

@@ -188,7 +188,7 @@ class Database:
         with Session(self.engine, expire_on_commit=False) as session:
             yield session
 
-    def count(self, statement: Executable, values: Mapping[str, Any]) -> Row[tuple[Any, ...]]:
+    def count(self, statement: Executable, values: Mapping[str, Any]) -> Row[Any]:
         """Run a statement alone and return its row, without waiting for the disk.
 
         For counters whose latest changes may be lost with the power.
