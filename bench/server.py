@@ -106,7 +106,7 @@ def serve(folder: str, port: int, token: Any, soaked: Soaked | None) -> None:
     """Serve until killed; puts a token into the queue when ready."""
     import uvicorn
 
-    from tegula.cli.serve import share_heaps
+    from tegula.cli.serve import share_heaps, spare_what_is_loaded
     from tegula.server.api.app import create_app
     from tegula.server.api.connections import serving_config
     from tegula.server.settings import ServerSettings
@@ -129,6 +129,8 @@ def serve(folder: str, port: int, token: Any, soaked: Soaked | None) -> None:
     work = background(store, soaked.bundle) if soaked else [NoOp(store)]
     app = create_app(store, background=work)
     config = serving_config(app, port=port, log_level="warning", timeout_keep_alive=600)
+    config.load()
+    spare_what_is_loaded()
     uvicorn.Server(config).run()
 
 

@@ -1,11 +1,14 @@
 """The options of `tegula serve`, and the addresses it refuses."""
 
+import gc
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli_support import run
 
+from tegula.cli import serve
 from tegula.cli.serve import SERVE, Address, check_address, read_settings
 from tegula.errors import OptionError
 from tegula.server.settings import ServerSettings, describe_settings
@@ -58,3 +61,21 @@ def test_the_url_of_an_address(address, url):
     assert address.url == url
     assert address.is_loopback
     assert not address.is_wildcard
+
+
+def test_what_is_loaded_is_searched_for_garbage_no_more_once_the_server_listens(monkeypatch):
+    from tegula.server.api.app import FastAPI, GracefulServer
+    from tegula.server.api.counters import Metrics
+
+    app, frozen = FastAPI(), []
+    app.state.service = SimpleNamespace(settings=ServerSettings(), metrics=Metrics())
+
+    def run(server):
+        frozen.append(gc.get_freeze_count())
+        server.started = True
+
+    monkeypatch.setattr(GracefulServer, "run", run)
+    monkeypatch.setattr(serve.signal, "signal", lambda *_: None)
+    before = gc.get_freeze_count()
+    serve._listen(app, Address("127.0.0.1", 8000), 1.0, lambda: None)
+    assert frozen[0] > before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import ipaddress
 import math
 import os
@@ -234,6 +235,15 @@ def share_heaps() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
+def spare_what_is_loaded() -> None:
+    """Leave modules and routes, which stay for good, out of all later searches for garbage.
+
+    They are about 150,000 objects, and nobody is answered during a full search: 90 ms with them.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def _hardware(used: Sequence[str], devices: Sequence[Device]) -> list[Hardware]:
     """Return the devices in use as the API lists them, each kind once."""
     from tegula.server.api.service import Hardware
@@ -303,6 +313,7 @@ def _listen(app: FastAPI, address: Address, grace: float, greet: Callable[[], No
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     server = GracefulServer(config, app.state.service, on_listening=greet)
+    spare_what_is_loaded()
     server.run()
     if not server.started:
         click.get_current_context().exit(_STARTUP_FAILED)
