@@ -250,6 +250,8 @@ LIMITS = (
     Limit(
         "fetches from one host at once", "the prediction waits as `starting`", "fetches_per_host"
     ),
+    Limit("actors kept", "the next prediction waits for one to start", "ray_min_actors"),
+    Limit("actors at once", "the prediction waits as `starting`", "ray_max_actors"),
     Limit("pixels of a picture", _FAILS, "max_pixels"),
     Limit("an output", _FAILS, "max_output_bytes"),
     Limit("an output as a data URI", "a link in its place", "inline_output_bytes"),

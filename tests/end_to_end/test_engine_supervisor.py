@@ -190,6 +190,7 @@ def test_an_engine_that_nobody_uses_is_unloaded(tmp_path, supervise, store):
     object.__setattr__(store.settings, "idle_unload_seconds", 0.01)
     engine = HereEngine()
     supervise(engine)
+    ended(store, ask(store).id)
     until(lambda: engine.unloads)
 
 
@@ -287,7 +288,7 @@ def test_a_picture_is_upscaled_by_the_packaged_model(store, supervise):
 
     from tegula.catalog import Catalog
     from tegula.server.files import encode_data_uri
-    from tegula.server.supervisor import local_engines, open_supervisor
+    from tegula.server.supervisor import open_engines, open_supervisor
 
     version = find("tegula/upscale")
     catalog = Catalog(version.weights)
@@ -296,7 +297,7 @@ def test_a_picture_is_upscaled_by_the_packaged_model(store, supervise):
     ada = store.accounts.ensure("ada")
     uri = encode_data_uri(picture.getvalue(), "image/png")
     values = store.files.adopt({"image": uri}, ada.id, ["image"])
-    engines = local_engines(store.settings, catalog, ["cpu"])
+    engines = open_engines(store.settings, catalog, ["cpu"])
     supervisor = open_supervisor(store, catalog, engines, Fetcher())
     supervisor.start()
     new = NewPrediction(ada.id, version.name, version.id, values)

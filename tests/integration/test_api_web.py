@@ -186,6 +186,7 @@ class Watched:
     """An engine that shows two previews, if it is to show any, and makes one picture."""
 
     device = "here"
+    shares_blobs = False
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -196,9 +197,7 @@ class Watched:
         self.jobs.append(job)
         yield Started()
         for number in (1, 2) if job.previews else ():
-            path = job.folder / f"preview-{number}.jpg"
-            path.write_bytes(b"\xff\xd8\xff" + bytes([number]))
-            yield Preview(path)
+            yield Preview(b"\xff\xd8\xff" + bytes([number]))
             self.kept.append(len(_previews(self.store)))
         (job.folder / "out-0.png").write_bytes(PNG)
         yield OutputFile(job.folder / "out-0.png", "out-0.png", "image/png")
@@ -220,7 +219,7 @@ def test_only_what_the_page_created_runs_with_previews_which_go_with_the_run(
     claimed = store.queue.claim("tests")
     assert claimed is not None
     engine = Watched(store)
-    inputs = SimpleNamespace(missing=lambda *_: None, with_paths=lambda *_: {})
+    inputs = SimpleNamespace(missing=lambda *_: None, with_files=lambda *_, **__: {})
     checker = (lambda _prediction, _path: False) if checked else allow_all
     PredictionRunner(store, lambda _: ResolvedVersion(VERSION, (), True), inputs, checker).run(
         claimed, engine, lambda: False

@@ -218,7 +218,7 @@ def read(store):
         made = ask(store, input={"image": value})
         if remote := inputs.missing(made, ["image"]):
             inputs.fetch(made, remote, CancelToken())
-        return inputs.with_paths(made, ["image"])["image"]
+        return inputs.with_files(made, ["image"])["image"]
 
     return read_image
 
@@ -239,7 +239,7 @@ def test_our_own_files_are_read_from_the_disk_by_any_address(tmp_path, address):
     file = store.files.keep(ada, "a.png", PNG)
     inputs = InputFiles(store.files, Fetcher(Policy(private=True)), 500, 60)
     made = ask(store, input={"image": address.format(file.id)})
-    assert inputs.with_paths(made, ["image"])["image"].read_bytes() == PNG
+    assert inputs.with_files(made, ["image"])["image"].read_bytes() == PNG
     store.close()
 
 

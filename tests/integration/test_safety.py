@@ -26,6 +26,7 @@ class OnePicture:
     """An engine that makes one picture."""
 
     device = "here"
+    shares_blobs = False
 
     def run(self, job, cancelled):
         yield Started()
@@ -39,7 +40,7 @@ def run(tmp_path, unsafe):
     store = open_store(tmp_path)
     ask(store)
     claimed = store.queue.claim("tests")
-    inputs = SimpleNamespace(missing=lambda *_: None, with_paths=lambda *_: {})
+    inputs = SimpleNamespace(missing=lambda *_: None, with_files=lambda *_, **__: {})
     running = PredictionRunner(store, lambda _: ResolvedVersion(VERSION, (), True), inputs, unsafe)
     running.run(claimed, OnePicture(), lambda: False)
     return store, store.predictions.get(claimed.id)

@@ -59,6 +59,8 @@ def forking() -> ForkServerContext:
 
 class QuickEngine:
     device = "quick"
+    shares_blobs = False
+    started = ready = True
     loaded = frozenset()
 
     def load(self): ...

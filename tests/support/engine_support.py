@@ -42,9 +42,9 @@ def run(job: Job, emit: Emit, cancelled: Cancelled) -> None:
     emit(Started())
     emit(Log(f"pid {os.getpid()}"))
     emit(Progressed(0.5, 1.0))
-    ACTS[job.input.get("do", "finish")](job, cancelled)
     path = job.folder / "out-0.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + job.id.encode())
+    made = ACTS[job.input.get("do", "finish")](job, cancelled)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + (made or job.id.encode()))
     emit(OutputFile(path, "out-0.png", "image/png"))
     emit(Progressed(1.0))
 
@@ -67,6 +67,17 @@ def die_once(job: Job, cancelled: Cancelled) -> None:
 
 def stop(job: Job, cancelled: Cancelled) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def stop_once(job: Job, cancelled: Cancelled) -> bytes:
+    if job.attempt == 1:
+        stop(job, cancelled)
+    return f"attempt {job.attempt}".encode()
+
+
+def copy(job: Job, cancelled: Cancelled) -> bytes:
+    picture: bytes = job.input["image"].read_bytes()
+    return picture
 
 
 def hang(job: Job, cancelled: Cancelled) -> None:
@@ -107,7 +118,7 @@ def wait(job: Job, cancelled: Cancelled) -> None:
     raise CancelledError("Cancelled between two steps.")
 
 
-ACTS = {
+ACTS: Mapping[str, Callable[[Job, Cancelled], bytes | None]] = {
     act.__name__: act
     for act in (
         finish,
@@ -116,6 +127,8 @@ ACTS = {
         die,
         die_once,
         stop,
+        stop_once,
+        copy,
         hang,
         run_out_of_memory,
         refuse,
@@ -131,21 +144,27 @@ class HereEngine:
     """Runs jobs in a thread of this process."""
 
     device = "here"
+    shares_blobs = False
+    ready = True
 
     def __init__(self) -> None:
+        self.started = False
         self.loaded: frozenset[str] = frozenset()
         self.ran: list[Job] = []
         self.unloads = self.loads = 0
 
     def load(self) -> None:
+        self.started = True
         self.loads += 1
 
     def unload(self) -> None:
+        self.started = False
         self.unloads += 1
 
     def close(self) -> None: ...
 
     def run(self, job: Job, cancelled: Cancelled) -> Generator[EngineEvent, None, None]:
+        self.started = True
         self.ran.append(job)
         events: list[EngineEvent] = []
 

@@ -32,7 +32,7 @@ from tegula.server.fetch import Fetcher
 from tegula.server.queue import Report
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
-from tegula.server.supervisor import Supervisor, local_engines, open_supervisor
+from tegula.server.supervisor import Supervisor, open_engines, open_supervisor
 from tegula.server.tables import Prediction
 
 _OTHERS_S = 0.2
@@ -149,7 +149,7 @@ def live_server(
         engine = QuickEngine(store)
         if packaged_model:
             catalog = Catalog(packaged_fingerprint())
-            engines = local_engines(store.settings, catalog, ("cpu",))
+            engines = open_engines(store.settings, catalog, ("cpu",))
             fetcher = Fetcher(Policy.of(store.settings))
             runner = _Supervised(open_supervisor(store, catalog, engines, fetcher))
             app = create_app(store, catalog=catalog, background=[webhooks, runner])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tegula.catalog import Catalog
     from tegula.server.api.service import Background, Hardware
     from tegula.server.engine import Device
+    from tegula.server.ray_engine import Place
     from tegula.server.settings import ServerSettings
     from tegula.server.store import Store
     from tegula.server.supervisor import Supervisor
@@ -204,13 +205,21 @@ def serve(
     from tegula.server.api.app import create_app
     from tegula.server.engine import check_bundles, device_of, discover_devices
     from tegula.server.log import log_as_json
+    from tegula.server.ray_engine import connect
     from tegula.server.store import Store
 
     log_as_json(log_level.upper())
     share_heaps()
-    only_cpu = set(settings.devices) == {"cpu"}
-    devices = (device_of("cpu", "CPU"),) if only_cpu else discover_devices()
-    used = settings.devices or tuple(device.name for device in devices)
+    where: Sequence[str] | Place
+    devices: Sequence[Device]
+    used: Sequence[str]
+    if settings.engine == "ray":
+        where, device = connect(settings)
+        devices, used = (device,), (device.name,)
+    else:
+        only_cpu = set(settings.devices) == {"cpu"}
+        devices = (device_of("cpu", "CPU"),) if only_cpu else discover_devices()
+        where = used = settings.devices or tuple(device.name for device in devices)
     # The ids of versions contain the weights: those of the package by their content.
     is_packaged = settings.models.identity == DEFAULT_BUNDLE
     weights = packaged_fingerprint() if is_packaged else settings.models.identity
@@ -221,7 +230,7 @@ def serve(
             store,
             catalog=catalog,
             hardware=_hardware(used, devices),
-            background=_background(store, catalog, used, grace),
+            background=_background(store, catalog, where, grace),
         )
         token = _demo_token(store) if demo else None
         _listen(app, address, grace, lambda: _greet(settings, token))
@@ -271,16 +280,16 @@ class _Graceful:
 
 
 def _background(
-    store: Store, catalog: Catalog, devices: tuple[str, ...], grace: float
+    store: Store, catalog: Catalog, where: Sequence[str] | Place, grace: float
 ) -> list[Background]:
     from tegula.server.addresses import Policy
     from tegula.server.background import Sweeper, WebhookSender
     from tegula.server.fetch import Fetcher
     from tegula.server.pubsub import ChangeRelay
-    from tegula.server.supervisor import local_engines, open_supervisor
+    from tegula.server.supervisor import open_engines, open_supervisor
 
     fetcher = Fetcher(Policy.of(store.settings))
-    engines = local_engines(store.settings, catalog, devices)
+    engines = open_engines(store.settings, catalog, where)
     supervisor = open_supervisor(store, catalog, engines, fetcher)
     return [
         ChangeRelay(store.database, store.pubsub),

@@ -473,11 +473,10 @@ class Deployments:
         with self.database.read() as session:
             return read_page(session, query, columns, cursor=cursor, limit=limit)
 
-    def any_stay_loaded(self) -> bool:
-        """Return whether any deployment keeps its model loaded."""
-        query = select(Deployment.name).where(Deployment.min_instances > 0).limit(1)
+    def stay_loaded(self) -> int:
+        """Return how many engines all deployments together keep loaded."""
         with self.database.read() as session:
-            return session.scalar(query) is not None
+            return session.scalar(select(func.sum(Deployment.min_instances))) or 0
 
 
 def _insert(database: Database, row: R, taken: str) -> R:

@@ -12,6 +12,10 @@ The **engine's process**, one for each device, loads the models and runs them (`
 is started for the first job and kept. A pipe connects the two: jobs and cancellations go in, the
 events below come out. It may crash, hang or run out of memory; the thread of its engine then kills
 it, reports the job as lost, and starts another process for the next job.
+
+With the Ray engine the process is an actor of a cluster, on this machine or another one, and what
+goes over the pipe are calls of the actor (``ray_engine.py``). Nothing else differs: the rows in
+SQL say what there is to do and what became of it, in both.
 """
 
 from __future__ import annotations
@@ -28,9 +32,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tqdm import tqdm
 
 from tegula.progress import Cancelled
+from tegula.server.blobs import Blob
 
 if TYPE_CHECKING:
     from tegula.models import BundleSettings
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of an input, by its name in the blobs that the server and its engine share."""
+
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -41,8 +53,8 @@ class Job:
     attempt: number of the claim that runs it; those that fetched its inputs count, too.
     model: ``owner/name`` as the prediction names it.
     version: the 64 hex digits of the catalogue's version that does the work.
-    input: with paths in place of files.
-    folder: an empty folder for the output files.
+    input: with paths in place of files, or, for an engine that shares the blobs, stored files.
+    folder: an empty folder for the output files, on the machine of the server.
     bundle: the name of its bundle in the settings; empty for the one of all others.
     previews: whether somebody may look while it runs.
     """
@@ -79,16 +91,16 @@ class Progressed:
 
 @dataclass(frozen=True)
 class Preview:
-    """A small JPEG of the work so far; ``path`` is in the folder of the job."""
+    """A small JPEG of the work so far."""
 
-    path: Path
+    jpeg: bytes
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """An output file is complete; ``path`` is in the folder of the job."""
+    """An output file is complete: in the folder of the job, or stored as a blob already."""
 
-    path: Path
+    file: Path | Blob
     name: str
     content_type: str
 
@@ -124,9 +136,19 @@ class Engine(Protocol):
     """Runs jobs on one device.
 
     device: such as ``cuda:0``.
+    shares_blobs: inputs come to it as stored files, which it fetches itself.
     """
 
     device: str
+    shares_blobs: bool
+
+    @property
+    def started(self) -> bool:
+        """Whether it has a process, or waits for one to get its place in a cluster."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can take a job now; one that starts for its first job always can."""
 
     @property
     def loaded(self) -> Collection[str]:

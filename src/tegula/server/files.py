@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from tegula.errors import InputError, NotFoundError, TooLargeError
 from tegula.images.formats import START, may_be_read, not_readable
-from tegula.server.blobs import Blobs, content_type_of, safe_name
+from tegula.server.blobs import Blob, Blobs, content_type_of, safe_name
 from tegula.server.db import Clock, Database, Page, new_id, read_page
 from tegula.server.links import Links
 from tegula.server.tables import FILE_KEY, FileRecord, Prediction
@@ -128,7 +128,7 @@ class Files:
         self,
         account_id: str,
         name: str | None,
-        source: bytes | BinaryIO | Iterable[bytes],
+        source: bytes | BinaryIO | Iterable[bytes] | Blob,
         *,
         content_type: str | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -141,7 +141,7 @@ class Files:
         Args:
             account_id: its owner.
             name: what it was called; made safe.
-            source: its bytes.
+            source: its bytes, or the blob that they were stored as.
             content_type: believed only where the bytes do not tell.
             metadata: given back as it is.
             prediction_id: the prediction that it lives and dies with.
@@ -152,7 +152,10 @@ class Files:
             TooLargeError: it has more bytes than are taken, or its account would have.
             PathError: it cannot be written.
         """
-        blob = self.blobs.put(_chunks(source), self.limit if limit is None else limit)
+        if isinstance(source, Blob):
+            blob = source
+        else:
+            blob = self.blobs.put(_chunks(source), self.limit if limit is None else limit)
         kind, now = content_type_of(blob.head, content_type), self.clock()
         file = FileRecord(
             id=new_id(now),

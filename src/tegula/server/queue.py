@@ -100,6 +100,12 @@ class Queue:
                 turns.begin(session, chosen)
             return chosen
 
+    def waiting(self) -> int:
+        """Return how many predictions wait for an engine."""
+        query = _waiting(self.clock()).where(Prediction.fetch_host.is_(None))
+        with self.database.read() as session:
+            return session.scalar(query.with_only_columns(func.count())) or 0
+
     def claim_fetch(
         self, worker: str, busy_accounts: Collection[str] = (), busy_hosts: Collection[str] = ()
     ) -> Prediction | None:

@@ -1,8 +1,9 @@
-"""The local engine and the process that it runs: one for each device, which may die without harm.
+"""Engines and the process that each runs, which may die without harm.
 
-``LocalEngine`` lives in the server's process and talks over a pipe to ``main``, which lives in the
+``WorkerEngine`` lives in the server's process and talks to ``serve_jobs``, which lives in the
 engine's process; ``engine.py`` says why they are two. Both sides are in this module because what
-one sends is what the other receives.
+one sends is what the other receives. What lies between is a ``Worker``: here a process of this
+machine at the other end of a pipe; ``ray_engine.py`` has one in a cluster.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import os
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from tegula.errors import CancelledError, OutOfMemoryError, TegulaError
 from tegula.progress import Cancelled
@@ -42,7 +45,7 @@ Runner = Callable[[Job, Emit, Cancelled], None]
 """Runs a job, emits what happens, and raises what goes wrong."""
 
 
-# What goes over the pipe: these to the engine's process, ``Ready`` and engine events from it.
+# What goes to the engine's process; ``Ready`` and engine events come from it.
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class RunnerSpec:
 
 # The server's side.
 
-_LOOK_EVERY_S = 0.1
+LOOK_EVERY_S = 0.1
 _FAREWELL_S = 2.0
 """How long a process that was killed, or died, may take until it is gone."""
 _START_EVERY_S = 60.0
@@ -99,83 +102,91 @@ class Timeouts:
     cancel: float = 15.0
 
 
-@dataclass
-class _Child:
-    """The engine's process. ``closed``: the pipe is, and nothing more will come."""
+class Worker(Protocol):
+    """The engine's process, as the server's side sees it. Used by one thread, but for ``alive``.
 
-    process: BaseProcess
-    pipe: Connection
-    ready: bool = False
-    closed: bool = False
+    ready: it has loaded its models.
+    """
+
+    ready: bool
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, or waits for its place, as far as is known."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its number, if it is known."""
 
     def send(self, message: RunJob | CancelJob) -> None:
-        with contextlib.suppress(OSError):  # a dead process is found out by receiving
-            self.pipe.send(message)
+        """Send a message; one to a worker that has died is lost."""
 
     def receive(self) -> list[EngineEvent]:
-        """Return what the process sent, after waiting for a moment if it sent nothing."""
-        events: list[EngineEvent] = []
-        try:
-            while self.pipe.poll(0 if events else _LOOK_EVERY_S):
-                event = self.pipe.recv()
-                self.ready = self.ready or isinstance(event, Ready)
-                events.append(Alive() if isinstance(event, Ready) else event)
-        except (EOFError, OSError):
-            self.closed = True
-        return events
+        """Return what it sent, after waiting for a moment if it sent nothing."""
 
-    def has_died(self) -> bool:
-        """Whether it is gone and everything that it sent has been received."""
-        if self.closed or self.process.is_alive():
-            return self.closed
-        try:
-            return not self.pipe.poll(0)
-        except (EOFError, OSError):
-            return True
+    def death(self) -> str | None:
+        """Return how it ended, once that is so and everything that it sent has been received."""
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.join(_FAREWELL_S)
-        self.pipe.close()
+        """End it at once."""
 
 
-class LocalEngine:
+class WorkerEngine(ABC):
     """Runs jobs one after the other in a process of its own on one device.
 
     The process is started for the first job and kept with what it has loaded. After a crash, a
     hang or running out of memory the next job gets a new one. Used by one thread at a time.
     """
 
-    def __init__(self, spec: RunnerSpec, device: str, timeouts: Timeouts = Timeouts()) -> None:
+    shares_blobs = False
+
+    def __init__(self, device: str, timeouts: Timeouts) -> None:
         self.device = device
-        self._spec = spec
         self._timeouts = timeouts
-        self._child: _Child | None = None
+        self._worker: Worker | None = None
         self._loaded: set[str] = set()
         self._started_at = -math.inf
+        self._failed = False  # the last process ended before it had loaded its models
+
+    @abstractmethod
+    def _start(self) -> Worker:
+        """Start a process, without waiting for it."""
 
     @property
     def loaded(self) -> Collection[str]:
         """Versions that ran in the present process."""
-        return frozenset(self._loaded) if self._is_alive() else frozenset()
+        return frozenset(self._loaded) if self.started else frozenset()
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a process."""
+        return self._worker is not None and self._worker.alive
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can take a job: always, since it starts for its first one."""
+        return True
 
     @property
     def pid(self) -> int | None:
         """The present process, if there is one."""
-        child = self._child
-        return child.process.pid if child is not None and self._is_alive() else None
+        worker = self._worker
+        return worker.pid if worker is not None and worker.alive else None
 
     def load(self) -> None:
         """Start the process, which loads its models; one that fails is not tried again soon."""
-        if not self._is_alive() and time.monotonic() - self._started_at >= _START_EVERY_S:
-            self._living_child()
+        worker = self._worker
+        failed = self._failed or (worker is not None and not worker.ready)
+        soon = time.monotonic() - self._started_at < _START_EVERY_S
+        if not self.started and not (failed and soon):
+            self._living_worker()
 
     def run(self, job: Job, cancelled: Cancelled) -> Generator[EngineEvent, None, None]:
         """Run a job; the last event is ``Done`` or ``Failed``."""
-        child = self._living_child()
+        worker = self._living_worker()
         ended = False
         try:
-            for event in self._events(child, job, cancelled):
+            for event in self._events(worker, job, cancelled):
                 ended = isinstance(event, Done) or (isinstance(event, Failed) and not event.lost)
                 if isinstance(event, Done):
                     self._loaded.add(job.version)
@@ -189,16 +200,17 @@ class LocalEngine:
 
     def unload(self) -> None:
         """End the process, which gives back all memory."""
-        child, self._child = self._child, None
+        worker, self._worker = self._worker, None
         self._loaded.clear()
-        if child is not None:
-            child.kill()
+        if worker is not None:
+            self._failed = not worker.ready
+            worker.kill()
 
     def close(self) -> None:
         """Stop for good, at once."""
         self.unload()
 
-    def _events(self, child: _Child, job: Job, cancelled: Cancelled) -> Iterator[EngineEvent]:
+    def _events(self, worker: Worker, job: Job, cancelled: Cancelled) -> Iterator[EngineEvent]:
         """Follow a job from its start to ``Done`` or ``Failed``.
 
         Each turn of the loop takes a tenth of a second at most, and looks, in this order: does
@@ -207,52 +219,58 @@ class LocalEngine:
         passed on before its death is noticed. A job that ends while it is being cancelled has
         ended. And a process is overdue only after it was given the chance to be heard.
         """
-        child.send(RunJob(job))
+        worker.send(RunJob(job))
         heard_at = time.monotonic()
         cancelled_at: float | None = None
         while True:
             if cancelled_at is None and cancelled():
                 cancelled_at = time.monotonic()
-                child.send(CancelJob(job.id))
-            for event in child.receive():
+                worker.send(CancelJob(job.id))
+            for event in worker.receive():
                 heard_at = time.monotonic()
                 yield event
                 if isinstance(event, Done | Failed):
                     return
-            if child.has_died():
-                yield self._death(child)
+            if how := worker.death():
+                yield Failed(how, lost=True)
                 return
-            if failure := self._overdue(child, heard_at, cancelled_at):
+            if failure := self._overdue(worker, heard_at, cancelled_at):
                 yield failure
                 return
             yield Alive()
 
-    def _overdue(self, child: _Child, heard_at: float, cancelled_at: float | None) -> Failed | None:
+    def _overdue(
+        self, worker: Worker, heard_at: float, cancelled_at: float | None
+    ) -> Failed | None:
         now = time.monotonic()
         if cancelled_at is not None and now - cancelled_at > self._timeouts.cancel:
             self.unload()
             return Failed("It was cancelled and did not stop by itself.", cancelled=True)
-        timeout = self._timeouts.run if child.ready else self._timeouts.load
+        timeout = self._timeouts.run if worker.ready else self._timeouts.load
         if now - heard_at <= timeout:
             return None
-        doing = "running" if child.ready else "loading the model"
+        doing = "running" if worker.ready else "loading the model"
         return Failed(f"it was silent for {timeout:.0f} s while {doing}", lost=True)
 
-    def _death(self, child: _Child) -> Failed:
-        child.process.join(_FAREWELL_S)
-        code = child.process.exitcode
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
-        return Failed(f"its process ended with {how}", lost=True)
-
-    def _is_alive(self) -> bool:
-        return self._child is not None and self._child.process.is_alive()
-
-    def _living_child(self) -> _Child:
+    def _living_worker(self) -> Worker:
         """Return the present process, or a new one where there is none or it has died."""
-        child = self._child
-        if child is not None and child.process.is_alive():
-            return child
+        worker = self._worker
+        if worker is not None and worker.alive:
+            return worker
         self.unload()
+        self._started_at, self._failed = time.monotonic(), False
+        worker = self._worker = self._start()
+        return worker
+
+
+class LocalEngine(WorkerEngine):
+    """Runs jobs in a process of this machine."""
+
+    def __init__(self, spec: RunnerSpec, device: str, timeouts: Timeouts = Timeouts()) -> None:
+        super().__init__(device, timeouts)
+        self._spec = spec
+
+    def _start(self) -> Worker:
         # Spawned: a fork would copy the server's threads' locks, and CUDA does not survive it.
         context = get_context("spawn")
         ours, theirs = context.Pipe()
@@ -262,66 +280,148 @@ class LocalEngine:
             name=f"tegula {self.device}",
             daemon=True,
         )
-        self._started_at = time.monotonic()
         process.start()
         theirs.close()
-        child = self._child = _Child(process, ours)
-        return child
+        return _Process(process, ours)
 
 
-# The engine's process: its main thread runs jobs, another one reads the pipe.
+@dataclass
+class _Process:
+    """A process of this machine. ``closed``: the pipe is, and nothing more will come."""
+
+    process: BaseProcess
+    pipe: Connection
+    ready: bool = False
+    closed: bool = False
+
+    @property
+    def alive(self) -> bool:
+        return self.process.is_alive()
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid
+
+    def send(self, message: RunJob | CancelJob) -> None:
+        with contextlib.suppress(OSError):  # a dead process is found out by receiving
+            self.pipe.send(message)
+
+    def receive(self) -> list[EngineEvent]:
+        events: list[EngineEvent] = []
+        try:
+            while self.pipe.poll(0 if events else LOOK_EVERY_S):
+                event = self.pipe.recv()
+                self.ready = self.ready or isinstance(event, Ready)
+                events.append(Alive() if isinstance(event, Ready) else event)
+        except (EOFError, OSError):
+            self.closed = True
+        return events
+
+    def death(self) -> str | None:
+        if not self._has_died():
+            return None
+        self.process.join(_FAREWELL_S)
+        code = self.process.exitcode
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
+        return f"its process ended with {how}"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(_FAREWELL_S)
+        self.pipe.close()
+
+    def _has_died(self) -> bool:
+        if self.closed or self.process.is_alive():
+            return self.closed
+        try:
+            return not self.pipe.poll(0)
+        except (EOFError, OSError):
+            return True
+
+
+# The engine's process: one thread runs jobs, another one takes what the server sends.
 
 _SIGN_OF_LIFE_EVERY_S = 1.0
+
+Messages = Callable[[], "RunJob | CancelJob"]
+"""Waits for the next message of the server's side, and returns it."""
+Files = Callable[[Job], AbstractContextManager[Job]]
+"""Brings the files of a job to this machine for as long as it runs."""
 
 
 def main(pipe: Connection, spec: RunnerSpec, device: str, log_level: int) -> None:
     """Serve jobs until the pipe closes, which it does when the server is gone."""
     log_as_json(log_level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the server decides
-    jobs: SimpleQueue[Job] = SimpleQueue()
-    cancelled: set[str] = set()
-    threading.Thread(target=_read_pipe, args=(pipe, jobs, cancelled), daemon=True).start()
-
     sending = threading.Lock()  # models may report progress from threads of their own
 
-    def emit(event: EngineEvent | Ready) -> None:
+    def send(event: EngineEvent | Ready) -> None:
         try:
             with sending:
                 pipe.send(event)
         except OSError:
             os._exit(0)
 
+    def receive() -> RunJob | CancelJob:
+        try:
+            message: RunJob | CancelJob = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        return message
+
+    serve_jobs(receive, send, spec, device)
+    os._exit(1)
+
+
+def serve_jobs(
+    receive: Messages,
+    send: Callable[[EngineEvent | Ready], None],
+    spec: RunnerSpec,
+    device: str,
+    files: Files = nullcontext,
+) -> None:
+    """Load a runner and run jobs with it for good; returns only where it cannot be loaded.
+
+    Args:
+        receive: waits for jobs and cancellations; called from a thread of its own.
+        send: takes what happens; called from any thread.
+        spec: how to get the runner.
+        device: what it runs on.
+        files: brings files to where it runs.
+    """
+    jobs: SimpleQueue[Job] = SimpleQueue()
+    cancelled: set[str] = set()
+
+    def sort_messages() -> None:
+        while True:
+            message = receive()
+            if isinstance(message, RunJob):
+                jobs.put(message.job)
+            else:
+                cancelled.add(message.job_id)
+
+    threading.Thread(target=sort_messages, name="messages", daemon=True).start()
     try:
         module, _, name = spec.entry.partition(":")
         runner: Runner = getattr(importlib.import_module(module), name)(device, spec.options)
     except Exception as error:
-        emit(_failure(error))
-        os._exit(1)
-    emit(Ready())
+        send(_failure(error))
+        return
+    send(Ready())
     while True:
         job = jobs.get()
         end: EngineEvent = Done()
         with log_context(prediction=job.id):
             try:
-                runner(job, emit, _CancelCheck(job.id, cancelled, emit))
+                with files(job) as here:
+                    job = here  # errors call its paths by the names of the inputs
+                    runner(here, send, _CancelCheck(here.id, cancelled, send))
             except Exception as error:
                 end = _failure(error, job.input)
         # Forgotten before the end is sent: the same prediction may be the next job, and then a
         # new cancellation of it may come at once.
         cancelled.discard(job.id)
-        emit(end)
-
-
-def _read_pipe(pipe: Connection, jobs: SimpleQueue[Job], cancelled: set[str]) -> None:
-    while True:
-        try:
-            message = pipe.recv()
-        except (EOFError, OSError):
-            os._exit(0)
-        if isinstance(message, RunJob):
-            jobs.put(message.job)
-        elif isinstance(message, CancelJob):
-            cancelled.add(message.job_id)
+        send(end)
 
 
 class _CancelCheck:

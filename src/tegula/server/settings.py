@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -79,6 +79,7 @@ Count = Annotated[int, Field(ge=0), BeforeValidator(_refuse_truth_values)]
 AtLeastOne = Annotated[int, Field(ge=1), BeforeValidator(_refuse_truth_values)]
 Weight = Annotated[float, Field(gt=0), AllowInfNan(False), BeforeValidator(_refuse_truth_values)]  # noqa: FBT003
 Seconds = Annotated[float, Field(ge=0), AllowInfNan(False), BeforeValidator(_refuse_truth_values)]  # noqa: FBT003
+Share = Annotated[float, Field(ge=0), AllowInfNan(False), BeforeValidator(_refuse_truth_values)]  # noqa: FBT003
 Probability = Annotated[float, Field(ge=0, le=1), BeforeValidator(_refuse_truth_values)]
 # NoDecode: pydantic-settings would read lists in the environment as JSON.
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_at_commas)]
@@ -160,6 +161,33 @@ class ServerSettings(BaseSettings):
     devices: Texts = Field(
         default=(),
         description="Where models run, such as `cpu` or `cuda:0`; every GPU or the CPU if empty.",
+    )
+    engine: Literal["local", "ray"] = Field(
+        default="local",
+        description="What runs predictions: `local`, a process for each device of this machine, or "
+        "`ray`, actors of the cluster at `RAY_ADDRESS` or of one of its own (extra `ray`).",
+    )
+    ray_min_actors: Count = Field(
+        default=0, description="Actors that this server keeps, whatever waits."
+    )
+    ray_max_actors: Count = Field(
+        default=0,
+        description="Actors that it starts at most while predictions wait; 0 is as many as the "
+        "cluster has room for when the server starts.",
+    )
+    ray_gpus: Share = Field(
+        default=0.0,
+        description="GPUs, or a share of one, for each actor; 0 is one where the cluster has any.",
+    )
+    ray_cpus: Share = Field(
+        default=0.0,
+        description="CPUs for each actor; 0 is one beside a GPU, and without GPUs those of the "
+        "smallest machine.",
+    )
+    ray_resources: dict[str, Weight] = Field(
+        default={},
+        description="Further resources for each actor as the cluster names them, such as "
+        '`{"accelerator_type:L4": 0.001}`.',
     )
     backend: str = Field(default="torch", description="`torch`, or `openvino` on processors.")
     compile: bool = Field(default=False, description="Let torch compile the networks.")
@@ -382,7 +410,8 @@ def load_settings(file: Path | None = None, **given: Any) -> ServerSettings:
     except ValidationError as error:
         raise OptionError(faults(ServerSettings, error, "setting")) from error
     except SettingsError as error:  # of what is an object, and so JSON also in the environment
-        raise OptionError("TEGULA_BUNDLES is not JSON; give one object.") from error
+        name = str(error).partition('"')[2].partition('"')[0]
+        raise OptionError(f"TEGULA_{name.upper()} is not JSON; give one object.") from error
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ All threads here are of the server's process; ``engine.py`` says which process r
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -20,6 +21,7 @@ from tegula.errors import CancelledError
 from tegula.server.engine import Engine
 from tegula.server.fetch import CancelToken, Fetcher
 from tegula.server.log import log_context
+from tegula.server.ray_engine import Place, ray_engines
 from tegula.server.runner import LocalEngine, Timeouts
 from tegula.server.settings import ServerSettings
 from tegula.server.store import Store
@@ -70,12 +72,23 @@ class _Claim:
         return self.prediction.fetch_host is None
 
 
+@dataclass(frozen=True)
+class _Demand:
+    """How many engines are to be started: those kept whatever waits, and those for what waits."""
+
+    kept: int
+    used: int
+    since: float = field(default_factory=time.monotonic)
+
+
 class Supervisor:
     """One thread for each engine, one for each fetch, and one that keeps leases and deadlines.
 
     An engine's thread claims the next prediction, runs it to its end, and claims again. While
     there is none it sleeps, and is woken by any change of a prediction, which may be a new one;
     it also looks twice a second, or seldom where other processes on the same database are heard.
+    An engine that cannot take a job before it has a place in a cluster claims nothing until then;
+    as many of these are started as predictions wait, and what is idle for long is given back.
 
     Inputs are fetched before that, so that no slow address keeps an engine waiting. One thread
     claims what is to be fetched and starts a thread for each, within limits for each account and
@@ -100,6 +113,8 @@ class Supervisor:
         self._runner = PredictionRunner(store, resolver, inputs, is_unsafe)
         self._claims: dict[str, _Claim] = {}
         self._lock = threading.Lock()
+        self._starting = threading.Lock()
+        self._demand = _Demand(0, 0, -math.inf)
         self._fetches: dict[_Claim, threading.Thread] = {}
         self._turns = threading.Condition(self._lock)  # a fetch ended, was lost or moved on
         # Stopping goes in three steps: claim nothing more; hand back what still runs; end.
@@ -157,15 +172,17 @@ class Supervisor:
         while not self._stopping.is_set():
             wake.clear()  # before the look: a prediction that comes meanwhile sets it again
             try:
-                prediction = self._store.queue.claim(worker, engine.loaded)
-                if prediction is not None:
+                if engine.ready and (prediction := self._store.queue.claim(worker, engine.loaded)):
                     self._run(prediction, engine)
                     last_used = time.monotonic()
                     continue
-                self._while_idle(engine, time.monotonic() - last_used)
+                if self._while_idle(engine, time.monotonic() - last_used):
+                    last_used = time.monotonic()
             except Exception:
                 log.exception("Nothing could be claimed; trying again.")
-            wake.wait(self._store.pubsub.pause(_LOOK_EVERY_S))
+            # What a cluster does wakes nobody: where an actor is to start, it is looked for often.
+            waits = engine.started and not engine.ready
+            wake.wait(_LOOK_EVERY_S if waits else self._store.pubsub.pause(_LOOK_EVERY_S))
 
     def _run(self, prediction: Prediction, engine: Engine) -> None:
         claim = _Claim(prediction)
@@ -199,13 +216,35 @@ class Supervisor:
                 if self._claims.get(prediction.id) is claim:
                     del self._claims[prediction.id]
 
-    def _while_idle(self, engine: Engine, idle: float) -> None:
-        """Unload models that nobody used for long, unless a deployment wants them kept."""
+    def _while_idle(self, engine: Engine, idle: float) -> bool:
+        """Start an engine that is wanted, or give one back that nobody used for long.
+
+        Returns whether it was started.
+        """
         longest = self._store.settings.idle_unload_seconds
-        if self._store.deployments.any_stay_loaded():
-            engine.load()
-        elif longest and idle > longest:
-            engine.unload()
+        with self._starting:  # two that look at once would both count as the one that lacks
+            demand = self._present_demand()
+            started = sum(each.started for each in self._engines)
+            if engine.started:
+                if longest and idle > longest and started > demand.kept:
+                    engine.unload()
+                return False
+            # Those that start with their first job need nobody to start them for what waits.
+            if started < (demand.kept if engine.ready else demand.used):
+                engine.load()
+            return engine.started
+
+    def _present_demand(self) -> _Demand:
+        """Return the demand, read from the database at most once in half a second."""
+        if time.monotonic() - self._demand.since > _LOOK_EVERY_S:
+            settings, most = self._store.settings, len(self._engines)
+            own = settings.ray_min_actors if settings.engine == "ray" else 0
+            kept = min(most, max(own, self._store.deployments.stay_loaded()))
+            with self._lock:
+                running = sum(claim.runs for claim in self._claims.values())
+            used = min(most, max(kept, running + self._store.queue.waiting()))
+            self._demand = _Demand(kept, used)
+        return self._demand
 
     # The thread that starts fetches, and theirs.
 
@@ -318,6 +357,7 @@ class Supervisor:
         self._wake()
 
     def _wake(self) -> None:
+        self._demand = _Demand(0, 0, -math.inf)  # read again: what waits may have changed
         for wake in (*self._wakes, self._fetch_wake):
             wake.set()
 
@@ -375,10 +415,16 @@ class Supervisor:
 # Wiring.
 
 
-def local_engines(
-    settings: ServerSettings, catalog: Catalog, devices: Sequence[str]
+def open_engines(
+    settings: ServerSettings, catalog: Catalog, where: Sequence[str] | Place
 ) -> list[Engine]:
-    """Return one engine for each device; none has started its process yet."""
+    """Return the engines of a server, none of which has started its process yet.
+
+    Args:
+        settings: of the server.
+        catalog: of the models.
+        where: the devices of this machine, one for each engine, or a place in a cluster.
+    """
     options = RunnerOptions(
         settings.models,
         catalog.weights,
@@ -390,7 +436,9 @@ def local_engines(
     )
     spec = upscaling_spec(options)
     timeouts = Timeouts(settings.load_seconds, settings.hang_seconds, settings.cancel_seconds)
-    return [LocalEngine(spec, device, timeouts) for device in devices]
+    if isinstance(where, Place):
+        return [*ray_engines(settings, where, spec, timeouts)]
+    return [LocalEngine(spec, device, timeouts) for device in where]
 
 
 def open_supervisor(

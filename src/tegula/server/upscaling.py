@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tegula.catalog import Catalog, run, validate
@@ -103,7 +102,7 @@ class UpscaleRunner:
             lambda loras: self._upscaler(job.bundle, loaded, tuple(loras)),
             max_pixels=self._options.max_pixels,
             on_progress=lambda progress: emit(Progressed(progress.fraction, progress.seconds_left)),
-            on_preview=_previews(job.folder, emit) if job.previews else None,
+            on_preview=_previews(emit) if job.previews else None,
             on_log=lambda text: emit(Log(public_words(text, job.input))),
             cancelled=cancelled,
         )
@@ -152,13 +151,12 @@ class UpscaleRunner:
         )
 
 
-def _previews(folder: Path, emit: Emit) -> OnPreview:
-    """Return what writes previews into the folder of a job and tells of them."""
-    numbers = count(1)
+def _previews(emit: Emit) -> OnPreview:
+    """Return what emits previews."""
 
     def show(image: Image) -> None:
-        path = folder / f"preview-{next(numbers)}.jpg"
-        image.convert("RGB").save(path, quality=85)
-        emit(Preview(path))
+        jpeg = io.BytesIO()
+        image.convert("RGB").save(jpeg, "JPEG", quality=85)
+        emit(Preview(jpeg.getvalue()))
 
     return show

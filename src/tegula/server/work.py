@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +44,7 @@ from tegula.server.engine import (
     Preview,
     Progressed,
     Started,
+    StoredFile,
     progress_line,
     public_words,
 )
@@ -173,26 +174,29 @@ class InputFiles:
         except FetchError as error:
             raise FetchError(f"{remote.name} cannot be fetched: {error}") from error
 
-    def with_paths(self, prediction: Prediction, fields: Collection[str]) -> Mapping[str, Any]:
-        """Return the input with a path in place of each file.
+    def with_files(
+        self, prediction: Prediction, fields: Collection[str], *, stored: bool = False
+    ) -> Mapping[str, Any]:
+        """Return the input with a path in place of each file, or with what is ``stored``.
 
         Raises:
             InputError: a file has been removed.
         """
-        paths = {
-            name: self._path(value, name, prediction)
+        files = {
+            name: self._file(value, name, prediction, stored)
             for name, value in prediction.input.items()
             if name in fields
         }
-        return {**prediction.input, **paths}
+        return {**prediction.input, **files}
 
-    def _path(self, value: Any, name: str, prediction: Prediction) -> Any:
+    def _file(self, value: Any, name: str, prediction: Prediction, stored: bool) -> Any:  # noqa: FBT001
         if isinstance(value, list | tuple):
-            return [self._path(item, name, prediction) for item in value]
+            return [self._file(item, name, prediction, stored) for item in value]
         if value is None or value == "":
             return None
         try:
-            return self.files.path(self.files.of_input(value, prediction))
+            file = self.files.of_input(value, prediction)
+            return StoredFile(file.sha256) if stored else self.files.path(file)
         except NotFoundError as error:
             raise InputError(f"The file of {name} is not on this server any more.") from error
 
@@ -303,7 +307,7 @@ class PredictionRunner:
                 prediction.attempt,
                 prediction.model,
                 resolved.version,
-                self.inputs.with_paths(prediction, resolved.files),
+                self.inputs.with_files(prediction, resolved.files, stored=engine.shares_blobs),
                 folder,
                 self.store.settings.bundle_of(
                     prediction.deployment,
@@ -316,7 +320,7 @@ class PredictionRunner:
             recorder = _Recorder(self.store, prediction, is_list=resolved.is_list)
             with closing(recorder), closing(engine.run(job, cancelled)) as events:
                 for event in events:
-                    if isinstance(event, OutputFile) and self.is_unsafe(prediction, event.path):
+                    if isinstance(event, OutputFile) and self._is_unsafe(prediction, event):
                         queue.fail(prediction.id, prediction.attempt, UNSAFE)
                         # Not closed: that would kill the process with all it has loaded. The
                         # prediction has ended, which cancels the job within moments.
@@ -328,6 +332,13 @@ class PredictionRunner:
             self._fail(prediction, error)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_unsafe(self, prediction: Prediction, output: OutputFile) -> bool:
+        if self.is_unsafe is allow_all:
+            return False
+        file = output.file
+        path = file if isinstance(file, Path) else self.store.blobs.path(file.sha256)
+        return self.is_unsafe(prediction, path)
 
     def _hand_on(self, prediction: Prediction, remote: RemoteInput | None) -> None:
         host = None if remote is None else host_of(remote.url)
@@ -396,8 +407,8 @@ class _Recorder:
         files, before = self._store.files, self._preview
         kept = files.keep(
             self._prediction.account_id,
-            event.path.name,
-            event.path.read_bytes(),
+            "preview.jpg",
+            event.jpeg,
             prediction_id=self._prediction.id,
         )
         self._preview = kept.id
@@ -417,11 +428,12 @@ class _Recorder:
 
     def _keep(self, output: OutputFile) -> Any:
         files = self._store.files
-        with output.path.open("rb") as source:
+        with ExitStack() as stack:
+            file = output.file
             kept = files.keep(
                 self._prediction.account_id,
                 output.name,
-                source,
+                stack.enter_context(file.open("rb")) if isinstance(file, Path) else file,
                 content_type=output.content_type,
                 prediction_id=self._prediction.id,
                 limit=self._store.settings.max_output_bytes,
