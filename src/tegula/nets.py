@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from tegula.models.bundle import Bundle
+from tegula.models.compiled import compile_prescaler
 from tegula.models.costs import BundleCost, Cost, bundle_cost, prescaler_flops
 from tegula.models.faces.networks import FaceRestorer, load_detector, load_restorer
 from tegula.models.prescalers import Prescaler
@@ -39,13 +40,19 @@ class Nets:
             ModelError: it is unknown or missing.
         """
         if name not in self.prescalers:
-            self.prescalers[name] = load_prescaler(name, self.bundle.device, self.bundle.dtype)
+            loaded = load_prescaler(name, self.bundle.device, self.bundle.dtype)
+            self.prescalers[name] = self._compiled(loaded)
         if tuning is None:
             return self.prescalers[name]
         # The last share is kept: most pictures of a folder are alike.
         last = with_share(self._shares.get(name, self.prescalers[name]), tuning)
-        self._shares[name] = last
-        return last
+        self._shares[name] = self._compiled(last)
+        return self._shares[name]
+
+    def _compiled(self, prescaler: Prescaler) -> Prescaler:
+        """Compile a prescaler where the bundle is compiled, unless it is already."""
+        is_to_be = self.bundle.compiles and prescaler.compiled is None
+        return compile_prescaler(prescaler) if is_to_be else prescaler
 
     def face_work(self, options: ResolvedOptions) -> FaceWork | None:
         """Load what restores faces; None where none is asked for.

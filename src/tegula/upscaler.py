@@ -134,8 +134,8 @@ class Upscaler:
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
             precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
             backend: ``torch``, or ``openvino`` for processors.
-            compile: let torch compile the denoiser for the batches of the first pictures;
-                takes minutes once and is kept in the cache folder.
+            compile: let torch compile the denoiser for the batches of the first pictures, and
+                autoencoder and prescaler; takes minutes once and is kept in the cache folder.
 
         Raises:
             ModelError: the weights are unknown, missing or broken; see its subclasses.

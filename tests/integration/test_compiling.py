@@ -15,9 +15,22 @@ from support import options, photograph, refine_canvas
 
 from tegula.errors import OptionError, OutOfMemoryError
 from tegula.models import compiled as compiling
-from tegula.models.compiled import compile_bundle
+from tegula.models.bundle import ControlImage
+from tegula.models.compiled import (
+    CompiledAutoencoder,
+    CompiledPart,
+    compile_bundle,
+    compile_prescaler,
+)
+from tegula.models.prescalers import Prescaler, PrescalerFacts
+from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
+from tegula.models.sd15.networks import SdAutoencoder
 from tegula.models.static_batches import StaticDenoiser, static_runs
+from tegula.pipeline import autoencoder as tiled_autoencoder
+from tegula.pipeline.autoencoder import AutoencoderTiling
+from tegula.pipeline.prescale import run_network
 from tegula.pipeline.refine import RefineJob
+from tegula.progress import SILENT
 from tegula.regions import PlacedRegion
 from tests.tiny.networks import tiny_bundle
 
@@ -109,11 +122,112 @@ def test_without_a_compiler_one_sentence_says_so(bundle, monkeypatch):
         compile_bundle(bundle)
 
 
-def test_mini_is_left_as_it_is():
-    mini = dataclasses.replace(
-        tiny_bundle(), facts=dataclasses.replace(tiny_bundle().facts, family="mini")
+@pytest.fixture
+def tracing(monkeypatch):
+    """torch traces and keeps what it would compile, which takes a fraction of the time."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(compiling, "COMPILER", "eager")
+    compiling._set_up_compiler()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.usefixtures("tracing")
+def test_of_mini_the_prescalers_alone_are_compiled():
+    facts = dataclasses.replace(tiny_bundle().facts, family="mini")
+    mini = dataclasses.replace(tiny_bundle(), facts=facts)
+    compiled = compile_bundle(mini)
+    assert compiled.compiles
+    assert (compiled.denoiser, compiled.autoencoder) == (mini.denoiser, mini.autoencoder)
+
+
+class Coder(torch.nn.Module):
+    """The layers of an autoencoder by which sizes and norms matter, and no more."""
+
+    dtype, config = torch.float32, {"scaling_factor": 0.5}
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        conv, norm = torch.nn.Conv2d, torch.nn.GroupNorm
+        first, last = conv(3, 4, 3, 2, 1), conv(4, 8, 3, 4, 1)
+        self.encoder = torch.nn.Sequential(first, norm(2, 4), torch.nn.SiLU(), last)
+        self.quant_conv, self.post_quant_conv = None, None
+        larger = torch.nn.Upsample(scale_factor=8.0, mode="nearest")
+        self.decoder = torch.nn.Sequential(conv(4, 4, 1), norm(2, 4), larger, conv(4, 3, 3, 1, 1))
+        self.eval().requires_grad_(requires_grad=False)
+
+
+@pytest.mark.usefixtures("tracing")
+def test_an_autoencoder_is_compiled_once_for_canvases_and_tiles_of_all_sizes(bundle, monkeypatch):
+    plain = dataclasses.replace(bundle, autoencoder=SdAutoencoder(Coder()))
+    part = CompiledPart("the autoencoder")
+    compiled = dataclasses.replace(bundle, autoencoder=CompiledAutoencoder(plain.autoencoder, part))
+    monkeypatch.setattr(tiled_autoencoder, "tiling_of", lambda _: AutoencoderTiling(96, 64))
+    seen = []
+    # Two that go through whole, and three in tiles. A processor takes another kernel for fewer
+    # numbers than 20480, which is compiled for too; none of them goes from one side to the other.
+    for width, height in ((80, 96), (112, 80), (160, 96), (104, 208), (56, 200)):
+        image = torch.tensor(photograph(width, height).transpose(2, 0, 1)[None])
+        control = ControlImage(image, image)
+        latents, pictures = [], []
+        for each in (plain, compiled):
+            generator = torch.Generator().manual_seed(0)
+            latents.append(tiled_autoencoder.encode(each, image, control, generator))
+            pictures.append(tiled_autoencoder.decode(each, latents[-1], control))
+        torch.testing.assert_close(latents[1], latents[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(pictures[1], pictures[0], atol=1e-5, rtol=0)
+        seen.append(graphs())
+    # Two halves: whole, while their norms are measured, and with those fixed.
+    assert not part.failed
+    assert seen == [2, 2, 6, 6, 6]
+
+
+@pytest.mark.usefixtures("tracing")
+@pytest.mark.parametrize("network", [RRDBNet(2, 8, 4), SRVGGNetCompact(3, 8)])
+def test_a_prescaler_is_compiled_once_for_tiles_of_all_sizes(network):
+    facts = PrescalerFacts(
+        name="tiny", description="", net="", factor=4, overlap=4, licence="Apache-2.0"
     )
-    assert compile_bundle(mini) is mini
+    network = network.eval().requires_grad_(requires_grad=False)
+    plain = Prescaler(facts, network, network, torch.device("cpu"), torch.float32)
+    compiled = compile_prescaler(plain)
+    assert compiled.compiled is not None
+    assert not {*compiled.compiled.parameters()} - {*network.parameters()}
+    for width, height in ((64, 48), (50, 72), (80, 48)):
+        picture, shares = torch.tensor(photograph(width, height)), []
+        watch = dataclasses.replace(SILENT, on_share=shares.append)
+        expected = run_network(picture, plain)
+        torch.testing.assert_close(run_network(picture, compiled, watch), expected)
+        assert graphs() == 1
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("tracing")
+def test_blocks_alone_are_compiled_once_for_all_that_differ_in_weights_alone():
+    plain = tiny_bundle(flat=True)
+    compiled = compile_bundle(plain, blocks=True)
+    batches = [batch_of(plain, 4, seed=seed) for seed in (0, 1)]
+    for batch in batches:
+        torch.testing.assert_close(compiled.denoiser(batch), plain.denoiser(batch))
+    names = [type(each).__name__ for n in plain.denoiser.networks for each in n.modules()]
+    blocks = names.count("ResnetBlock2D") + names.count("BasicTransformerBlock")
+    compiled_blocks = graphs()
+    assert 0 < compiled_blocks < 0.6 * blocks
+    # The plain denoiser, which takes what is not compiled for, has layers of its own.
+    plain.denoiser(batch_of(plain, 3))
+    assert graphs() == compiled_blocks
+    weight = plain.denoiser.unet.conv_in.weight
+    with torch.no_grad():
+        weight.mul_(1.5)  # as a LoRA is merged
+    torch.testing.assert_close(compiled.denoiser(batches[0]), plain.denoiser(batches[0]))
 
 
 def test_attention_is_fused():
@@ -167,6 +281,12 @@ def overwriting(monkeypatch):
     torch._dynamo.reset()
 
 
+def compiled_denoiser_of(bundle, **how):
+    """Compile a bundle and leave its autoencoder, which is shown by itself, as it is."""
+    compiled = compile_bundle(bundle, **how)
+    return dataclasses.replace(compiled, autoencoder=bundle.autoencoder)
+
+
 def pictures_of(bundle, width, height, **knobs):
     picture = photograph(width, height)
     chosen = options(width=width, height=height, window_batch=1, steps=2, **knobs)
@@ -175,7 +295,7 @@ def pictures_of(bundle, width, height, **knobs):
 
 @pytest.mark.slow
 def test_every_option_gives_the_same_picture_where_graphs_share_their_memory(overwriting):
-    plain, compiled = tiny_bundle(flat=True), compile_bundle(tiny_bundle(flat=True))
+    plain, compiled = tiny_bundle(flat=True), compiled_denoiser_of(tiny_bundle(flat=True))
     guided: dict[str, Any] = {"guidance_scale": 2.0}
     region = PlacedRegion(0, 0, 50, 64, 4, "a dog")
     runs: list[dict[str, Any]] = [
@@ -194,7 +314,7 @@ def test_every_option_gives_the_same_picture_where_graphs_share_their_memory(ove
             pictures_of(compiled, **run), pictures_of(plain, **run), atol=1e-4, err_msg=str(run)
         )
     # A second bundle in the process, with weights of its own, and the first one after it.
-    others = tiny_bundle(seed=1, flat=True), compile_bundle(tiny_bundle(seed=1, flat=True))
+    others = tiny_bundle(seed=1, flat=True), compiled_denoiser_of(tiny_bundle(seed=1, flat=True))
     first, second = (pictures_of(bundle, 64, 64) for bundle in others)
     np.testing.assert_allclose(second, first, atol=1e-4)
     before = overwriting.graphs
@@ -211,6 +331,7 @@ def test_where_the_compiler_fails_in_the_middle_the_picture_is_made_without(monk
         raise torch._dynamo.exc.Unsupported("no such instruction")
 
     monkeypatch.setattr(compiling, "_compile", lambda function: fails)
+    monkeypatch.setattr(compiling, "_compile_for_all_sizes", lambda function: fails)
     np.testing.assert_allclose(pictures_of(compiled, 64, 64), pictures_of(plain, 64, 64), atol=1e-4)
 
 
@@ -225,7 +346,7 @@ def test_compiled_pictures_are_the_same_and_no_canvas_compiles_again(monkeypatch
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         with torch._inductor.config.patch(QUICK):
-            compiled = compile_bundle(tiny_bundle(flat=True))
+            compiled = compiled_denoiser_of(tiny_bundle(flat=True), blocks=False)
             compiled.denoiser(batch_of(plain, 4))
         assert torch._dynamo.utils.counters["inductor"]["fxgraph_cache_hit"] == found
     sizes = [(100, 64), (150, 130), (64, 180)]

@@ -58,8 +58,8 @@ def test_without_a_measurement_the_batch_is_the_usual_one(monkeypatch):
 class Greedy:
     """An autoencoder that runs out of memory above a number of pixels."""
 
-    def __init__(self, autoencoder, most):
-        self.inner, self.most, self.sides = autoencoder, most, []
+    def __init__(self, autoencoder, most, sides=None):
+        self.inner, self.most, self.sides = autoencoder, most, [] if sides is None else sides
         self.encoder, self.decoder = autoencoder.encoder, autoencoder.decoder
         self.encode_moments, self.draw = autoencoder.encode_moments, autoencoder.draw
         self.encode, self.to_dtype = autoencoder.encode, autoencoder.to_dtype
@@ -69,6 +69,9 @@ class Greedy:
         if latents.shape[-1] * latents.shape[-2] * 64 > self.most:
             raise torch.OutOfMemoryError("out of memory")
         return self.inner.decode(latents, control)
+
+    def with_norms(self, norms):
+        return Greedy(self.inner.with_norms(norms), self.most, self.sides)
 
 
 def decode(bundle, autoencoder):

@@ -161,9 +161,9 @@ def test_eight_times_goes_over_two_times():
     assert plan_sizes((100, 50), (450, 225), 4) == [(450, 225)]
 
 
-@given(SIDE, SIDE, st.integers(1, 400), st.integers(0, 80))
-def test_tiles_are_equal_and_every_pixel_has_its_context(source, target, tile, context):
-    spans = plan_spans(source, target, tile, context)
+@given(SIDE, SIDE, st.integers(1, 400), st.integers(0, 80), st.sampled_from([1, 64]))
+def test_tiles_are_equal_and_every_pixel_has_its_context(source, target, tile, context, step):
+    spans = plan_spans(source, target, tile, context, step=step)
     assert len({span.stop - span.start for span in spans}) == 1
     assert spans[0].start == 0
     assert spans[-1].stop == source
@@ -182,6 +182,26 @@ def test_tiles_of_a_pass_have_one_shape():
     prescale_in_tiles(64, photograph(150, 110), (600, 440), fake(net))
     assert len(set(net.shapes)) == 1
     assert len(net.shapes) > 4
+
+
+def test_a_device_that_plans_for_every_shape_sees_few_of_them():
+    def lengths(step):
+        sides = range(641, 4000, 7)
+        spans = (plan_spans(side, 4 * side, 640, 80, step=step)[0] for side in sides)
+        return {span.stop - span.start for span in spans}
+
+    assert lengths(64) == {448, 512, 576, 640}
+    assert len(lengths(1)) > 90
+    net, stepped = fake(Nearest()), fake(Nearest())
+    stepped = dataclasses.replace(stepped, facts=dataclasses.replace(stepped.facts, step=16))
+    picture = photograph(150, 110)
+    whole, tiled = prescale(picture, (600, 440), net), []
+    for width, height in ((150, 110), (141, 97), (133, 88)):
+        part = picture[:height, :width]
+        tiled.append(prescale_in_tiles(64, part, (4 * width, 4 * height), stepped))
+    assert np.abs(tiled[0] - whole).max() < 1e-4
+    sides = {side for shape in stepped.network.shapes for side in shape}
+    assert sides == {64}
 
 
 def test_values_stay_in_range():

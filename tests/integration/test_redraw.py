@@ -65,6 +65,7 @@ class Coder:
         self.inner, self.most, self.spoiled, self.decoded = inner, most, spoiled, []
         self.encoder, self.decoder = inner.encoder, inner.decoder
         self.encode, self.draw, self.to_dtype = inner.encode, inner.draw, lambda _: inner
+        self.with_norms = inner.with_norms
 
     def encode_moments(self, image):
         if len(image) > self.most:

@@ -1,17 +1,20 @@
 """Pictures as tensors: what numpy made of them, also where Pillow and OpenCV do not reach."""
 
 import contextlib
+import gc
 import types
+import weakref
 from pathlib import Path
 
 import golden
 import numpy as np
 import pytest
 import torch
-from fake_card import CARD, card
+from fake_card import CARD, OnCard, card
 from support import finish_arrays, of_arrays
 
 from tegula import upscaler as whole
+from tegula.models.device import constant
 from tegula.models.prescalers import Prescaler, PrescalerFacts
 from tegula.models.prescalers.load import load_prescaler
 from tegula.options import UpscaleOptions
@@ -68,13 +71,17 @@ class Nearest(torch.nn.Module):
         return torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest")
 
 
-def upscaled(device, monkeypatch, source, changes, mask=None):
+def darken(job, _):
+    return 0.9 * job.prescaled
+
+
+def upscaled(device, monkeypatch, source, changes, mask=None, refine=None):
     """Upscale where refine only darkens; it has tests of its own."""
     facts = PrescalerFacts(name="nearest", description="", net="", factor=2, overlap=4, licence="")
     net = Prescaler(facts, Nearest(), Nearest(), device, torch.float32)
     upscaler = Upscaler(tiny_bundle())
     monkeypatch.setattr(upscaler.nets, "prescaler", lambda *_: net)
-    monkeypatch.setitem(vars(whole)["_REFINE"], "canvas", lambda job, _: 0.9 * job.prescaled)
+    monkeypatch.setitem(vars(whole)["_REFINE"], "canvas", refine or darken)
     monkeypatch.setattr(whole, "home_of", lambda *_: device)
     options = UpscaleOptions(scale=3, seed=1, auto=False, likeness=0.0, sharpen=0.2, **changes)
     return upscaler.upscale(source, options, mask=mask)
@@ -109,6 +116,31 @@ def test_a_picture_goes_to_the_card_once_and_comes_back_as_its_samples(monkeypat
     )
     assert there == [(96, 80, 3)] + [(96, 80)] * alpha
     assert back == [(288, 240, 3)] + [(288, 240, 1)] * alpha
+
+
+@pytest.mark.parametrize("stage", ["canvas", "finish"])
+def test_an_upscale_that_fails_half_way_leaves_nothing_on_the_card(monkeypatch, stage):
+    on_card, create = [], OnCard.__init__
+
+    def counted(tensor, host):
+        create(tensor, host)
+        on_card.append(weakref.ref(tensor))
+
+    def fail(*_):
+        assert any(each() is not None for each in on_card)
+        raise ValueError("broken")
+
+    monkeypatch.setattr(OnCard, "__init__", counted)
+    levels = np.rint(golden.picture(96, 80) * 255).astype(np.uint8)
+    if stage == "finish":
+        monkeypatch.setattr(whole, "finish", fail)
+    refine = fail if stage == "canvas" else None
+    with torch.inference_mode(), card(), pytest.raises(ValueError, match="broken") as broken:
+        upscaled(CARD, monkeypatch, levels, {"colour_lock": "adain"}, refine=refine)
+    del broken  # its traceback has the frames
+    constant.cache_clear()
+    gc.collect()
+    assert not [each for each in on_card if each() is not None]
 
 
 def test_pictures_leave_the_device_by_one_function():

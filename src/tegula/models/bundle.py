@@ -184,6 +184,14 @@ class TileableAutoencoder(Autoencoder, Protocol):
         """Return latents drawn from the posterior that the moments describe."""
         ...
 
+    def with_norms(self, norms: Mapping[nn.Module, nn.Module]) -> TileableAutoencoder:
+        """Return an autoencoder of the same weights with other layers in place of its norms.
+
+        Args:
+            norms: what stands for a layer of ``encoder`` or ``decoder``, by that layer.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class BundleFacts:
@@ -224,6 +232,7 @@ class Bundle:
     window_bytes: memory that a default window takes in a guided forward pass, if measured.
     with_loras: given (file, weight) of LoRAs, merges them into the networks within a context,
         which returns warnings. None where the networks cannot be changed.
+    compiles: whether torch compiles its networks, and the prescalers beside them.
     """
 
     facts: BundleFacts
@@ -237,3 +246,4 @@ class Bundle:
     light_autoencoder: Autoencoder | None = None
     window_bytes: int | None = None
     with_loras: WithLoras | None = None
+    compiles: bool = False

@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -22,6 +22,7 @@ from tegula.errors import OptionError
 from tegula.folders import cache_folder
 from tegula.models import BACKENDS
 from tegula.models.bundle import (
+    Autoencoder,
     Bundle,
     ControlImage,
     ControlScale,
@@ -38,6 +39,14 @@ from tegula.models.device import (
     processor_choice,
     seconds_on_gpu,
     windows_that_fit,
+    with_shared_weights,
+)
+from tegula.models.prescalers import Prescaler
+from tegula.models.prescalers.networks import (
+    ResidualDenseBlock,
+    RRDBNet,
+    SRVGGNetCompact,
+    in_strips,
 )
 from tegula.models.static_batches import MOST_SIZES, StaticDenoiser, StaticSplitDenoiser
 
@@ -59,6 +68,10 @@ _MOST_GRAPHS = 128
 """Graphs of one piece of code that torch keeps: shapes times sizes times bundles."""
 _COMPILERS = ("g++", "clang++", "c++")
 _FAILURES = ("torch._inductor", "torch._dynamo", "triton")
+BLOCKS_ALONE = False
+"""The one function is what was measured on a card."""
+_REPEATED_BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
+"""Classes of diffusers that UNet and ControlNet consist of."""
 
 
 @runtime_checkable
@@ -114,16 +127,74 @@ class Evaluation(nn.Module):
         return self._denoiser(batch)
 
 
+class WholeEvaluation:
+    """Compiles ControlNet, the spreading of its residuals and UNet as one function."""
+
+    def __init__(self, denoiser: CompilableDenoiser) -> None:
+        self._denoiser = denoiser
+        self._compiled: dict[ControlKind, Callable[..., Tensor]] = {}
+
+    def __call__(self, batch: WindowBatch) -> Tensor:
+        """Return the prediction, from a function compiled for this kind and shape of batch."""
+        kind, scale = ControlKind.of(batch), batch.control_scale
+        if kind not in self._compiled:
+            self._compiled[kind] = _compile(Evaluation(self._denoiser, kind))
+        number = constant(0.0 if scale is None else scale.scale, batch.latents.device)
+        return self._compiled[kind](
+            batch.latents, batch.timestep, batch.text, batch.control, number
+        )
+
+
+def with_compiled_blocks(denoiser: CompilableDenoiser) -> CompilableDenoiser:
+    """Return a denoiser of the same weights whose repeated blocks are compiled, and no more.
+
+    Blocks that differ in their weights alone share one piece of compiled code. What is between
+    them runs as it is, and the residuals of the ControlNet cross from one piece to another.
+    """
+    # Every weight is shared, so that a LoRA merged into one denoiser is in both.
+    twin = with_shared_weights(denoiser, denoiser.networks)
+    for network in twin.networks:
+        for layer in network.modules():
+            if type(layer).__name__ in _REPEATED_BLOCKS:
+                layer.compile(backend=COMPILER, fullgraph=True, dynamic=False)
+    return twin
+
+
+@dataclass
+class CompiledPart:
+    """A part of a model that is compiled, until the compiler fails: that is logged once."""
+
+    name: str
+    failed: bool = False
+
+    def run(self, compiled: Callable[[], Tensor], plain: Callable[[], Tensor]) -> Tensor:
+        """Return what the compiled part answers, or the plain one where it cannot be compiled."""
+        if self.failed:
+            return plain()
+        try:
+            return compiled()
+        except Exception as error:
+            if not type(error).__module__.startswith(_FAILURES):
+                raise
+            _LOG.warning("torch could not compile %s, which runs uncompiled: %s", self.name, error)
+            self.failed = True
+        return plain()
+
+
 class CompiledDenoiser:
     """A denoiser that torch compiles, for each shape that comes.
 
-    Where the compiler fails, that is logged once, and all further batches run uncompiled.
+    Args:
+        denoiser: runs what cannot be compiled.
+        evaluate: the same, compiled: a ``WholeEvaluation`` or one ``with_compiled_blocks``.
     """
 
-    def __init__(self, denoiser: CompilableDenoiser) -> None:
+    def __init__(
+        self, denoiser: CompilableDenoiser, evaluate: Callable[[WindowBatch], Tensor]
+    ) -> None:
         self._plain = denoiser
-        self._compiled: dict[ControlKind, Callable[..., Tensor]] = {}
-        self._failed = False
+        self._evaluate = evaluate
+        self._part = CompiledPart("the model")
 
     def embed_control(self, control: ControlImage) -> Tensor:
         """Embed the control windows."""
@@ -131,61 +202,176 @@ class CompiledDenoiser:
 
     def __call__(self, batch: WindowBatch) -> Tensor:
         """Return the prediction."""
-        if self._failed:
-            return self._plain(batch)
-        kind, scale = ControlKind.of(batch), batch.control_scale
-        if kind not in self._compiled:
-            self._compiled[kind] = _compile(Evaluation(self._plain, kind))
-        number = constant(0.0 if scale is None else scale.scale, batch.latents.device)
-        try:
-            return self._compiled[kind](
-                batch.latents, batch.timestep, batch.text, batch.control, number
-            )
-        except Exception as error:
-            if not type(error).__module__.startswith(_FAILURES):
-                raise
-            _LOG.warning("torch could not compile the model, which runs uncompiled: %s", error)
-            self._failed = True
-        return self._plain(batch)
+        return self._part.run(lambda: self._evaluate(batch), lambda: self._plain(batch))
 
     def to_dtype(self, dtype: torch.dtype) -> Denoiser:
         """Return the plain denoiser in another precision."""
         return self._plain.to_dtype(dtype)
 
 
-def compile_bundle(bundle: Bundle) -> Bundle:
-    """Return a bundle whose denoiser is compiled as it runs, for the batches that come.
+class CompiledAutoencoder:
+    """An autoencoder that torch compiles once, for canvases and tiles of every size."""
 
-    The first picture of a full Stable Diffusion waits a minute for it, those of later
-    processes for seconds. mini stays as it is: compiled it was no faster on a card and on a
-    processor, and took 20 seconds more.
+    def __init__(self, autoencoder: TileableAutoencoder, part: CompiledPart) -> None:
+        self._plain = autoencoder
+        self._part = part
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The network that makes moments, not compiled."""
+        return self._plain.encoder
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The network that makes pictures, not compiled."""
+        return self._plain.decoder
+
+    def encode(
+        self,
+        image: Tensor,
+        control: ControlImage,  # noqa: ARG002
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Return latents drawn from the posterior of an image."""
+        return self.draw(self.encode_moments(image), generator)
+
+    def encode_moments(self, image: Tensor) -> Tensor:
+        """Return the moments of the posterior."""
+        plain = self._plain
+        return self._part.run(
+            lambda: _compile_for_all_sizes(_moments)(plain, image),
+            lambda: plain.encode_moments(image),
+        )
+
+    def draw(self, moments: Tensor, generator: torch.Generator) -> Tensor:
+        """Return latents drawn from the posterior that the moments describe."""
+        return self._plain.draw(moments, generator)
+
+    def decode(self, latents: Tensor, control: ControlImage) -> Tensor:
+        """Return the picture, not clamped."""
+        plain = self._plain
+        return self._part.run(
+            lambda: _compile_for_all_sizes(_picture)(plain, latents),
+            lambda: plain.decode(latents, control),
+        )
+
+    def with_norms(self, norms: Mapping[nn.Module, nn.Module]) -> CompiledAutoencoder:
+        """Return the same with other layers in place of its norms, compiled too."""
+        return CompiledAutoencoder(self._plain.with_norms(norms), self._part)
+
+    def to_dtype(self, dtype: torch.dtype) -> Autoencoder:
+        """Return the plain autoencoder in another precision."""
+        return self._plain.to_dtype(dtype)
+
+
+def _moments(autoencoder: TileableAutoencoder, image: Tensor) -> Tensor:
+    return autoencoder.encode_moments(image)
+
+
+def _picture(autoencoder: TileableAutoencoder, latents: Tensor) -> Tensor:
+    # The control image has no part in it; that of a canvas would bring another size along.
+    return autoencoder.decode(latents, ControlImage(latents, latents))
+
+
+class CompiledLayers(nn.Module):
+    """Layers of a prescaler as one compiled function, for tiles of every size.
+
+    layers: the plain ones; in a tuple, where no hook on each layer of the network finds them.
+    """
+
+    def __init__(self, layers: nn.Module, part: CompiledPart) -> None:
+        super().__init__()
+        self.layers = (layers,)
+        self._part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [n, channels, height, width] as the layers do."""
+        (layers,) = self.layers
+        if isinstance(layers, ResidualDenseBlock):
+            return in_strips(lambda strip: self._run(layers, strip), x)
+        return self._run(layers, x)
+
+    def _run(self, layers: nn.Module, x: Tensor) -> Tensor:
+        return self._part.run(
+            lambda: _compile_for_all_sizes(_through)(layers, x), lambda: _through(layers, x)
+        )
+
+
+def _through(layers: nn.Module, x: Tensor) -> Tensor:
+    result: Tensor = layers.convolve(x) if isinstance(layers, ResidualDenseBlock) else layers(x)
+    return result
+
+
+def compile_prescaler(prescaler: Prescaler) -> Prescaler:
+    """Return a prescaler whose blocks are compiled as they run; one of another kind as it is.
+
+    All blocks of a network have the same layers, so that they share one piece of compiled code.
+    """
+    network, part = prescaler.network, CompiledPart(f"the prescaler {prescaler.facts.name}")
+    smaller = prescaler.smaller and compile_prescaler(prescaler.smaller)
+    placed: dict[nn.Module, nn.Module] = {}
+    if isinstance(network, RRDBNet):
+        blocks = (each for each in network.modules() if isinstance(each, ResidualDenseBlock))
+        placed = {block: CompiledLayers(block, part) for block in blocks}
+    elif isinstance(network, SRVGGNetCompact):
+        first, *_, last = body = network.body
+        placed = {body: nn.Sequential(first, CompiledLayers(body[1:-1], part), last)}
+    if network is None or not placed:
+        return replace(prescaler, smaller=smaller)
+    compiled = with_shared_weights(network, [network], placed)
+    return replace(prescaler, compiled=compiled, smaller=smaller)
+
+
+def compile_bundle(bundle: Bundle, *, blocks: bool = BLOCKS_ALONE) -> Bundle:
+    """Return a bundle whose nets are compiled as they run, and the prescalers beside them.
+
+    The denoiser is compiled for the batches that come. The first picture of a full Stable
+    Diffusion waits a minute for it, those of later processes for seconds. mini's own nets stay
+    as they are: compiled they were no faster on a card and on a processor, and took 20 seconds
+    more.
+
+    Args:
+        bundle: as it was loaded.
+        blocks: compile the repeated blocks of the denoiser alone, in place of one function.
 
     Raises:
         OptionError: the networks cannot be compiled, or this machine has no compiler.
     """
-    denoiser = bundle.denoiser
-    if bundle.facts.family == "mini":
-        return bundle
-    if not isinstance(denoiser, CompilableDenoiser):
+    denoiser, autoencoder = bundle.denoiser, bundle.autoencoder
+    is_mini = bundle.facts.family == "mini"
+    if not is_mini and not isinstance(denoiser, CompilableDenoiser):
         raise OptionError(f"The networks of {bundle.facts.name} cannot be compiled.")
     lacking = what_compiling_lacks(bundle.device)
     if lacking is not None:
         raise OptionError(lacking)
     os.environ.setdefault(_INDUCTOR_FOLDER, str(cache_folder() / "inductor"))
-    _raise_graph_limit()
+    _set_up_compiler()
     _try_compiler(bundle.device)
-    compiled = CompiledDenoiser(denoiser)
+    bundle = replace(bundle, compiles=True)
+    if is_mini or not isinstance(denoiser, CompilableDenoiser):
+        return bundle
+    if isinstance(autoencoder, TileableAutoencoder):
+        autoencoder = CompiledAutoencoder(autoencoder, CompiledPart("the autoencoder"))
+    evaluate = with_compiled_blocks(denoiser) if blocks else WholeEvaluation(denoiser)
+    compiled = CompiledDenoiser(denoiser, evaluate)
     static: StaticDenoiser = (
         StaticSplitDenoiser(compiled, denoiser, grows_to=MOST_SIZES)
         if isinstance(denoiser, SplitDenoiser)
         else StaticDenoiser(compiled, denoiser, grows_to=MOST_SIZES)
     )
-    return replace(bundle, denoiser=static)
+    return replace(bundle, denoiser=static, autoencoder=autoencoder)
 
 
 def _compile(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     compiled: Callable[..., Tensor] = torch.compile(
         function, backend=COMPILER, fullgraph=True, dynamic=False
+    )
+    return compiled
+
+
+def _compile_for_all_sizes(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    compiled: Callable[..., Tensor] = torch.compile(
+        function, backend=COMPILER, fullgraph=True, dynamic=True
     )
     return compiled
 
@@ -213,13 +399,16 @@ def what_compiling_lacks(device: torch.device) -> str | None:
     return None
 
 
-def _raise_graph_limit() -> None:
-    """Raise torch's limit, since it counts the graphs of all networks together."""
+def _set_up_compiler() -> None:
+    """Raise torch's limit of graphs, which counts those of all networks, and free its sizes."""
     import torch._dynamo as dynamo
+    import torch.fx.experimental._config as sizes
 
     config: Any = dynamo.config
     name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     setattr(config, name, max(_MOST_GRAPHS, getattr(config, name)))
+    # Otherwise what is compiled for a square tile is compiled again for one that is not.
+    sizes.use_duck_shape = False
 
 
 # Choosing how a bundle runs on its device.

@@ -74,8 +74,12 @@ def bundle_cost(bundle: Bundle) -> BundleCost:
     """Count a bundle; a tenth of the work of a window."""
     side = bundle.facts.window_multiple
     shapes = [(side * down, side * across) for down, across in _AREAS]
-    # The plain denoiser: a compiled one would be compiled for the shapes that are counted.
-    plain = replace(bundle, denoiser=bundle.denoiser.to_dtype(bundle.dtype))
+    # The plain nets: compiled ones would be compiled for the shapes that are counted.
+    plain = replace(
+        bundle,
+        denoiser=bundle.denoiser.to_dtype(bundle.dtype),
+        autoencoder=bundle.autoencoder.to_dtype(bundle.dtype),
+    )
     counts = [_counts(plain, *shape) for shape in shapes]
     pixels = [height * width for height, width in shapes]
 

@@ -5,6 +5,7 @@ On a processor also with how many threads and in which memory layout.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -12,10 +13,10 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from tegula.errors import OptionError, PathError
 from tegula.folders import cache_folder, write_atomically
 from tegula.models import PRECISIONS
 
+Owner = TypeVar("Owner")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BF16_PROBES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 _AMPERE = (8, 0)
@@ -251,6 +253,27 @@ def lay_out(network: nn.Module, *, channels_last: bool) -> None:
     """Put the weights of a network into a memory layout, in place."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network.to(memory_format=layout)  # type: ignore[call-overload]
+
+
+def with_shared_weights(
+    owner: Owner,
+    networks: Iterable[nn.Module],
+    replaced: Mapping[nn.Module, nn.Module] | None = None,
+) -> Owner:
+    """Return a copy of what runs networks, with layers of its own and the very same weights.
+
+    Args:
+        owner: a network, or what has networks among its fields.
+        networks: those whose weights are shared, so that a change of one is seen by the other.
+        replaced: layers to put in the place of others, by these.
+    """
+    known: dict[int, Any] = {
+        id(each): each
+        for network in networks
+        for each in (*network.parameters(), *network.buffers())
+    }
+    known |= {id(layer): other for layer, other in (replaced or {}).items()}
+    return copy.deepcopy(owner, known)
 
 
 def _threads_to_try(default: int) -> tuple[int, ...]:

@@ -11,9 +11,7 @@ An autoencoder without GroupNorms, like mini's block transform, is local and nev
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -126,9 +124,10 @@ def encode(
         if _fits(width, height, tiling):
             return autoencoder.encode(image.to(bundle.device).contiguous(), control, generator)
         moments = _over_tiles(
+            autoencoder,
             autoencoder.encoder,
             _grid(width, height, tiling, 1),
-            lambda window: autoencoder.encode_moments(
+            lambda by, window: by.encode_moments(
                 image[window.index].to(bundle.device).contiguous()
             ),
             _Scale(1, factor),
@@ -163,9 +162,11 @@ def decode(
         if not isinstance(autoencoder, TileableAutoencoder) or _fits(width, height, tiling):
             return autoencoder.decode(latents, control).to(home)
         return _over_tiles(
+            autoencoder,
             autoencoder.decoder,
             _grid(latents.shape[-1], latents.shape[-2], tiling, factor),
-            lambda window: autoencoder.decode(latents[window.index], control).to(home),
+            # Laid out by itself: a compiler takes strides beyond the tile for another shape.
+            lambda by, window: by.decode(latents[window.index].contiguous(), control).to(home),
             _Scale(factor, 1),
             progress,
         )
@@ -245,28 +246,39 @@ def _measured(grid: WindowGrid) -> Sequence[Window]:
 
 
 def _over_tiles(
-    network: nn.Module,
+    autoencoder: TileableAutoencoder,
+    half: nn.Module,
     grid: WindowGrid,
-    run: Callable[[Window], Tensor],
+    run: Callable[[TileableAutoencoder, Window], Tensor],
     scale: _Scale,
     progress: StageProgress,
 ) -> Tensor:
-    done, total = 0, len(_measured(grid)) + len(grid)
+    """Run one half of an autoencoder over tiles: once to measure its norms, then with them fixed.
 
-    def tile(window: Window) -> Tensor:
+    Both are twins of the autoencoder, so other threads may run it meanwhile.
+    """
+    measured = _measured(grid)
+    done, total = 0, len(measured) + len(grid)
+
+    def tile(by: TileableAutoencoder, window: Window) -> Tensor:
         nonlocal done
         progress.cancel.check()
-        coded = run(window).float()
+        coded = run(by, window).float()
         done += 1
         progress.on_share(done / total)
         return coded
 
-    with _measured_group_norms(network) as statistics:
-        for window in _measured(grid):
-            tile(window)
-    with _fixed_group_norms(statistics):
-        parts = ((scale.of(window), tile(window)) for window in grid.windows)
-        return _blend(parts, grid, scale)
+    norms: dict[nn.Module, _MeasuringNorm] = {
+        layer: _MeasuringNorm(layer) for layer in half.modules() if isinstance(layer, nn.GroupNorm)
+    }
+    measuring = autoencoder.with_norms(norms)
+    for window in measured:
+        tile(measuring, window)
+    fixed = autoencoder.with_norms(
+        {layer: norm.fixed(len(measured)) for layer, norm in norms.items()}
+    )
+    parts = ((scale.of(window), tile(fixed, window)) for window in grid.windows)
+    return _blend(parts, grid, scale)
 
 
 def _blend(parts: Iterable[tuple[Window, Tensor]], grid: WindowGrid, scale: _Scale) -> Tensor:
@@ -287,73 +299,43 @@ def _blend(parts: Iterable[tuple[Window, Tensor]], grid: WindowGrid, scale: _Sca
     return canvas
 
 
-@dataclass
-class _GroupStatistics:
-    """Mean and mean square of each group of one GroupNorm, summed over tiles."""
+class _MeasuringNorm(nn.Module):
+    """A GroupNorm that adds up the mean and the mean square of its groups, over tiles."""
 
-    mean: Tensor | None = None
-    square: Tensor | None = None
-    tiles: int = 0
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self._norm = norm
+        self.moments = torch.zeros(2, norm.num_groups, device=norm.weight.device)
 
-    def add(self, values: Tensor, groups: int) -> None:
-        grouped = values.float().reshape(groups, -1)
-        mean, square = grouped.mean(1), grouped.square().mean(1)
-        self.mean = mean if self.mean is None else self.mean + mean
-        self.square = square if self.square is None else self.square + square
-        self.tiles += 1
+    def forward(self, values: Tensor) -> Tensor:
+        """Normalise a tile [1, channels, ...] by itself."""
+        grouped = values.float().reshape(self._norm.num_groups, -1)
+        self.moments += torch.stack([grouped.mean(1), grouped.square().mean(1)])
+        normalised: Tensor = self._norm(values)
+        return normalised
 
-    def normalise(self, values: Tensor, norm: nn.GroupNorm) -> Tensor:
-        assert self.mean is not None  # noqa: S101 - the measuring pass ran every norm
-        assert self.square is not None  # noqa: S101
-        mean = self.mean / self.tiles
-        deviation = (self.square / self.tiles - mean.square() + norm.eps).clamp_min(0).sqrt()
-        channels = values.shape[1] // norm.num_groups
-        shape = (1, -1, *([1] * (values.ndim - 2)))
+    def fixed(self, tiles: int) -> _FixedNorm:
+        """Return the norm of the whole, which so many tiles were measured of."""
+        norm = self._norm
+        mean, square = self.moments / tiles
+        deviation = (square - mean.square() + norm.eps).clamp_min(0).sqrt()
+        channels = norm.num_channels // norm.num_groups
         scale = norm.weight.float() / deviation.repeat_interleave(channels)
-        shift = norm.bias.float() - mean.repeat_interleave(channels) * scale
-        return torch.addcmul(shift.reshape(shape), values.float(), scale.reshape(shape)).to(
-            values.dtype
-        )
+        return _FixedNorm(scale, norm.bias.float() - mean.repeat_interleave(channels) * scale)
 
 
-_Measured = Mapping[nn.GroupNorm, _GroupStatistics]
+class _FixedNorm(nn.Module):
+    """A norm whose statistics are known: each channel times a number and plus another."""
 
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self._scale, self._shift = scale, shift
 
-@contextmanager
-def _measured_group_norms(network: nn.Module) -> Iterator[_Measured]:
-    statistics = {m: _GroupStatistics() for m in network.modules() if isinstance(m, nn.GroupNorm)}
-    caller = threading.get_ident()
-
-    def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(norm, nn.GroupNorm)  # noqa: S101 - hooked on GroupNorms only
-        if threading.get_ident() != caller:
-            return  # another upscale runs the same network
-        statistics[norm].add(inputs[0], norm.num_groups)
-
-    hooks = [norm.register_forward_pre_hook(measure) for norm in statistics]
-    try:
-        yield statistics
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _fixed_group_norms(measured: _Measured) -> Iterator[None]:
-    caller = threading.get_ident()
-
-    def fixed(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        assert isinstance(norm, nn.GroupNorm)  # noqa: S101 - hooked on GroupNorms only
-        if threading.get_ident() != caller:
-            return output
-        return measured[norm].normalise(inputs[0], norm)
-
-    hooks = [norm.register_forward_hook(fixed) for norm in measured]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def forward(self, values: Tensor) -> Tensor:
+        """Normalise a tile [1, channels, ...]."""
+        shape = (1, -1, *([1] * (values.ndim - 2)))
+        scale, shift = (each.reshape(shape) for each in (self._scale, self._shift))
+        return torch.addcmul(shift, values.float(), scale).to(values.dtype)
 
 
 def _safely(bundle: Bundle, run: Callable[[Autoencoder, AutoencoderTiling], Tensor]) -> Tensor:

@@ -79,17 +79,22 @@ class Span:
     last: int
 
 
-def plan_spans(source: int, target: int, tile: int, context: int, grid: int = 1) -> list[Span]:
+def plan_spans(
+    source: int, target: int, tile: int, context: int, grid: int = 1, step: int = 1
+) -> list[Span]:
     """Cut an axis into the fewest equal tiles of at most ``tile`` source pixels.
 
     A tile that context would fill is made larger; so is one, by less than ``grid``, whose
-    start is moved back to a multiple of it.
+    start is moved back to a multiple of it. Several tiles are as long as a multiple of
+    ``step``, unless that is more than ``tile``; their neighbours share what is too much.
     Every target pixel is written by one tile, and has at least ``context`` source
     pixels around it inside that tile, or the edge of the picture.
     """
     tile = max(tile, 2 * context + SMALLEST_CORE)
     count = 1 if source <= tile else math.ceil((source - 2 * context) / (tile - 2 * context))
     length = math.ceil((source + (count - 1) * 2 * context) / count)
+    if count > 1:
+        length = min(-(-length // step) * step, source, max(tile, length))
     starts = [round(n * (source - length) / max(1, count - 1)) for n in range(count)]
     middles = [(a + length + b) / 2 for a, b in itertools.pairwise(starts)]
     cuts = [0, *(round(middle * target / source) for middle in middles), target]
@@ -105,7 +110,7 @@ def plan_tiles(
     """Return the vertical and horizontal span of every tile of one pass."""
     factor = facts.factor or 1
     vertical, horizontal = (
-        plan_spans(a, b, tile, facts.overlap + _reach(a, b, factor), facts.grid)
+        plan_spans(a, b, tile, facts.overlap + _reach(a, b, factor), facts.grid, facts.step)
         for a, b in zip(source[::-1], size[::-1], strict=True)
     )
     return list(itertools.product(vertical, horizontal))

@@ -13,6 +13,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from tegula.images.pixels import Size
+from tegula.models.compiled import CompiledLayers
 from tegula.models.prescalers import Prescaler
 from tegula.models.prescalers.networks import RRDBNet
 from tegula.pipeline.prescale_plan import DEFAULT_TILE, padding, plan_sizes, plan_tiles
@@ -24,6 +25,8 @@ _ACTIVATION = 64
 
 def _work_of_a_place(layer: nn.Module) -> float:
     """Return the multiplications by which a layer makes all channels of one pixel."""
+    if isinstance(layer, CompiledLayers):
+        return sum(_work_of_a_place(each) for each in layer.layers[0].modules())
     weight = getattr(layer, "weight", None)
     if isinstance(layer, nn.PReLU):
         return float(_ACTIVATION * layer.num_parameters)
@@ -77,19 +80,20 @@ def watched(network: nn.Module, total: float, progress: StageProgress) -> Iterat
         if threading.get_ident() == caller:
             progress.cancel.check()
 
-    def count(
-        work: float, channels: int, _layer: nn.Module, _given: object, result: Tensor
-    ) -> None:
+    def count(work: float, layer: nn.Module, _given: object, result: Tensor) -> None:
         nonlocal done
         if threading.get_ident() == caller:
+            is_compiled = isinstance(layer, CompiledLayers)
+            channels = result.shape[1] if is_compiled else cast("Tensor", layer.weight).shape[0]
             done += work * result.numel() / channels
             progress.on_share(min(1.0, done / total))
 
     handles = [layer.register_forward_pre_hook(check) for layer in network.modules()]
-    for layer in network.modules() if progress.on_share is not ignore_share else ():
-        if work := _work_of_a_place(layer):
-            channels = cast("Tensor", layer.weight).shape[0]
-            handles.append(layer.register_forward_hook(partial(count, work, channels)))
+    if progress.on_share is not ignore_share:
+        works = ((layer, _work_of_a_place(layer)) for layer in network.modules())
+        handles += [
+            each.register_forward_hook(partial(count, work)) for each, work in works if work
+        ]
     try:
         yield
     finally:

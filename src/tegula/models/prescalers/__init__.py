@@ -37,6 +37,8 @@ class PrescalerFacts:
         bare edge.
     grid: tiles begin at multiples of so many source pixels, for a net whose attention
         windows must begin where they do in the whole picture.
+    step: several tiles have sides of multiples of so many source pixels, for a device that
+        chooses its kernels anew for every shape.
     smaller: the factor of a second head of the same net, for targets that it reaches.
     draws: it was made for what is drawn, and leaves colours, white and black as they are:
         holding its result to the source would only take its sharpness.
@@ -50,6 +52,7 @@ class PrescalerFacts:
     licence: str
     margin: int = 0
     grid: int = 1
+    step: int = 1
     smaller: int | None = None
     draws: bool = False
 
@@ -87,6 +90,7 @@ class Prescaler:
     full_precision: the same network in float32, for tiles that overflow ``dtype``.
     line: where other shares of its tuning lie; None where there is no tuning.
     smaller: the same with the head for the smaller of two factors; None where there is one.
+    compiled: the network as torch compiles it, with the same weights; None if it does not.
     """
 
     facts: PrescalerFacts
@@ -96,6 +100,7 @@ class Prescaler:
     dtype: torch.dtype
     line: TuningLine | None = None
     smaller: Prescaler | None = None
+    compiled: nn.Module | None = None
 
     def reaching(self, before: tuple[int, int], after: tuple[int, int]) -> Prescaler:
         """Return what one pass between two sizes runs: the cheapest head that gets there."""

@@ -46,6 +46,8 @@ _TWICE = "twice."
 
 Network = TypeVar("Network", bound=nn.Module)
 
+_CARD_STEP = 64
+"""Leaves four lengths of a tile of at most 640; on average they are a twentieth longer."""
 _OVERLAP = 80
 """Context for files of any network: that of the packaged network that needs the most."""
 
@@ -112,7 +114,9 @@ def with_share(prescaler: Prescaler, share: float | None) -> Prescaler:
     other = _with_tensors(full, mixed)
     fast = other if network is full else _with_tensors(network, mixed)
     line = dataclasses.replace(line, at=share)
-    return dataclasses.replace(prescaler, network=fast, full_precision=other, line=line)
+    return dataclasses.replace(
+        prescaler, network=fast, full_precision=other, line=line, compiled=None
+    )
 
 
 def _with_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -159,6 +163,8 @@ def _ready(
     line: TuningLine | None = None,
 ) -> Prescaler:
     full = _for_inference(network, device)
+    if device.type == "cuda":
+        facts = dataclasses.replace(facts, step=_CARD_STEP)
     if line is not None:
         untuned, tuned = (
             {name: tensor.to(device) for name, tensor in end.items()}

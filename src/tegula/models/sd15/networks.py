@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tegula.models.bundle import Bundle, BundleFacts, ControlImage, Features, WindowBatch
+from tegula.models.device import with_shared_weights
 from tegula.models.sd15.facts import PRESETS
 from tegula.models.sd15.lora import Loras, open_loras
 from tegula.models.sd15.lora_names import TEXT, UNET
@@ -240,21 +241,26 @@ class SdAutoencoder:
     @torch.no_grad()
     def encode_moments(self, image: Tensor) -> Tensor:
         """Return means and logarithmic variances, [n, 2 * channels, h, w]."""
-        posterior = self.network.encode((image * 2 - 1).to(self.network.dtype)).latent_dist
-        moments: Tensor = posterior.parameters
-        return moments
+        moments: Tensor = self.encoder((image * 2 - 1).to(self.network.dtype))
+        last = self.network.quant_conv
+        return moments if last is None else last(moments)
 
     def draw(self, moments: Tensor, generator: torch.Generator) -> Tensor:
         """Return latents of these moments, scaled to unit variance."""
         drawn: Tensor = DiagonalGaussianDistribution(moments).sample(generator)
-        return drawn * float(self.network.config.scaling_factor)
+        return drawn * float(self.network.config["scaling_factor"])
 
     @torch.no_grad()
     def decode(self, latents: Tensor, control: ControlImage) -> Tensor:  # noqa: ARG002
         """Return the picture, not clamped."""
-        scaled = latents.to(self.network.dtype) / float(self.network.config.scaling_factor)
-        picture: Tensor = self.network.decode(scaled, return_dict=False)[0]
+        scaled = latents.to(self.network.dtype) / float(self.network.config["scaling_factor"])
+        first = self.network.post_quant_conv
+        picture: Tensor = self.decoder(scaled if first is None else first(scaled))
         return picture / 2 + 0.5
+
+    def with_norms(self, norms: Mapping[nn.Module, nn.Module]) -> SdAutoencoder:
+        """Return an autoencoder of the same weights with other layers in place of its norms."""
+        return SdAutoencoder(with_shared_weights(self.network, [self.network], norms))
 
     def to_dtype(self, dtype: torch.dtype) -> SdAutoencoder:
         """Return a copy in another precision, or this one if it has it already."""
