@@ -26,12 +26,13 @@ from tegula.models.prescalers.load import load_prescaler
 from train import losses, photos
 from train.config import LineSettings
 from train.distil import FEATURE_STAGES, JUDGE, Examples, Pupil, PupilRun, descend
-from train.drawings import FACTOR, Face, draw, find_faces
+from train.drawings import draw
 from train.held_out import HeldOut
 from train.line_pairs import LineBatch, LineSource, make_line_shards
 from train.pairs import LINE, enlarge_by_lanczos, run_prescaler, unit
 from train.precision import mixed_precision
 from train.runner import Stage
+from train.sketch import FACTOR, Face, find_faces
 from train.state import TrainingState
 
 _BAR = "realesrgan-x4plus-anime"

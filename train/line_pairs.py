@@ -23,9 +23,10 @@ from torch.nn import functional
 from train import photos
 from train.batches import BatchSettings
 from train.degradation import Picture
-from train.drawings import FACTOR, Face, draw
+from train.drawings import draw
 from train.pairs import levels, unit
 from train.shards import OnShard, Shards, ignore_shard
+from train.sketch import FACTOR, Face
 from train.tail_pairs import to_image
 
 _MARGIN = 4

@@ -29,11 +29,12 @@ from train.distil_pairs import (
     DistilSource,
     make_distil_shards,
 )
-from train.drawings import NOT_TRAINED_ON, draw, find_faces
+from train.drawings import draw
 from train.line import LineProgram, edges, extremes, line_step, within_range
 from train.line_pairs import LinePairSettings, LineSource, damage, make_line_shards, shrink
 from train.pairs import LINE, SWIFT, unit
 from train.runner import Stage, run_stage
+from train.sketch import NOT_TRAINED_ON, find_faces
 
 DEVICE = torch.device("cpu")
 CROPS = BatchSettings(size=2, crop=96, parts=1)
