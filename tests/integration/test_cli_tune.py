@@ -9,10 +9,10 @@ from cli_support import picture, put, run
 from colour_profiles import wide_rgb
 from PIL import Image
 
-from tegula import upscaler as upscaler_module
 from tegula.cli.sheet import liveliest
 from tegula.images.decode import decode
 from tegula.options import PRESETS
+from tegula.pipeline import prescale
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
 
@@ -25,7 +25,7 @@ def tiny():
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch, tiny):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(upscaler_module.Upscaler, "load", staticmethod(lambda **_: tiny))
+    monkeypatch.setattr(Upscaler, "load", staticmethod(lambda **_: tiny))
     return tmp_path
 
 
@@ -33,13 +33,13 @@ def folder(tmp_path, monkeypatch, tiny):
 def passes(monkeypatch):
     """The sizes that nets enlarged to."""
     sizes = []
-    whole = upscaler_module.prescale
+    whole = prescale.prescale
 
     def counted(rgb, size, *given, **named):
         sizes.append(size)
         return whole(rgb, size, *given, **named)
 
-    monkeypatch.setattr(upscaler_module, "prescale", counted)
+    monkeypatch.setattr(prescale, "prescale", counted)
     return sizes
 
 
@@ -137,7 +137,7 @@ def test_what_cannot_become_a_sheet_is_refused_before_any_work(
     def load(**_):
         raise AssertionError("the model is loaded")
 
-    monkeypatch.setattr(upscaler_module.Upscaler, "load", staticmethod(load))
+    monkeypatch.setattr(Upscaler, "load", staticmethod(load))
     result = run("tune", *words, "--prescaler", "lanczos", "--steps", "1")
     assert (result.exit_code, passes) == (status, [])
     assert sentence in result.stderr
@@ -153,7 +153,7 @@ def test_a_face_model_that_is_not_there_is_named_before_a_model_is_loaded(
     def load(**_):
         raise AssertionError("the model is loaded")
 
-    monkeypatch.setattr(upscaler_module.Upscaler, "load", staticmethod(load))
+    monkeypatch.setattr(Upscaler, "load", staticmethod(load))
     result = run(command, "a.png", "--faces", "foo")
     assert "There is no face model 'foo'; choose GFPGANv1.4" in result.stderr
 
