@@ -2,7 +2,7 @@
 //
 // A browser that is signed in has a cookie, which no script can read; requests send it by themselves.
 
-import { at, element } from "./dom.js";
+import { byId, element } from "./dom.js";
 
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
 const NO_ANSWER = "The server does not answer; it may have been stopped. Try again in a moment.";
@@ -17,7 +17,7 @@ export function local(path) {
 
 // An answer that is not a success, or none (`status` is 0); `message` is its sentence.
 // `problem` is the body of the answer; `isTemporary` whether the same request may succeed a little
-// later, after `retryAfter` seconds if the server says so; `wayOn` a link or button to what helps, or null.
+// later, after `retryAfter` seconds if the server says so; `remedy` a link or button to what helps, or null.
 export class RequestError extends Error {
   constructor(status, sentence, problem = {}, retryAfter = null) {
     super(sentence);
@@ -25,18 +25,18 @@ export class RequestError extends Error {
     this.problem = problem;
     this.isTemporary = status === 0 || status === 429 || status >= 500;
     this.retryAfter = Number(retryAfter) || null;
-    this.wayOn = wayOn(this);
+    this.remedy = remedy(this);
   }
 }
 
-function wayOn({ status, isTemporary }) {
+function remedy({ status, isTemporary }) {
   if (status === 404 || status === 410) return element("a", { href: local("/history"), textContent: "Look in your history." });
   if (status === 401) {
     const button = element("button", { type: "button", textContent: "Sign in" });
     button.addEventListener("click", () => document.dispatchEvent(new Event("sign-in")));
     return button;
   }
-  if (status === 422 && at("fields")) return element("a", { href: "#fields", textContent: "Change it on the form." });
+  if (status === 422 && byId("fields")) return element("a", { href: "#fields", textContent: "Change it on the form." });
   return isTemporary ? element("a", { href: location.href, textContent: "Load this page again." }) : null;
 }
 

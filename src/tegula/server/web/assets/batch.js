@@ -3,7 +3,7 @@
 // on their way join the list, with the settings of their own.
 
 import { call, local } from "./api.js";
-import { at, attempt, element, formatBytes, STATUS_WORDS } from "./dom.js";
+import { byId, attempt, element, formatBytes, STATUS_WORDS } from "./dom.js";
 import { create, pictureOf, resultName } from "./sending.js";
 import { createZip, uniqueNames } from "./zip.js";
 
@@ -15,7 +15,7 @@ const ENDED = ["succeeded", "failed", "canceled", "aborted"];
 const WORDS = { waiting: "Waiting to be sent", sending: "Sending", ...STATUS_WORDS };
 const TYPES = { jpg: "image/jpeg", webp: "image/webp", png: "image/png" };
 
-// Each is {name, model, inputs, id, state, text, wayOn, picture, stop}: `id` once it is a prediction,
+// Each is {name, model, inputs, id, state, text, remedy, picture, stop}: `id` once it is a prediction,
 // `picture` until then; `stop`, an AbortController, ends the sending of it.
 let items = [];
 let parts = null;
@@ -28,10 +28,10 @@ const sendable = ({ state, picture }) => state === "failed" && picture;
 
 export function startBatch(model, pictures, inputs) {
   const added = pictures.map((picture) => (
-    { name: picture.name, model, inputs, id: null, state: "waiting", text: "", wayOn: null, picture, stop: new AbortController() }));
+    { name: picture.name, model, inputs, id: null, state: "waiting", text: "", remedy: null, picture, stop: new AbortController() }));
   items = [...(items.every(ended) ? [] : items), ...added];
   open();
-  at("batch").scrollIntoView({ block: "nearest" });
+  byId("batch").scrollIntoView({ block: "nearest" });
   sendAll();
 }
 
@@ -57,7 +57,7 @@ async function send(item) {
     watchSoon(POLL_MS);
   } catch (error) {
     if (signal.aborted) Object.assign(item, { state: "canceled", text: "", picture: null });
-    else Object.assign(item, { state: "failed", text: error.message, wayOn: error.isTemporary ? null : error.wayOn });
+    else Object.assign(item, { state: "failed", text: error.message, remedy: error.isTemporary ? null : error.remedy });
   }
   show();
 }
@@ -74,7 +74,7 @@ function saveIds() {
 export function resumeBatch(server) {
   const kept = JSON.parse(sessionStorage.getItem(KEY) || "[]");
   const known = kept.map((item) => ({ ...item, model: server.models.find(({ name }) => name === item.model) }));
-  items = known.filter(({ model }) => model).map((item) => ({ ...item, state: "starting", text: "", wayOn: null, picture: null }));
+  items = known.filter(({ model }) => model).map((item) => ({ ...item, state: "starting", text: "", remedy: null, picture: null }));
   if (items.length) open();
 }
 
@@ -84,8 +84,8 @@ window.addEventListener("beforeunload", (event) => {
 
 function open() {
   parts = build();
-  at("batch").replaceChildren(...parts.all);
-  at("batch").hidden = false;
+  byId("batch").replaceChildren(...parts.all);
+  byId("batch").hidden = false;
   show();
   watchSoon(0);
 }
@@ -99,14 +99,14 @@ function build() {
   cancel.addEventListener("click", cancelRest);
   const again = element("button", { type: "button", id: "batch-again" });
   again.addEventListener("click", () => {
-    for (const item of items.filter(sendable)) Object.assign(item, { state: "waiting", text: "", wayOn: null });
+    for (const item of items.filter(sendable)) Object.assign(item, { state: "waiting", text: "", remedy: null });
     show();
     sendAll();
   });
   const close = element("button", { type: "button", id: "batch-close", textContent: "Close" });
   close.addEventListener("click", () => {
     sessionStorage.removeItem(KEY);
-    at("batch").hidden = true;
+    byId("batch").hidden = true;
     items = [];
   });
   const format = element("select", { id: "zip-format" }, ...["as they are", "jpg", "webp", "png"].map((value) => element("option", { value, textContent: value })));
@@ -160,12 +160,12 @@ function show() {
     state.textContent = item.text || WORDS[item.state] || item.state;
     state.className = item.state === "failed" ? "error" : "soft";
     cancel.hidden = ended(item);
-    const wayOn = item.id && item.state === "failed" ? "look" : item.wayOn ? "error" : "";
-    if (more.dataset.wayOn === wayOn) return; // what has the focus stays
-    more.dataset.wayOn = wayOn;
-    more.hidden = !wayOn;
+    const remedy = item.id && item.state === "failed" ? "look" : item.remedy ? "error" : "";
+    if (more.dataset.remedy === remedy) return; // what has the focus stays
+    more.dataset.remedy = remedy;
+    more.hidden = !remedy;
     const look = () => element("a", { href: local(`/p/${item.id}`), textContent: "Look at it", "aria-label": `Look at ${item.name}, which failed` });
-    more.replaceChildren(...(wayOn === "look" ? [look()] : wayOn ? [item.wayOn] : []));
+    more.replaceChildren(...(remedy === "look" ? [look()] : remedy ? [item.remedy] : []));
   });
 }
 

@@ -2,7 +2,7 @@
 // cannot run here.
 
 import { call, local, text } from "./api.js";
-import { at, attempt, element } from "./dom.js";
+import { byId, attempt, element } from "./dom.js";
 import { signIn } from "./signing-in.js";
 
 function card(model) {
@@ -61,7 +61,7 @@ attempt(async () => {
   await signIn();
   const { models } = await call("GET", "/v1/web/workbench");
   const lacking = models.filter(({ obstacle }) => obstacle).length;
-  at("lacking").hidden = !lacking;
-  at("lacking").textContent = `${models.length - lacking} models can run; ${lacking} lack files, which their cards name.`;
-  at("models").replaceChildren(...models.map(card));
+  byId("lacking").hidden = !lacking;
+  byId("lacking").textContent = `${models.length - lacking} models can run; ${lacking} lack files, which their cards name.`;
+  byId("models").replaceChildren(...models.map(card));
 });

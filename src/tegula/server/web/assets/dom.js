@@ -1,6 +1,6 @@
 // Small helpers for what is on a page: elements; sizes, times and states in words; errors in their place.
 
-export const at = (id) => document.getElementById(id);
+export const byId = (id) => document.getElementById(id);
 
 // `properties` are those of the element; "aria-..." and "data-..." become attributes.
 export function element(tag, properties = {}, ...children) {
@@ -31,8 +31,8 @@ export function formatSeconds(total) {
 }
 
 // Show a sentence at the top of the page, with a way on if there is one: an element such as a link.
-export function showError(sentence, wayOn = null) {
-  at("page-error").replaceChildren(...(sentence ? [sentence] : []), ...(wayOn ? [" ", wayOn] : []));
+export function showError(sentence, remedy = null) {
+  byId("page-error").replaceChildren(...(sentence ? [sentence] : []), ...(remedy ? [" ", remedy] : []));
 }
 
 // Do some work, and show its error at the top of the page, with a button to try again where the error
@@ -43,13 +43,13 @@ export async function attempt(work) {
     await work();
     return true;
   } catch (error) {
-    let { wayOn } = error;
+    let { remedy } = error;
     if (error.isTemporary) {
-      wayOn = element("button", { type: "button", textContent: "Try again" });
-      wayOn.addEventListener("click", () => attempt(work));
+      remedy = element("button", { type: "button", textContent: "Try again" });
+      remedy.addEventListener("click", () => attempt(work));
     }
-    showError(error.message, wayOn);
-    at("page-error").scrollIntoView({ block: "nearest" });
+    showError(error.message, remedy);
+    byId("page-error").scrollIntoView({ block: "nearest" });
     return false;
   }
 }

@@ -1,7 +1,7 @@
 // Where to go from a prediction: its picture and inputs on the form again, or its result as the picture.
 
 import { local } from "./api.js";
-import { at, element } from "./dom.js";
+import { byId, element } from "./dom.js";
 
 function link(text, query) {
   return element("a", { className: "button", href: local(query ? `/?${query}` : "/"), textContent: text });
@@ -17,5 +17,5 @@ export function showGoOn(shown, own) {
   ].filter(Boolean);
   const addresses = (all) => all.map(({ href }) => href).join(" ");
   // What has the focus stays where it is while a prediction runs.
-  if (addresses([...at("go-on").children]) !== addresses(links)) at("go-on").replaceChildren(...links);
+  if (addresses([...byId("go-on").children]) !== addresses(links)) byId("go-on").replaceChildren(...links);
 }

@@ -1,7 +1,7 @@
 // What the account made, newest first: thumbnails, filters, removal, and when the data goes.
 
 import { call, local } from "./api.js";
-import { at, attempt, element, formatSeconds, isActive, STATUS_WORDS } from "./dom.js";
+import { byId, attempt, element, formatSeconds, isActive, STATUS_WORDS } from "./dom.js";
 import { showRunning } from "./running.js";
 import { signIn } from "./signing-in.js";
 import { publish, subscribe } from "./state.js";
@@ -50,16 +50,16 @@ function createCard(entry) {
 }
 
 function draw() {
-  const wanted = at("filters").elements.name.value.trim().toLowerCase();
+  const wanted = byId("filters").elements.name.value.trim().toLowerCase();
   const found = shown.filter((entry) => (entry.name || entry.model).toLowerCase().includes(wanted));
-  at("predictions").replaceChildren(...found.map(createCard));
-  at("older").hidden = !next;
-  at("count").textContent = found.length ? "" : shown.length || next
+  byId("predictions").replaceChildren(...found.map(createCard));
+  byId("older").hidden = !next;
+  byId("count").textContent = found.length ? "" : shown.length || next
     ? "None of these has such a name." : "Nothing is here yet; make a picture larger on the start page.";
 }
 
 function query(cursor) {
-  const { status, model, source, removed } = at("filters").elements;
+  const { status, model, source, removed } = byId("filters").elements;
   const words = new URLSearchParams();
   for (const one of [status, model, source]) if (one.value) words.set(one.name, one.value);
   if (removed.checked) words.set("removed", "true");
@@ -73,29 +73,29 @@ async function load() {
   if (turn !== lastLoad) return; // another answer is on its way
   shown = page.results.filter((entry) => !isActive(entry));
   next = page.next;
-  at("retention").textContent = page.retention_seconds
+  byId("retention").textContent = page.retention_seconds
     ? `Source, result and log of a picture are removed ${formatSeconds(page.retention_seconds)} after it is done, unless it is shared; download what you want to keep.`
     : "Source, result and log are kept until you remove them.";
   draw();
 }
 
-at("older").addEventListener("click", () => attempt(async () => {
+byId("older").addEventListener("click", () => attempt(async () => {
   const page = await call("GET", query(next));
   shown = [...shown, ...page.results];
   next = page.next;
   draw();
 }));
-at("filters").addEventListener("change", (event) => event.target.name !== "name" && attempt(load));
-at("filters").addEventListener("input", (event) => event.target.name === "name" && draw());
-at("filters").addEventListener("submit", (event) => event.preventDefault());
+byId("filters").addEventListener("change", (event) => event.target.name !== "name" && attempt(load));
+byId("filters").addEventListener("input", (event) => event.target.name === "name" && draw());
+byId("filters").addEventListener("submit", (event) => event.preventDefault());
 
 attempt(async () => {
   await signIn();
   const models = await call("GET", "/v1/models");
   await load();
-  at("filters").elements.model.append(
+  byId("filters").elements.model.append(
     ...models.results.map(({ owner, name }) => element("option", { value: `${owner}/${name}`, textContent: `${owner}/${name}` })));
-  at("filters").hidden = false;
+  byId("filters").hidden = false;
   subscribe("signed-in", () => attempt(load));
   showRunning("running", { onEnd: () => attempt(load) });
   subscribe("predictions", () => attempt(load));

@@ -1,7 +1,7 @@
 // The page of one prediction: how it grows, its result beside its source, its sharing.
 
 import { blob, call, fileOfDataAddress, follow, localAddress } from "./api.js";
-import { at, attempt, element, formatBytes, formatSeconds, isActive, showError, STATUS_WORDS } from "./dom.js";
+import { byId, attempt, element, formatBytes, formatSeconds, isActive, showError, STATUS_WORDS } from "./dom.js";
 import { showGoOn } from "./go-on.js";
 import { placeWords, showRunning } from "./running.js";
 import { signIn } from "./signing-in.js";
@@ -62,33 +62,33 @@ page.watch(({ shown, own }) => shown && showGoOn(shown, own));
 page.watch(({ shown, facts, logs, preview, own }) => {
   if (!shown) return;
   const active = isActive(shown);
-  at("shown").hidden = false;
-  at("title").textContent = shown.model;
+  byId("shown").hidden = false;
+  byId("title").textContent = shown.model;
   document.title = `${STATUS_WORDS[shown.status] || shown.status} · ${facts?.name || shown.model} · tegula`;
-  at("state").textContent = STATUS_WORDS[shown.status] || shown.status;
-  at("state").dataset.state = shown.status;
-  at("status").textContent = statusWords({ shown, facts, logs });
-  at("error").textContent = shown.error || "";
-  at("logs").textContent = logs;
+  byId("state").textContent = STATUS_WORDS[shown.status] || shown.status;
+  byId("state").dataset.state = shown.status;
+  byId("status").textContent = statusWords({ shown, facts, logs });
+  byId("error").textContent = shown.error || "";
+  byId("logs").textContent = logs;
   const notes = notesOf(logs, active);
-  at("notes").hidden = !notes.length;
-  at("notes").replaceChildren(...notes.map((text) => element("li", { textContent: text })));
-  at("progress").hidden = !active;
+  byId("notes").hidden = !notes.length;
+  byId("notes").replaceChildren(...notes.map((text) => element("li", { textContent: text })));
+  byId("progress").hidden = !active;
   const found = shown.status === "processing" && progressOf(logs);
-  if (found) at("progress").value = found.percent / 100;
-  else at("progress").removeAttribute("value");
-  at("growing").hidden = !active || !preview;
-  if (active && preview && at("preview").src !== preview.address) {
-    at("preview").src = preview.address;
-    at("preview-words").textContent = preview.words;
+  if (found) byId("progress").value = found.percent / 100;
+  else byId("progress").removeAttribute("value");
+  byId("growing").hidden = !active || !preview;
+  if (active && preview && byId("preview").src !== preview.address) {
+    byId("preview").src = preview.address;
+    byId("preview-words").textContent = preview.words;
   }
-  at("cancel").hidden = !own || !active;
-  at("sharing").hidden = !own || active || shown.data_removed;
-  at("remove").hidden = !own || active || shown.data_removed;
-  at("kept-until").textContent = facts?.removed_at
+  byId("cancel").hidden = !own || !active;
+  byId("sharing").hidden = !own || active || shown.data_removed;
+  byId("remove").hidden = !own || active || shown.data_removed;
+  byId("kept-until").textContent = facts?.removed_at
     ? `They go by themselves at ${new Date(facts.removed_at).toLocaleString()}; download what you want to keep.` : "";
 });
-at("preview").addEventListener("error", () => (at("growing").hidden = true));
+byId("preview").addEventListener("error", () => (byId("growing").hidden = true));
 
 function pairs(list, entries) {
   list.replaceChildren(...entries.flatMap(([name, text]) =>
@@ -96,7 +96,7 @@ function pairs(list, entries) {
 }
 
 function showInput(shown) {
-  pairs(at("input"), Object.entries(shown.input).map(([name, value]) => {
+  pairs(byId("input"), Object.entries(shown.input).map(([name, value]) => {
     const text = typeof value === "string" ? value : JSON.stringify(value);
     return [name, text.length > 300 ? `${text.slice(0, 300)} …` : text || "—"];
   }));
@@ -121,8 +121,8 @@ function showFacts({ shown, facts }, viewer) {
     ["Net", `${settings.bundle || "—"} (${shown.model})`],
     ["Chosen", chosen.join(", ") || "nothing but the picture"],
   ];
-  pairs(at("facts"), entries.filter(Boolean));
-  at("facts").hidden = false;
+  pairs(byId("facts"), entries.filter(Boolean));
+  byId("facts").hidden = false;
 }
 
 function download(address, original, number, many) {
@@ -140,8 +140,8 @@ let hasOutput = false; // on the page
 async function showOutput() {
   const { shown, facts } = page.get();
   if (shown.data_removed) {
-    at("output").replaceChildren();
-    at("facts").hidden = true;
+    byId("output").replaceChildren();
+    byId("facts").hidden = true;
   }
   if (hasOutput || shown.status !== "succeeded" || !shown.output || !facts) return;
   hasOutput = true;
@@ -152,15 +152,15 @@ async function showOutput() {
       : localAddress(original, shown.urls);
     const link = download(address, original, number, many);
     const wait = element("p", { className: "soft", role: "status", textContent: "The picture is being prepared …" });
-    at("output").append(wait);
+    byId("output").append(wait);
     try {
       const paths = { after: `${web}/tiles/${number}`, before: facts.source && `${web}/tiles/source` };
       const viewer = await openViewer(paths, [link]);
-      at("output").append(viewer.element);
+      byId("output").append(viewer.element);
       if (number === 0) showFacts({ shown, facts }, viewer);
     } catch (error) {
-      at("output").append(element("p", { className: "error", textContent: `${error.message} ` }),
-        [404, 410].includes(error.status) ? error.wayOn : link);
+      byId("output").append(element("p", { className: "error", textContent: `${error.message} ` }),
+        [404, 410].includes(error.status) ? error.remedy : link);
     }
     wait.remove();
   }
@@ -191,7 +191,7 @@ async function refresh() {
     page.set({ shown, facts, ...(isActive(shown) ? {} : { logs: shown.logs || "" }) });
     showInput(shown);
   } catch (error) {
-    showError(error.message, error.wayOn);
+    showError(error.message, error.remedy);
     if (!error.isTemporary) return;
     wait = Math.max(wait, 1000 * error.retryAfter);
   }
@@ -215,37 +215,37 @@ async function showSource() {
 }
 
 function showSharing(link) {
-  at("share").checked = Boolean(link);
-  at("shared").hidden = !link;
-  at("link").value = link || "";
+  byId("share").checked = Boolean(link);
+  byId("shared").hidden = !link;
+  byId("link").value = link || "";
 }
 
 subscribe("signed-in", refresh);
 
-at("cancel").addEventListener("click", () => attempt(async () => {
-  at("cancel").disabled = true;
+byId("cancel").addEventListener("click", () => attempt(async () => {
+  byId("cancel").disabled = true;
   await call("POST", `${path}/cancel`);
   publish("predictions");
   await refresh();
 }));
 
-at("share").addEventListener("change", () => attempt(async () => {
-  const wanted = at("share").checked;
-  at("share").checked = !wanted;
+byId("share").addEventListener("change", () => attempt(async () => {
+  const wanted = byId("share").checked;
+  byId("share").checked = !wanted;
   const answer = await call(wanted ? "POST" : "DELETE", `${path}/share`);
   showSharing(answer && answer.url);
   await refresh();
 }));
 
-at("copy").addEventListener("click", async () => {
-  at("link").select();
+byId("copy").addEventListener("click", async () => {
+  byId("link").select();
   // Browsers offer the clipboard only to pages over TLS and to those of this machine.
-  if (navigator.clipboard) await navigator.clipboard.writeText(at("link").value).catch(() => {});
+  if (navigator.clipboard) await navigator.clipboard.writeText(byId("link").value).catch(() => {});
   else document.execCommand("copy");
-  at("copy").textContent = "Copied";
+  byId("copy").textContent = "Copied";
 });
 
-at("remove").addEventListener("click", () => {
+byId("remove").addEventListener("click", () => {
   if (!confirm("Remove the source, the result and the log of this prediction for good?")) return;
   attempt(async () => {
     await call("DELETE", path);
@@ -255,7 +255,7 @@ at("remove").addEventListener("click", () => {
 });
 
 attempt(async () => {
-  at("id").textContent = id;
+  byId("id").textContent = id;
   if (!share) await signIn();
   await refresh();
   const { shown } = page.get();

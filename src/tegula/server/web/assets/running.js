@@ -2,7 +2,7 @@
 // in the queue, and a button to cancel it.
 
 import { call, follow, local, localAddress } from "./api.js";
-import { at, attempt, element, formatSeconds } from "./dom.js";
+import { byId, attempt, element, formatSeconds } from "./dom.js";
 import { publish, subscribe } from "./state.js";
 
 const POLL_MS = 2000;
@@ -79,11 +79,11 @@ export function showRunning(name, { except = null, onEnd = () => {} } = {}) {
       for (const entry of active) {
         if (!cards.has(entry.id)) {
           cards.set(entry.id, createCard(entry));
-          at(`${name}-list`).append(cards.get(entry.id).card);
+          byId(`${name}-list`).append(cards.get(entry.id).card);
         }
         cards.get(entry.id).show(entry);
       }
-      at(name).hidden = cards.size === 0;
+      byId(name).hidden = cards.size === 0;
       if (hasEnded) onEnd();
     }
     timer = setTimeout(look, POLL_MS * (cards.size || document.hidden ? 1 : 5));

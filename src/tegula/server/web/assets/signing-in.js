@@ -1,19 +1,19 @@
 // Who the browser is signed in as: the form that asks for a token, and the button to sign out.
 
 import { call, local, signInWith, signOut, takeTokenFromAddress } from "./api.js";
-import { at, attempt, showError } from "./dom.js";
+import { byId, attempt, showError } from "./dom.js";
 import { publish, subscribe } from "./state.js";
 
 // Show the form until a token is accepted.
 function askForToken() {
-  at("token-form").hidden = false;
-  at("token").focus();
+  byId("token-form").hidden = false;
+  byId("token").focus();
   const over = new AbortController();
   return new Promise((resolve, reject) => {
-    at("token-form").addEventListener("submit", async (event) => {
+    byId("token-form").addEventListener("submit", async (event) => {
       event.preventDefault();
-      const token = at("token").value;
-      at("token").value = "";
+      const token = byId("token").value;
+      byId("token").value = "";
       try {
         await signInWith(token);
       } catch (error) {
@@ -22,12 +22,12 @@ function askForToken() {
           reject(error);
           return;
         }
-        at("token-error").textContent =
+        byId("token-error").textContent =
           "This server does not know that token; tegula tokens create NAME makes a new one.";
         return;
       }
-      at("token-form").hidden = true;
-      at("token-error").textContent = "";
+      byId("token-form").hidden = true;
+      byId("token-error").textContent = "";
       over.abort();
       resolve();
     }, { signal: over.signal });
@@ -57,7 +57,7 @@ export async function signIn() {
     await askForToken();
     account = await call("GET", "/v1/account");
   }
-  at("sign-out").hidden = account.username === "local";
+  byId("sign-out").hidden = account.username === "local";
   return account;
 }
 
@@ -66,7 +66,7 @@ window.addEventListener("hashchange", () => {
   if (location.hash.startsWith("#token=")) location.reload();
 });
 
-at("sign-out").addEventListener("click", () => attempt(async () => {
+byId("sign-out").addEventListener("click", () => attempt(async () => {
   await signOut();
   location.assign(local("/"));
 }));
