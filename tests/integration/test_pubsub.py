@@ -160,7 +160,7 @@ def test_where_notifications_do_not_arrive_everybody_goes_on_to_look(stores, cap
 
 
 def test_an_idle_server_with_streams_hardly_asks_the_database(stores):
-    """Each second it asked about sixteen times, for two engines; now about once."""
+    """Each second it asked about sixteen times; now about once."""
     store = stores[0]
     inputs = InputFiles(store.files, Fetcher(Policy()), 1, 1.0)
     resolver = lambda _: ResolvedVersion("ab", (), False)  # noqa: E731

@@ -162,10 +162,9 @@ def test_what_compose_needs_from_the_environment_is_said_on_top():
 
 
 def test_the_manifest_hangs_together():
-    ray, deployment, service = documents("kuberay.yaml")
-    assert [each["kind"] for each in (ray, deployment, service)] == [
-        "RayCluster", "Deployment", "Service"
-    ]  # fmt: skip
+    ray, deployment, service, policy = documents("kuberay.yaml")
+    kinds = [each["kind"] for each in documents("kuberay.yaml")]
+    assert kinds == ["RayCluster", "Deployment", "Service", "NetworkPolicy"]
     (group,) = ray["spec"]["workerGroupSpecs"]
     assert ray["spec"]["enableInTreeAutoscaling"] is True
     assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
@@ -176,6 +175,11 @@ def test_the_manifest_hangs_together():
     environment = {each["name"]: each.get("value") for each in api["env"]}
     # The operator names the service of a head after its cluster.
     assert environment["RAY_ADDRESS"] == f"{ray['metadata']['name']}-head-svc:6379"
+    # It labels the pods of a cluster with its name, and these and the servers may reach them.
+    ours = {"ray.io/cluster": ray["metadata"]["name"]}
+    assert policy["spec"]["podSelector"]["matchLabels"] == ours
+    allowed = [each["podSelector"]["matchLabels"] for each in policy["spec"]["ingress"][0]["from"]]
+    assert allowed == [ours, template["metadata"]["labels"]]
     actors = int(environment["TEGULA_RAY_MAX_ACTORS"]) * deployment["spec"]["replicas"]
     assert actors <= group["maxReplicas"]
     assert service["spec"]["ports"][0]["targetPort"] in [port["name"] for port in api["ports"]]
