@@ -265,7 +265,8 @@ def test_four_crops_are_overfitted_to_a_fifth_of_their_energy(photograph, tmp_pa
         {"steps": 600, "learning_rate": 4e-3, "warm_up": 20, "from_nothing": 0.0, "batch": crops}
     )
     state = new_state(SMALL, torch.device("cpu"), chosen.learning_rate)
-    run_stage(stage, state, PairSource(pairs), tmp_path, SMALL)
+    seldom = dataclasses.replace(SMALL, checkpoint_every=chosen.steps)
+    run_stage(stage, state, PairSource(pairs), tmp_path, seldom)
     rng = np.random.default_rng(0)
     energy = clean_latents(PairSource(pairs).draw(crops, rng)).square().mean()
     found = [
