@@ -16,15 +16,21 @@ from tegula.pipeline.windows import WindowGrid, grid_windows
 FACTOR = 8
 
 
-def pipeline_of(networks: Networks) -> Any:
-    """Return diffusers' img2img pipeline with a ControlNet, silent."""
+def pipeline_of(networks: Networks, kind: Any = DDIMScheduler, **settings: Any) -> Any:
+    """Return diffusers' img2img pipeline with a ControlNet, silent.
+
+    Args:
+        networks: what it runs.
+        kind: one of diffusers' schedulers.
+        **settings: of the scheduler, beside those of the model.
+    """
     pipeline = StableDiffusionControlNetImg2ImgPipeline(
         vae=networks.autoencoder,
         text_encoder=networks.text_model,
         tokenizer=networks.tokenizer,
         unet=networks.unet,
         controlnet=networks.controlnet,
-        scheduler=DDIMScheduler.from_config(dict(SCHEDULER)),
+        scheduler=kind.from_config(dict(SCHEDULER), **settings),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

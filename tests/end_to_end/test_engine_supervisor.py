@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from engine_support import HereEngine, ended, until
+from engine_support import HereEngine, ended, supervising, until
 from store_support import NOON, VERSION, ask, open_store
 
 from tegula.catalog import find
@@ -29,20 +29,12 @@ def store(tmp_path):
 
 @pytest.fixture
 def supervise(store):
-    started = []
-
-    def start(*engines, resolver=lambda _: ResolvedVersion("ab", ("image",), True)):
-        fetcher = Fetcher(Policy())
-        inputs = InputFiles(store.files, fetcher, 1000, 60.0)
-        supervisor = Supervisor(store, engines, resolver, inputs)
-        supervisor.start()
-        started.append(supervisor)
-        return supervisor
-
-    yield start
-    for supervisor in started:
-        if not supervisor._ended.is_set():
-            supervisor.stop()
+    fetcher = Fetcher(Policy())
+    inputs = InputFiles(store.files, fetcher, 1000, 60.0)
+    with supervising() as start:
+        yield lambda *engines, resolver=lambda _: ResolvedVersion("ab", ("image",), True): start(
+            store, engines, resolver, inputs
+        )
 
 
 def test_a_prediction_is_run_and_everything_recorded(store, supervise):

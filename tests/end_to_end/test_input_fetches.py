@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from engine_support import HereEngine, ended, until
+from engine_support import HereEngine, ended, supervising, until
 from receiver_support import receiving
 from store_support import ask, open_store
 
@@ -18,7 +18,6 @@ from tegula.server.addresses import Policy, host_of
 from tegula.server.background import WebhookSender
 from tegula.server.db import utc_now
 from tegula.server.fetch import Fetcher
-from tegula.server.supervisor import Supervisor
 from tegula.server.tables import State
 from tegula.server.work import InputFiles, ResolvedVersion
 
@@ -89,19 +88,13 @@ def store(tmp_path):
 
 @pytest.fixture
 def supervise(store):
-    started = []
+    with supervising() as start:
 
-    def start(engine, resolver=lambda _: VERSION, its_store=store, fetcher=FETCHER):
-        inputs = InputFiles(its_store.files, fetcher, 1000, 600.0)
-        supervisor = Supervisor(its_store, [engine], resolver, inputs)
-        supervisor.start()
-        started.append(supervisor)
-        return supervisor
+        def supervise_one(engine, resolver=lambda _: VERSION, its_store=store, fetcher=FETCHER):
+            inputs = InputFiles(its_store.files, fetcher, 1000, 600.0)
+            return start(its_store, [engine], resolver, inputs)
 
-    yield start
-    for supervisor in started:
-        if not supervisor._ended.is_set():
-            supervisor.stop()
+        yield supervise_one
 
 
 def ask_for(store, url, **values):

@@ -7,12 +7,11 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    StableDiffusionControlNetImg2ImgPipeline,
     UniPCMultistepScheduler,
 )
 from support import options, photograph, refine_canvas
 
-from tegula.models.sd15.facts import SCHEDULER
+from bench.speed.loop import pipeline_of
 from tegula.models.sd15.networks import SdAutoencoder, make_denoiser
 from tegula.pipeline.refine import RefineJob
 from tests.tiny.networks import tiny_bundle, tiny_networks
@@ -28,20 +27,8 @@ SCHEDULERS = {
 
 
 def diffusers_result(picture, scheduler, resemblance, guess_mode, guidance_scale):
-    networks = tiny_networks()
     kind, settings = SCHEDULERS[scheduler]
-    pipeline = StableDiffusionControlNetImg2ImgPipeline(
-        vae=networks.autoencoder,
-        text_encoder=networks.text_model,
-        tokenizer=networks.tokenizer,
-        unet=networks.unet,
-        controlnet=networks.controlnet,
-        scheduler=kind.from_config(dict(SCHEDULER), **settings),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = pipeline_of(tiny_networks(), kind, **settings)
     image = torch.tensor(picture.transpose(2, 0, 1)[None])
     return pipeline(
         prompt="a red cat",

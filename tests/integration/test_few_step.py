@@ -9,7 +9,6 @@ from cli_support import picture, run
 from diffusers import (
     DDIMScheduler,
     LCMScheduler,
-    StableDiffusionControlNetImg2ImgPipeline,
     TCDScheduler,
 )
 from growth import SUPERLINEAR, growth
@@ -17,10 +16,11 @@ from safetensors.torch import save_file
 from sd15_support import files, load_sd15, offline  # noqa: F401
 from support import options, photograph, refine_canvas
 
+from bench.speed.loop import pipeline_of
 from tegula.errors import MissingWeightsError, OptionError
 from tegula.models import BundleSettings
 from tegula.models.load import load_bundle
-from tegula.models.sd15.facts import PRESETS, SCHEDULER
+from tegula.models.sd15.facts import PRESETS
 from tegula.models.sd15.few_step import RECIPES, FewStepRecipe, choose_few_step, recipe_of
 from tegula.options import SCHEDULERS
 from tegula.pipeline.refine import RefineJob
@@ -224,20 +224,8 @@ CASES = {
 
 
 def diffusers_result(picture, lora, recipe: FewStepRecipe, strength):
-    networks = tiny_networks(3)
     kind, settings, _ = CASES[recipe.name]
-    pipeline = StableDiffusionControlNetImg2ImgPipeline(
-        vae=networks.autoencoder,
-        text_encoder=networks.text_model,
-        tokenizer=networks.tokenizer,
-        unet=networks.unet,
-        controlnet=networks.controlnet,
-        scheduler=kind.from_config(dict(SCHEDULER), **settings),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = pipeline_of(tiny_networks(3), kind, **settings)
     pipeline.load_lora_weights(lora)
     pipeline.fuse_lora()
     image = torch.tensor(picture.transpose(2, 0, 1)[None])

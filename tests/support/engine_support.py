@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tegula.errors import CancelledError, ImageError, MissingWeightsError, OutOfMemoryError
@@ -25,9 +26,29 @@ from tegula.server.engine import (
 if TYPE_CHECKING:  # each process of an engine imports this module, and databases take a while
     from tegula.server.runner import Emit
     from tegula.server.store import Store
+    from tegula.server.supervisor import Supervisor
     from tegula.server.tables import Prediction
 
 Cancelled = Callable[[], bool]
+
+
+@contextmanager
+def supervising() -> Iterator[Callable[..., Supervisor]]:
+    """Yield what starts a supervisor, by its arguments; those that still run are stopped."""
+    from tegula.server.supervisor import Supervisor
+
+    started: list[Supervisor] = []
+
+    def start(*given: Any) -> Supervisor:
+        supervisor = Supervisor(*given)
+        supervisor.start()
+        started.append(supervisor)
+        return supervisor
+
+    yield start
+    for supervisor in started:
+        if not supervisor._ended.is_set():
+            supervisor.stop()
 
 
 def open_runner(device: str, options: Mapping[str, Any]) -> Callable[..., None]:

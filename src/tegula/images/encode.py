@@ -241,18 +241,13 @@ def _fitting(
     if settings is not None:
         packets = [add_settings(metadata.xmp, settings), add_settings(None, settings)]
     xmp = next((packet for packet in packets if len(packet or b"") <= longest), None)
-    kept = dataclasses.replace(metadata, xmp=xmp)
     too_long = [
         each
         for each in ("exif", "iptc", "comment")
         if name == "jpeg" and len(getattr(metadata, each) or b"") > longest
     ]
-    if "exif" in too_long:
-        kept = dataclasses.replace(kept, exif=None)
-    if "iptc" in too_long:
-        kept = dataclasses.replace(kept, iptc=None)
-    if "comment" in too_long:
-        kept = dataclasses.replace(kept, comment=None)
+    left_out: dict[str, Any] = dict.fromkeys(too_long)
+    kept = dataclasses.replace(metadata, xmp=xmp, **left_out)
     if name == "jpeg" and len(kept.text.get(_COMMENT, "").encode()) > longest:
         too_long.append(_COMMENT)
         kept = dataclasses.replace(kept, text={k: v for k, v in kept.text.items() if k != _COMMENT})

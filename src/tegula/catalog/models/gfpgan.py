@@ -16,8 +16,7 @@ from tegula.catalog.inputs import (
     Version,
     approximated,
 )
-from tegula.catalog.weights import check_faces
-from tegula.options import UpscaleOptions
+from tegula.catalog.models.real_esrgan import enlarged
 
 _FACE_FILES: Mapping[str, str] = {
     "v1.2": "GFPGANv1.2",
@@ -58,12 +57,7 @@ class Gfpgan(Inputs):
             MissingWeightsError: the file of the version is not in the models folder.
             MissingExtraError: the detector of faces is not installed.
         """
-        faces = _FACE_FILES[self.version]
-        check_faces(faces)
-        options = UpscaleOptions(
-            auto=False, scale=self.scale, creativity=0.0, prescaler="realesrgan-x4plus", faces=faces
-        )
-        return UpscaleRequest((options,))
+        return enlarged(self.scale, _FACE_FILES[self.version])
 
 
 MODEL = Model(

@@ -43,13 +43,22 @@ class RealEsrgan(Inputs):
             MissingWeightsError: faces are asked for, and their file is not in the models folder.
             MissingExtraError: faces are asked for, and their detector is not installed.
         """
-        faces = _FACES if self.face_enhance else ""
-        if faces:
-            check_faces(faces)
-        options = UpscaleOptions(
-            auto=False, scale=self.scale, creativity=0.0, prescaler="realesrgan-x4plus", faces=faces
-        )
-        return UpscaleRequest((options,))
+        return enlarged(self.scale, _FACES if self.face_enhance else "")
+
+
+def enlarged(scale: float, faces: str) -> UpscaleRequest:
+    """Return one upscale by Real-ESRGAN x4plus, with faces restored if a model for them is named.
+
+    Raises:
+        MissingWeightsError: the file of the face model is not in the models folder.
+        MissingExtraError: the detector of faces is not installed.
+    """
+    if faces:
+        check_faces(faces)
+    options = UpscaleOptions(
+        auto=False, scale=scale, creativity=0.0, prescaler="realesrgan-x4plus", faces=faces
+    )
+    return UpscaleRequest((options,))
 
 
 MODEL = Model(
