@@ -11,6 +11,7 @@
 #   make check                          style, types, import direction, dependencies
 #   make bench                          the three below, one after the other
 #   make bench-speed                    speed and memory, beside other ways and the device's limit
+#   make bench-card                     all that a graphics card takes; it says so without one
 #   make bench-modes                    canvas and redraw mode beside each other
 #   make bench-quality                  picture quality beside other upscalers
 #   make train                          the packaged model and its three prescalers, from scratch
@@ -39,7 +40,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(JOBS
 
 .DEFAULT_GOAL := help
 .PHONY: help upscale serve test test-unit test-integration test-end-to-end coverage check bench
-.PHONY: bench-speed bench-modes bench-quality train docs lock hooks clean
+.PHONY: bench-speed bench-card bench-modes bench-quality train docs lock hooks clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -104,6 +105,9 @@ bench: bench-speed bench-modes bench-quality
 
 bench-speed: $(VENV)/.tegula-dev
 	$(BIN)/python -m bench.speed $(ARGS)
+
+bench-card: $(VENV)/.tegula-dev
+	$(BIN)/python -m bench.card $(ARGS)
 
 bench-modes: $(VENV)/.tegula-dev
 	$(BIN)/python -m bench.modes $(ARGS)

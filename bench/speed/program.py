@@ -22,7 +22,7 @@ from bench.speed.methods import ladder, methods_for, usual_method
 from bench.speed.models import Models
 from bench.speed.page import RESULTS, section
 from bench.speed.probe import best_rates, matrix_rates, name_of
-from bench.speed.whole import by_stage, command_to_file, growth
+from bench.speed.whole import MEGAPIXELS, by_stage, command_to_file, growth
 from tegula.models.device import pick_device
 
 PARTS = ("comparison", "whole", "growth", "command")
@@ -131,6 +131,7 @@ def _run_whole(
     if "growth" in asked.parts:
         print("growth", flush=True)
         rows: list[Mapping[str, Any]] = []
-        for row in growth(job, models, usual, largest):
+        sizes = [each for each in MEGAPIXELS if each <= largest]
+        for row in growth(job, models, usual, sizes):
             figures.keep("growth", [*rows, row])
             rows.append(row)

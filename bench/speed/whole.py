@@ -43,23 +43,23 @@ def by_stage(job: Job, models: Models, method: Method) -> Row:
     return {"name": method.name} | _timed_upscale(upscaler, job, options, models)
 
 
-def growth(job: Job, models: Models, method: Method, largest: int) -> Iterator[Row]:
-    """Yield what upscales to 1, 2, 4 and more megapixels take, up to the largest.
+def growth(
+    job: Job, models: Models, method: Method, sizes: Sequence[float] = MEGAPIXELS
+) -> Iterator[Row]:
+    """Yield what upscales to 1, 2, 4 and more megapixels take.
 
     The prescaler is the light one, so that it does not hide what grows.
     """
-    _grown(job, models, method, MEGAPIXELS[0])
-    for megapixels in MEGAPIXELS:
-        if megapixels > largest:
-            return
+    _grown(job, models, method, sizes[0])
+    for megapixels in sizes:
         try:
             yield _grown(job, models, method, megapixels)
-        except OutOfMemoryError as error:
+        except OutOfMemoryError as error:  # noqa: PERF203 - the first one ends it
             yield {"megapixels": megapixels, "stopped": str(error)}
             return
 
 
-def _grown(job: Job, models: Models, method: Method, megapixels: int) -> Row:
+def _grown(job: Job, models: Models, method: Method, megapixels: float) -> Row:
     side = round(math.sqrt(megapixels * 1e6) / 8) * 8
     sized = dataclasses.replace(job, source=side // _GROWTH_SCALE, side=side)
     options = sized.options(**({"prescaler": _GROWTH_PRESCALER} | dict(method.options)))

@@ -184,5 +184,31 @@ def test_the_bench_runs_in_the_smallest_size_and_keeps_its_figures(tmp_path, cap
     assert re.search(r"\| tegula: \+ batches \| 4 ", capsys.readouterr().out)
 
 
+def test_the_bench_of_a_card_is_rehearsed_in_the_smallest_size(tmp_path, monkeypatch, capsys):
+    from bench import card
+    from bench.speed import probe
+
+    monkeypatch.setattr(probe, "_TRIES", 1)
+    path = tmp_path / "card.jsonl"
+    words = ["--device", "cpu", "--size", "tiny", "--out", str(path)]
+    card.main([*words, "--parts", "stages", "batches", "beside", "sizes", "eight_gigabytes"])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert not [row for row in rows if "failed" in row]
+    by_part = {part: [row for row in rows if row["part"] == part] for part in card.PARTS}
+    whole, refine = by_part["stages"]
+    assert {"prescale", "encode", "denoise", "decode", "finish"} <= set(whole["stages"])
+    assert 0 <= whole["outside_nets"] < 1
+    assert refine["outside_kernels"] is None
+    assert [row["windows"] for row in by_part["batches"]] == [1, None]
+    beside = [row["what"] for row in by_part["beside"] if row["seconds"] > 0]
+    assert beside == ["diffusers by tiles", "canvas", "redraw", "few"]
+    assert [row["megapixels"] for row in by_part["sizes"]] == [0.01, 0.02]
+    assert "left_out" in by_part["eight_gigabytes"][0]
+    capsys.readouterr()
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="no CUDA device"):
+            card.main([])
+
+
 def fast_of(kept):
     return list(kept["rates"])[-1]
