@@ -24,7 +24,7 @@ from tegula.plan import Plan
 
 _LOSSY = ("jpeg", "webp", "avif")
 
-Box = tuple[int, int, int, int]
+Crop = tuple[int, int, int, int]
 """Left, top, width and height."""
 
 
@@ -62,7 +62,7 @@ class UpscaleResult:
     consistency: Consistency | None = None
     faces: tuple[FaceReport, ...] = ()
 
-    def without_context(self, options: ResolvedOptions, context: Box, crop: Box) -> UpscaleResult:
+    def without_context(self, options: ResolvedOptions, context: Crop, crop: Crop) -> UpscaleResult:
         """Cut away what was enlarged with a crop for the sake of its edges.
 
         Args:
@@ -175,7 +175,7 @@ class UpscaleResult:
         return self.encoded().data
 
 
-def _within(origin: tuple[int, int], box: Box) -> tuple[int, int, int, int]:
+def _within(origin: tuple[int, int], box: Crop) -> tuple[int, int, int, int]:
     """Return the left, top, right and bottom of a box as counted from an origin."""
     left, top = box[0] - origin[0], box[1] - origin[1]
     return left, top, left + box[2], top + box[3]

@@ -4,7 +4,7 @@ The picture runs through the net in tiles, and each tile's result is resampled t
 place in the target at once, so that memory holds the source, the target and one tile,
 never the picture at the net's own factor.
 
-Which tiles, with how much context, is said in ``prescale_plan``.
+``prescale_plan`` says which tiles these are, and how much context they have.
 """
 
 from __future__ import annotations
@@ -118,13 +118,13 @@ def prescale_source(
         alpha = prescale_alpha(alpha, size, first, alpha_progress)
     enlarged = enlarge_lanczos(source.rgb, size)
     # How much of each pixel a net for drawings made; None where none did.
-    well = share if second is not None and second.facts.draws else None
+    well_drawn = share if second is not None and second.facts.draws else None
     if first.facts.draws:
-        well = by_nets.new_ones(by_nets.shape[:2])
-    picture = _locked(by_nets, enlarged, options, well)
+        well_drawn = by_nets.new_ones(by_nets.shape[:2])
+    picture = _locked(by_nets, enlarged, options, well_drawn)
     held, done = drawn if options.hold_drawings else None, None
-    if held is not None and well is not None:
-        done = torch.minimum(held, well)
+    if held is not None and well_drawn is not None:
+        done = torch.minimum(held, well_drawn)
         held = held - done
     if held is not None:
         picture = hold_drawings(picture, source.rgb, held, prepared.look.crisp)
@@ -166,17 +166,17 @@ def _key(prepared: Prepared, options: ResolvedOptions) -> tuple[Any, ...]:
 
 
 def _locked(
-    picture: Tensor, enlarged: Tensor, options: ResolvedOptions, well: Tensor | None
+    picture: Tensor, enlarged: Tensor, options: ResolvedOptions, well_drawn: Tensor | None
 ) -> Tensor:
-    """Hold a prescaled picture to the colours of its source, but where it was drawn ``well``.
+    """Hold a prescaled picture to the colours of its source, but where it is well drawn.
 
     The lock leaves a haze of some levels around letters, and what a net for drawings makes
     has the right colours already.
     """
-    if well is None:
+    if well_drawn is None:
         return lock_colour(picture, enlarged, options, out=picture)
     locked = lock_colour(picture, enlarged, options)
-    return torch.lerp(locked, picture, well[..., None])
+    return torch.lerp(locked, picture, well_drawn[..., None])
 
 
 @torch.inference_mode()

@@ -229,7 +229,7 @@ class Files:
             OptionError: the cursor is not from a page.
         """
         query = select(FileRecord).where(
-            FileRecord.account_id == account_id, *_of_nothing(self.clock())
+            FileRecord.account_id == account_id, *_present_uploads(self.clock())
         )
         columns = FileRecord.created_at, FileRecord.id
         with self.database.read() as session:
@@ -304,7 +304,7 @@ class Files:
     def _check_account(self, session: Session, file: FileRecord) -> None:
         kept = session.scalar(
             select(func.coalesce(func.sum(FileRecord.size), 0)).where(
-                FileRecord.account_id == file.account_id, *_of_nothing(self.clock())
+                FileRecord.account_id == file.account_id, *_present_uploads(self.clock())
             )
         )
         if (kept or 0) + file.size > self.account_limit:
@@ -328,8 +328,8 @@ def _has_no_data(session: Session, prediction_id: str) -> bool:
     return session.scalar(removed.with_for_update(read=True)) is not False
 
 
-def _of_nothing(now: datetime) -> tuple[ColumnElement[bool], ...]:
-    """Return what is true of files that belong to no prediction and have not expired."""
+def _present_uploads(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions of uploads, which belong to no prediction, that have not expired."""
     in_time = or_(FileRecord.expires_at.is_(None), FileRecord.expires_at > now)
     return FileRecord.prediction_id.is_(None), in_time
 
