@@ -122,7 +122,7 @@ def test_a_photograph_is_enlarged(model):
 
 @pytest.mark.slow
 @needs_cog
-def test_it_is_healthy_once_the_model_is_loaded(model):
+def test_a_container_is_healthy_once_the_model_is_loaded(model):
     model.wait()
     health = model.health()
     assert health["setup"]["status"] == "succeeded"

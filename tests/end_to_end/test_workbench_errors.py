@@ -151,7 +151,7 @@ def test_what_is_stopped_while_it_is_created_is_cancelled(form: Page, live: Live
     assert (last["input"]["prompt"], last["status"]) == ("gated", "canceled")
 
 
-def test_what_passes_can_be_tried_again_where_it_is(form: Page, page: Page, live: Live):
+def test_a_passing_fault_offers_to_try_again_on_the_same_page(form: Page, page: Page, live: Live):
     form.route(CREATE, lambda route: route.abort())
     form.locator("#go").click()
     expect(form.locator("#page-error")).to_contain_text("The server does not answer")

@@ -93,7 +93,7 @@ def test_a_page_loads_little_is_accessible_and_complains_of_nothing(
         check_accessible(page)
 
 
-def test_what_is_not_there_is_said_with_a_way_on(page: Page, live: Live):
+def test_an_address_that_leads_nowhere_says_so_and_offers_a_link(page: Page, live: Live):
     open_signed_in(page, live, "/p/abc")
     expect(page.locator("#page-error")).to_contain_text("could not be found")
     page.get_by_role("link", name="Look in your history.").click()

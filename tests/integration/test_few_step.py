@@ -112,7 +112,7 @@ def test_the_time_for_a_title_does_not_grow_with_its_square(tmp_path):
     assert growth(recipe_of, titled, 1000) < SUPERLINEAR
 
 
-def test_it_is_known_by_the_title_its_maker_gave_and_by_the_folder_of_its_repository(tmp_path):
+def test_a_lora_is_known_by_the_title_its_maker_gave_and_by_its_repository(tmp_path):
     titled = put(tmp_path / "a.safetensors", metadata={"ss_output_name": "TCD-SD15-LoRA"})
     assert recipe_of(titled) == BY_NAME["tcd"]
     cached = "models--latent-consistency--lcm-lora-sdv1-5/snapshots/abc"

@@ -61,7 +61,7 @@ def test_a_client_that_gave_up_and_asks_again_gets_the_same_prediction(live: Liv
     assert again.headers["idempotent-replayed"] == "true"
 
 
-def test_that_counts_once_and_for_the_same_request_only(live: Live):
+def test_giving_up_counts_once_and_for_the_same_request_only(live: Live):
     made = give_up(live, seed=2)
     others = [ask(live, seed=3), ask(live, seed=2)]
     others.append(ask(live, seed=2))

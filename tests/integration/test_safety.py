@@ -57,7 +57,7 @@ def test_without_a_checker_outputs_are_kept(tmp_path):
     assert ended.status is State.SUCCEEDED
 
 
-def test_it_is_off_unless_the_operator_wants_it():
+def test_checking_outputs_is_off_unless_the_operator_wants_it():
     assert open_checker(ServerSettings()) is allow_all
 
 

@@ -52,12 +52,12 @@ def test_a_picture_that_was_jpeg_shows_its_quality(name, quality):
 
 
 @pytest.mark.parametrize(("down", "right"), [(3, 5), (0, 7), (4, 0)])
-def test_it_does_when_it_was_cropped_since(down, right):
+def test_a_jpeg_that_was_cropped_since_shows_its_quality(down, right):
     found = damage_of(compressed(levels(), 50)[down:, right:]).jpeg_quality
     assert found == pytest.approx(50, abs=2)
 
 
-def test_it_does_when_it_was_saved_again_at_a_better_quality():
+def test_a_jpeg_that_was_saved_again_at_a_better_quality_shows_the_worse():
     again = compressed(compressed(levels(), 40), 95)
     assert damage_of(again, 95).jpeg_quality == pytest.approx(40, abs=2)
 
