@@ -429,3 +429,20 @@ def test_the_consistency_solver_is_diffusers_own_to_the_bit(config, steps, name)
         latents = theirs.step(answer, timestep, latents, others).prev_sample
         mine = walk.step(answer, step, mine, ours)
         assert torch.equal(mine, latents)
+
+
+def test_a_scheduler_is_built_once_and_no_run_sees_what_another_left(monkeypatch):
+    built, kind = [], diffusers.KDPM2DiscreteScheduler
+    build = kind.from_config
+    monkeypatch.setattr(kind, "from_config", lambda *a, **k: built.append(1) or build(*a, **k))
+    config = {**SCHEDULER, "beta_end": 0.0121}
+    first, second = (schedule("dpm2", steps=4, config=config) for _ in range(2))
+    assert built == [1]
+    expected = second.timesteps.clone()
+    latents = torch.ones(1, 4, 2, 2)
+    for step in range(2):
+        latents = first.step(latents, step, latents, torch.Generator())
+    assert first.scheduler.step_index == 2
+    assert second.scheduler.step_index is None
+    assert torch.equal(second.scheduler.timesteps, expected)
+    assert schedule("dpm2", steps=4, config=SCHEDULER).scheduler.config.beta_end == 0.012

@@ -9,10 +9,12 @@ exploding"), or these over sqrt(sigma**2 + 1) ("variance preserving").
 
 from __future__ import annotations
 
+import copy
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -247,12 +249,27 @@ def _scheduler(solver: Solver, config: Mapping[str, object]) -> Any:
     settings = dict(solver.settings)
     if config.get("prediction_type") == "sample" and solver.scheduler in _WITHOUT_SAMPLE:
         settings["prediction_type"] = "epsilon"
+    if solver.scheduler == "LCMScheduler":
+        return LcmScheduler(LcmConfig.of(_noise_of(config)))
+    return copy.deepcopy(_new_scheduler(solver.scheduler, json.dumps([dict(config), settings])))
+
+
+@lru_cache(maxsize=16)
+def _new_scheduler(name: str, described: str) -> Any:
+    """Return a scheduler of diffusers for a noise schedule and settings, as JSON; to be copied.
+
+    The second-order ones walk all the trained levels, one by one, when they are made: a tenth of
+    a second, and an upscale needs a schedule for its plan and for each pass.
+    """
+    config, settings = json.loads(described)
+    return getattr(import_diffusers(), name).from_config(_noise_of(config), **settings)
+
+
+def _noise_of(config: Mapping[str, object]) -> dict[str, object]:
     noise = dict(config)
     if noise.pop("rescale_betas_zero_snr", False):
         noise["trained_betas"] = _rescaled_betas(noise)
-    if solver.scheduler == "LCMScheduler":
-        return LcmScheduler(LcmConfig.of(noise))
-    return getattr(import_diffusers(), solver.scheduler).from_config(noise, **settings)
+    return noise
 
 
 _LEAST_SIGNAL = 4.8973451890853435e-08
