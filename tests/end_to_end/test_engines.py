@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from engine_support import ended, until
@@ -37,7 +38,7 @@ from tegula.server.engine import (
 )
 from tegula.server.fetch import Fetcher
 from tegula.server.files import encode_data_uri
-from tegula.server.ray_engine import Place, RayEngine, SharedBlobs, connect
+from tegula.server.ray_engine import Place, RayEngine, SharedBlobs, _Actor, connect
 from tegula.server.runner import LocalEngine, RunnerSpec, Timeouts
 from tegula.server.settings import ServerSettings
 from tegula.server.supervisor import Supervisor
@@ -422,6 +423,18 @@ def test_actors_follow_the_queue_between_bounds(store, supervise, on_ray):
     until(lambda: started() == 1)
     time.sleep(1.2)
     assert started() == 1
+
+
+def test_an_actor_that_loads_its_models_may_be_silent_for_longer(monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tegula[ray]'.")
+    monkeypatch.setattr(ray, "wait", lambda *_, **__: ([], []))
+    handle = SimpleNamespace(receive=SimpleNamespace(remote=object))
+    actor = _Actor(handle, silence=0.0, load_silence=60.0)
+    actor.pid = 1
+    assert (actor.receive(), actor.death()) == ([], None)
+    actor.ready = True
+    assert (actor.receive(), actor.death()) == ([], "its actor gave no sign of life for 0 s")
+    assert not actor.alive
 
 
 def test_a_cluster_of_several_machines_needs_a_bucket(cluster, monkeypatch):

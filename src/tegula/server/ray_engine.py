@@ -300,7 +300,8 @@ class RayEngine(WorkerEngine):
             spec: how the actor gets its runner.
             place: what it takes of a machine.
             timeouts: as those of a local process; loading includes the wait for a place.
-            silence: seconds without a heartbeat after which an actor is taken for dead.
+            silence: seconds without a heartbeat after which an actor that has loaded its models is
+                taken for dead; while it imports and loads them it may miss many.
             shared: how actors on other machines get at files; None where paths will do.
         """
         super().__init__(f"ray:{number}", timeouts)
@@ -339,7 +340,8 @@ class RayEngine(WorkerEngine):
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(place.node, soft=False)
         level = logging.getLogger().level
         actor = ray.remote(JobActor).options(**options)
-        return _Actor(actor.remote(self._spec, place.device, level, self._shared), self._silence)
+        handle = actor.remote(self._spec, place.device, level, self._shared)
+        return _Actor(handle, self._silence, self._timeouts.load)
 
 
 class _Actor:
@@ -349,11 +351,12 @@ class _Actor:
     over: it could not load its models.
     """
 
-    def __init__(self, handle: Any, silence: float) -> None:
+    def __init__(self, handle: Any, silence: float, load_silence: float) -> None:
         self.ready = self.over = False
         self.pid: int | None = None
         self._handle = handle
         self._silence = silence
+        self._load_silence = load_silence
         self._call = handle.receive.remote()
         self._heard_at = time.monotonic()
         self._early: list[EngineEvent] = []
@@ -395,9 +398,11 @@ class _Actor:
         try:
             done, _ = ray.wait([self._call], timeout=wait)
             if not done:
-                # Without a place it cannot answer; how long that may take is the load timeout's.
-                if self.pid is not None and now - self._heard_at > self._silence:
-                    self._death = f"its actor gave no sign of life for {self._silence:.0f} s"
+                limit = self._silence if self.ready else self._load_silence
+                # Without a place it cannot answer, and may wait for one as long as it takes.
+                if self.pid is not None and now - self._heard_at > limit:
+                    self._death = f"its actor gave no sign of life for {limit:.0f} s"
+                    log.warning("An actor of the cluster is given up: %s", self._death)
                 return []
             answer: Answer = ray.get(self._call)
         except (RayError, RuntimeError) as error:
