@@ -278,9 +278,8 @@ def take_shares(predicted: Tensor, control: Tensor, room: Tensor, gain: float | 
     mean_energy = torch.lerp(_nearby(before.square()), _nearby((before + change).square()), share)
     lost = (mean_energy + _SILENCE) / (_nearby(mixed.square()) + _SILENCE)
     restored = lost.sqrt().clamp(1, 2)
-    restored[:, 0].fill_(
-        1
-    )  # the mean of a block: a tone, and not texture whose crests could differ
+    # The mean of a block: a tone, and not texture whose crests could differ.
+    restored[:, 0].fill_(1)
     return (mixed * restored - before) / scale
 
 
