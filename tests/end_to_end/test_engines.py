@@ -67,6 +67,7 @@ def cluster():
         patch.delenv("RAY_ADDRESS", raising=False)
         # Workers that no actor has asked for yet would only take time.
         patch.setenv("RAY_enable_worker_prestart", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # it is 15 by default, which is endless here
         for _ in range(
             3
         ):  # a raylet gives its own helpers 15 s, which a busy machine may not do in
