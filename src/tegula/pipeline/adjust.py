@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tegula.images.pixels import bands
 from tegula.options import ResolvedOptions
-from tegula.pipeline.exact import shrink
+from tegula.pipeline.exact import average_areas, shrink
 from tegula.pipeline.pictures import (
     brightness,
     extend,
@@ -114,18 +114,18 @@ def adain_lock(
         ``out`` or a new array of the same shape; may leave 0..1 a little.
     """
     locked = refined.new_empty(refined.shape) if out is None else out
+    mean, spread = _statistics(refined, window)
+    wanted_mean, wanted_spread = _statistics(prescaled, window)
+    gain = wanted_spread / spread
+    if window is not None:
+        gain = gain.clamp(_FLATTEST, _STEEPEST)
+    offset = wanted_mean - mean * gain
     for channel in range(refined.shape[2]):
-        ours, theirs = refined[..., channel], prescaled[..., channel]
-        mean, spread = _statistics(ours, window)
-        wanted_mean, wanted_spread = _statistics(theirs, window)
-        gain = wanted_spread / spread
-        if window is not None:
-            gain = gain.clamp(_FLATTEST, _STEEPEST)
-        offset = wanted_mean - mean * gain
         # In a plane of its own, as strides slow every step down.
-        plane = _spread_out(gain, ours)
+        ours = refined[..., channel]
+        plane = _spread_out(gain[..., channel], ours)
         plane = ours * plane if plane.numel() == 1 else plane.mul_(ours)
-        locked[..., channel] = plane.add_(_spread_out(offset, ours))
+        locked[..., channel] = plane.add_(_spread_out(offset[..., channel], ours))
     return locked
 
 
@@ -158,24 +158,25 @@ def lock_colour(
     return picture
 
 
-def _statistics(channel: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation, noise included.
+def _statistics(picture: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel, noise included.
 
     Of the whole picture that is one number of each; with a window, one for each cell of a
-    coarse grid, smoothed over the window.
+    coarse grid, smoothed over the window. All channels at once, which OpenCV averages in a
+    fifth of the time of one after the other.
     """
+    height, width = picture.shape[:2]
     if window is None:
         # By rows first: sums of a whole picture would lose digits in float32.
-        mean = channel.mean(1).mean()
-        parts = [torch.square(channel[rows] - mean).mean(1) for rows in bands(len(channel))]
-        return mean, torch.sqrt(torch.cat(parts).mean() + _WHOLE_NOISE)
+        mean = picture.mean(1).mean(0)
+        parts = [torch.square(picture[rows] - mean).mean(1) for rows in bands(height)]
+        return mean, torch.sqrt(torch.cat(parts).mean(0) + _WHOLE_NOISE)
     cell = max(1, window // _CELLS_PER_WINDOW)
-    height, width = channel.shape
     grid = (max(1, round(width / cell)), max(1, round(height / cell)))
     # Around one half, the squares are small, and their difference keeps its digits.
-    centred = channel - 0.5
-    means = tent(resize_area(centred, grid), _CELLS_PER_WINDOW)
-    squares = tent(resize_area(centred.square_(), grid), _CELLS_PER_WINDOW)
+    means = average_areas(lambda rows: picture[rows] - 0.5, height, grid)
+    squares = average_areas(lambda rows: (picture[rows] - 0.5).square_(), height, grid)
+    means, squares = (tent(each, _CELLS_PER_WINDOW) for each in (means, squares))
     variances = (squares - torch.square(means)).clamp_(min=0)
     return means + 0.5, torch.sqrt(variances + _LOCAL_NOISE)
 

@@ -16,7 +16,7 @@ result then, and the rounds end near the best.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,15 @@ import torch
 from torch import Tensor
 
 from tegula.images.pixels import Size
-from tegula.pipeline.pictures import BICUBIC, BOX, Kernel, picture_work, resample_part, resize_area
+from tegula.pipeline.pictures import (
+    BICUBIC,
+    BOX,
+    Kernel,
+    lies_on_host,
+    picture_work,
+    resample_part,
+    resize_area,
+)
 
 _STRIP = 32
 """Rows of the source whose part of the result is worked on at once."""
@@ -73,22 +81,42 @@ def shrink(picture: Tensor, size: Size, alpha: Tensor | None = None) -> Tensor:
     Returns:
         float32 [size[1], size[0], channels] in 0..1.
     """
+
+    def floats(rows: slice) -> Tensor:
+        strip = _as_floats(picture[rows])
+        if alpha is None:
+            return strip
+        share = _as_floats(alpha[rows])
+        return torch.cat([strip * share, share], 2)
+
+    return average_areas(floats, picture.shape[0], size)
+
+
+def average_areas(part: Callable[[slice], Tensor], larger: int, size: Size) -> Tensor:
+    """Shrink a picture that is made in strips, by averaging areas.
+
+    Args:
+        part: returns some of its rows, float32 [rows, width, channels].
+        larger: rows of the whole picture.
+        size: width and height of the result, no larger than those of the picture.
+    """
     width, height = size
     parts = []
-    for small, large in _strips(height, picture.shape[0]):
-        strip = _as_floats(picture[large])
-        if alpha is not None:
-            share = _as_floats(alpha[large])
-            strip = torch.cat([strip * share, share], 2)
+    for small, large in _strips(height, larger):
+        strip = part(large)
         across = resize_area(strip, (width, len(strip)))
-        weights = _overlaps(small, large, picture.shape[0] / height).to(picture.device)
+        weights = _overlaps(small, large, larger / height).to(strip.device)
         parts.append((weights @ across.reshape(len(strip), -1)).reshape(-1, *across.shape[1:]))
     return torch.cat(parts)
 
 
 def _as_floats(samples: Tensor) -> Tensor:
     whole = _WHOLE.get(samples.dtype)
-    return samples.float() if whole is None else samples.float().div_(whole)
+    if whole is None:
+        return samples.float()
+    if lies_on_host(samples):  # where torch takes nearly twice as long for it as numpy
+        return torch.from_numpy(samples.numpy().astype(np.float32)).div_(whole)
+    return samples.float().div_(whole)
 
 
 @picture_work
@@ -125,7 +153,7 @@ def hold_to_source(
     """
     width, height = source.shape[1], source.shape[0]
     most = 1.0 if ceiling is None else shrink(ceiling, (width, height))
-    strips = list(_strips(height, picture.shape[0]))
+    strips, one = list(_strips(height, picture.shape[0])), picture.new_ones(())
     for number in range(rounds):
         mean = shrink(picture, (width, height))
         missing = source - mean
@@ -143,9 +171,9 @@ def hold_to_source(
             if number < _SMOOTH_ROUNDS:
                 part += _enlarged(missing, picture, rows, BICUBIC)
             else:
-                part -= part * _enlarged(lower, picture, rows, BOX)
-                room = 1.0 - part if top is None else top - part
-                part += room * _enlarged(raise_by, picture, rows, BOX)
+                part.addcmul_(part, _enlarged(lower, picture, rows, BOX), value=-1)
+                goal = one if top is None else top
+                part.lerp_(goal.expand_as(part), _enlarged(raise_by, picture, rows, BOX))
             if top is None:
                 part.clamp_(0, 1)
             else:
