@@ -14,6 +14,7 @@
 #   make bench-card                     all that a graphics card takes; it says so without one
 #   make bench-modes                    canvas and redraw mode beside each other
 #   make bench-quality                  picture quality beside other upscalers
+#   make cluster-demo                   a Ray cluster on this machine, parts of which are killed
 #   make train                          the packaged model and its three prescalers, from scratch
 #   make docs                           the generated pages of docs/, and all of them as a site
 #   make lock                           the lock files of requirements/, from pyproject.toml
@@ -40,7 +41,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(JOBS
 
 .DEFAULT_GOAL := help
 .PHONY: help upscale serve test test-unit test-integration test-end-to-end coverage check bench
-.PHONY: bench-speed bench-card bench-modes bench-quality train docs lock hooks clean
+.PHONY: bench-speed bench-card bench-modes bench-quality cluster-demo train docs lock hooks clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -114,6 +115,9 @@ bench-modes: $(VENV)/.tegula-dev
 
 bench-quality: $(VENV)/.tegula-dev
 	$(BIN)/python -m bench.quality $(ARGS)
+
+cluster-demo: $(VENV)/.tegula-dev
+	$(BIN)/python -W ignore -m bench.cluster --out '$(OUT)/cluster-demo.png' $(ARGS)
 
 train: $(VENV)/.tegula-dev
 	$(BIN)/python -m train $(ARGS)
