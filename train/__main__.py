@@ -15,8 +15,8 @@ from train.config import CONFIGURATIONS
 from train.program import Program
 
 COMMANDS = (
-    "all", "prescaler", "distil", "line", "pairs", "diffusion", "adversarial", "evaluate",
-    "export",
+    "all", "prescaler", "distil", "twice", "line", "pairs", "diffusion", "adversarial",
+    "evaluate", "export",
 )  # fmt: skip
 
 
@@ -55,6 +55,7 @@ def _run(program: Program, command: str) -> None:
         "all": program.everything,
         "prescaler": program.tune_prescaler,
         "distil": program.distil_prescaler,
+        "twice": program.train_twice,
         "line": program.train_line,
         "pairs": program.make_pairs,
         "diffusion": program.train_diffusion,

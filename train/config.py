@@ -131,6 +131,37 @@ class DistilSettings:
 
 
 @dataclass(frozen=True)
+class TwiceSettings:
+    """What the small prescaler runs for up to 2x: how it is trained on.
+
+    recipe_shares: of ``train.degradation.RECIPES``. side: pixels of the held-out truths.
+    The other names are those of ``DistilSettings``; the weights are those of the losses in
+    ``train.twice``.
+    """
+
+    recipe_shares: tuple[float, float, float] = (0.6, 0.32, 0.08)
+    side: int = 256
+    steps: int = 1600
+    learning_rate: float = 8e-5
+    discriminator_rate: float = 2e-4
+    warm_up: int = 30
+    most_gradient: float = 2.0
+    judges_from: int = 200
+    judges_grow: int = 200
+    pixel: float = 0.35
+    edges: float = 0.3
+    perceptual: float = 4.0
+    statistics: float = 30.0
+    texture: float = 3.0
+    energy: float = 0.6
+    flat: float = 10.0
+    colour: float = 0.5
+    adversarial: float = 0.35
+    ema: float = 0.997
+    batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=9, crop=96, parts=1))
+
+
+@dataclass(frozen=True)
 class LineSettings:
     """The small prescaler for what is drawn: how deep, and how it is taught.
 
@@ -157,6 +188,9 @@ class LineSettings:
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=8, crop=160, parts=1))
 
 
+PupilSettings = DistilSettings | TwiceSettings | LineSettings
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """One whole run; ``workers``: processes that make pairs and batches beside it."""
@@ -168,6 +202,7 @@ class RunSettings:
     adversarial: AdversarialSettings = field(default_factory=AdversarialSettings)
     tail: TailSettings = field(default_factory=TailSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
+    twice: TwiceSettings = field(default_factory=TwiceSettings)
     line: LineSettings = field(default_factory=LineSettings)
     held_out_every: int = 14
     checkpoint_every: int = 250

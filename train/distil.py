@@ -11,7 +11,7 @@ energies, flat places, colour, and a discriminator that sees high bands alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,10 +26,11 @@ from bench.quality.features import EarlyFeatures
 from bench.quality.recipes import DEGRADATIONS, degrade
 from tegula.models.device import pick_dtype
 from tegula.models.mini.network import luma
+from tegula.models.prescalers import WEIGHTS
 from tegula.models.prescalers.load import load_prescaler, with_share
 from tegula.models.prescalers.networks import SRVGGNetCompact
 from train import export, losses, photos
-from train.config import DistilSettings, LineSettings
+from train.config import DistilSettings, LineSettings, PupilSettings
 from train.degradation import RECIPES
 from train.diffusion import set_rate
 from train.discriminator import PixelJudge, deceive_loss, judge_loss
@@ -40,7 +41,7 @@ from train.distil_pairs import (
     Teach,
     make_distil_shards,
 )
-from train.held_out import HeldOut, PrescalerRun, choose, table
+from train.held_out import HeldOut, PrescalerRun, Verdict, choose, table
 from train.judged import ready_judges, weighted_sum
 from train.pairs import PHOTO, SWIFT, enlarge_by_lanczos, run_prescaler, unit
 from train.precision import mixed_precision
@@ -131,17 +132,18 @@ def _identity(features: int, generator: torch.Generator) -> list[nn.Module]:
 
 
 def new_distil_state(
-    pupil: Pupil, settings: DistilSettings | LineSettings, seed: int, device: torch.device
+    network: nn.Module, settings: PupilSettings, seed: int, device: torch.device
 ) -> TrainingState:
-    """Return the state of a run that begins with a pupil."""
+    """Return the state of a run that begins with a small net."""
     torch.manual_seed(seed)
-    pupil, judge = pupil.to(device, memory_format=torch.channels_last), PixelJudge(32).to(device)  # type: ignore[call-overload]
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    judge = PixelJudge(32).to(device)
     return TrainingState(
-        pupil,
-        copy.deepcopy(pupil).requires_grad_(requires_grad=False),
+        network,
+        copy.deepcopy(network).requires_grad_(requires_grad=False),
         {
             "network": torch.optim.Adam(
-                pupil.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99)
+                network.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99)
             ),
             "judges": torch.optim.Adam(
                 judge.parameters(), lr=settings.discriminator_rate, betas=(0.5, 0.99)
@@ -167,10 +169,10 @@ def distil_step(
 
 def descend(
     state: TrainingState,
-    settings: DistilSettings | LineSettings,
+    settings: PupilSettings,
     found: dict[str, Tensor],
     small: Tensor,
-    four: Tensor,
+    large: Tensor,
     truth: Tensor,
 ) -> dict[str, Tensor]:
     """Step down the weighted losses, the discriminator's among them once it counts.
@@ -180,16 +182,16 @@ def descend(
         settings: weights of the losses by their names, rates, and when what begins.
         found: the other losses.
         small: what was enlarged.
-        four: what the pupil made of it at 4x.
+        large: what the net made of it.
         truth: what it should have been.
     """
     for optimiser in state.optimisers.values():
         optimiser.zero_grad(set_to_none=True)
     trust = min(1.0, max(0, state.step - settings.judges_from) / settings.judges_grow)
     judge = ready_judges(state.extras["judges"])
-    context = functional.interpolate(small, scale_factor=FACTOR, mode="bicubic")
+    context = functional.interpolate(small, size=truth.shape[-2:], mode="bicubic")
     context = high_bands(luma(context)).repeat(1, 2, 1, 1)
-    fake, real = high_bands(luma(four)), high_bands(luma(truth))
+    fake, real = high_bands(luma(large)), high_bands(luma(truth))
     if state.step >= settings.judges_from:
         with mixed_precision(small.device):
             verdict = judge(fake, context)
@@ -254,24 +256,18 @@ class Examples:
     smalls: list[NDArray[np.float32]]
     held_out: HeldOut
 
-    def run(self, pupil: Pupil, count: int | None = None) -> list[NDArray[np.float32]]:
-        """Return what a pupil makes of the first of them at 4x, colours held to the source."""
-
-        def enlarge(small: Tensor) -> Tensor:
-            with torch.inference_mode():
-                return cast("Tensor", pupil(small)[0])
-
-        smalls = self.smalls[:count]
+    def run(self, network: nn.Module, count: int | None = None) -> list[NDArray[np.float32]]:
+        """Return what a network makes of the first of them, colours held to the source."""
         sources = [row[..., 6:] for row in self.held_out.pairs[:count]]
         return [
-            run_prescaler(enlarge, [small], [source])[0]
-            for small, source in zip(smalls, sources, strict=True)
+            run_prescaler(network, [small], [source])[0]
+            for small, source in zip(self.smalls[:count], sources, strict=True)
         ]
 
 
 @dataclass(frozen=True)
 class PupilRun(PrescalerRun):
-    """What programs do alike that train a pupil: its beginning, stages, choice and export."""
+    """What programs do alike that train a small net: its stages, choice and export."""
 
     def begin(self, chosen: DistilSettings | LineSettings) -> TrainingState:
         """Return the state of a pupil that begins as Real-ESRGAN's net for anime video."""
@@ -280,42 +276,55 @@ class PupilRun(PrescalerRun):
         return new_distil_state(pupil, chosen, self.settings.seed, self.device)
 
     def run_pupil(
-        self, stage: Stage, state: TrainingState, source: Source, examples: Examples
-    ) -> None:
-        """Run a stage to its end, with sheets of samples on the way."""
+        self,
+        stage: Stage,
+        state: TrainingState,
+        source: Source,
+        examples: Examples,
+        judged: Callable[[Mapping[str, Tensor]], nn.Module],
+    ) -> tuple[Verdict, dict[str, Tensor]]:
+        """Run a stage to its end, with sheets of samples on the way; returns its best average.
+
+        judged: makes of an average's tensors the network that enlarges the examples.
+        """
 
         def sample(state: TrainingState, path: Path) -> None:
             pairs = examples.held_out.pairs[:_SHOWN]
             columns = [list(pairs[..., at : at + 3]) for at in (0, 6, 3)]
-            average = pupil_of(state.average.state_dict())
+            average = judged(state.average.state_dict())
             write_sheet([*columns, examples.run(average, _SHOWN)], path)
             self.say(f"{stage.name}: step {state.step} of {stage.steps}, {state.seconds:.0f} s")
 
         run_stage(stage, state, source, self.run, self.settings, sample)
+        averages = {
+            path.name: torch.load(path, weights_only=True)
+            for path in sorted(self.run.glob(f"{stage.name}-*.average.pt"))
+        }
+        verdicts = [
+            examples.held_out.compare(name, examples.run(judged(tensors)))
+            for name, tensors in averages.items()
+        ]
+        best = choose(verdicts)
+        self.say(f"{table(verdicts)}\nchosen: {best.name}")
+        return best, averages[best.name]
+
+    def folder_of(self, name: str) -> Path:
+        """Return where a prescaler of ours is read: as this program made it, or the package's."""
+        return self.weights if (self.weights / f"{name}.json").exists() else WEIGHTS
 
     def export_pupil(
         self,
         name: str,
         stage: str,
-        chosen: DistilSettings | LineSettings,
-        state: TrainingState,
-        examples: Examples,
-    ) -> Pupil:
-        """Write the best average of a stage with its card; returns what is in the file."""
-        paths = {path.name: path for path in sorted(self.run.glob(f"{stage}-*.average.pt"))}
-        pupils = {n: pupil_of(torch.load(p, weights_only=True)) for n, p in paths.items()}
-        verdicts = [
-            examples.held_out.compare(name, examples.run(pupil)) for name, pupil in pupils.items()
-        ]
-        best = choose(verdicts)
-        self.say(f"{table(verdicts)}\nchosen: {best.name}")
-        training = self.record(state, chosen.pairs.count, best)
-        pupil = pupils[best.name]
-        digest = export.export_tensors(pupil.tensors(), training, self.weights, name)
-        text = card(stage, pupil, digest, chosen, training)
+        chosen: PupilSettings,
+        tensors: Mapping[str, Tensor],
+        training: Mapping[str, Any],
+    ) -> None:
+        """Write the tensors of a prescaler, with its card."""
+        digest = export.export_tensors(tensors, training, self.weights, name)
+        text = card(stage, tensors, digest, chosen, training)
         export.replace(self.weights / f"{name}.md", text.encode())
         self.say(f"{self.weights}: {name}, {digest}")
-        return pupil
 
 
 def pupil_of(tensors: Mapping[str, Tensor]) -> Pupil:
@@ -350,13 +359,17 @@ class DistilProgram(PupilRun):
             "distil", chosen.steps, chosen.ema, chosen.batch,
             lambda s, b: distil_step(s, chosen, features, b),
         )  # fmt: skip
-        self.run_pupil(stage, state, DistilSource(folder), examples)
-        return self.export_pupil(SWIFT, "distil", chosen, state, examples)
+        best, tensors = self.run_pupil(
+            stage, state, DistilSource(folder), examples, lambda t: pupil_of(t).four
+        )
+        pupil = pupil_of(tensors)
+        record = self.record(state, chosen.pairs.count, best)
+        self.export_pupil(SWIFT, stage.name, chosen, pupil.tensors(), record)
+        return pupil
 
     def _teachers(self) -> Mapping[str, Teach]:
         """Return the teacher of each recipe."""
-        folder = self.weights if (self.weights / f"{PHOTO}.json").exists() else None
-        photo = load_prescaler(PHOTO, self.device, pick_dtype(self.device), folder)
+        photo = load_prescaler(PHOTO, self.device, pick_dtype(self.device), self.folder_of(PHOTO))
 
         def teacher(share: float) -> Teach:
             network = cast("nn.Module", with_share(photo, share).network)
@@ -388,9 +401,9 @@ class DistilProgram(PupilRun):
 
 def card(
     stage: str,
-    pupil: Pupil,
+    tensors: Mapping[str, Tensor],
     digest: str,
-    settings: DistilSettings | LineSettings,
+    settings: PupilSettings,
     training: Mapping[str, Any],
 ) -> str:
     """Return the card of what a stage made, as Markdown."""
@@ -400,9 +413,8 @@ def card(
         .read_text(encoding="utf-8")
         .format(
             digest=digest,
-            crop=settings.batch.crop,
-            convolutions=settings.convolutions,
-            parameters=sum(t.numel() for t in pupil.tensors().values()) / 1e6,
+            settings=settings,
+            parameters=sum(t.numel() for t in tensors.values()) / 1e6,
             **{"history": "", **training},
         )
     )

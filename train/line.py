@@ -25,7 +25,7 @@ from tegula.models.mini.network import luma
 from tegula.models.prescalers.load import load_prescaler
 from train import losses, photos
 from train.config import LineSettings
-from train.distil import FEATURE_STAGES, JUDGE, Examples, Pupil, PupilRun, descend
+from train.distil import FEATURE_STAGES, JUDGE, Examples, Pupil, PupilRun, descend, pupil_of
 from train.drawings import draw
 from train.held_out import HeldOut
 from train.line_pairs import LineBatch, LineSource, make_line_shards
@@ -126,8 +126,13 @@ class LineProgram(PupilRun):
             "line", chosen.steps, chosen.ema, chosen.batch,
             lambda s, b: line_step(s, chosen, features, b),
         )  # fmt: skip
-        self.run_pupil(stage, state, LineSource(folder), examples)
-        return self.export_pupil(LINE, "line", chosen, state, examples)
+        best, tensors = self.run_pupil(
+            stage, state, LineSource(folder), examples, lambda t: pupil_of(t).four
+        )
+        pupil = pupil_of(tensors)
+        record = self.record(state, chosen.pairs.count, best)
+        self.export_pupil(LINE, stage.name, chosen, pupil.tensors(), record)
+        return pupil
 
     def _examples(self, faces: Sequence[Face]) -> Examples:
         """Draw pictures that are not trained on, beside what the net for drawings makes of them."""

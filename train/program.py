@@ -29,6 +29,7 @@ from train.presets import PRESETS
 from train.runner import Stage, new_state, run_stage
 from train.samples import write_samples
 from train.state import TrainingState
+from train.twice import TwiceProgram
 
 FEATURE_STAGES = 3
 Say = Callable[[str], None]
@@ -68,6 +69,12 @@ class Program:
     def distil_prescaler(self) -> None:
         """Distil the small prescaler, which the large one teaches."""
         DistilProgram(
+            self.settings, self._found(), self.work, self.tuned, self.device, self.say
+        ).everything()
+
+    def train_twice(self) -> None:
+        """Train the small prescaler on for what it is run for up to 2x."""
+        TwiceProgram(
             self.settings, self._found(), self.work, self.tuned, self.device, self.say
         ).everything()
 
@@ -181,6 +188,7 @@ class Program:
         """Go from photographs to the bundle's folder, the prescalers first."""
         self.tune_prescaler()
         self.distil_prescaler()
+        self.train_twice()
         self.train_line()
         self.make_pairs()
         state = self.train_adversarial()

@@ -23,8 +23,8 @@ DEGRADATIONS = {
     "all": "half as strong blur and noise, then JPEG of quality 65",
 }
 """What a run takes where no damage is named."""
-JPEGS = {f"jpeg{quality}": quality for quality in (10, 20, 30)}
-"""Heavier compression, as far as it is asked for by name."""
+JPEGS = {f"jpeg{quality}": quality for quality in (10, 20, 30, 90)}
+"""Other qualities, as far as they are asked for by name."""
 
 
 def degrade(picture: Picture, scale: int, degradation: str, name: str) -> NDArray[np.uint8]:

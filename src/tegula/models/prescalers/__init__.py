@@ -128,6 +128,7 @@ class PackagedPrescaler:
     convolutions: hidden ones of a SRVGGNetCompact.
     tuned: name of the files in ``weights`` whose tensors replace those of the package.
     distilled: name of the files in ``weights`` that hold a SRVGGNetCompact with two heads.
+    twice: name of the files in ``weights`` with a net of its own for 2x, in place of the head.
     """
 
     facts: PrescalerFacts
@@ -136,6 +137,7 @@ class PackagedPrescaler:
     convolutions: int = 16
     tuned: str | None = None
     distilled: str | None = None
+    twice: str | None = None
 
 
 _PACKAGED = (
@@ -157,7 +159,7 @@ _PACKAGED = (
         facts=PrescalerFacts(
             name="tegula-swift",
             description="Photographs in a tenth of the time: a small net taught by tegula-photo.",
-            net="SRVGGNetCompact, 32 convolutions, 1.2 M parameters, heads for 4x and 2x",
+            net="SRVGGNetCompact, 32 convolutions, 1.2 M parameters; one for 4x and one for 2x",
             factor=4,
             smaller=2,
             overlap=34,
@@ -165,6 +167,7 @@ _PACKAGED = (
         ),
         convolutions=32,
         distilled="tegula-swift",
+        twice="tegula-swift-2x",
     ),
     PackagedPrescaler(
         facts=PrescalerFacts(

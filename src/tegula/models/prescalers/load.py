@@ -83,7 +83,9 @@ def load_prescaler(
     if entry.distilled is None:
         network, line = _packaged_network(entry, folder)
         return _ready(entry.facts, network, device, dtype, line)
-    four, two = _two_heads(entry, _read_own(entry.distilled, folder)[0])
+    four, two = two_heads(entry, read_own(entry.distilled, folder)[0])
+    if entry.twice is not None:
+        fill(two, read_own(entry.twice, folder)[0], entry.twice)
     smaller = dataclasses.replace(entry.facts, factor=entry.facts.smaller, smaller=None)
     return dataclasses.replace(
         _ready(entry.facts, four, device, dtype), smaller=_ready(smaller, two, device, dtype)
@@ -253,14 +255,14 @@ def _packaged_network(entry: PackagedPrescaler, tuned: Path) -> tuple[nn.Module,
 
 def _read_tuned(name: str, folder: Path) -> tuple[dict[str, Tensor], float]:
     """Return the tensors that were tuned, and what share of the tuning they are."""
-    tensors, training = _read_own(name, folder)
+    tensors, training = read_own(name, folder)
     share = training.get("share")
     if not isinstance(share, float | int) or not 0 < share <= 1:
         raise BrokenWeightsError(f"{folder / name}.json is damaged; install tegula again.")
     return tensors, float(share)
 
 
-def _read_own(name: str, folder: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+def read_own(name: str, folder: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """Return the tensors of a file of tegula's own, and what is known of its training."""
     config = folder / f"{name}.json"
     try:
@@ -271,7 +273,7 @@ def _read_own(name: str, folder: Path) -> tuple[dict[str, Tensor], Mapping[str, 
     return read_packaged_tensors(folder / f"{name}.safetensors", sha256), training
 
 
-def _two_heads(
+def two_heads(
     entry: PackagedPrescaler, tensors: Mapping[str, Tensor]
 ) -> tuple[SRVGGNetCompact, SRVGGNetCompact]:
     """Return two networks of one body; the head of the smaller one is stored as ``twice``."""
