@@ -172,7 +172,7 @@ def open_cluster(**settings: str) -> Iterator[Cluster]:
         postgresql = get_server(folder / "postgresql", cleanup_mode="delete")
         stack.callback(postgresql.cleanup)
         url = make_url(postgresql.get_uri()).set(drivername="postgresql+psycopg")
-        database = create_engine(url)
+        database = create_engine(url, pool_pre_ping=True)  # faults cut connections
         stack.callback(database.dispose)
         database_url = url.render_as_string(hide_password=False)
         store = f"http://127.0.0.1:{free_port()}"
