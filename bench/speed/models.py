@@ -12,9 +12,9 @@ from bench.speed.job import Job
 from bench.speed.loop import pipeline_of
 from bench.speed.methods import Method
 from tegula.models import BundleSettings
-from tegula.models.compiled import optimise_bundle
 from tegula.models.device import pick_device, pick_dtype
 from tegula.models.load import load_bundle
+from tegula.models.optimise import optimise_bundle
 from tegula.upscaler import Upscaler
 
 

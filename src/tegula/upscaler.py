@@ -19,10 +19,10 @@ from tegula.images.open import Source
 from tegula.images.pixels import Float, to_image
 from tegula.models import DEFAULT_BUNDLE, BundleSettings
 from tegula.models.bundle import Bundle
-from tegula.models.compiled import default_window_batch, optimise_bundle
 from tegula.models.device import home_of, pick_device, pick_dtype
 from tegula.models.faces.likeness import can_describe
 from tegula.models.load import load_bundle
+from tegula.models.optimise import default_window_batch, optimise_bundle
 from tegula.models.prescalers import Prescaler, is_tuned
 from tegula.nets import Nets
 from tegula.options import ResolvedOptions, UpscaleOptions

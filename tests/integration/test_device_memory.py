@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support import options
 
 from tegula.errors import OutOfMemoryError
-from tegula.models import compiled
+from tegula.models import optimise
 from tegula.models.bundle import ControlImage
 from tegula.models.device import MOST_WINDOWS, SHARE, side_that_fits, windows_that_fit
 from tegula.pipeline import autoencoder as tiled_autoencoder
@@ -36,7 +36,7 @@ def test_a_side_fits_unless_it_is_the_smallest(free, each):
 
 
 def on_a_gpu(monkeypatch, free, window_bytes):
-    monkeypatch.setattr(compiled, "free_memory", lambda device: free)
+    monkeypatch.setattr(optimise, "free_memory", lambda device: free)
     return dataclasses.replace(
         tiny_bundle(), device=torch.device("cuda"), window_bytes=window_bytes
     )
@@ -51,8 +51,8 @@ def test_free_memory_decides_how_many_windows_run_together(monkeypatch):
 
 def test_without_a_measurement_the_batch_is_the_usual_one(monkeypatch):
     bundle = on_a_gpu(monkeypatch, free=1000, window_bytes=None)
-    assert BatchSize.of(bundle, options()).windows == compiled.GPU_WINDOW_BATCH
-    assert BatchSize.of(tiny_bundle(), options()).windows == compiled.CPU_WINDOW_BATCH
+    assert BatchSize.of(bundle, options()).windows == optimise.GPU_WINDOW_BATCH
+    assert BatchSize.of(tiny_bundle(), options()).windows == optimise.CPU_WINDOW_BATCH
 
 
 class Greedy:

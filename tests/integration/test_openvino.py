@@ -10,8 +10,8 @@ import torch
 from support import options, photograph, refine_canvas
 
 from tegula.errors import MissingExtraError, OptionError
-from tegula.models.compiled import optimise_bundle
 from tegula.models.mini.bundle import load_mini
+from tegula.models.optimise import optimise_bundle
 from tegula.pipeline.refine import RefineJob
 from tests.tiny.networks import tiny_bundle
 

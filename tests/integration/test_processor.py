@@ -7,7 +7,7 @@ import torch
 from support import options, photograph, refine_canvas
 
 from tegula.errors import OptionError
-from tegula.models import compiled, device
+from tegula.models import device, optimise
 from tegula.models.device import ProcessorChoice, choose_fastest, lay_out, processor_choice
 from tegula.pipeline.refine import RefineJob
 from tests.tiny.networks import tiny_bundle
@@ -102,7 +102,7 @@ def test_on_a_gpu_each_part_is_laid_out_as_it_runs_fastest_and_that_is_remembere
 
     with torch.inference_mode():
         for _ in range(2):
-            compiled._set_layout_on_gpu(bundle, seconds)
+            optimise._set_layout_on_gpu(bundle, seconds)
             assert is_last(bundle.denoiser.unet)
             assert not is_last(bundle.autoencoder.decoder)
     assert len(measured) == 4

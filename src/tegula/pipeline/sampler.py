@@ -27,8 +27,8 @@ from tegula.models.bundle import (
     SplitDenoiser,
     WindowBatch,
 )
-from tegula.models.compiled import default_window_batch
 from tegula.models.device import home_of
+from tegula.models.optimise import default_window_batch
 from tegula.models.prompt import PromptStyle, split_tags
 from tegula.models.retry import WINDOW_DOES_NOT_FIT, first_finite, until_it_fits
 from tegula.options import ResolvedOptions
