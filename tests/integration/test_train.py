@@ -259,10 +259,10 @@ def test_adversarial_training_resumes_bit_for_bit(pairs, tmp_path):
 def test_four_crops_are_overfitted_to_a_fifth_of_their_energy(photograph, tmp_path):
     # All eight orientations of four crops, at every noise level; predicting nothing costs
     # the whole energy of their latents.
-    pairs = _four_pairs(photograph, tmp_path, side=48)
-    crops = dataclasses.replace(CROPS, crop=48, parts=1)
+    pairs = _four_pairs(photograph, tmp_path, side=32)
+    crops = dataclasses.replace(CROPS, crop=32, parts=1)
     chosen, stage = _diffusion(
-        {"steps": 600, "learning_rate": 4e-3, "warm_up": 20, "from_nothing": 0.0, "batch": crops}
+        {"steps": 400, "learning_rate": 4e-3, "warm_up": 20, "from_nothing": 0.0, "batch": crops}
     )
     state = new_state(SMALL, torch.device("cpu"), chosen.learning_rate)
     seldom = dataclasses.replace(SMALL, checkpoint_every=chosen.steps)
