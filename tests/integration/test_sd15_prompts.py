@@ -212,10 +212,13 @@ def test_embeddings_count_in_the_fingerprint_in_any_precision(files, calm, tmp_p
     assert tiny_bundle(3).facts.fingerprint not in (exact, other)
 
 
-def test_an_embedding_changes_only_prompts_with_its_word(files, calm):
-    assert torch.equal(
-        result(load_sd15(str(files.folder), embeddings=[calm])), result(tiny_bundle(3))
-    )
+@pytest.fixture(scope="module")
+def taught(files, calm):
+    return Upscaler(load_sd15(str(files.folder), embeddings=[calm]))
+
+
+def test_an_embedding_changes_only_prompts_with_its_word(taught):
+    assert torch.equal(result(taught.bundle), result(tiny_bundle(3)))
 
 
 @pytest.mark.parametrize(
@@ -230,10 +233,9 @@ def test_an_embedding_changes_only_prompts_with_its_word(files, calm):
         ({"prompt": "embedding:calm", "prompt_weighting": "comfyui"}, False),
     ],
 )
-def test_an_embedding_whose_word_stands_in_no_prompt_is_warned_of(files, calm, options, warned):
-    upscaler = Upscaler(load_sd15(str(files.folder), embeddings=[calm]))
+def test_an_embedding_whose_word_stands_in_no_prompt_is_warned_of(taught, options, warned):
     settings = {"steps": 2, "prescaler": "lanczos", "scale": 1, "negative_prompt": "", **options}
-    warnings = upscaler.upscale(torch.rand(3, 16, 16), UpscaleOptions(**settings)).warnings
+    warnings = taught.upscale(torch.rand(3, 16, 16), UpscaleOptions(**settings)).warnings
     assert any("calm is loaded and has no effect" in warning for warning in warnings) is warned
 
 
@@ -406,6 +408,12 @@ def style(offline, tmp_path):
     return path
 
 
+@pytest.fixture(scope="module")
+def upscaler(files):
+    """An upscaler that tests share: a LoRA of a prompt leaves no trace in it, as they check."""
+    return Upscaler(load_sd15(str(files.folder)))
+
+
 USUAL = {"seed": 1, "steps": 3, "creativity": 1, "scale": 1, "prescaler": "lanczos"}
 
 
@@ -419,8 +427,7 @@ def weights_of(bundle):
     return [weight.clone() for module in modules for weight in module.parameters()]
 
 
-def test_a_lora_in_the_prompt_counts_for_that_run_alone(files, style):
-    upscaler = Upscaler(load_sd15(str(files.folder)))
+def test_a_lora_in_the_prompt_counts_for_that_run_alone(files, upscaler, style):
     before, own = upscaled(upscaler), weights_of(upscaler.bundle)
     with_lora = upscaled(upscaler, "a cat<lora:style:0.7>")
     after = upscaled(upscaler)
@@ -440,8 +447,7 @@ def test_a_lora_in_the_prompt_counts_for_that_run_alone(files, style):
         ("a <lyco:STYLE:0.5><lora:style:-0.5>cat", {}),
     ],
 )
-def test_a_tag_is_no_part_of_the_prompt(files, style, prompt, options):
-    upscaler = Upscaler(load_sd15(str(files.folder)))
+def test_a_tag_is_no_part_of_the_prompt(upscaler, style, prompt, options):
     tagged = upscaled(upscaler, prompt, **options)
     assert np.abs(pixels(tagged) - pixels(upscaled(upscaler, **options))).max() <= 1
     assert tagged.warnings == ()
@@ -451,8 +457,7 @@ def pixels(result):
     return np.asarray(result.image).astype(int)
 
 
-def test_the_prompt_of_a_region_may_name_a_lora(files, style):
-    upscaler = Upscaler(load_sd15(str(files.folder)))
+def test_the_prompt_of_a_region_may_name_a_lora(upscaler, style):
     plain = upscaled(upscaler, "", regions=("0,0,1,1:a cat",))
     tagged = upscaled(upscaler, "<lora:style:0>", regions=("0,0,1,1:<lora:style> a cat",))
     assert tagged.image.tobytes() != plain.image.tobytes()
@@ -474,8 +479,7 @@ def test_the_prompt_of_a_region_may_name_a_lora(files, style):
         ({"prompt": "a cat <lora:../models/lora/Style:1>"}, "there is no LoRA of that name"),
     ],
 )
-def test_a_tag_that_cannot_be_followed_is_left_out_and_said(files, style, options, sentence):
-    upscaler = Upscaler(load_sd15(str(files.folder)))
+def test_a_tag_that_cannot_be_followed_is_left_out_and_said(upscaler, style, options, sentence):
     plain = upscaled(upscaler, negative_prompt="")
     tagged = upscaled(upscaler, **{"negative_prompt": "", **options})
     assert tagged.image.tobytes() == plain.image.tobytes()
@@ -483,16 +487,15 @@ def test_a_tag_that_cannot_be_followed_is_left_out_and_said(files, style, option
     assert sentence in warning
 
 
-def test_a_path_names_no_lora(files, style):
-    upscaler = Upscaler(load_sd15(str(files.folder)))
+def test_a_path_names_no_lora(upscaler, style):
     (warning,) = upscaled(upscaler, f"a cat <lora:{style}:1>").warnings
     assert "there is no LoRA of that name" in warning
 
 
-def test_the_words_in_the_file_of_a_lora_are_said_to_be_unknown(files, style):
+def test_the_words_in_the_file_of_a_lora_are_said_to_be_unknown(upscaler, style):
     state = {**load_file(style), "bundle_emb.mood.string_to_param.*": torch.ones(2, 16)}
     save_file(state, style)
-    warnings = upscaled(Upscaler(load_sd15(str(files.folder))), "mood <lora:style:0.7>").warnings
+    warnings = upscaled(upscaler, "mood <lora:style:0.7>").warnings
     assert any("The word mood of Style.safetensors" in warning for warning in warnings)
 
 
@@ -512,18 +515,16 @@ def test_weights_come_back_when_a_run_fails(files, style):
     assert all(map(torch.equal, own, weights_of(upscaler.bundle)))
 
 
-def test_a_lora_that_does_not_fit_changes_nothing(files, style):
+def test_a_lora_that_does_not_fit_changes_nothing(upscaler, style):
     key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
     save_file({key: torch.ones(2, 2048)}, style.parent / "xl.safetensors")
-    upscaler = Upscaler(load_sd15(str(files.folder)))
     own = weights_of(upscaler.bundle)
     with pytest.raises(BrokenWeightsError, match="SDXL"):
         upscaled(upscaler, "<lora:style> <lora:xl>")
     assert all(map(torch.equal, own, weights_of(upscaler.bundle)))
 
 
-def test_pictures_made_at_once_have_the_lora_of_their_prompt(files, style):
-    upscaler = Upscaler(load_sd15(str(files.folder)))
+def test_pictures_made_at_once_have_the_lora_of_their_prompt(upscaler, style):
     expected = upscaled(upscaler, "a cat <lora:style:0.7>")
     picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1))
     own = weights_of(upscaler.bundle)
