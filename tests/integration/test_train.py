@@ -23,6 +23,7 @@ from train.config import (
     DistilSettings,
     LineSettings,
     TailSettings,
+    TwiceSettings,
 )
 from train.diffusion import clean_latents, diffusion_step, strength_share
 from train.distil_pairs import DistilPairSettings
@@ -298,18 +299,19 @@ def test_the_whole_program_makes_a_bundle_that_loads(photograph, tmp_path):
     shares = (("realesrgan-animevideov3", 0.5), (PHOTO, 0.5))
     tiny = dataclasses.replace(
         SMALL,
-        pairs=PairSettings(side=128, count=4, shard=2, prescale_shares=shares, twice=0.0),
+        pairs=PairSettings(side=64, count=4, shard=2, prescale_shares=shares, twice=0.0),
         tail=TailSettings(pairs=TailPairSettings(side=96, count=2), steps=2, batch=CROPS),
         distil=DistilSettings(
-            convolutions=16,
-            pairs=DistilPairSettings(side=128, count=2),
+            convolutions=32,  # as many as the net for 2x takes over
+            pairs=DistilPairSettings(side=96, count=2),
             steps=1,
-            batch=BatchSettings(size=2, crop=64),
+            batch=BatchSettings(size=2, crop=32),
         ),
+        twice=TwiceSettings(side=64, steps=1, batch=BatchSettings(size=2, crop=32, parts=1)),
         line=LineSettings(
-            pairs=LinePairSettings(side=128, count=2, photographs=0.5, held_out=2),
+            pairs=LinePairSettings(side=96, count=2, photographs=0.5, held_out=2),
             steps=1,
-            batch=BatchSettings(size=2, crop=64),
+            batch=BatchSettings(size=2, crop=32),
         ),
         diffusion=DiffusionSettings(steps=2, batch=CROPS),
         adversarial=AdversarialSettings(steps=2, batch=CROPS),
