@@ -6,16 +6,15 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sd15_support import load_sd15, load_single_file, result
+from sd15_support import expected_result, load_sd15, load_single_file, result
 
 from tegula.errors import BrokenWeightsError
-from tests.tiny.networks import tiny_bundle
 
 pytestmark = pytest.mark.usefixtures("offline")
 
 
 def equal(bundle):
-    return torch.equal(result(bundle), result(tiny_bundle(3)))
+    return torch.equal(result(bundle), expected_result())
 
 
 # Checkpoints.

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffu
 from diffusers import UNet2DConditionModel as UNet
 from safetensors.torch import load_file, save_file
 from sd15_layout import checkpoint_shapes, controlnet_shapes
-from sd15_support import changed_checkpoint, load_sd15, load_single_file, result
+from sd15_support import changed_checkpoint, expected_result, load_sd15, load_single_file, result
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tegula.errors import MissingWeightsError
@@ -56,7 +56,7 @@ def pipeline():
 
 def test_a_diffusers_folder_gives_the_same_result(files):
     bundle = load_sd15(str(files.folder))
-    assert torch.equal(result(bundle), result(tiny_bundle(3)))
+    assert torch.equal(result(bundle), expected_result())
     assert bundle.facts.fingerprint == tiny_bundle(3).facts.fingerprint
     assert bundle.facts.name == "diffusers"
     assert bundle.scheduler == SCHEDULER
@@ -71,7 +71,7 @@ def test_of_a_folders_scheduler_settings_only_the_noise_is_taken(folder):
 
 def test_a_checkpoint_with_a_separate_controlnet_gives_the_same_result(files):
     bundle = load_single_file(files)
-    assert torch.equal(result(bundle), result(tiny_bundle(3)))
+    assert torch.equal(result(bundle), expected_result())
     assert bundle.facts.fingerprint == tiny_bundle(3).facts.fingerprint
     assert bundle.facts.name == "checkpoint"
 
@@ -79,7 +79,7 @@ def test_a_checkpoint_with_a_separate_controlnet_gives_the_same_result(files):
 def test_a_pickled_checkpoint_of_plain_weights_gives_the_same_result(files, tmp_path):
     torch.save({"state_dict": load_file(files.checkpoint), "epoch": 3}, tmp_path / "model.ckpt")
     bundle = load_single_file(files, model=tmp_path / "model.ckpt")
-    assert torch.equal(result(bundle), result(tiny_bundle(3)))
+    assert torch.equal(result(bundle), expected_result())
 
 
 def test_a_separate_vae_replaces_the_checkpoints_own(files, tmp_path):
@@ -89,9 +89,9 @@ def test_a_separate_vae_replaces_the_checkpoints_own(files, tmp_path):
                 state[name] = torch.zeros_like(state[name])
 
     erased = changed_checkpoint(files, tmp_path, erase)
-    assert not torch.equal(result(load_single_file(files, model=erased)), result(tiny_bundle(3)))
+    assert not torch.equal(result(load_single_file(files, model=erased)), expected_result())
     bundle = load_single_file(files, model=erased, vae=str(files.vae))
-    assert torch.equal(result(bundle), result(tiny_bundle(3)))
+    assert torch.equal(result(bundle), expected_result())
 
 
 def test_a_checkpoint_without_vae_takes_a_folder(files, tmp_path):
@@ -101,7 +101,7 @@ def test_a_checkpoint_without_vae_takes_a_folder(files, tmp_path):
 
     bare = changed_checkpoint(files, tmp_path, remove)
     bundle = load_single_file(files, model=bare, vae=str(files.folder / "vae"))
-    assert torch.equal(result(bundle), result(tiny_bundle(3)))
+    assert torch.equal(result(bundle), expected_result())
     with pytest.raises(MissingWeightsError, match="sd-vae-ft-mse"):
         load_single_file(files, model=bare)
 
@@ -115,7 +115,7 @@ def test_a_folder_with_other_weight_formats_loads(folder, suffix):
             weights.unlink()
         else:
             weights.rename(weights.with_name(f"{weights.stem}.{suffix}"))
-    assert torch.equal(result(load_sd15(str(folder))), result(tiny_bundle(3)))
+    assert torch.equal(result(load_sd15(str(folder))), expected_result())
 
 
 def test_a_bundle_runs_in_the_precision_asked_for(files):
@@ -132,7 +132,7 @@ def test_a_file_of_training_is_model_and_controlnet_in_one(files, tmp_path):
     path = str(tmp_path / "control_ldm.safetensors")
     save_file({**load_file(files.checkpoint), **load_file(files.controlnet)}, path)
     bundle = load_single_file(files, model=path, controlnet=path)
-    assert torch.equal(result(bundle), result(tiny_bundle(3)))
+    assert torch.equal(result(bundle), expected_result())
 
 
 def test_a_controlnet_for_something_else_is_told_by_its_name(files, tmp_path):
@@ -226,7 +226,7 @@ def test_loras_add_up_and_a_weight_of_zero_changes_nothing(files, tmp_path):
     save_file(kohya_lora(), tmp_path / "style.safetensors")
     style = str(tmp_path / "style.safetensors")
     plain = load_sd15(str(files.folder), loras=[(style, 0.0)])
-    assert torch.allclose(result(plain), result(tiny_bundle(3)), atol=1e-5)
+    assert torch.allclose(result(plain), expected_result(), atol=1e-5)
     once = load_sd15(str(files.folder), loras=[(style, 0.5)])
     twice = load_sd15(str(files.folder), loras=[(style, 0.2), (style, 0.3)])
     assert torch.allclose(result(once), result(twice), atol=1e-4)
@@ -305,7 +305,7 @@ def renamed(files, tmp_path, rename):
 def test_the_keys_that_text_encoders_had_before_are_read(files, tmp_path):
     old = "cond_stage_model.transformer."
     path = renamed(files, tmp_path, lambda name: name.replace(f"{old}text_model.", old))
-    assert torch.equal(result(load_single_file(files, model=path)), result(tiny_bundle(3)))
+    assert torch.equal(result(load_single_file(files, model=path)), expected_result())
 
 
 def test_a_checkpoint_without_text_encoder_takes_the_releases(files, tmp_path):
@@ -319,7 +319,7 @@ def test_a_checkpoint_without_text_encoder_takes_the_releases(files, tmp_path):
     place = tmp_path / "models" / "text_encoder" / "clip_l.safetensors"
     place.parent.mkdir(parents=True)
     save_file(load_file(files.folder / "text_encoder" / "model.safetensors"), place)
-    assert torch.equal(result(load_single_file(files, model=bare)), result(tiny_bundle(3)))
+    assert torch.equal(result(load_single_file(files, model=bare)), expected_result())
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""], ids=["prefix", "bare"])
@@ -335,7 +335,7 @@ def test_a_unet_alone_takes_the_other_parts_from_elsewhere(files, tmp_path, pref
     bundle = load_single_file(
         files, model=tmp_path / "unet.safetensors", vae=str(files.folder / "vae")
     )
-    assert torch.equal(result(bundle), result(tiny_bundle(3)))
+    assert torch.equal(result(bundle), expected_result())
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
@@ -349,7 +349,7 @@ def test_an_autoencoder_file_with_the_old_names_of_its_attention_loads(files, tm
     assert any(".query." in name for name in state)
     save_file(state, tmp_path / "mse.safetensors")
     bundle = load_single_file(files, vae=str(tmp_path / "mse.safetensors"))
-    assert torch.equal(result(bundle), result(tiny_bundle(3)))
+    assert torch.equal(result(bundle), expected_result())
 
 
 def shared_layers(state):
@@ -367,7 +367,7 @@ def test_a_difference_is_added_to_the_unet(files, tmp_path):
         state[name] = state[name] - unet[base]
     save_file({**state, "difference": torch.zeros(())}, tmp_path / "diff.safetensors")
     bundle = load_single_file(files, controlnet=str(tmp_path / "diff.safetensors"))
-    assert torch.allclose(result(bundle), result(tiny_bundle(3)), atol=1e-4)
+    assert torch.allclose(result(bundle), expected_result(), atol=1e-4)
 
 
 def test_a_control_lora_is_joined_with_the_unet(files, tmp_path):

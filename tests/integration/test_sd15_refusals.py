@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sd15_support import changed_checkpoint, load_sd15, load_single_file, result
+from sd15_support import changed_checkpoint, expected_result, load_sd15, load_single_file, result
 
 from tegula.errors import BrokenWeightsError, MissingWeightsError
 from tegula.models import BundleSettings
 from tegula.models.load import load_bundle
 from tegula.models.sd15.find import _vocabulary
 from tegula.models.sd15.parts import STANDARD_CONFIG, tokenizer_from_folder
-from tests.tiny.networks import tiny_bundle
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -75,7 +74,7 @@ def test_a_checkpoint_finds_the_vocabulary_beside_it_or_in_the_models_folder(fil
     shutil.copytree(files.folder, config, ignore=ignored)
     shutil.copytree(files.folder / "tokenizer", tmp_path / "models" / "tokenizer")
     bundle = load_single_file(files, config=str(config))
-    assert torch.equal(result(bundle), result(tiny_bundle(3)))
+    assert torch.equal(result(bundle), expected_result())
 
 
 def test_clips_vocabulary_comes_with_the_package():
@@ -135,7 +134,7 @@ def test_a_pickled_file_with_code_in_it_is_not_run(files, tmp_path, monkeypatch)
     state = load_file(files.checkpoint)
     torch.save({"state_dict": state, "extra": Evil()}, tmp_path / "evil.ckpt")
     bundle = load_single_file(files, model=tmp_path / "evil.ckpt")
-    assert torch.equal(result(bundle), result(tiny_bundle(3)))
+    assert torch.equal(result(bundle), expected_result())
     assert not (tmp_path / "evil").exists()
 
 

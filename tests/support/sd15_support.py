@@ -1,6 +1,7 @@
 """Tiny Stable Diffusion files on disk, for the tests of their loading."""
 
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tegula.models import BundleSettings
 from tegula.models.bundle import Bundle, ControlImage, ControlScale, WindowBatch
 from tegula.models.sd15 import load
 from tests.tiny.files import TinyFiles, save_tiny
+from tests.tiny.networks import tiny_bundle
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,12 @@ def result(bundle):
         slice(0, 1),
     )
     return bundle.autoencoder.decode(bundle.denoiser(batch), control)
+
+
+@cache
+def expected_result():
+    """What the networks of ``files`` give that never were on disk."""
+    return result(tiny_bundle(3))
 
 
 def batch_of(bundle, rows, *, guess_mode=False, seed=0):
