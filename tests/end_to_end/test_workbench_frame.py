@@ -71,10 +71,16 @@ def test_a_page_loads_little_is_accessible_and_complains_of_nothing(
     open_signed_in(page, live)
     page.wait_for_load_state("networkidle")
     loaded: list[Response] = []
-    page.on("response", lambda answer: loaded.append(answer))
+
+    def hear(answer: Response) -> None:
+        loaded.append(answer)
+
+    page.on("response", hear)
     network = page.context.new_cdp_session(page)
     network.send("Network.setCacheDisabled", {"cacheDisabled": True})
     page.goto(f"{live.url}{path}", wait_until="networkidle")
+    page.remove_listener("response", hear)
+    network.detach()
     files = [one for one in loaded if not one.url.startswith(("data:", "blob:"))]
     assert all(one.url.startswith(live.url) for one in files)
     texts = [one for one in files if "image/" not in one.headers.get("content-type", "")]

@@ -42,7 +42,7 @@ def test_the_history_outlives_a_restart_and_tabs_tell_each_other(page: Page, tmp
         other = page.context.new_page()
         other.goto(page.url)
         expect(other.locator("#predictions > li")).to_have_count(3)
-        page.on("dialog", lambda dialog: dialog.accept())
+        page.once("dialog", lambda dialog: dialog.accept())
         page.get_by_role("button", name="Remove cat.png").click()
         expect(cards).to_have_count(2)
         expect(other.locator("#predictions > li")).to_have_count(2)

@@ -191,6 +191,7 @@ def work_of_moving(page: Page, live: Live, side: int) -> float:
     page.mouse.wheel(0, 900)
     seen(page)
     work, longest = worked() - before, page.evaluate("Math.max(...window.tasks)")
+    tab.detach()
     print(f"{side} x {side} moves: longest task {longest:.0f} ms, {work:.2f} s of work")  # noqa: T201
     return float(work)
 
