@@ -8,7 +8,18 @@ import pytest
 from live_server import live_server
 from playwright.sync_api import Page, expect
 from serve_support import free_port
-from workbench import ask, check_accessible, done, encoded, needs_browser, open_signed_in, pattern
+from workbench import (
+    Held,
+    ask,
+    check_accessible,
+    done,
+    encoded,
+    needs_browser,
+    open_signed_in,
+    pattern,
+)
+
+from tegula.server.tables import State
 
 pytestmark = [pytest.mark.slow, needs_browser]
 
@@ -51,3 +62,18 @@ def test_the_history_outlives_a_restart_and_tabs_tell_each_other(page: Page, tmp
         expect(page.locator(".gone")).to_have_text("removed")
         page.get_by_role("link", name="holiday.png").click()
         expect(page.locator(".viewer")).to_be_visible()
+
+
+def test_what_ends_while_the_history_opens_is_in_it(page: Page, tmp_path):
+    with live_server(tmp_path) as live:
+        gated = ask(live, "gated")
+        active = Held(page, re.compile(r"/v1/web/history\?status=active"))
+        open_signed_in(page, live, "/history")
+        active.wait()
+        live.gate.set()
+        while live.store.predictions.get(gated).status is not State.SUCCEEDED:
+            page.wait_for_timeout(20)
+        active.release()
+        cards = page.locator("#predictions > li")
+        expect(cards).to_have_count(1)
+        expect(page.locator("#running")).to_be_hidden()

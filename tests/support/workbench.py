@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -226,7 +227,7 @@ def ask(live: Live, prompt: str = "", **inputs: str) -> str:
 class Held:
     """Requests of a page to an address that do not arrive before they are released."""
 
-    def __init__(self, page: Page, address: str) -> None:
+    def __init__(self, page: Page, address: str | re.Pattern[str]) -> None:
         self._page, self._released = page, False
         self._routes: list[Route] = []
         page.route(address, self._take)

@@ -91,13 +91,13 @@ byId("filters").addEventListener("submit", (event) => event.preventDefault());
 
 attempt(async () => {
   await signIn();
-  const models = await call("GET", "/v1/models");
+  await showRunning("running", { onEnd: () => attempt(load) });
   await load();
+  const models = await call("GET", "/v1/models");
   byId("filters").elements.model.append(
     ...models.results.map(({ owner, name }) => element("option", { value: `${owner}/${name}`, textContent: `${owner}/${name}` })));
   byId("filters").hidden = false;
   subscribe("signed-in", () => attempt(load));
-  showRunning("running", { onEnd: () => attempt(load) });
   subscribe("predictions", () => attempt(load));
   document.addEventListener("visibilitychange", () => document.hidden || attempt(load));
 });

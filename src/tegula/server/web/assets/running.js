@@ -57,7 +57,8 @@ function createCard(entry) {
 }
 
 // Show what waits or runs in `#${name}-list` of the section `#${name}`, without the prediction
-// `except`, as long as the page is open. `onEnd` is called when one is over.
+// `except`, as long as the page is open. `onEnd` is called when one is over. Resolves once it is known
+// what runs: a page that then loads what is over misses nothing that ends meanwhile.
 export function showRunning(name, { except = null, onEnd = () => {} } = {}) {
   const cards = new Map();
   let timer = 0;
@@ -90,5 +91,5 @@ export function showRunning(name, { except = null, onEnd = () => {} } = {}) {
   }
 
   subscribe("predictions", look);
-  look();
+  return look();
 }
