@@ -21,7 +21,7 @@ from tegula import __version__, errors
 from tegula import upscaler as upscaler_module
 from tegula.cli.program import PROGRAM
 from tegula.errors import MissingExtraError, TegulaError
-from tegula.models import BACKENDS, PRECISIONS, compiled, device
+from tegula.models import BACKENDS, PRECISIONS, device, optimise
 from tests.tiny.networks import tiny_bundle
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "cv2", "rich")
@@ -143,7 +143,7 @@ def test_the_precisions_on_offer_are_those_of_the_devices():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_backends_on_offer_are_those_that_models_run_on(backend):
     with contextlib.suppress(MissingExtraError):
-        compiled.optimise_bundle(tiny_bundle(), backend, compiled=False)
+        optimise.optimise_bundle(tiny_bundle(), backend, compiled=False)
 
 
 BUSY = """

@@ -123,7 +123,7 @@ def test_the_documented_deployment_runs_with_all_of_its_parts(files, tmp_path, m
         runner(job, events.append, lambda: False)
         log += "".join(event.text for event in events if isinstance(event, Log))
         (output,) = (event for event in events if isinstance(event, OutputFile))
-        pictures.append(np.asarray(Image.open(io.BytesIO(output.path.read_bytes()))))
+        pictures.append(np.asarray(Image.open(io.BytesIO(output.file.read_bytes()))))
     assert not np.array_equal(pictures[0], pictures[1])
     assert np.array_equal(pictures[0], pictures[2])
     assert "has no effect" not in log  # of the embedding

@@ -32,7 +32,7 @@ TRAPS = {
     14: "test_client_traps::test_query_reads_its_body_whatever_type_it_claims",
     15: "test_api_gate::test_a_wait_is_held_a_little_shorter_than_clients_wait",
     16: "test_retried_requests::test_a_client_that_gave_up_and_asks_again_gets_the_same_prediction",
-    17: "test_prediction_limits::test_refused_requests_do_not_put_off_the_next_one",
+    17: "test_rate_limits::test_refused_requests_do_not_put_off_the_next_one_and_cost_nothing",
     18: "test_client_traps::test_every_date_has_at_most_six_digits_of_a_second_and_a_z",
     19: "test_api_predictions::test_lists_are_paged_by_absolute_links_that_keep_their_filters",
     20: "test_client_traps::test_the_type_of_an_upload_is_that_of_its_bytes",

@@ -254,7 +254,7 @@ class SdAutoencoder:
     def decode(self, latents: Tensor, control: ControlImage) -> Tensor:  # noqa: ARG002
         """Return the picture, not clamped."""
         scaled = latents.to(self.network.dtype) / float(self.network.config["scaling_factor"])
-        first = self.network.post_quant_conv
+        first = getattr(self.network, "post_quant_conv", None)  # a light autoencoder has none
         picture: Tensor = self.decoder(scaled if first is None else first(scaled))
         return picture / 2 + 0.5
 
