@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import time
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from api_support import DATA_URI, PNG, Server, open_server
@@ -53,9 +54,8 @@ def test_every_other_time_is_taken(server: Server, moment: str):
 
 
 def test_a_time_with_an_offset_is_the_same_moment(server: Server):
-    made = server.create()["created_at"].replace("Z", "")
-    hour = f"{int(made[11:13]) + 1:02d}"
-    ahead = f"{made[:11]}{hour}{made[13:]}+01:00"
+    made = datetime.fromisoformat(server.create()["created_at"].replace("Z", "+00:00"))
+    ahead = made.astimezone(timezone(timedelta(hours=1))).isoformat()
     assert server.get("/v1/predictions", params={"created_after": ahead}).json()["results"]
     assert not server.get("/v1/predictions", params={"created_before": ahead}).json()["results"]
 
