@@ -11,7 +11,7 @@ energies, flat places, colour, and a discriminator that sees high bands alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +26,7 @@ from bench.quality.features import EarlyFeatures
 from bench.quality.recipes import DEGRADATIONS, degrade
 from tegula.models.device import pick_dtype
 from tegula.models.mini.network import luma
-from tegula.models.prescalers import WEIGHTS
+from tegula.models.prescalers import WEIGHTS, Prescaler
 from tegula.models.prescalers.load import load_prescaler, with_share
 from tegula.models.prescalers.networks import SRVGGNetCompact
 from train import export, losses, photos
@@ -225,17 +225,31 @@ def _compare(fake: Tensor, batch: DistilBatch, features: EarlyFeatures) -> dict[
             goals = features(torch.cat([batch.truth, batch.taught]))
     count = len(fake)
     truths, taught = [f[:count] for f in goals], [f[count:] for f in goals]
-    grey, true_grey = luma(fake), luma(batch.truth)
-    size = batch.small.shape[-2:]
-    colours, true_colours = (
-        functional.interpolate(x, size, mode="area") for x in (fake, batch.truth)
-    )
     return {
         "taught": (fake - batch.taught).abs().mean() * 10,
         "taught_features": losses.perceptual(seen, taught).mean(),
-        "perceptual": losses.perceptual(seen, truths).mean(),
-        "statistics": losses.statistics(seen, truths),
-        "texture": losses.texture(seen[:3], truths[:3]).mean(),
+        **of_originals(fake, batch.truth, seen, truths, batch.small.shape[-2:]),
+    }
+
+
+def of_originals(
+    fake: Tensor, truth: Tensor, seen: list[Tensor], goals: list[Tensor], size: torch.Size
+) -> dict[str, Tensor]:
+    """Return how far pictures are from their originals on the whole, a number for each loss.
+
+    Args:
+        fake: [n, 3, h, w] in 0..1.
+        truth: their originals.
+        seen: features of ``fake``.
+        goals: features of ``truth``.
+        size: height and width of what was enlarged; colours are compared there.
+    """
+    grey, true_grey = luma(fake), luma(truth)
+    colours, true_colours = (functional.interpolate(x, size, mode="area") for x in (fake, truth))
+    return {
+        "perceptual": losses.perceptual(seen, goals).mean(),
+        "statistics": losses.statistics(seen, goals),
+        "texture": losses.texture(seen[:3], goals[:3]).mean(),
         "energy": losses.band_energy(grey, true_grey).mean(),
         "flat": losses.flat_excess(grey, true_grey).mean(),
         "colour": (colours - true_colours).abs().mean() * 10,
@@ -263,6 +277,41 @@ class Examples:
             run_prescaler(network, [small], [source])[0]
             for small, source in zip(self.smalls[:count], sources, strict=True)
         ]
+
+
+def teacher_of(prescaler: Prescaler) -> Teach:
+    """Return what enlarges with a prescaler, where that computes."""
+    network = cast("nn.Module", prescaler.network)
+
+    def teach(small: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return cast("Tensor", network(small.to(prescaler.device)))
+
+    return teach
+
+
+def make_examples(
+    held_out: Sequence[Path], side: int, factor: int, teachers: Mapping[str, Teach]
+) -> Examples:
+    """Damage a crop of every held-out photograph in several ways, beside what a teacher makes.
+
+    Args:
+        held_out: photographs.
+        side: pixels of a truth.
+        factor: times that a small picture is enlarged.
+        teachers: by the bench's damages.
+    """
+    rng = np.random.default_rng(5)
+    smalls, rows = [], []
+    for number, path in enumerate(held_out):
+        picture = photos.read(path)
+        for name, teacher in teachers.items():
+            truth = photos.plain_crop(picture, side, rng)
+            small = unit(degrade(truth, factor, name, f"{number} {name}"))
+            source = enlarge_by_lanczos(small, len(truth))
+            rows.append(np.dstack([truth, *run_prescaler(teacher, [small], [source]), source]))
+            smalls.append(small)
+    return Examples(smalls, HeldOut(np.stack(rows).astype(np.float32), JUDGE))
 
 
 @dataclass(frozen=True)
@@ -352,7 +401,8 @@ class DistilProgram(PupilRun):
             training, folder, chosen.pairs, teachers,
             lambda done, total: self.say(f"distil: shard {done} of {total}"),
         )  # fmt: skip
-        examples = self._examples(held_out, teachers)
+        damages = {n: teachers["clean" if n == "clean" else "light"] for n in DEGRADATIONS}
+        examples = make_examples(held_out, chosen.pairs.side, FACTOR, damages)
         features = EarlyFeatures("lite1", stages=FEATURE_STAGES).to(self.device)
         state = self.begin(chosen)
         stage = Stage(
@@ -371,32 +421,11 @@ class DistilProgram(PupilRun):
         """Return the teacher of each recipe."""
         photo = load_prescaler(PHOTO, self.device, pick_dtype(self.device), self.folder_of(PHOTO))
 
-        def teacher(share: float) -> Teach:
-            network = cast("nn.Module", with_share(photo, share).network)
-
-            def teach(small: Tensor) -> Tensor:
-                with torch.inference_mode():
-                    return cast("Tensor", network(small.to(self.device)))
-
-            return teach
-
         shares = self.settings.distil.pairs.teacher_shares
-        return {name: teacher(share) for name, share in zip(RECIPES, shares, strict=True)}
-
-    def _examples(self, held_out: list[Path], teachers: Mapping[str, Teach]) -> Examples:
-        """Damage a crop of every held-out photograph in each of the bench's ways."""
-        rng = np.random.default_rng(5)
-        smalls, rows = [], []
-        for number, path in enumerate(held_out):
-            picture = photos.read(path)
-            for name in DEGRADATIONS:
-                truth = photos.plain_crop(picture, self.settings.distil.pairs.side, rng)
-                small = unit(degrade(truth, FACTOR, name, f"{number} {name}"))
-                source = enlarge_by_lanczos(small, len(truth))
-                teacher = teachers["clean" if name == "clean" else "light"]
-                rows.append(np.dstack([truth, *run_prescaler(teacher, [small], [source]), source]))
-                smalls.append(small)
-        return Examples(smalls, HeldOut(np.stack(rows).astype(np.float32), JUDGE))
+        return {
+            name: teacher_of(with_share(photo, share))
+            for name, share in zip(RECIPES, shares, strict=True)
+        }
 
 
 def card(

@@ -11,30 +11,32 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from bench.quality import recipes
 from bench.quality.features import EarlyFeatures
 from tegula.models.device import pick_dtype
-from tegula.models.mini.network import luma
 from tegula.models.prescalers import find_packaged
 from tegula.models.prescalers.load import load_prescaler, read_own, two_heads
 from tegula.models.prescalers.networks import SRVGGNetCompact
-from train import losses, photos
+from train import photos
 from train.batches import BatchSettings
 from train.config import TwiceSettings
 from train.degradation import RECIPES, degrade
-from train.distil import FEATURE_STAGES, JUDGE, Examples, PupilRun, descend, new_distil_state
-from train.held_out import HeldOut
+from train.distil import (
+    FEATURE_STAGES,
+    PupilRun,
+    descend,
+    make_examples,
+    new_distil_state,
+    of_originals,
+    teacher_of,
+)
 from train.line import edges
-from train.pairs import PHOTO, SWIFT, TWICE, enlarge_by_lanczos, levels, run_prescaler, unit
+from train.pairs import PHOTO, SWIFT, TWICE, levels, unit
 from train.precision import mixed_precision
 from train.runner import Stage
 from train.state import TrainingState
@@ -105,20 +107,10 @@ def twice_step(
         seen = features(fake)
         with torch.no_grad():
             goals = features(batch.truth)
-    grey, true_grey = luma(fake), luma(batch.truth)
-    size = batch.small.shape[-2:]
-    colours, true_colours = (
-        functional.interpolate(x, size, mode="area") for x in (fake, batch.truth)
-    )
     found = {
         "pixel": (fake - batch.truth).abs().mean() * 10,
         "edges": edges(fake, batch.truth) * 10,
-        "perceptual": losses.perceptual(seen, goals).mean(),
-        "statistics": losses.statistics(seen, goals),
-        "texture": losses.texture(seen[:3], goals[:3]).mean(),
-        "energy": losses.band_energy(grey, true_grey).mean(),
-        "flat": losses.flat_excess(grey, true_grey).mean(),
-        "colour": (colours - true_colours).abs().mean() * 10,
+        **of_originals(fake, batch.truth, seen, goals, batch.small.shape[-2:]),
     }
     return descend(state, settings, found, batch.small, fake, batch.truth)
 
@@ -131,7 +123,10 @@ class TwiceProgram(PupilRun):
         """Go from photographs to the exported file; returns what is in it."""
         chosen = self.settings.twice
         training, held_out = photos.split(self.photographs, self.settings.held_out_every)
-        examples = self._examples(held_out)
+        photo = load_prescaler(PHOTO, self.device, pick_dtype(self.device), self.folder_of(PHOTO))
+        examples = make_examples(
+            held_out, chosen.side, FACTOR, dict.fromkeys(_DAMAGES, teacher_of(photo))
+        )
         features = EarlyFeatures("lite1", stages=FEATURE_STAGES).to(self.device)
         stage = Stage(
             "twice", chosen.steps, chosen.ema, chosen.batch,
@@ -158,23 +153,3 @@ class TwiceProgram(PupilRun):
         entry = find_packaged(SWIFT)
         assert entry is not None
         return two_heads(entry, tensors)[1]
-
-    def _examples(self, held_out: Sequence[Path]) -> Examples:
-        """Damage a crop of every held-out photograph lightly, beside what the large net makes."""
-        photo = load_prescaler(PHOTO, self.device, pick_dtype(self.device), self.folder_of(PHOTO))
-
-        def enlarge(small: Tensor) -> Tensor:
-            return cast("Tensor", cast("nn.Module", photo.network)(small.to(self.device)))
-
-        rng = np.random.default_rng(5)
-        smalls, rows = [], []
-        for number, path in enumerate(held_out):
-            picture = photos.read(path)
-            for name in _DAMAGES:
-                truth = photos.plain_crop(picture, self.settings.twice.side, rng)
-                small = unit(recipes.degrade(truth, FACTOR, name, f"{number} {name}"))
-                source = enlarge_by_lanczos(small, len(truth))
-                large = run_prescaler(enlarge, [small], [source])
-                rows.append(np.dstack([truth, *large, source]))
-                smalls.append(small)
-        return Examples(smalls, HeldOut(np.stack(rows).astype(np.float32), JUDGE))
