@@ -18,7 +18,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -59,7 +58,7 @@ _MOST_GRAPHS = 128
 _COMPILERS = ("g++", "clang++", "c++")
 _FAILURES = ("torch._inductor", "torch._dynamo", "triton")
 BLOCKS_ALONE = False
-"""One function was measured on a card; on a processor blocks compile sooner and run slower."""
+"""The one function is what was measured on a card."""
 _REPEATED_BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
 """Classes of diffusers that UNet and ControlNet consist of."""
 
@@ -229,7 +228,7 @@ class CompiledAutoencoder:
         """Return the moments of the posterior."""
         plain = self._plain
         return self._part.run(
-            lambda: _for_all_sizes(_moments, COMPILER)(plain, image),
+            lambda: _compile_for_all_sizes(_moments)(plain, image),
             lambda: plain.encode_moments(image),
         )
 
@@ -241,7 +240,7 @@ class CompiledAutoencoder:
         """Return the picture, not clamped."""
         plain = self._plain
         return self._part.run(
-            lambda: _for_all_sizes(_picture, COMPILER)(plain, latents),
+            lambda: _compile_for_all_sizes(_picture)(plain, latents),
             lambda: plain.decode(latents, control),
         )
 
@@ -283,7 +282,7 @@ class CompiledLayers(nn.Module):
 
     def _run(self, layers: nn.Module, x: Tensor) -> Tensor:
         return self._part.run(
-            lambda: _for_all_sizes(_through, COMPILER)(layers, x), lambda: _through(layers, x)
+            lambda: _compile_for_all_sizes(_through)(layers, x), lambda: _through(layers, x)
         )
 
 
@@ -359,11 +358,9 @@ def _compile(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return compiled
 
 
-@cache
-def _for_all_sizes(function: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
-    """Wrap a function once, since tiles and strips call it many times a picture."""
+def _compile_for_all_sizes(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     compiled: Callable[..., Tensor] = torch.compile(
-        function, backend=backend, fullgraph=True, dynamic=True
+        function, backend=COMPILER, fullgraph=True, dynamic=True
     )
     return compiled
 
