@@ -75,7 +75,7 @@ def test_a_cell_is_what_its_command_makes(folder, passes):
     assert not any((found[y, 12] == expected).all() for y in range(found.shape[0]))
 
 
-def test_without_knobs_the_presets_are_tried_that_the_model_tells_apart(folder, tiny, monkeypatch):
+def test_without_vary_the_presets_are_tried_that_the_model_tells_apart(folder, tiny, monkeypatch):
     put(folder / "a.png", width=48, height=40)
     words = ("a.png", "--prescaler", "lanczos", "--steps", "2", "--scale", "4")
     *cells, last = tuned(*words)
@@ -109,7 +109,7 @@ def test_without_knobs_the_presets_are_tried_that_the_model_tells_apart(folder, 
         (("seed=1", "steps=2", "detail=1"), "once or twice"),
     ],
 )
-def test_knobs_that_cannot_be_turned_are_refused_in_a_sentence(folder, vary, words):
+def test_values_that_cannot_be_varied_are_refused_in_a_sentence(folder, vary, words):
     put(folder / "a.png")
     given = [part for text in vary for part in ("--vary", text)]
     result = run("tune", "a.png", *given)

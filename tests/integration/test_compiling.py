@@ -287,9 +287,9 @@ def compiled_denoiser_of(bundle, **how):
     return dataclasses.replace(compiled, autoencoder=bundle.autoencoder)
 
 
-def pictures_of(bundle, width, height, **knobs):
+def pictures_of(bundle, width, height, **changes):
     picture = photograph(width, height)
-    chosen = options(width=width, height=height, window_batch=1, steps=2, **knobs)
+    chosen = options(width=width, height=height, window_batch=1, steps=2, **changes)
     return refine_canvas(RefineJob(bundle, picture, picture, chosen))
 
 
@@ -353,11 +353,11 @@ def test_compiled_pictures_are_the_same_and_no_canvas_compiles_again(monkeypatch
     with torch._dynamo.config.patch(error_on_recompile=True):
         for (width, height), scale in zip(sizes, (1.0, 0.6, 1.3), strict=True):
             picture = photograph(width, height)
-            knobs = options(
+            chosen = options(
                 width=width, height=height, guidance_scale=2.0, window_batch=2, resemblance=scale
             )
-            expected = refine_canvas(RefineJob(plain, picture, picture, knobs))
-            got = refine_canvas(RefineJob(compiled, picture, picture, knobs))
+            expected = refine_canvas(RefineJob(plain, picture, picture, chosen))
+            got = refine_canvas(RefineJob(compiled, picture, picture, chosen))
             np.testing.assert_allclose(got, expected, atol=1e-4)
         # LoRAs of a single run are merged into the weights that compiled networks read.
         lora = {
@@ -366,7 +366,7 @@ def test_compiled_pictures_are_the_same_and_no_canvas_compiles_again(monkeypatch
         }
         save_file(lora, tmp_path / "lora.safetensors")
         loras = [(str(tmp_path / "lora.safetensors"), 1.0)]
-        jobs = [RefineJob(each, picture, picture, knobs) for each in (plain, compiled)]
+        jobs = [RefineJob(each, picture, picture, chosen) for each in (plain, compiled)]
         assert plain.with_loras is not None
         assert compiled.with_loras is not None
         with plain.with_loras(loras), compiled.with_loras(loras):

@@ -26,8 +26,8 @@ def cache(tmp_path, monkeypatch):
 
 def refine(bundle, **changes):
     picture = photograph(100, 64)
-    knobs = options(width=100, height=64, window=64, **changes)
-    return refine_canvas(RefineJob(bundle, picture, picture, knobs))
+    chosen = options(width=100, height=64, window=64, **changes)
+    return refine_canvas(RefineJob(bundle, picture, picture, chosen))
 
 
 @pytest.mark.slow

@@ -78,12 +78,12 @@ def test_the_real_probe_takes_a_positive_time():
 
 
 def test_the_layout_changes_no_picture():
-    picture, knobs = photograph(100, 64), options(width=100, height=64)
+    picture, chosen = photograph(100, 64), options(width=100, height=64)
     bundle = tiny_bundle()
-    expected = refine_canvas(RefineJob(bundle, picture, picture, knobs))
+    expected = refine_canvas(RefineJob(bundle, picture, picture, chosen))
     for network in (*bundle.denoiser.networks, bundle.autoencoder.decoder):
         lay_out(network, channels_last=True)
-    assert abs(refine_canvas(RefineJob(bundle, picture, picture, knobs)) - expected).max() < 1e-4
+    assert abs(refine_canvas(RefineJob(bundle, picture, picture, chosen)) - expected).max() < 1e-4
 
 
 def test_on_a_gpu_each_part_is_laid_out_as_it_runs_fastest_and_that_is_remembered():

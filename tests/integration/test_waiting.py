@@ -103,8 +103,8 @@ class Halves:
         return self
 
 
-def waits_of(denoiser, *, steps=5, batch=4, mask=False, **knobs):
-    chosen = options(steps=steps, creativity=1.0, **knobs)
+def waits_of(denoiser, *, steps=5, batch=4, mask=False, **changes):
+    chosen = options(steps=steps, creativity=1.0, **changes)
     grid = grid_windows(20, 14, 8, 8, 0.25)
     pieces, regions = [Piece(Window(0, 0, 160, 112), grid)] * 2, chosen.placed_regions
     places = places_of(pieces, 8, regions, META)
@@ -126,7 +126,7 @@ def waits_of(denoiser, *, steps=5, batch=4, mask=False, **knobs):
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "changes",
     [
         {**GUIDED, "guidance_start": 0.2, "guidance_end": 0.7, "control_end": 0.5},
         {**GUIDED, "guess_mode": True},
@@ -135,16 +135,16 @@ def waits_of(denoiser, *, steps=5, batch=4, mask=False, **knobs):
         {"mask": True},
         {"mask": True, "feature_reuse": 2, **GUIDED},
     ],
-    ids=lambda knobs: "-".join(knobs),
+    ids=lambda changes: "-".join(changes),
 )
-def test_the_host_looks_once_a_step_at_what_the_device_has(knobs):
-    one, steps = waits_of(Halves(), **knobs)
-    more, more_steps = waits_of(Halves(), steps=9, batch=1, **knobs)
+def test_the_host_looks_once_a_step_at_what_the_device_has(changes):
+    one, steps = waits_of(Halves(), **changes)
+    more, more_steps = waits_of(Halves(), steps=9, batch=1, **changes)
     assert 0 < one.asked <= steps
     assert one.asked < more.asked <= more_steps
     # What is copied does not grow with the steps, and not with the batches; where a mask says
     # which windows are due, that is copied for each step before the first one.
-    due = more_steps - steps if knobs.get("mask") else 0
+    due = more_steps - steps if changes.get("mask") else 0
     assert more.copied <= one.copied + due
 
 

@@ -209,7 +209,7 @@ class RateBuckets:
         """
         insert = sqlite.insert if self.database.is_sqlite else postgresql.insert
         values = {"key": who, "requests": kind, "size": size, "owed": owed, "now": now}
-        row = self.database.count(_spend(insert), values)
+        row = self.database.write_unflushed(_spend(insert), values)
         return Spent(row.allowed, row.remaining, row.counted_at)
 
     def delete_full(self, now: float) -> None:

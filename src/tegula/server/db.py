@@ -188,10 +188,10 @@ class Database:
         with Session(self.engine, expire_on_commit=False) as session:
             yield session
 
-    def count(self, statement: Executable, values: Mapping[str, Any]) -> Row[Any]:
-        """Run a statement alone and return its row, without waiting for the disk.
+    def write_unflushed(self, statement: Executable, values: Mapping[str, Any]) -> Row[Any]:
+        """Run one statement that writes and return its row, without waiting for the disk.
 
-        For counters whose latest changes may be lost with the power.
+        For counters, whose latest changes may be lost when the power fails.
         """
         if self.is_sqlite:
             with self._turn, self._writing.begin() as connection:

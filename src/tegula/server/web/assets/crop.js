@@ -17,7 +17,7 @@ export function tryOnCrop({ picture, model, form, use }) {
   const title = element("h2", { id: "try-title", textContent: "Try on a crop" });
   const help = element("p", { className: "soft", textContent: "Draw a rectangle on the picture, or move it by the arrow keys and size it with Shift. Smaller is quicker." });
   const box = boxOver(picture, { side: USUAL_SIDE, most: LARGEST_SIDE, label: "Crop" });
-  const knobs = choosers(model, form);
+  const choice = comparison(model, form);
   const go = element("button", { type: "button", id: "try-go", className: "main", textContent: "Make the grid" });
   const close = element("button", { type: "button", id: "try-close", textContent: "Close" });
   const summary = element("p", { id: "try-status", role: "status", className: "soft" });
@@ -33,7 +33,7 @@ export function tryOnCrop({ picture, model, form, use }) {
     go.disabled = true;
     error.textContent = "";
     try {
-      const variants = knobs.variants(); // before the picture is sent
+      const variants = choice.variants(); // before the picture is sent
       await fill({ grid, summary, variants, crop: await cut(picture, box.get()), model, form, stop: stop.signal, use: (inputs) => {
         dialog.close();
         use(inputs);
@@ -43,27 +43,27 @@ export function tryOnCrop({ picture, model, form, use }) {
     }
     go.disabled = false;
   });
-  dialog.append(title, help, box.root, knobs.root, element("div", { className: "row" }, go, close), error, summary, grid);
+  dialog.append(title, help, box.root, choice.root, element("div", { className: "row" }, go, close), error, summary, grid);
   document.body.append(dialog);
   dialog.showModal();
   box.focus();
 }
 
 // What the cells differ in: the presets, or up to three values of one or two inputs.
-function choosers(model, form) {
+function comparison(model, form) {
   const numbers = form.fields.filter(({ schema, name }) => ["number", "integer"].includes(schema.type) && !model.choices[name] && name !== "seed");
   const choices = form.fields.filter(({ name }) => model.choices[name]);
   const names = [...numbers, ...choices].map(({ name }) => name);
   const hasPresets = "preset" in model.choices;
-  const first = knob("First", "knob-1", names.includes("creativity") ? "creativity" : names[0]);
-  const second = knob("Second", "knob-2", names.includes("resemblance") ? "resemblance" : "");
-  const kind = element("select", { id: "try-kind" }, hasPresets ? element("option", { value: "presets", textContent: "All presets" }) : null, element("option", { value: "knobs", textContent: "One or two settings" }));
-  const table = element("div", { className: "row knobs", hidden: hasPresets }, first.root, second.root);
-  kind.addEventListener("change", () => (table.hidden = kind.value !== "knobs"));
+  const first = chooser("First", "try-1", names.includes("creativity") ? "creativity" : names[0]);
+  const second = chooser("Second", "try-2", names.includes("resemblance") ? "resemblance" : "");
+  const kind = element("select", { id: "try-kind" }, hasPresets ? element("option", { value: "presets", textContent: "All presets" }) : null, element("option", { value: "settings", textContent: "One or two settings" }));
+  const table = element("div", { className: "row", hidden: hasPresets }, first.root, second.root);
+  kind.addEventListener("change", () => (table.hidden = kind.value !== "settings"));
 
-  function knob(words, id, usual) {
+  function chooser(words, id, usual) {
     const blank = element("option", { value: "", textContent: "none" });
-    const select = element("select", { id }, ...(id === "knob-2" ? [blank] : []), ...names.map((name) => element("option", { value: name, textContent: name })));
+    const select = element("select", { id }, ...(id === "try-2" ? [blank] : []), ...names.map((name) => element("option", { value: name, textContent: name })));
     const values = element("input", { id: `${id}-values`, type: "text" });
     const suggest = () => (values.value = suggested(select.value).join(", "));
     select.value = usual;
