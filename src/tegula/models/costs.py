@@ -26,7 +26,7 @@ from torch.utils.flop_counter import flop_registry
 
 from tegula.models.bundle import Bundle, ControlImage, ControlScale, SplitDenoiser, WindowBatch
 from tegula.models.prescalers import Prescaler
-from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact
+from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact, layers_with_sizes
 
 T = TypeVar("T")
 _AREAS = ((1, 1), (1, 2), (2, 2))
@@ -104,15 +104,15 @@ def prescaler_flops(prescaler: Prescaler) -> Mapping[int | None, Cost]:
 
 
 def _head_flops(prescaler: Prescaler) -> Cost:
-    network = prescaler.network
-    if network is None:
+    if prescaler.network is None:
         return Cost()
-    # Networks from spandrel convolve at the size of the source nearly throughout.
-    sizes = network.sizes() if isinstance(network, RRDBNet) else {}
-    weights = (each for each in network.named_parameters() if each[1].ndim > 1)
-    return Cost(
-        linear=2 * sum(w.numel() * sizes.get(name.partition(".")[0], 1.0) for name, w in weights)
+    weights = (
+        weight.numel() * size
+        for layer, size in layers_with_sizes(prescaler.network)
+        for weight in layer.parameters(recurse=False)
+        if weight.ndim > 1
     )
+    return Cost(linear=2 * sum(weights))
 
 
 def prescaler_memory(prescaler: Prescaler, tile: int) -> Cost:

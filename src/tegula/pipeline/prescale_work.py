@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tegula.images.pixels import Size
 from tegula.models.compiled import CompiledLayers
 from tegula.models.prescalers import Prescaler
-from tegula.models.prescalers.networks import RRDBNet
+from tegula.models.prescalers.networks import layers_with_sizes
 from tegula.pipeline.prescale_plan import DEFAULT_TILE, padding, plan_sizes, plan_tiles
 from tegula.progress import StageProgress, ignore_share
 
@@ -34,15 +34,9 @@ def _work_of_a_place(layer: nn.Module) -> float:
 
 
 def work_of_a_pixel(prescaler: Prescaler) -> float:
-    """Return the multiplications of a net for each pixel of the source; 1 where none are known.
-
-    A network from spandrel is taken to convolve at the size of the source.
-    """
-    network = prescaler.network
-    sizes = network.sizes() if isinstance(network, RRDBNet) else {}
-    layers = () if network is None else network.named_modules()
-    work = sum(_work_of_a_place(each) * sizes.get(n.partition(".")[0], 1.0) for n, each in layers)
-    return work or 1.0
+    """Return the multiplications of a net for each pixel of the source; 1 where none are known."""
+    layers = () if prescaler.network is None else layers_with_sizes(prescaler.network)
+    return sum(_work_of_a_place(layer) * size for layer, size in layers) or 1.0
 
 
 def tile_work(

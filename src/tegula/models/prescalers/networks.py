@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -35,6 +35,16 @@ DENSE_CONTEXT = 5
 """Rows beside a strip that its result depends on: one for each convolution of a dense block."""
 CACHED_PIXELS = 32_768
 """Pixels of a strip of a dense block; by trying on pictures of 512 px."""
+
+
+def layers_with_sizes(network: nn.Module) -> Iterator[tuple[nn.Module, float]]:
+    """Yield every layer of a prescaler's network, and its pixels for each pixel of the source.
+
+    A network from spandrel is taken to work at the size of the source throughout.
+    """
+    sizes = network.sizes() if isinstance(network, RRDBNet) else {}
+    for name, layer in network.named_modules():
+        yield layer, sizes.get(name.partition(".")[0], 1.0)
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
