@@ -150,7 +150,7 @@ class _JudgedRows:
             "adversarial": deceive_loss(seen.fake_verdicts(judges), share),
             **likeness(seen),
         }
-        return {**parts, "total": weighted_sum(parts, settings)}
+        return {**parts, "total": weighted_sum(parts, settings.weights)}
 
     def _statistics(self) -> Tensor:
         """Compare statistics over the rows that may invent; low levels keep to the source."""

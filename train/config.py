@@ -36,12 +36,39 @@ class DiffusionSettings:
 
 
 @dataclass(frozen=True)
+class LossWeights:
+    """What each loss counts in the sum that a network descends; 0 where a stage has no such loss.
+
+    taught, taught_features: what a teacher made, by pixels and by features.
+    pixel, edges, extremes, colour: place by place, against the original.
+    low_bands: of the latents, against those of the original.
+    perceptual, texture, statistics, energy, flat: look of the original, as ``train.losses`` has it.
+    adversarial: what the discriminator says.
+    """
+
+    taught: float = 0.0
+    taught_features: float = 0.0
+    pixel: float = 0.0
+    edges: float = 0.0
+    extremes: float = 0.0
+    colour: float = 0.0
+    low_bands: float = 0.0
+    perceptual: float = 0.0
+    texture: float = 0.0
+    statistics: float = 0.0
+    energy: float = 0.0
+    flat: float = 0.0
+    adversarial: float = 0.0
+
+
+@dataclass(frozen=True)
 class AdversarialSettings:
     """Stage two: one step from noise alone must look like a photograph.
 
-    Weights are those of the losses in ``train.losses``; the weight of the adversarial
-    loss grows with the noise level, so that creativity means something in one step.
+    The weight of the adversarial loss grows with the noise level, so that creativity means
+    something in one step.
 
+    regularisation: weight of the discriminators' regularisation, at every so many steps.
     judged_multiple: rows are judged in multiples of so many, the rest of them wait for
         another batch. A graphics card plans its convolutions anew for every number of rows.
     """
@@ -50,14 +77,10 @@ class AdversarialSettings:
     learning_rate: float = 4e-4
     discriminator_rate: float = 2e-4
     warm_up: int = 200
-    adversarial: float = 0.2
-    perceptual: float = 1.2
-    texture: float = 3.0
-    energy: float = 0.7
-    flat: float = 5.0
-    statistics: float = 30.0
-    pixel: float = 0.03
-    low_bands: float = 0.05
+    weights: LossWeights = LossWeights(
+        pixel=0.03, low_bands=0.05, perceptual=1.2, texture=3.0, statistics=30.0, energy=0.7,
+        flat=5.0, adversarial=0.2,
+    )  # fmt: skip
     regularisation: float = 1.0
     regularise_every: int = 8
     from_nothing: float = 0.8
@@ -72,7 +95,6 @@ class TailSettings:
 
     share: how far the exported weights go from the untuned (0) to the tuned ones (1).
     judges_grow: steps over which the weight of the adversarial loss grows to its full.
-    The other weights are those of the losses in ``train.losses``.
     """
 
     blocks: int = 2
@@ -84,13 +106,10 @@ class TailSettings:
     warm_up: int = 50
     most_gradient: float = 2.0
     judges_grow: int = 150
-    adversarial: float = 0.12
-    perceptual: float = 4.5
-    texture: float = 3.0
-    energy: float = 0.9
-    flat: float = 8.0
-    statistics: float = 20.0
-    pixel: float = 0.3
+    weights: LossWeights = LossWeights(
+        pixel=0.3, perceptual=4.5, texture=3.0, statistics=20.0, energy=0.9, flat=8.0,
+        adversarial=0.12,
+    )  # fmt: skip
     regularisation: float = 1.0
     regularise_every: int = 8
     ema: float = 0.995
@@ -104,7 +123,6 @@ class DistilSettings:
     twice: weight of the head for 2x beside the one for 4x.
     judges_from, judges_grow: the step from which the discriminator counts, and over how many
         more its weight grows to the whole.
-    The other weights are those of the losses in ``train.distil``.
     """
 
     convolutions: int = 32
@@ -117,15 +135,10 @@ class DistilSettings:
     judges_from: int = 250
     judges_grow: int = 200
     twice: float = 0.5
-    taught: float = 0.6
-    taught_features: float = 3.0
-    perceptual: float = 2.0
-    statistics: float = 30.0
-    texture: float = 3.0
-    energy: float = 0.6
-    flat: float = 10.0
-    colour: float = 0.5
-    adversarial: float = 0.45
+    weights: LossWeights = LossWeights(
+        taught=0.6, taught_features=3.0, colour=0.5, perceptual=2.0, texture=3.0, statistics=30.0,
+        energy=0.6, flat=10.0, adversarial=0.45,
+    )  # fmt: skip
     ema: float = 0.997
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=8, crop=192, parts=1))
 
@@ -135,8 +148,7 @@ class TwiceSettings:
     """What the small prescaler runs for up to 2x: how it is trained on.
 
     recipe_shares: of ``train.degradation.RECIPES``. side: pixels of the held-out truths.
-    The other names are those of ``DistilSettings``; the weights are those of the losses in
-    ``train.twice``.
+    The other names are those of ``DistilSettings``.
     """
 
     recipe_shares: tuple[float, float, float] = (0.6, 0.32, 0.08)
@@ -148,15 +160,10 @@ class TwiceSettings:
     most_gradient: float = 2.0
     judges_from: int = 200
     judges_grow: int = 200
-    pixel: float = 0.35
-    edges: float = 0.3
-    perceptual: float = 4.0
-    statistics: float = 30.0
-    texture: float = 3.0
-    energy: float = 0.6
-    flat: float = 10.0
-    colour: float = 0.5
-    adversarial: float = 0.35
+    weights: LossWeights = LossWeights(
+        pixel=0.35, edges=0.3, colour=0.5, perceptual=4.0, texture=3.0, statistics=30.0,
+        energy=0.6, flat=10.0, adversarial=0.35,
+    )  # fmt: skip
     ema: float = 0.997
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=9, crop=96, parts=1))
 
@@ -165,7 +172,7 @@ class TwiceSettings:
 class LineSettings:
     """The small prescaler for what is drawn: how deep, and how it is taught.
 
-    Names are those of ``DistilSettings``; the weights are those of the losses in ``train.line``.
+    Names are those of ``DistilSettings``.
     """
 
     convolutions: int = 16
@@ -178,12 +185,9 @@ class LineSettings:
     judges_from: int = 2000
     judges_grow: int = 400
     twice: float = 0.6
-    pixel: float = 1.0
-    edges: float = 0.7
-    extremes: float = 1.0
-    perceptual: float = 1.5
-    energy: float = 0.25
-    adversarial: float = 0.05
+    weights: LossWeights = LossWeights(
+        pixel=1.0, edges=0.7, extremes=1.0, perceptual=1.5, energy=0.25, adversarial=0.05
+    )
     ema: float = 0.998
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=8, crop=160, parts=1))
 
@@ -238,11 +242,15 @@ GPU = RunSettings(
         steps=2200,
         warm_up=100,
         judges_grow=300,
-        adversarial=0.2,
-        perceptual=6.0,
-        energy=1.2,
-        statistics=30.0,
-        pixel=0.3,
+        weights=LossWeights(
+            pixel=0.3,
+            perceptual=6.0,
+            texture=3.0,
+            statistics=30.0,
+            energy=1.2,
+            flat=8.0,
+            adversarial=0.2,
+        ),
         ema=0.999,
         batch=BatchSettings(size=48, crop=_CARD_CROP, parts=1),
     ),

@@ -196,7 +196,7 @@ def descend(
         with mixed_precision(small.device):
             verdict = judge(fake, context)
         found["adversarial"] = trust * deceive_loss([verdict], torch.ones(len(fake)).to(fake))
-    weighted_sum(found, settings).backward()  # type: ignore[no-untyped-call]
+    weighted_sum(found, settings.weights).backward()  # type: ignore[no-untyped-call]
     set_rate(
         state.optimisers["network"],
         settings.learning_rate,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from train import losses
+from train.config import LossWeights
 from train.discriminator import judge_loss
 from train.precision import mixed_precision
 
@@ -96,9 +97,9 @@ def likeness(seen: Judged) -> dict[str, Tensor]:
     }
 
 
-def weighted_sum(parts: Mapping[str, Tensor], settings: object) -> Tensor:
-    """Return the sum of losses, each weighted by the setting of its name."""
-    return torch.stack([getattr(settings, name) * value for name, value in parts.items()]).sum()
+def weighted_sum(parts: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
+    """Return the sum of losses, each by the weight of its name."""
+    return torch.stack([getattr(weights, name) * value for name, value in parts.items()]).sum()
 
 
 def _jitter(generator: torch.Generator, x: Tensor, deviation: float) -> Tensor:

@@ -121,7 +121,7 @@ def tail_step(
             **likeness(seen),
             "pixel": colours,
         }
-        total = weighted_sum(found, settings)
+        total = weighted_sum(found, settings.weights)
         (total / len(parts)).backward()  # type: ignore[no-untyped-call]
         return seen, found
 

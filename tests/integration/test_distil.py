@@ -16,7 +16,7 @@ from tegula.models.prescalers.load import load_prescaler
 from tegula.models.prescalers.networks import SRVGGNetCompact
 from train import distil, line_pairs, photos
 from train.batches import BatchSettings
-from train.config import CPU, DistilSettings, LineSettings, TwiceSettings
+from train.config import CPU, DistilSettings, LineSettings, LossWeights, TwiceSettings
 from train.degradation import RECIPES
 from train.distil import (
     DistilProgram,
@@ -223,16 +223,15 @@ def learnt(base, source, step, settings, folder, loss):
 
 
 QUICK = {
-    "steps": 24, "learning_rate": 4e-3, "judges_from": 999, "perceptual": 0.0, "energy": 0.0,
-    "adversarial": 0.0, "batch": BatchSettings(size=2, crop=64),
+    "steps": 24, "learning_rate": 4e-3, "judges_from": 999, "batch": BatchSettings(size=2, crop=64)
 }  # fmt: skip
 
 
 def test_a_pupil_learns_what_the_teacher_does(base, photograph, tmp_path):
     """The teacher here enlarges by bicubic curves, which a tiny net soon comes near."""
     make_distil_shards([photograph], tmp_path, PAIRS, TEACHERS)
-    alone = dict.fromkeys(("statistics", "texture", "flat", "colour"), 0.0)
-    settings = dataclasses.replace(SETTINGS, taught=4.0, **alone, **QUICK)
+    weights = LossWeights(taught=4.0, taught_features=3.0)
+    settings = dataclasses.replace(SETTINGS, weights=weights, **QUICK)
     source = DistilSource(tmp_path)
     first, last = learnt(base, source, distil_step, settings, tmp_path / "run", "taught")
     assert first > 0.8
@@ -260,8 +259,7 @@ class OneBatch:
 
 
 def test_a_net_for_2x_learns_its_originals(base, crops, tmp_path):
-    alone = dict.fromkeys(("edges", "statistics", "texture", "flat", "colour"), 0.0)
-    settings = dataclasses.replace(TWICES, pixel=4.0, **alone, **QUICK)
+    settings = dataclasses.replace(TWICES, weights=LossWeights(pixel=4.0), **QUICK)
     batch = OneBatch(crops.draw(settings.batch, np.random.default_rng(4)))
     first, last = learnt(base, batch, twice_step, settings, tmp_path, "pixel")
     assert first > 0.38
@@ -272,7 +270,7 @@ def test_a_pupil_learns_to_draw_letters(base, faces, tmp_path):
     truth = torch.from_numpy(unit(draw(16, np.random.default_rng(3), faces))).permute(2, 0, 1)[None]
     letters = OneBatch(line_pairs.LineBatch(functional.avg_pool2d(truth, 4), truth))
     quick = {**QUICK, "steps": 40, "learning_rate": 1e-2}
-    settings = dataclasses.replace(LINES, edges=0.0, extremes=0.3, **quick)
+    settings = dataclasses.replace(LINES, weights=LossWeights(pixel=1.0, extremes=0.3), **quick)
     first, last = learnt(base, letters, line_step, settings, tmp_path, "pixel")
     assert first > 2
     assert last < 1.5
