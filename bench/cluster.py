@@ -40,6 +40,7 @@ AT_ONCE = 4
 LEASE_S = 30.0
 BUCKET = "tegula"
 PATIENCE_S = 900.0
+DISK_BYTES = 64 << 20
 _RAY_TRIES = 5
 _LANE, _LEFT, _WIDE = 26, 170, 1200
 _ENDED = ("succeeded", "failed", "canceled", "aborted")
@@ -72,12 +73,20 @@ def answers(url: str) -> bool:
     return False
 
 
+_REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
 @dataclass
 class Balancer:
-    """Passes connections on to the first of its servers that takes them, each in its turn."""
+    """Passes connections on to the first of its servers that takes them, each in its turn.
+
+    refuses: it cuts connections and answers new ones with 503.
+    """
 
     ports: list[int]
     listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
+    refuses: bool = False
+    _open: set[socket.socket] = field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -88,11 +97,25 @@ class Balancer:
         """Begin to pass connections on."""
         threading.Thread(target=self._accept, daemon=True).start()
 
+    def refuse(self) -> None:
+        """Fail as a service does that is out of order, until ``serve_again``."""
+        self.refuses = True
+        for end in list(self._open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def serve_again(self) -> None:
+        """Pass connections on again."""
+        self.refuses = False
+
     def _accept(self) -> None:
         turn = 0
         while True:
             client, _ = self.listener.accept()
             turn += 1
+            if self.refuses:
+                threading.Thread(target=self._answer_503, args=(client,), daemon=True).start()
+                continue
             for offset in range(len(self.ports)):
                 port = self.ports[(turn + offset) % len(self.ports)]
                 with contextlib.suppress(OSError):
@@ -104,10 +127,21 @@ class Balancer:
                 client.close()
 
     @staticmethod
-    def _pass(source: socket.socket, target: socket.socket) -> None:
+    def _answer_503(client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client:
+            client.settimeout(5.0)
+            client.recv(1 << 16)
+            client.sendall(_REFUSAL)
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(1 << 16):  # closed with bytes unread, it would lose the answer
+                pass
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        self._open.add(source)
         with contextlib.suppress(OSError):
             while piece := source.recv(1 << 16):
                 target.sendall(piece)
+        self._open.discard(source)
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -115,9 +149,14 @@ class Balancer:
 
 @dataclass
 class Cluster:
-    """What runs: the database, the store, the raylets of ``rays`` and the API processes."""
+    """What runs: the database, the store, the raylets of ``rays`` and the API processes.
+
+    disk: where servers and actors keep their files; of a size of its own where one may mount.
+    """
 
     folder: Path
+    disk: Path
+    store: Balancer
     database: Engine
     database_url: str
     environment: Mapping[str, str]
@@ -130,7 +169,7 @@ class Cluster:
         words = [sys.executable, "-m", "tegula", "serve", "--port", str(port), "--grace", "0"]
         log = (self.folder / f"server-{port}.log").open("ab")
         self.servers[port] = subprocess.Popen(
-            [*words, "--folder", str(self.folder / f"server-{port}")],
+            [*words, "--folder", str(self.disk / f"server-{port}")],
             env={**self.environment, "TEGULA_PUBLIC_URL": self.balancer.url},
             stderr=log,
         )
@@ -175,14 +214,16 @@ def open_cluster(**settings: str) -> Iterator[Cluster]:
         database = create_engine(url, pool_pre_ping=True)  # faults cut connections
         stack.callback(database.dispose)
         database_url = url.render_as_string(hide_password=False)
-        store = f"http://127.0.0.1:{free_port()}"
+        store = Balancer([free_port()])
+        store.start()
         signed_in = {
-            "AWS_ENDPOINT_URL": store,
+            "AWS_ENDPOINT_URL": store.url,
             "AWS_ACCESS_KEY_ID": "demo",
             "AWS_SECRET_ACCESS_KEY": "demo",
             "AWS_REGION": "us-east-1",
         }
-        _start_store(stack, store, signed_in)
+        _start_store(stack, f"http://127.0.0.1:{store.ports[0]}", signed_in)
+        disk = _new_disk(stack, folder / "disk")
         # What raylets start inherits the variables of this process.
         path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
         os.environ.update(signed_in, PYTHONPATH=path, RAY_USAGE_STATS_ENABLED="0")
@@ -198,12 +239,15 @@ def open_cluster(**settings: str) -> Iterator[Cluster]:
             "TEGULA_LEASE_SECONDS": str(LEASE_S),
             "TEGULA_FETCH_PRIVATE": "1",
             "TEGULA_FETCH_PORTS": "",
+            "TEGULA_MIN_FREE_BYTES": str(DISK_BYTES // 16),
             **settings,
         }
         ports = [free_port(), free_port()]
         balancer = Balancer(ports)
         balancer.start()
-        cluster = Cluster(folder, database, database_url, environment, rays, balancer, {})
+        cluster = Cluster(
+            folder, disk, store, database, database_url, environment, rays, balancer, {}
+        )
         stack.callback(cluster.kill_servers)
         for port in ports:  # one after the other: the first makes the tables
             cluster.serve(port)
@@ -239,6 +283,16 @@ def _start_store(stack: ExitStack, url: str, signed_in: Mapping[str, str]) -> No
     )
     client.create_bucket(Bucket=BUCKET)
     client.close()
+
+
+def _new_disk(stack: ExitStack, folder: Path) -> Path:
+    """Make a folder, and put a disk of its own there if this process may mount one."""
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none"]
+    mounted = subprocess.run(["mount", *options, str(folder)], check=False, capture_output=True)
+    if mounted.returncode == 0:
+        stack.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=False)
+    return folder
 
 
 def _start_rays(stack: ExitStack, raylets: int = 3) -> Any:

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 _NEAREST_DEADLINE_S = 5.0
 """No prediction is accepted with a deadline sooner than this, so none passes between two looks."""
+_HEARTBEATS = 2
+"""A lease lasts so many: one that comes late by less than the time to the next loses nothing."""
 _MOST_FETCHES = 32
 """Inputs fetched at the same time, of all accounts and from all hosts."""
 _FAREWELL_S = 1.0
@@ -374,8 +376,9 @@ class Supervisor:
             try:
                 check = self._missed.is_set() or not self._store.pubsub.hears_others
                 self._missed.clear()
-                # A third of a lease leaves two more tries before it runs out.
-                due = time.monotonic() - renewed > self._store.settings.lease_seconds / 3
+                heartbeat = self._store.settings.lease_seconds / _HEARTBEATS
+                # At the next look it would be late.
+                due = time.monotonic() - renewed > heartbeat - _LOOK_EVERY_S
                 renewed = time.monotonic() if due else renewed
                 with self._lock:
                     claims = list(self._claims.values())
@@ -396,7 +399,7 @@ class Supervisor:
             return 0.0
         due = store.queue.next_due()
         left = _NEAREST_DEADLINE_S if due is None else (due - store.clock()).total_seconds()
-        return min(left, _NEAREST_DEADLINE_S, store.settings.lease_seconds / 3)
+        return min(left, _NEAREST_DEADLINE_S, store.settings.lease_seconds / _HEARTBEATS)
 
     def _keep(self, claim: _Claim, *, renew: bool, check: bool) -> None:
         """End a prediction that runs for too long, and renew the lease or see that it is ours."""
