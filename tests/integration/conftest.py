@@ -3,11 +3,12 @@
 import pytest
 from api_support import server
 from sd15_support import files, folder, offline
-from store_support import clock, database_url, postgresql, run, store
+from store_support import clock, database_url, empty_database_url, postgresql, run, store
 
 __all__ = [
     "clock",
     "database_url",
+    "empty_database_url",
     "files",
     "folder",
     "offline",

