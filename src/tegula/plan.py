@@ -17,10 +17,10 @@ from tegula.models.device import home_of
 from tegula.models.prescalers import Prescaler, PrescalerFacts
 from tegula.options import ResolvedOptions
 from tegula.pipeline.autoencoder import coded_at_once, passed_areas
+from tegula.pipeline.evaluate import BatchSize
 from tegula.pipeline.prescale_plan import DEFAULT_TILE, padding, plan_sizes, plan_tiles
 from tegula.pipeline.redraw_plan import evaluations_of, piece_of, redraw_plan, strength_of
 from tegula.pipeline.refine import PICTURES
-from tegula.pipeline.sampler import BatchSize
 from tegula.pipeline.schedulers import schedule_of
 from tegula.pipeline.steps import Guidance, Rows, rows_of
 from tegula.pipeline.windows import Piece, canvas_piece, count_places

@@ -14,7 +14,7 @@ from tegula.models.bundle import ControlImage
 from tegula.models.device import MOST_WINDOWS, SHARE, side_that_fits, windows_that_fit
 from tegula.pipeline import autoencoder as tiled_autoencoder
 from tegula.pipeline.autoencoder import AutoencoderTiling
-from tegula.pipeline.sampler import BatchSize
+from tegula.pipeline.evaluate import BatchSize
 from tests.tiny.networks import tiny_bundle
 
 BYTES = st.integers(0, 10**12)

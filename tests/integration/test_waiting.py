@@ -21,7 +21,8 @@ from tegula.models.mini.bundle import load_mini
 from tegula.models.sd15.facts import SCHEDULER
 from tegula.models.sd15.networks import move
 from tegula.models.static_batches import StaticDenoiser
-from tegula.pipeline.sampler import BatchSize, CanvasSampler, Conditioning, places_of
+from tegula.pipeline.evaluate import BatchSize
+from tegula.pipeline.sampler import CanvasSampler, Conditioning, places_of
 from tegula.pipeline.schedulers import schedule_of
 from tegula.pipeline.steps import Guidance, MaskSchedule
 from tegula.pipeline.windows import Piece, Window, grid_windows

@@ -17,10 +17,10 @@ from tegula.images.pixels import Size
 from tegula.models.bundle import Bundle, ControlImage, TileableAutoencoder
 from tegula.options import ResolvedOptions
 from tegula.pipeline import autoencoder
+from tegula.pipeline.evaluate import BatchSize
 from tegula.pipeline.pictures import extend
 from tegula.pipeline.preview import latents_watcher, small_picture
 from tegula.pipeline.sampler import (
-    BatchSize,
     CanvasSampler,
     Conditioning,
     Watch,
@@ -30,6 +30,7 @@ from tegula.pipeline.sampler import (
     places_of,
 )
 from tegula.pipeline.schedulers import NoiseSchedule, schedule_of
+from tegula.pipeline.shards import Shards
 from tegula.pipeline.steps import Guidance, MaskSchedule, blend_weights, first_steps
 from tegula.pipeline.windows import Piece, Window, canvas_piece
 from tegula.progress import SILENT, StageProgress
@@ -53,6 +54,7 @@ class RefineJob:
         gets; None gives all of it everywhere.
     coding: share of the work that the autoencoder takes.
     weight: [height, width], what the control scale is multiplied by; None is 1 everywhere.
+    shards: spreads windows and tiles over helpers; None runs all of them here.
     """
 
     bundle: Bundle
@@ -62,6 +64,7 @@ class RefineJob:
     strength: Tensor | None = None
     coding: float = 0.0
     weight: Tensor | None = None
+    shards: Shards | None = None
 
 
 @torch.inference_mode()
@@ -123,6 +126,7 @@ class Diffusion:
         self._sampled_at = 1.0 - job.coding + self._encoded
         self._prompts = encode_prompts(bundle, job.options)
         self._batch = BatchSize.of(bundle, job.options)
+        self._shards = job.shards
 
     def schedule(self, denoise_strength: float) -> NoiseSchedule:
         """Return a fresh schedule for a run of this strength."""
@@ -230,6 +234,7 @@ class Diffusion:
             Guidance.of(options),
             self._batch,
             options.feature_reuse,
+            self._shards,
         )
         # The noisy start is handed over for good: `sample` lets go of it after its first step,
         # so no name here may hold on to it, nor to what it was made of. Otherwise large

@@ -1,4 +1,4 @@
-"""One latent canvas, one scheduler, many windows: the whole life of a window.
+"""One latent canvas, one scheduler, many windows: the life of a window.
 
 Every step gathers the windows into equal batches, evaluates them, and scatters the
 predictions back with weights that sum to one; then the scheduler steps the canvas once.
@@ -10,11 +10,11 @@ Mixture of Diffusers (Jiménez, 2023).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import groupby, takewhile
 from operator import itemgetter
-from typing import TypeVar, cast
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -25,20 +25,19 @@ from tegula.models.bundle import (
     ControlImage,
     Denoiser,
     SplitDenoiser,
-    WindowBatch,
 )
 from tegula.models.device import home_of
-from tegula.models.optimise import default_window_batch
 from tegula.models.prompt import PromptStyle, split_tags
-from tegula.models.retry import WINDOW_DOES_NOT_FIT, first_finite, until_it_fits
+from tegula.models.retry import first_finite
 from tegula.options import ResolvedOptions
+from tegula.pipeline.evaluate import BatchSize, WindowConstants, Windows, WindowTask, predict
 from tegula.pipeline.schedulers import Generators, NoiseSchedule
+from tegula.pipeline.shards import Helper, Shards, for_sending
 from tegula.pipeline.steps import Guidance, MaskSchedule, Step, plan_steps
 from tegula.pipeline.windows import Piece, Window, balanced_batch, prompt_shares
-from tegula.progress import Cancel, StageProgress
+from tegula.progress import Cancel, Cancelled, StageProgress
 from tegula.regions import PlacedRegion
 
-T = TypeVar("T")
 Index = tuple[slice | Tensor, ...]
 Chosen = slice | Tensor
 """Picks rows of tensors on the device."""
@@ -46,45 +45,6 @@ Report = Callable[[int], object]
 """Is given how many windows were evaluated."""
 Watch = Callable[[Tensor], object]
 """Shown, while steps are still to come, what the clean latents look like by now."""
-
-
-class BatchSize:
-    """How many windows go through a net at once; halved, for good, when memory runs out."""
-
-    def __init__(self, windows: int) -> None:
-        self.windows = windows
-
-    @classmethod
-    def of(cls, bundle: Bundle, options: ResolvedOptions) -> BatchSize:
-        """Return what the options ask for, or else what suits the device."""
-        return cls(options.window_batch or default_window_batch(bundle, options.window))
-
-    def run(self, evaluate: Callable[[slice], T], count: int) -> Iterator[tuple[slice, T]]:
-        """Yield runs of ``count`` windows and what ``evaluate`` makes of each.
-
-        A run that does not fit into memory is evaluated again as a shorter one, so
-        ``evaluate`` must not change anything; what it returns is yielded only once.
-
-        Raises:
-            OutOfMemoryError: a single window does not fit.
-        """
-        start = 0
-
-        def attempt(windows: int) -> T:
-            return evaluate(slice(start, start + windows))
-
-        while start < count:
-            wanted = balanced_batch(count - start, self.windows)
-            result, fitting = until_it_fits(
-                attempt,
-                wanted,
-                lambda windows: windows // 2 or None,
-                WINDOW_DOES_NOT_FIT,
-            )
-            if fitting < wanted:
-                self.windows = fitting
-            yield slice(start, start + fitting), result
-            start += fitting
 
 
 @dataclass(frozen=True)
@@ -278,6 +238,7 @@ class CanvasSampler:
         guidance: how it is steered.
         batch: how many windows it is given at once.
         feature_reuse: every how many steps a denoiser that has halves runs whole.
+        shards: spreads the windows of every step; None evaluates all of them here.
     """
 
     def __init__(
@@ -289,17 +250,22 @@ class CanvasSampler:
         guidance: Guidance,
         batch: BatchSize,
         feature_reuse: int = 1,
+        shards: Shards | None = None,
     ) -> None:
         self._denoiser = denoiser
         self._dtype = dtype
         self._places = places
-        text, negative = conditioning.text, conditioning.negative_text
+        text, negative = self._prompts = conditioning.text, conditioning.negative_text
         self._text = text[places.prompts] if len(text) > 1 else text.expand(len(places), -1, -1)
         self._negative_text = negative.expand(len(places), -1, -1)
         self._control = conditioning.control
         self._guidance = guidance
         self._batch = batch
         self._every = feature_reuse if isinstance(denoiser, SplitDenoiser) else 1
+        self._shards = shards
+        self._name = uuid4().hex
+        # By helper, the control windows that it has got.
+        self._sent_before: dict[str, set[int]] = {}
 
     def __len__(self) -> int:
         """Return how many windows one step takes."""
@@ -405,10 +371,15 @@ class CanvasSampler:
         def weighted(rows: slice) -> list[Tensor]:
             cancel.check()
             weights = self._places.weights[due.chosen(rows)]
-            predictions = self._predict(denoiser, latents, span, due, rows)
-            return [prediction * weights for prediction in predictions]
+            windows = self._windows(latents, due, rows)
+            return [part * weights for part in predict(denoiser, self._guidance, span, windows)]
 
-        for rows, by_step in self._batch.run(weighted, len(due)):
+        # Nothing is spread again in fp32, which is rare: helpers have no such denoiser.
+        if self._shards is None or denoiser is not self._denoiser:
+            batches = self._batch.run(weighted, len(due))
+        else:
+            batches = self._spread(self._shards, weighted, latents, span, due, cancel)
+        for rows, by_step in batches:
             layers = [self._places.layers[number] for number in due.numbers[rows]]
             first = 0
             for _, layer in groupby(layers):
@@ -419,6 +390,85 @@ class CanvasSampler:
                 first = part.stop
             report(len(layers))
         return canvases
+
+    def _spread(
+        self,
+        shards: Shards,
+        weighted: Callable[[slice], list[Tensor]],
+        latents: Tensor,
+        span: Sequence[Step],
+        due: _Due,
+        cancel: Cancel,
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Yield batches of the due windows as ``BatchSize.run`` does, evaluated here and elsewhere.
+
+        There is a batch for everybody at least. They are in the order of the windows, so that
+        they are added in the same order whoever evaluated them.
+        """
+        count = len(due)
+        size = balanced_batch(count, min(self._batch.windows, -(-count // shards.width)))
+        batches = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        sent_span = [replace(step, timestep=for_sending(step.timestep)) for step in span]
+
+        def here(number: int) -> list[Tensor]:
+            first, stop = batches[number].start, batches[number].stop
+
+            def part(rows: slice) -> list[Tensor]:
+                return weighted(slice(first + rows.start, first + rows.stop))
+
+            parts = [by_step for _, by_step in self._batch.run(part, stop - first)]
+            return [torch.cat(each) for each in zip(*parts, strict=True)]
+
+        def away(number: int, helper: Helper, given_up: Cancelled) -> list[Tensor]:
+            rows = batches[number]
+            chosen = due.chosen(rows)
+            cut = for_sending(self._places.cut(latents, chosen))
+            predictions = self._sent(due.numbers[rows], cut, sent_span, helper, given_up)
+            weights = self._places.weights[chosen]
+            return [prediction.to(latents.device) * weights for prediction in predictions]
+
+        keys = [tuple(due.numbers[rows]) for rows in batches]
+        yield from zip(batches, shards.run(keys, here, away, cancel), strict=True)
+
+    def _sent(
+        self,
+        numbers: Sequence[int],
+        latents: Tensor,
+        span: Sequence[Step],
+        helper: Helper,
+        given_up: Cancelled,
+    ) -> Sequence[Tensor]:
+        """Return the predictions of a helper, which is sent the constants that it lacks."""
+        known = self._sent_before.setdefault(helper.name, set())
+        prompts, control_rows = self._numbers_on_host
+        rows = [control_rows[number] for number in numbers]
+        constants = None
+        if not known:
+            text, negative_text = map(for_sending, self._prompts)
+            constants = WindowConstants(self._guidance, text, negative_text)
+        new = {row: for_sending(self._control[row]) for row in rows if row not in known}
+        task = WindowTask(
+            self._name,
+            span,
+            latents,
+            [prompts[number] for number in numbers],
+            rows,
+            constants,
+            new,
+        )
+        try:
+            predictions = helper.run(task, given_up)
+        except Exception:
+            known.clear()  # it may have forgotten them, or never have got them
+            raise
+        known.update(new)
+        return predictions
+
+    @cached_property
+    def _numbers_on_host(self) -> tuple[list[int], list[int]]:
+        """Of every place, the row of its text and that of its control window."""
+        prompts, control = self._places.prompts.tolist(), self._places.control
+        return prompts, list(range(len(self))) if control is None else control.tolist()
 
     def _due_at(
         self, steps: Sequence[Step], mask: MaskSchedule | None, device: torch.device
@@ -444,40 +494,15 @@ class CanvasSampler:
             due.append(_Due(numbers, index))
         return due
 
-    def _predict(
-        self, denoiser: Denoiser, latents: Tensor, span: Sequence[Step], due: _Due, rows: slice
-    ) -> list[Tensor]:
-        """Return the predictions of some of the due windows at every step of a span, fp32."""
-        first, count = span[0], rows.stop - rows.start
-        batch = self._window_batch(latents, first, due, rows)
-        if len(span) == 1:
-            predictions = [denoiser(batch)]
-        else:
-            halves = cast("SplitDenoiser", denoiser)
-            features = halves.encode(batch)
-            everything = slice(0, len(batch.latents))
-            positive = slice(everything.stop - count, everything.stop)
-            wanted = [(step.timestep, everything if step.guided else positive) for step in span]
-            predictions = [
-                halves.decode(tuple(part[at] for part in features), timestep, batch.text[at])
-                for timestep, at in wanted
-            ]
-        return [
-            self._guidance.combine(prediction.float()) if step.guided else prediction.float()
-            for step, prediction in zip(span, predictions, strict=True)
-        ]
-
-    def _window_batch(self, latents: Tensor, step: Step, due: _Due, rows: slice) -> WindowBatch:
-        count, chosen = rows.stop - rows.start, due.chosen(rows)
-        windows, text = self._places.cut(latents, chosen), self._text[chosen]
-        control = self._control_of(due, rows, latents.device)
-        controlled = slice(0, count)
-        if step.guided:
-            windows, control = windows.repeat(2, 1, 1, 1), control.repeat(2, 1, 1, 1)
-            text = torch.cat([self._negative_text[:count], text])
-            guess = step.control is not None and step.control.guess_mode
-            controlled = slice(count if guess else 0, len(windows))
-        return WindowBatch(windows, step.timestep, text, control, step.control, controlled)
+    def _windows(self, latents: Tensor, due: _Due, rows: slice) -> Windows:
+        """Return some of the due windows, with what the denoiser is given beside them."""
+        chosen = due.chosen(rows)
+        return Windows(
+            self._places.cut(latents, chosen),
+            self._text[chosen],
+            self._negative_text[: rows.stop - rows.start],
+            self._control_of(due, rows, latents.device),
+        )
 
     def _control_of(self, due: _Due, rows: slice, device: torch.device) -> Tensor:
         """Return embedded control windows on the device, which waits if they are kept elsewhere."""
@@ -490,12 +515,7 @@ class CanvasSampler:
 
 
 def _span(steps: Sequence[Step], step: Step) -> Sequence[Step]:
-    """Return a step and those after it that take the features of its encoder.
-
-    What the decoder answers depends on those features and on the timestep, and not on the
-    latents of the step itself. So it is asked for the whole span at once, and what has to
-    be remembered is predictions, never features.
-    """
+    """Return a step and those after it that take the features of its encoder."""
     return [step, *takewhile(lambda later: not later.key, steps[step.number + 1 :])]
 
 
