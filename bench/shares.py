@@ -24,11 +24,10 @@ from bench.quality.measures import flat_energies, luma_of, psnr
 from bench.quality.recipes import Picture
 from bench.quality.recipes import degrade as damage_of_tables
 from bench.quality.totals import PositionMoments, frechet_distance
-from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler
 from tegula.models.prescalers.load import load_prescaler, with_share
 from tegula.pipeline.adjust import wavelet_lock
-from tegula.pipeline.pictures import on_device, on_host
+from tegula.pipeline.pictures import enlarge_lanczos, on_device, on_host
 from tegula.pipeline.prescale import run_network
 from train import photos
 
@@ -55,8 +54,8 @@ def damaged(truth: Picture, damage: str, name: str) -> NDArray[np.uint8]:
 def enlarged(small: NDArray[np.uint8], prescaler: Prescaler) -> Iterator[Picture]:
     """Yield what each share makes of a picture, colours held to the source."""
     pixels = small.astype(np.float32) / np.float32(255)
-    large = enlarge_lanczos(pixels, (FACTOR * small.shape[1], FACTOR * small.shape[0]))
-    rgb, source = (on_device(each, prescaler.device) for each in (pixels, large))
+    rgb = on_device(pixels, prescaler.device)
+    source = enlarge_lanczos(rgb, (FACTOR * small.shape[1], FACTOR * small.shape[0]))
     for share in SHARES:
         yield on_host(wavelet_lock(run_network(rgb, with_share(prescaler, share)), source))
 

@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from skimage import data
 
-from tegula.images.pixels import enlarge_lanczos
 from tegula.models.bundle import BundleFacts
 from tegula.options import ResolvedOptions, UpscaleOptions
+from tegula.pipeline.pictures import enlarge_lanczos, on_device, on_host
 from tegula.resolve import resolve
 
 Picture = NDArray[np.float32]
@@ -54,18 +55,16 @@ class Job:
     @cached_property
     def picture(self) -> Picture:
         """Return a photograph enlarged to the side of the result: what refine begins with."""
-        return enlarge_lanczos(self.photograph, (self.side, self.side))
+        return _resampled(self.photograph, self.side)
 
     @cached_property
     def photograph(self) -> Picture:
         """Return a photograph of the source's side."""
-        whole = data.astronaut()
-        whole = whole.astype(np.float32) / 255
-        return enlarge_lanczos(whole, (self.source, self.source))
+        return _resampled(data.astronaut().astype(np.float32) / np.float32(255), self.source)
 
     def options(self, **changes: Any) -> UpscaleOptions:
         """Return what the job asks of tegula, with changes."""
-        asked: dict[str, Any] = {
+        usual: dict[str, Any] = {
             "size": (self.side, self.side),
             "prompt": PROMPT,
             "negative_prompt": NEGATIVE,
@@ -78,7 +77,7 @@ class Job:
             "seed": SEED,
             "prescaler": "lanczos",
         }
-        return UpscaleOptions(**(asked | changes))
+        return UpscaleOptions(**(usual | changes))
 
     def resolved(self, facts: BundleFacts, **changes: Any) -> ResolvedOptions:
         """Return the same with nothing left open, for one stage alone."""
@@ -87,6 +86,10 @@ class Job:
         )
         scale = min(settled.guidance_scale, facts.strongest_guidance)
         return settled.replaced(guidance_scale=scale)
+
+
+def _resampled(picture: Picture, side: int) -> Picture:
+    return on_host(enlarge_lanczos(on_device(picture, torch.device("cpu")), (side, side)))
 
 
 _FOUR_STEPS = {

@@ -14,7 +14,7 @@ from support import of_arrays, photograph, prescale_in_tiles
 from torch.nn import functional
 
 from tegula.errors import CancelledError, NumericalError, OutOfMemoryError
-from tegula.images.pixels import enlarge_lanczos, fill_hidden
+from tegula.images.pixels import fill_hidden
 from tegula.models.prescalers import Prescaler, PrescalerFacts, list_prescalers
 from tegula.models.prescalers.load import load_prescaler
 from tegula.pipeline import pictures
@@ -26,6 +26,7 @@ prescale, prescale_alpha, prescale_mixed = (
     of_arrays(each) for each in (stage.prescale, stage.prescale_alpha, stage.prescale_mixed)
 )
 enlarge_alpha = of_arrays(pictures.enlarge_alpha)
+enlarge_lanczos = of_arrays(pictures.enlarge_lanczos)
 
 
 CPU = torch.device("cpu")

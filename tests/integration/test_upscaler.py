@@ -11,14 +11,14 @@ import torch
 from colour_profiles import wide_rgb
 from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
-from support import photograph
+from support import of_arrays, photograph
 
 from tegula import UpscaleOptions, Upscaler
 from tegula.errors import CancelledError, ImageError, OptionError, PathError, TooLargeError
 from tegula.images.encode import read_settings
-from tegula.images.pixels import enlarge_lanczos
 from tegula.models.prescalers import Prescaler, list_prescalers
 from tegula.pipeline.choices import CLEAN_SHARE, UNSEEN_SHARE
+from tegula.pipeline.pictures import enlarge_lanczos
 from tegula.pipeline.prescale import prescale
 from tegula.pipeline.schedulers import NoiseSchedule
 from tegula.progress import STAGES
@@ -49,7 +49,7 @@ def quick_options(**changes):
 def test_creativity_zero_is_prescale_and_finish_alone(upscaler):
     source = picture()
     result = upscaler.upscale(source, quick_options(creativity=0.0))
-    expected = enlarge_lanczos(np.asarray(source, np.float32) / 255, (80, 60)).clip(0, 1)
+    expected = of_arrays(enlarge_lanczos)(np.asarray(source, np.float32) / 255, (80, 60))
     np.testing.assert_allclose(np.asarray(result.image) / 255, expected, atol=0.51 / 255)
     assert result.plan.evaluations == 0
 

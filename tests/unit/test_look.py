@@ -11,14 +11,14 @@ from support import of_arrays, photograph
 from support import options as resolved
 
 from tegula.images.look import Damage, Look, find_damage, look_at
-from tegula.images.pixels import enlarge_lanczos
 from tegula.options import PresetValues, UpscaleOptions
-from tegula.pipeline import adjust
+from tegula.pipeline import adjust, pictures
 from tegula.pipeline import prepare as prepare_stage
 from tegula.pipeline.choices import CLEAN_SHARE, choose, describe, share_of_tuning
 from tegula.pipeline.prepare import prepare
 
 hold_drawings = of_arrays(adjust.hold_drawings)
+enlarge_lanczos = of_arrays(pictures.enlarge_lanczos)
 
 
 def drawn_at(look, size, part):

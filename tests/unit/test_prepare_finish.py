@@ -17,7 +17,6 @@ from tegula.images.compression import smooth_chroma, soften_blocks
 from tegula.images.encode import encode
 from tegula.images.pixels import (
     LUMA,
-    enlarge_lanczos,
     fill_hidden,
     to_bytes,
     to_image,
@@ -31,7 +30,9 @@ from tegula.pipeline.prepare import (
 )
 from tegula.resolve import with_context
 
-enlarge_alpha, outlines = of_arrays(pictures.enlarge_alpha), of_arrays(pictures.outlines)
+enlarge_alpha, enlarge_lanczos, outlines = map(
+    of_arrays, (pictures.enlarge_alpha, pictures.enlarge_lanczos, pictures.outlines)
+)
 
 
 def encoded(image, format_name="PNG", **parameters):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from support import finish_arrays
+from support import finish_arrays, of_arrays
 from support import options as resolved
 
 from tegula.images import profiles
@@ -18,8 +18,8 @@ from tegula.images.decode import decode, reopened
 from tegula.images.deep import DeepPixels
 from tegula.images.encode import encode, read_settings
 from tegula.images.metadata import Metadata
-from tegula.images.pixels import enlarge_lanczos
 from tegula.options import UpscaleOptions
+from tegula.pipeline.pictures import enlarge_lanczos
 from tegula.pipeline.prepare import prepare
 
 _WIDE = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
@@ -108,7 +108,8 @@ def deep_png_of(samples, profile=None):
 def round_trip(source, scale=1):
     prepared = prepare(source, UpscaleOptions())
     width, height = prepared.size
-    prescaled = enlarge_lanczos(prepared.rgb, (width * scale, height * scale))
+    size = width * scale, height * scale
+    prescaled = of_arrays(enlarge_lanczos)(prepared.rgb, size)
     return finish_arrays(prescaled, prescaled, prepared, resolved())
 
 

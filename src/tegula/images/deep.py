@@ -20,6 +20,7 @@ from PIL import Image, TiffImagePlugin
 
 from tegula.images.colour_tags import avif_boxes
 from tegula.images.metadata import IFDS
+from tegula.images.repair import write_png_chunk
 
 Bytes = NDArray[np.uint8]
 
@@ -65,12 +66,12 @@ def deep_png(samples: NDArray[np.uint16], parameters: Mapping[str, Any]) -> byte
     out.seek(8)
     for kind, data in _chunks(small.getvalue()):
         if kind == b"IHDR":
-            _add_chunk(out, kind, struct.pack(">2IB", width, height, 16) + data[9:])
+            write_png_chunk(out, kind, struct.pack(">2IB", width, height, 16) + data[9:])
         elif kind == b"IDAT":
             for part in _compressed_rows(samples, parameters["compress_level"]):
-                _add_chunk(out, kind, part)
+                write_png_chunk(out, kind, part)
         else:
-            _add_chunk(out, kind, data)
+            write_png_chunk(out, kind, data)
     return out.getvalue()
 
 
@@ -80,11 +81,6 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         (length,) = struct.unpack_from(">I", data, at)
         yield data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
         at += 12 + length
-
-
-def _add_chunk(out: io.BytesIO, kind: bytes, data: bytes) -> None:
-    out.write(struct.pack(">I", len(data)) + kind + data)
-    out.write(struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))))
 
 
 def _compressed_rows(samples: NDArray[np.uint16], level: int) -> Iterator[bytes]:
@@ -153,7 +149,8 @@ def deep_tiff(samples: NDArray[np.uint16], parameters: Mapping[str, Any]) -> byt
     return b"".join([b"II*\0\x08\0\0\0", directory.tobytes(8), *strips])
 
 
-_AVIF_SPEED = 8
+AVIF_SPEED = 8
+"""Of the encoder's 0 to 10, the slowest being 0."""
 _COLR, _ASSOCIATIONS = b"colr", b"ipma"
 
 
@@ -173,7 +170,7 @@ def deep_avif(
     settings = {
         cv2.IMWRITE_AVIF_DEPTH: bits,
         cv2.IMWRITE_AVIF_QUALITY: parameters["quality"],
-        cv2.IMWRITE_AVIF_SPEED: _AVIF_SPEED,
+        cv2.IMWRITE_AVIF_SPEED: AVIF_SPEED,
     }
     try:
         flat = [number for pair in settings.items() for number in pair]

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tegula.errors import ImageError, OptionError
 from tegula.folders import write_atomically
 from tegula.images.deep import (
+    AVIF_SPEED,
     DEEPEST,
     DeepPixels,
     deep_avif,
@@ -44,9 +45,6 @@ from tegula.images.tiff import main_page, metadata_carrier
 
 PNG_LEVEL = 4
 """Of zlib's 0 to 9: the higher ones take much longer and save little on photographs."""
-
-# Of 0 to 10, the slowest being 0.
-_AVIF_SPEED = 8
 
 # JPEG quality from which colour keeps its full resolution; below, halving it is the smaller
 # part of the damage.
@@ -311,7 +309,7 @@ def _parameters(
     if name == "webp":
         given["exact"] = True  # or colours under transparency are thrown away
     if name == "avif":
-        given["speed"] = _AVIF_SPEED
+        given["speed"] = AVIF_SPEED
     if name == "jpeg":
         given |= _jpeg_parameters(image, quality, metadata)
     return {key: value for key, value in given.items() if value is not None}

@@ -91,40 +91,11 @@ LANCZOS_LOBES = 3
 """Samples that the kernel reaches to each side, in pixels of the coarser picture."""
 
 
-def enlarge_lanczos(rgb: Float, size: Size) -> Float:
-    """Resample a picture to exactly this size, larger or smaller.
-
-    Args:
-        rgb: float32 [height, width, channels] in 0..1.
-        size: width and height of the result in pixels, at least 1.
-
-    Returns:
-        float32 [size[1], size[0], channels] in 0..1; overshoot of the kernel is cut off.
-        A picture that has the size already is returned as a copy.
-    """
-    return resample_box(rgb, size, (0.0, 0.0, float(rgb.shape[1]), float(rgb.shape[0])))
-
-
-def resample_box(rgb: Float, size: Size, box: Box) -> Float:
-    """Resample a part of a picture; the kernel may read pixels outside that part.
-
-    Tiles use this: with ``LANCZOS_LOBES`` coarse pixels of context around the box, the
-    result equals that part of the whole picture resampled at once.
-
-    Args:
-        rgb: float32 [height, width, channels] in 0..1.
-        size: width and height of the result in pixels.
-        box: the part, in pixels of ``rgb``.
-
-    Returns:
-        float32 [size[1], size[0], channels] in 0..1.
-    """
-    result = resample(rgb, size, box, Image.Resampling.LANCZOS)
-    return np.clip(result, 0.0, 1.0, out=result)
-
-
 def resample(values: Float, size: Size, box: Box, kernel: Image.Resampling) -> Float:
-    """Resample a part of float32 [height, width] or [height, width, channels]."""
+    """Resample a part of float32 [height, width] or [height, width, channels].
+
+    The kernel may read pixels outside that part, and overshoot.
+    """
     if values.ndim == 2:
         plane = Image.fromarray(np.ascontiguousarray(values))
         return np.array(plane.resize(size, kernel, box=box))

@@ -167,11 +167,16 @@ def _png_of(file: BinaryIO, chunks: list[_Chunk], remarks: dict[str, None]) -> B
                 continue
             kind, data = unpacked
             room -= len(data)
-        out.write(struct.pack(">I", len(data)) + kind + data)
-        out.write(struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))))
-    out.write(struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND")))
+        write_png_chunk(out, kind, data)
+    write_png_chunk(out, b"IEND", b"")
     out.seek(0)
     return out
+
+
+def write_png_chunk(out: BinaryIO, kind: bytes, data: bytes) -> None:
+    """Write a chunk of a PNG file with its length and checksum."""
+    out.write(struct.pack(">I", len(data)) + kind + data)
+    out.write(struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))))
 
 
 def _unpacked(kind: bytes, data: bytes, room: int) -> tuple[bytes, bytes] | None:

@@ -22,6 +22,7 @@ from PIL import Image, TiffImagePlugin
 
 from tegula.errors import ImageError
 from tegula.images.pixels import OVERSHOOT, Size, float_remarks
+from tegula.images.repair import damaged
 
 # What tifffile and OpenCV think of damaged files would be printed, or fill a server's log.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -258,13 +259,13 @@ def _check_segments(page: tifffile.TiffPage, file: BinaryIO, name: str, compress
     longest = width * min(length, page.tilelength or page.imagelength) * sample * samples
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
         if offset <= 0 or count <= 0 or offset + count > end:
-            raise ImageError(f"{name} is a damaged or truncated image; save it again.")
+            raise damaged(name)
         if compression in _DEFLATE:
             file.seek(offset)
             unpacking = zlib.decompressobj()
             unpacked = unpacking.decompress(file.read(count), longest + 1)
             if len(unpacked) > longest:
-                raise ImageError(f"{name} is a damaged image; save it again.")
+                raise damaged(name)
 
 
 def _by_opencv(page: tifffile.TiffPage, file: BinaryIO, name: str) -> NDArray[Any]:
@@ -286,8 +287,7 @@ def _by_opencv(page: tifffile.TiffPage, file: BinaryIO, name: str) -> NDArray[An
         part = slice(start, start + count)
         values = _libtiff_values(_bare_file(page, file, part, samples // planes))
         if values is None or values.dtype.itemsize * 8 < bits:
-            damage = ImageError(f"{name} is a damaged or truncated image; save it again.")
-            raise damage if _number(page.compression) in _SURE_OF_LIBTIFF else refusal
+            raise damaged(name) if _number(page.compression) in _SURE_OF_LIBTIFF else refusal
         decoded.append(values)
     joined: NDArray[Any] = np.concatenate(decoded, axis=2)
     return joined >> (16 - bits) if bits in (10, 12, 14) else joined
