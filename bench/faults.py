@@ -34,7 +34,7 @@ from sqlalchemy import text
 from bench.cluster import DISK_BYTES, Cluster, answers, new_token, open_cluster, until
 
 _AT_ONCE = 3
-_SIDE = 160
+_SIDE = 64
 """Pixels: some seconds of work on a busy machine, so that faults meet predictions."""
 _PIECE = 1 << 20
 Mend = Callable[[], Any] | None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from engine_support import HereEngine, ended, supervising, until
+from sqlalchemy.exc import OperationalError
 from store_support import NOON, VERSION, ask, open_store
 
 from tegula.catalog import find
@@ -166,6 +169,26 @@ def test_what_a_dead_server_left_is_run_by_the_next(store, supervise):
     supervise(HereEngine())
     done = ended(store, name)
     assert (done.status, done.attempt, done.losses) == (State.SUCCEEDED, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "losses"),
+    [(ZeroDivisionError("a fault of ours"), 1), (OperationalError("SELECT 1", {}, OSError()), 0)],
+    ids=["any", "database"],
+)
+def test_a_run_that_meets_an_error_of_ours_begins_again_before_its_lease_is_over(
+    store, supervise, error, losses
+):
+    def stumble_once(_, errors=[error]):  # noqa: B006
+        if errors:
+            raise errors.pop()
+        return ResolvedVersion("ab", (), True)
+
+    began = time.monotonic()
+    supervise(HereEngine(), resolver=stumble_once)
+    done = ended(store, ask(store).id)
+    assert (done.status, done.attempt, done.losses) == (State.SUCCEEDED, 2, losses)
+    assert time.monotonic() - began < store.settings.lease_seconds
 
 
 def test_engines_share_the_work(store, supervise):

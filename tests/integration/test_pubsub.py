@@ -12,7 +12,8 @@ from datetime import timedelta
 
 import pytest
 from engine_support import HereEngine, until
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 from store_support import NOON, ask, counted_statements, fresh_database, open_store
 
 from tegula.catalog import Catalog
@@ -24,6 +25,7 @@ from tegula.server.background import Sweeper, Swept, WebhookSender
 from tegula.server.db import SWEEP_LOCK, WEBHOOKS_LOCK, utc_now
 from tegula.server.fetch import Fetcher
 from tegula.server.pubsub import LOOK_SELDOM_S, ChangeRelay, PubSub, _payloads
+from tegula.server.queue import Report
 from tegula.server.supervisor import Supervisor
 from tegula.server.tables import Deployment, State
 from tegula.server.work import InputFiles, ResolvedVersion
@@ -240,6 +242,54 @@ def test_one_process_takes_due_webhooks_at_a_time(stores):
         assert other.webhooks.due(10, hold) == ()
     assert [message.prediction_id for message in other.webhooks.due(10, hold)] == [name]
     assert one.webhooks.due(10, hold) == ()
+
+
+@contextmanager
+def cut_once(database, moment):
+    """Let the server cut the connection that comes first to a moment of the engine."""
+    left = [True]
+
+    def cut(connection, *_):
+        if left and left.pop():
+            pid = connection.connection.dbapi_connection.info.backend_pid
+            with database.connect_apart() as other:
+                other.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+
+    event.listen(database.engine, moment, cut)
+    try:
+        yield left
+    finally:
+        event.remove(database.engine, moment, cut)
+
+
+def test_what_a_worker_reports_survives_a_cut_connection(stores):
+    store = stores[0]
+    prediction = ask(store)
+    store.queue.claim("a worker")
+    owner, name = prediction.account_id, prediction.id
+    for report in (
+        lambda: store.queue.start(name, 1),
+        lambda: store.queue.report(name, 1, Report(logs="once\n")),
+        lambda: store.files.keep(owner, "a.png", b"png", prediction_id=name),
+        lambda: store.queue.succeed(name, 1),
+    ):
+        with cut_once(store.database, "before_cursor_execute") as left:
+            assert report()
+            assert not left
+    now = store.predictions.get(name)
+    assert (now.status, now.logs, now.attempt) == (State.SUCCEEDED, "once\n", 1)
+
+
+def test_a_commit_that_was_cut_is_not_made_again(stores):
+    database, calls = stores[0].database, []
+
+    def work(session):
+        session.execute(text("SELECT 1"))
+        calls.append(session)
+
+    with cut_once(database, "commit"), pytest.raises(OperationalError):
+        database.transact(work)
+    assert len(calls) == 1
 
 
 def test_many_changes_fit_into_few_notifications():

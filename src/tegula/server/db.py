@@ -20,13 +20,15 @@ from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Executable, Row, Select, String, event, text
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.pool import QueuePool
 
 from tegula.errors import MissingExtraError, OptionError, PathError, ServiceError
 from tegula.folders import make_private
 from tegula.server.tables import Base, UtcTime
+
+T = TypeVar("T")
 
 Clock = Callable[[], datetime]
 """Returns the time; tests put their own in its place."""
@@ -68,6 +70,8 @@ has written, its content is stale, and the system has the file in memory anyway.
 """
 _LONGEST_WAIT_S = 30.0
 """Until a connection to SQLite that finds the database locked fails."""
+_PATIENCE_S, _TRY_AGAIN_S = 30.0, 0.5
+"""How long, and how often, a database that was lost is tried again."""
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 """Endings of the files of one SQLite database."""
 
@@ -187,6 +191,31 @@ class Database:
         """Open a transaction that sees one moment of the database."""
         with Session(self.engine, expire_on_commit=False) as session:
             yield session
+
+    def transact(self, work: Callable[[Session], T]) -> T:
+        """Run ``work`` in a transaction that writes, and again while a connection to it is lost.
+
+        A server of PostgreSQL that restarts, or is replaced by its standby, cuts what is under way.
+        All of that is undone, so beginning anew is safe, except in the moment of the commit: what
+        became of it then nobody here can tell, and the error goes on to the caller.
+
+        Raises:
+            OperationalError: the database stayed away, or was lost within the commit.
+        """
+        end = time.monotonic() + _PATIENCE_S
+        while True:
+            committing = False
+            try:
+                with self.write() as session:
+                    result = work(session)
+                    session.flush()
+                    committing = True
+            except OperationalError:
+                if self.is_sqlite or committing or time.monotonic() > end:
+                    raise
+                time.sleep(_TRY_AGAIN_S)
+            else:
+                return result
 
     def write_unflushed(self, statement: Executable, values: Mapping[str, Any]) -> Row[Any]:
         """Run one statement that writes and return its row, without waiting for the disk.
@@ -362,7 +391,6 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 # Pages of long lists, by the place of an item and never by an offset or a name alone: a page
 # goes on where the one before ended, also when items came or went in between.
 
-T = TypeVar("T")
 R = TypeVar("R", bound=Base)
 
 SortKey = tuple[float | str, ...]

@@ -170,12 +170,15 @@ class Files:
             prediction_id=prediction_id,
             expires_at=None if lifetime is None else now + lifetime,
         )
-        with self.database.write() as session:
+
+        def add(session: Session) -> None:
             if prediction_id is not None and _has_no_data(session, prediction_id):
                 file.expires_at = now  # a late worker made it; the next sweep removes it
             if self.account_limit and prediction_id is None:
                 self._check_account(session, file)
             session.add(file)
+
+        self.database.transact(add)
         return file
 
     def get(self, file_id: str, account_id: str | None = None) -> FileRecord:

@@ -132,13 +132,13 @@ class Queue:
 
         Returns False if it is no longer the worker's.
         """
-        with self.database.write() as session:
-            prediction = _claimed(session, prediction_id, attempt)
-            if prediction is not None:
-                self.lifecycle.apply(session, prediction, Trigger.REQUEUE, self.clock())
-                prediction.fetch_host = fetch_host
-        self.pubsub.publish(prediction_id)
-        return prediction is not None
+
+        def hand_on(session: Session, prediction: Prediction) -> bool:
+            self.lifecycle.apply(session, prediction, Trigger.REQUEUE, self.clock())
+            prediction.fetch_host = fetch_host
+            return True
+
+        return self._change(prediction_id, attempt, hand_on)
 
     def start(self, prediction_id: str, attempt: int) -> bool:
         """Note that the worker began; False if the prediction is no longer its own."""
@@ -146,15 +146,13 @@ class Queue:
 
     def report(self, prediction_id: str, attempt: int, report: Report | None = None) -> bool:
         """Renew the lease and note what happened; False if it is no longer the worker's."""
-        report = report or Report()
-        with self.database.write() as session:
-            prediction = _claimed(session, prediction_id, attempt)
-            if prediction is None:
-                return False
-            self._note(session, prediction, report)
-        if report != Report():
-            self.pubsub.publish(prediction_id)
-        return True
+        done = report or Report()
+
+        def note(session: Session, prediction: Prediction) -> bool:
+            self._note(session, prediction, done)
+            return True
+
+        return self._change(prediction_id, attempt, note, silently=done == Report())
 
     def succeed(self, prediction_id: str, attempt: int, report: Report | None = None) -> bool:
         """End a prediction, after a last report, with the output it has by then.
@@ -173,12 +171,12 @@ class Queue:
 
     def lose(self, prediction_id: str, attempt: int, reason: str) -> bool:
         """Note that the worker died or hung: run again, or after the second time fail."""
-        with self.database.write() as session:
-            prediction = _claimed(session, prediction_id, attempt)
-            if prediction is not None:
-                self._lose(session, prediction, reason, self.clock())
-        self.pubsub.publish(prediction_id)
-        return prediction is not None
+
+        def lose(session: Session, prediction: Prediction) -> bool:
+            self._lose(session, prediction, reason, self.clock())
+            return True
+
+        return self._change(prediction_id, attempt, lose)
 
     def rescue(self) -> tuple[str, ...]:
         """Take back the predictions of workers that have been silent for too long."""
@@ -227,14 +225,34 @@ class Queue:
         report: Report | None = None,
         error: str | None = None,
     ) -> bool:
-        with self.database.write() as session:
-            prediction = _claimed(session, prediction_id, attempt)
-            if prediction is not None and report is not None:
+        def apply(session: Session, prediction: Prediction) -> bool:
+            if report is not None:
                 self._note(session, prediction, report)
-            changed = prediction is not None and self.lifecycle.apply(
-                session, prediction, trigger, self.clock(), error
-            )
-        self.pubsub.publish(prediction_id)
+            return self.lifecycle.apply(session, prediction, trigger, self.clock(), error)
+
+        return self._change(prediction_id, attempt, apply)
+
+    def _change(
+        self,
+        prediction_id: str,
+        attempt: int,
+        change: Callable[[Session, Prediction], bool],
+        *,
+        silently: bool = False,
+    ) -> bool:
+        """Change a prediction if it is still its worker's; False if not, or if nothing changed.
+
+        While the database is away nobody takes it from its worker either, and a run that took an
+        hour is worth the wait.
+        """
+
+        def work(session: Session) -> bool:
+            prediction = _claimed(session, prediction_id, attempt)
+            return prediction is not None and change(session, prediction)
+
+        changed = self.database.transact(work)
+        if not silently:
+            self.pubsub.publish(prediction_id)
         return changed
 
     def _note(self, session: Session, prediction: Prediction, report: Report) -> None:

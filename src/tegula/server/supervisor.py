@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from sqlalchemy.exc import OperationalError
+
 from tegula.catalog import Catalog
 from tegula.errors import CancelledError
 from tegula.server.engine import Engine
@@ -196,8 +198,13 @@ class Supervisor:
                     engine,
                     lambda: claim.lost.cancelled or self._handing_back.is_set(),
                 )
+            except OperationalError:
+                # No fault of the prediction's: it may be begun again as often as that happens.
+                log.exception("The database was lost while a prediction ran.")
+                self._store.queue.release(prediction.id, prediction.attempt)
             except Exception:
                 log.exception("An engine met an error that nobody expected; it goes on.")
+                self._store.queue.lose(prediction.id, prediction.attempt, "it met an error")
             if self._handing_back.is_set():
                 self._store.queue.release(prediction.id, prediction.attempt)
             now = self._store.predictions.get(prediction.id)
