@@ -24,9 +24,8 @@ from torch.nn import functional
 from train import photos
 from train.batches import BatchSettings
 from train.degradation import RECIPES, degrade
-from train.pairs import levels, unit
+from train.pairs import levels, to_image, unit
 from train.shards import OnShard, Shards, ignore_shard
-from train.tail_pairs import to_image
 
 FACTOR = 4
 _TEACHER_BATCH = 8
@@ -87,7 +86,7 @@ def make_distil_shards(
     missing = shards.missing()
     if not missing:
         return
-    pictures = [levels(photos.read(p)) for p in paths]
+    pictures = photos.Photographs([levels(photos.read(p)) for p in paths])
     for shard in missing:
         rng = np.random.default_rng([settings.seed, shard])
         count = shards.pairs_in(shard)
@@ -97,19 +96,17 @@ def make_distil_shards(
 
 
 def make_rows(
-    pictures: list[NDArray[np.uint8]],
+    pictures: photos.Photographs,
     settings: DistilPairSettings,
     teachers: Mapping[str, Teach],
     count: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the truths of so many pairs, their damaged copies, and what teachers made of these."""
-    worth = np.array([float(photos.crops_of(p)) for p in pictures])
     truths, smalls = [], []
     recipes = rng.choice(len(RECIPES), count, p=settings.recipe_shares)
     for recipe in recipes:
-        picture = pictures[int(rng.choice(len(pictures), p=worth / worth.sum()))]
-        truth = photos.random_crop(unit(picture), settings.side, rng)
+        truth = photos.random_crop(unit(pictures.draw(rng)), settings.side, rng)
         truths.append(levels(truth))
         smalls.append(levels(degrade(truth, FACTOR, RECIPES[int(recipe)], rng)))
     small = np.stack(smalls)

@@ -108,6 +108,10 @@ class PrescalerRun:
         """Folder of checkpoints, logs and samples."""
         return self.work / self.settings.name
 
+    def everything(self) -> object:
+        """Go from photographs to the exported file; returns what is in it."""
+        raise NotImplementedError
+
     def record(self, state: TrainingState, pairs: int, best: Verdict) -> dict[str, Any]:
         """Return what the exported file says of its training."""
         return {

@@ -24,10 +24,9 @@ from train import photos
 from train.batches import BatchSettings
 from train.degradation import Picture
 from train.drawings import draw
-from train.pairs import levels, unit
+from train.pairs import levels, to_image, unit
 from train.shards import OnShard, Shards, ignore_shard
 from train.sketch import FACTOR, Face
-from train.tail_pairs import to_image
 
 _MARGIN = 4
 """Pixels of the small picture around a crop, so that damage at its edge is as inside."""

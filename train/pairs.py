@@ -87,7 +87,7 @@ def make_shards(
     missing = shards.missing()
     if not missing:
         return
-    pictures = [levels(photos.read(p)) for p in paths]
+    pictures = photos.Photographs([levels(photos.read(p)) for p in paths])
 
     def draw(shard: int) -> list[_Job]:
         rng = np.random.default_rng((settings.seed, shard))
@@ -113,11 +113,9 @@ def _make_rows(
 
 
 def _draw_job(
-    pictures: list[NDArray[np.uint8]], settings: PairSettings, rng: np.random.Generator
+    pictures: photos.Photographs, settings: PairSettings, rng: np.random.Generator
 ) -> _Job:
-    worth = np.array([float(photos.crops_of(p)) for p in pictures])
-    picture = pictures[int(rng.choice(len(pictures), p=worth / worth.sum()))]
-    truth = photos.random_crop(unit(picture), settings.side, rng)
+    truth = photos.random_crop(unit(pictures.draw(rng)), settings.side, rng)
     recipe = RECIPES[int(rng.choice(3, p=settings.recipe_shares))]
     names, shares = zip(*settings.prescale_shares, strict=True)
     factor = 2 if rng.random() < settings.twice else 4
@@ -151,6 +149,11 @@ def levels(picture: Picture) -> NDArray[np.uint8]:
 def unit(picture: NDArray[np.uint8]) -> Picture:
     """Return 8-bit levels in 0..1."""
     return picture.astype(np.float32) / np.float32(255)  # type: ignore[no-any-return]
+
+
+def to_image(crops: NDArray[np.uint8]) -> Tensor:
+    """Return 8-bit crops [n, h, w, 3] as [n, 3, h, w] in 0..1."""
+    return torch.from_numpy(crops.astype(np.float32) / 255).permute(0, 3, 1, 2).contiguous()
 
 
 def enlarge_by_lanczos(small: Picture, side: int) -> Picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -66,6 +67,19 @@ def read(path: Path) -> Picture:
 def crops_of(picture: NDArray[np.generic]) -> int:
     """Return how many crops a picture is worth: more for larger ones, not in proportion."""
     return max(1, round((picture.shape[0] * picture.shape[1] / 512**2) ** 0.7))  # type: ignore[no-any-return]
+
+
+class Photographs:
+    """Photographs in memory, 8-bit [h, w, 3] each, drawn by how many crops they are worth."""
+
+    def __init__(self, pictures: Sequence[NDArray[np.uint8]]) -> None:
+        self._pictures = pictures
+        worth = np.array([float(crops_of(picture)) for picture in pictures])
+        self._shares = worth / worth.sum()
+
+    def draw(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """Return one of them."""
+        return self._pictures[int(rng.choice(len(self._pictures), p=self._shares))]
 
 
 def random_crop(picture: Picture, side: int, rng: np.random.Generator) -> Picture:

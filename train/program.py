@@ -21,7 +21,15 @@ from train.card import card
 from train.config import RunSettings
 from train.diffusion import diffusion_step
 from train.distil import DistilProgram
-from train.held_out import HeldOut, Verdict, choose, make_held_out, read_held_out, table
+from train.held_out import (
+    HeldOut,
+    PrescalerRun,
+    Verdict,
+    choose,
+    make_held_out,
+    read_held_out,
+    table,
+)
 from train.line import LineProgram
 from train.pairs import Prescale, make_shards
 from train.prescaler import PrescalerProgram
@@ -62,25 +70,22 @@ class Program:
 
     def tune_prescaler(self) -> None:
         """Tune the prescaler that mini builds on, where that is not done yet."""
-        PrescalerProgram(
-            self.settings, self._found(), self.work, self.tuned, self.device, self.say
-        ).everything()
+        self._train(PrescalerProgram)
 
     def distil_prescaler(self) -> None:
         """Distil the small prescaler, which the large one teaches."""
-        DistilProgram(
-            self.settings, self._found(), self.work, self.tuned, self.device, self.say
-        ).everything()
+        self._train(DistilProgram)
 
     def train_twice(self) -> None:
         """Train the small prescaler on for what it is run for up to 2x."""
-        TwiceProgram(
-            self.settings, self._found(), self.work, self.tuned, self.device, self.say
-        ).everything()
+        self._train(TwiceProgram)
 
     def train_line(self) -> None:
         """Train the small prescaler for what is drawn."""
-        LineProgram(
+        self._train(LineProgram)
+
+    def _train(self, kind: type[PrescalerRun]) -> None:
+        kind(
             self.settings, self._found(), self.work, self.tuned, self.device, self.say
         ).everything()
 

@@ -15,9 +15,9 @@ from tegula.pipeline.adjust import wavelet_lock
 from train import photos
 from train.degradation import Picture
 from train.held_out import HeldOut, Verdict
-from train.pairs import enlarge_by_lanczos, levels
+from train.pairs import enlarge_by_lanczos, levels, to_image
 from train.tail import run_tail
-from train.tail_pairs import FACTOR, TailBatch, to_image
+from train.tail_pairs import FACTOR, TailBatch
 
 See = Callable[[Tensor], Tensor]
 

@@ -21,7 +21,7 @@ from tegula.models.prescalers.networks import RRDBNet
 from train import photos
 from train.batches import BatchSettings
 from train.degradation import RECIPES, degrade
-from train.pairs import levels, unit
+from train.pairs import levels, to_image, unit
 from train.processes import made_ahead
 from train.shards import OnShard, Shards, ignore_shard
 
@@ -85,7 +85,7 @@ def make_tail_shards(
     missing = shards.missing()
     if not missing:
         return
-    pictures = [levels(photos.read(p)) for p in paths]
+    pictures = photos.Photographs([levels(photos.read(p)) for p in paths])
 
     def draw(shard: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         rng = np.random.default_rng([settings.seed, shard])
@@ -101,22 +101,15 @@ def make_tail_shards(
 
 
 def _draw_pairs(
-    pictures: list[NDArray[np.uint8]],
+    pictures: photos.Photographs,
     settings: TailPairSettings,
     count: int,
     rng: np.random.Generator,
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    worth = np.array([float(photos.crops_of(p)) for p in pictures])
     for _ in range(count):
-        picture = pictures[int(rng.choice(len(pictures), p=worth / worth.sum()))]
-        truth = photos.random_crop(unit(picture), settings.side, rng)
+        truth = photos.random_crop(unit(pictures.draw(rng)), settings.side, rng)
         recipe = RECIPES[int(rng.choice(len(RECIPES), p=settings.recipe_shares))]
         yield levels(truth), levels(degrade(truth, FACTOR, recipe, rng))
-
-
-def to_image(crops: NDArray[np.uint8]) -> Tensor:
-    """Return [n, 3, h, w] in 0..1."""
-    return torch.from_numpy(crops.astype(np.float32) / 255).permute(0, 3, 1, 2).contiguous()
 
 
 class TailSource:

@@ -36,11 +36,10 @@ from train.distil import (
     teacher_of,
 )
 from train.line import edges
-from train.pairs import PHOTO, SWIFT, TWICE, levels, unit
+from train.pairs import PHOTO, SWIFT, TWICE, levels, to_image, unit
 from train.precision import mixed_precision
 from train.runner import Stage
 from train.state import TrainingState
-from train.tail_pairs import to_image
 
 FACTOR = 2
 _DAMAGES = ("clean", "jpeg90")
@@ -70,8 +69,7 @@ class CropSource:
     """
 
     def __init__(self, pictures: Sequence[NDArray[np.uint8]], shares: Sequence[float]) -> None:
-        worth = np.array([float(photos.crops_of(picture)) for picture in pictures])
-        self._pictures, self._worth = pictures, worth / worth.sum()
+        self._photographs = photos.Photographs(pictures)
         self._shares = shares
 
     def draw(self, settings: BatchSettings, rng: np.random.Generator) -> TwiceBatch:
@@ -83,7 +81,7 @@ class CropSource:
     def _row(
         self, side: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        picture = self._pictures[int(rng.choice(len(self._pictures), p=self._worth))]
+        picture = self._photographs.draw(rng)
         side += 2 * _EDGE
         height, width = (min(_WINDOW * side, length) for length in picture.shape[:2])
         top = int(rng.integers(0, picture.shape[0] - height + 1))
