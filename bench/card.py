@@ -249,24 +249,24 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS))
     parser.add_argument("--minutes", type=float, default=15, help="no part begins after these")
     parser.add_argument("--out", type=Path, default=Path("out/card.jsonl"))
-    asked = parser.parse_args(words)
-    if asked.device.startswith("cuda") and not torch.cuda.is_available():
+    arguments = parser.parse_args(words)
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit(NO_CARD)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    card, start = Card(job_for(asked.size, asked.device, quick=False)), time.perf_counter()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    card, start = Card(job_for(arguments.size, arguments.device, quick=False)), time.perf_counter()
 
     def keep(part: str, row: Mapping[str, Any]) -> None:
         line = json.dumps({"part": part, **row})
         print(line, flush=True)
-        with asked.out.open("a") as file:
+        with arguments.out.open("a") as file:
             file.write(line + "\n")
 
-    keep("machine", describe(pick_device(asked.device)))
+    keep("machine", describe(pick_device(arguments.device)))
     with torch.inference_mode():
         keep("rates", matrix_rates(card.device, card.models.fastest))
         for name in PARTS:
-            if name in asked.parts:
-                _run(name, card, keep, until=start + 60 * asked.minutes)
+            if name in arguments.parts:
+                _run(name, card, keep, until=start + 60 * arguments.minutes)
 
 
 def _run(

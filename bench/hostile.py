@@ -213,8 +213,8 @@ def pipelined_junk(target: Target, end: float) -> None:
 
 def slow_readers(target: Target, end: float) -> None:
     """Ask for large files and take a byte at a time."""
-    asked = f"GET {target.download} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-    readers = _keep(target, target.share(SOME), asked, end)
+    request = f"GET {target.download} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    readers = _keep(target, target.share(SOME), request, end)
     while time.monotonic() < end:
         for connection in readers:
             with contextlib.suppress(OSError):

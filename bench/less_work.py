@@ -73,13 +73,13 @@ def main() -> None:
     parser.add_argument("--model", help="a bundle instead of random weights and mini")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the pictures there")
-    asked = parser.parse_args()
-    device = pick_device(asked.device)
-    picture = _photograph(asked.photograph)
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    picture = _photograph(arguments.photograph)
     judge = load_judge("lite0")
     print("| weights | computed | work | PSNR | perceptual distance |")
     print("|---|---|---:|---:|---:|")
-    for name, bundle in _bundles(asked.model, device).items():
+    for name, bundle in _bundles(arguments.model, device).items():
         cases = SD if bundle.facts.family == "sd15" else MINI
         full, all_flops = _refined(bundle, picture, cases[_FULL])
         for case, changes in cases.items():
@@ -91,8 +91,8 @@ def main() -> None:
                 f"| {name} | {case} | {flops / all_flops:.0%} | {cells[0]} | {cells[1]} |",
                 flush=True,
             )
-            if asked.save is not None:
-                _keep(asked.save / f"{name}, {case}.png", result)
+            if arguments.save is not None:
+                _keep(arguments.save / f"{name}, {case}.png", result)
 
 
 def _bundles(model: str | None, device: torch.device) -> Mapping[str, Bundle]:
@@ -135,8 +135,8 @@ def _refined(bundle: Bundle, picture: Picture, case: Mapping[str, Any]) -> tuple
 
 def _options(bundle: Bundle, case: Mapping[str, Any]) -> ResolvedOptions:
     guidance = _GUIDANCE[bundle.facts.family]
-    asked = UpscaleOptions(size=(SIDE, SIDE), **{**_BASE, **guidance, **case})
-    return resolve(asked, bundle.facts.presets, bundle.facts.window, (SIDE, SIDE))
+    options = UpscaleOptions(size=(SIDE, SIDE), **{**_BASE, **guidance, **case})
+    return resolve(options, bundle.facts.presets, bundle.facts.window, (SIDE, SIDE))
 
 
 class _Counting:
@@ -161,14 +161,14 @@ class _Counting:
         """Return the denoiser inside in another precision."""
         return self.inner.to_dtype(dtype)
 
-    def _counted(self, kind: str, rows: int, *told: Any) -> Any:
+    def _counted(self, kind: str, rows: int, *given: Any) -> Any:
         run = getattr(self.inner, kind)
         if kind not in self._per_row:
             with Counter() as counter:
-                run(*told)
+                run(*given)
             self._per_row[kind] = counter.flops / rows
         self.flops += rows * self._per_row[kind]
-        return run(*told)
+        return run(*given)
 
 
 class _CountingHalves(_Counting):

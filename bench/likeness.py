@@ -2,8 +2,9 @@
 
 Of every photograph each face that is found is cut out with what it takes to find it there again,
 enlarged at a creativity of 0.6, and compared with its source by dlib: as it comes without
-``likeness``, and with it. Where the face is in each result is told by its source, and not searched
-for again.
+``likeness``, and with it. The place of a face in a result follows from that in its source, and is
+not searched for again.
+
 Photographs in subfolders of the folder are groups, such as "glasses", with rows of their own.
 """
 

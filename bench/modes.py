@@ -44,24 +44,24 @@ Picture = NDArray[np.float32]
 
 def main() -> None:
     """Print the table."""
-    asked = _arguments()
+    arguments = _arguments()
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    upscaler = Upscaler.load(asked.model, device=asked.device)
+    upscaler = Upscaler.load(arguments.model, device=arguments.device)
     base = UpscaleOptions(
         scale=2,
-        seed=asked.seed,
+        seed=arguments.seed,
         creativity=0.5,
-        steps=asked.steps,
-        scheduler=asked.scheduler,
+        steps=arguments.steps,
+        scheduler=arguments.scheduler,
         prescaler=PRESCALER,
         window=WINDOW,
-        tile_width=asked.tile,
-        tile_height=asked.tile,
+        tile_width=arguments.tile,
+        tile_height=arguments.tile,
         seam_fix_denoise=0.5,
     )
-    sources = [Image.open(path).convert("RGB") for path in asked.photographs]
+    sources = [Image.open(path).convert("RGB") for path in arguments.photographs]
     upscaler.upscale(sources[0].resize((64, 64)), base)
-    print(f"Photographs: {', '.join(path.name for path in asked.photographs)}\n")
+    print(f"Photographs: {', '.join(path.name for path in arguments.photographs)}\n")
     print("| mode | windows | evaluations | TFLOP | seconds | seams | chance |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     canvas: list[Picture] = []
@@ -71,7 +71,7 @@ def main() -> None:
         spent = sum(each.timings["refine"] for each in results) or time.perf_counter() - start
         pictures = [_pixels(each) for each in results]
         canvas = canvas or pictures
-        print(_row(name, results, spent, _seams(pictures, canvas, asked.tile)), flush=True)
+        print(_row(name, results, spent, _seams(pictures, canvas, arguments.tile)), flush=True)
 
 
 def _arguments() -> argparse.Namespace:

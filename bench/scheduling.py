@@ -79,11 +79,11 @@ def simulate(
     store = Store.open(settings, clock=lambda: now)
     names = {store.accounts.ensure(name).id: name for name in WEIGHTS}
     waiting = dict.fromkeys(names.values(), 0)
-    for account, name in list(names.items()) * (predictions // len(names)):
+    for account in list(names) * (predictions // len(names)):
         model = chance.choice(_MODELS)
         new = NewPrediction(account, "tegula/upscale", model, {}, estimated_seconds=20.0)
         store.predictions.create(new)
-        waiting[name] += 1
+        waiting[names[account]] += 1
     number = itertools.count()
     # Moments at which a device becomes free, with the run that it ends then.
     free: list[tuple[float, int, str, tuple[str, int, str, bool] | None]] = [
@@ -113,10 +113,8 @@ def simulate(
             continue
         store.queue.start(claimed.id, claimed.attempt)
         loaded[device], name = claimed.version, names[claimed.account_id]
-        seconds, failed = chance.lognormvariate(3.0, 0.5), chance.random() < failures
-        failed = failed and claimed.id not in lost
+        seconds, failed = _draw_run(chance, failures, may_fail=claimed.id not in lost)
         if failed:
-            seconds *= chance.random()
             lost.add(claimed.id)
             losses += 1
         busy += seconds
@@ -135,6 +133,17 @@ def simulate(
         ended=ended,
         losses=losses,
     )
+
+
+def _draw_run(chance: random.Random, failures: float, *, may_fail: bool) -> tuple[float, bool]:
+    """Return the seconds of a run and whether its device fails, at any moment of it.
+
+    Seconds are spread as those of pictures are: most near 20, some of a minute and more.
+    """
+    seconds, fails = chance.lognormvariate(3.0, 0.5), chance.random() < failures
+    if not (fails and may_fail):
+        return seconds, False
+    return seconds * chance.random(), True
 
 
 def main() -> None:

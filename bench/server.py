@@ -338,9 +338,9 @@ def main() -> None:
         try:
             if given.soak:
                 clients = [Client(port, token) for _ in range(given.clients or 4)]
-                told = soak(clients, soaked_body, server.pid or 0, given.soak)
+                figures = soak(clients, soaked_body, server.pid or 0, given.soak)
             else:
-                told = measure(
+                figures = measure(
                     port,
                     token,
                     server.pid or 0,
@@ -349,7 +349,7 @@ def main() -> None:
                     given.steady,
                     given.streams,
                 )
-            print(json.dumps(told, indent=2))
+            print(json.dumps(figures, indent=2))
         finally:
             server.kill()
             server.join()

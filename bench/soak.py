@@ -28,8 +28,6 @@ _FLAT_MIB_A_MINUTE = 0.25
 _PAUSE_S = 0.25
 _DRIP_S, _DRIP_BYTES, _DRIPS = 0.1, 64, 100
 
-Cycle = Callable[[], None]
-
 
 def open_runner(_device: str, _options: Mapping[str, Any]) -> Callable[..., None]:
     """Return a model that gives the picture back."""
@@ -201,8 +199,8 @@ def soak(
         while any(thread.is_alive() for thread in threads):
             time.sleep(_EVERY_S)
             samples.append(sample(time.monotonic() - start, pid))
-    told = {"seconds": seconds, "requests": sum(done), "webhooks": webhooks[0], "slow": slow[0]}
-    return {**told, "failures": failures, **_memory(samples)}
+    figures = {"seconds": seconds, "requests": sum(done), "webhooks": webhooks[0], "slow": slow[0]}
+    return {**figures, "failures": failures, **_memory(samples)}
 
 
 def plateaus(first: float, last: float) -> bool:
@@ -214,18 +212,18 @@ def _memory(samples: list[Sample]) -> dict[str, Any]:
     """Sum up, without the beginning, in which caches fill; and compare the thirds of the whole."""
     warm = samples[int(len(samples) * _WARM_UP) :]
     times = [each.at for each in warm]
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for who in ("server", "worker"):
         values = [getattr(each, who) for each in warm]
-        told[f"{who}_mib_first_and_last"] = [round(values[0], 1), round(values[-1], 1)]
-        told[f"{who}_mib_a_minute"] = round(slope(times, values), 3)
+        figures[f"{who}_mib_first_and_last"] = [round(values[0], 1), round(values[-1], 1)]
+        figures[f"{who}_mib_a_minute"] = round(slope(times, values), 3)
         third = max(1, len(samples) // 3)
         first, last = (
             slope([each.at for each in part], [getattr(each, who) for each in part])
             for part in (samples[:third], samples[-third:])
         )
-        told[f"{who}_mib_a_minute_in_first_and_last_third"] = [round(first, 3), round(last, 3)]
-        told[f"{who}_plateaus"] = plateaus(first, last)
+        figures[f"{who}_mib_a_minute_in_first_and_last_third"] = [round(first, 3), round(last, 3)]
+        figures[f"{who}_plateaus"] = plateaus(first, last)
         every = samples[:: max(1, len(samples) // 20)]
-        told[f"{who}_mib_over_time"] = [round(getattr(each, who), 1) for each in every]
-    return told
+        figures[f"{who}_mib_over_time"] = [round(getattr(each, who), 1) for each in every]
+    return figures

@@ -155,8 +155,8 @@ def state_diagram() -> str:
     ]
     ends = [f"    {state.value} --> [*]" for state in State if state.terminal]
     begin = "    [*] --> starting: accepted, on the disk"
-    told = "    note right of aborted: reported as canceled"
-    return "\n".join(["```mermaid", "stateDiagram-v2", begin, *lines, *ends, told, "```"])
+    note = "    note right of aborted: reported as canceled"
+    return "\n".join(["```mermaid", "stateDiagram-v2", begin, *lines, *ends, note, "```"])
 
 
 def with_diagram(page: str) -> str:

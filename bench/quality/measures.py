@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tegula.images.pixels import LUMA
+
 Picture = NDArray[np.float32]
 Plane = NDArray[np.float32]
 BANDS = {"low": (2, 4), "middle": (5, 8), "upper": (9, 14)}
@@ -21,7 +23,7 @@ _FLAT_DEVIATION = 1.5 / 255
 
 def luma_of(picture: Picture) -> Plane:
     """Return [h, w]."""
-    return np.asarray(picture @ np.array([0.299, 0.587, 0.114], np.float32), np.float32)
+    return np.asarray(picture @ LUMA, np.float32)
 
 
 def psnr(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
@@ -97,8 +99,12 @@ def consistency(picture: Picture, small: NDArray[np.uint8]) -> float:
     return psnr(shrunk, small.astype(np.float32) / np.float32(255))
 
 
-def seam_score(luma: Plane, columns: list[int], rows: list[int]) -> float:
-    """Return the gradient energy across window borders over that elsewhere; 1 is no seam."""
+def border_energy(luma: Plane, columns: list[int], rows: list[int]) -> float:
+    """Return the gradient energy across window borders over that of the whole picture.
+
+    ``bench.seams`` compares a border with the lines beside it, which needs no second picture. Here
+    it is divided by that of the same lines of a picture without borders there: 1 is no seam then.
+    """
     across = np.square(np.diff(luma.astype(np.float64), axis=1)).mean(axis=0)
     down = np.square(np.diff(luma.astype(np.float64), axis=0)).mean(axis=1)
     border = [across[c - 1] for c in columns] + [down[r - 1] for r in rows]

@@ -20,7 +20,7 @@ from bench.quality.drawings import (
     read_text,
     right_characters,
 )
-from bench.quality.measures import luma_of, seam_score
+from bench.quality.measures import border_energy, luma_of
 from bench.quality.methods import SEED, Method, Result, Runner
 from bench.quality.recipes import Picture, degrade, on_white
 from bench.quality.scores import Jury, MethodScores, PictureScores, Truth, score
@@ -242,8 +242,8 @@ class Bench:
             plain = luma_of(self._run(name, picture, scale, method).picture)
             columns, rows = list(result.columns), list(result.rows)
             found.append(
-                seam_score(luma_of(result.picture), columns, rows)
-                / seam_score(plain, columns, rows)
+                border_energy(luma_of(result.picture), columns, rows)
+                / border_energy(plain, columns, rows)
             )
         return float(np.mean(found))
 

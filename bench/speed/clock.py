@@ -15,7 +15,7 @@ _RESET_PEAK = "5"
 
 
 def settle(device: torch.device) -> None:
-    """Wait until a device has done all it was told."""
+    """Wait until a device has done all that was queued for it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -43,7 +43,7 @@ def interleaved(
         device: where they compute.
         repeats: rounds, if there is time.
         until: no round but the first begins later, by ``time.perf_counter``.
-        after_round: told all seconds by name after every round.
+        after_round: given all seconds by name after every round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(repeats):

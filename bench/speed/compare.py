@@ -29,8 +29,8 @@ _STAGES = ("encode", "denoise", "decode")
 
 def reason_of(error: Exception) -> str:
     """Return why a method cannot be run, in one line without a full stop."""
-    told = isinstance(error, TegulaError | MissingPeerError)
-    words = str(error) if told else f"{type(error).__name__}: {error}"
+    is_sentence = isinstance(error, TegulaError | MissingPeerError)
+    words = str(error) if is_sentence else f"{type(error).__name__}: {error}"
     return words.strip().split("\n", 1)[0].rstrip(".")
 
 

@@ -98,14 +98,14 @@ def _comparison(name: str, result: Result) -> list[str]:
     heads = ("method", "windows", "evaluations", "TFLOP", "least s", "median s", "TFLOP/s")
     more = ("of rate", "of floor", "peak MB", "outside nets", "seam", "distance")
     floor = floor_seconds(rows, rates)
-    told = [] if floor is None else [f"The floor of this work is {floor:.2f} s.", ""]
+    floor_line = [] if floor is None else [f"The floor of this work is {floor:.2f} s.", ""]
     return [
         f"![Seconds by method](pictures/{name}.svg)",
         "",
         f"**{_work(result)}**, refine alone, n = {_count(rows)}:",
         "",
         *_table((*heads, *more), [_cells(row) for row in add_rates(rows, rates)]),
-        *told,
+        *floor_line,
         *(f"* Skipped: {name}: {why}." for name, why in result["comparison"]["skipped"].items()),
         *map(_factor, against_loops(rows)),
         "",

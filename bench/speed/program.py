@@ -46,16 +46,16 @@ class Figures:
 def main(words: Sequence[str] | None = None) -> None:
     """Run the bench and print its tables."""
     words = sys.argv[1:] if words is None else words
-    asked = _parser().parse_args(words)
+    arguments = _parser().parse_args(words)
     start = time.perf_counter()
-    device = pick_device(asked.device).type
-    size = asked.size or ("full" if device == "cuda" else "small")
-    job = job_for(size, device, quick=asked.quick)
-    job = dataclasses.replace(job, side=asked.side or job.side)
-    figures = Figures(asked.out or _usual_path(job, quick=asked.quick))
+    device = pick_device(arguments.device).type
+    size = arguments.size or ("full" if device == "cuda" else "small")
+    job = job_for(size, device, quick=arguments.quick)
+    job = dataclasses.replace(job, side=arguments.side or job.side)
+    figures = Figures(arguments.out or _usual_path(job, quick=arguments.quick))
     figures.keep("command", shlex.join(["python", "-m", "bench.speed", *words]))
     with torch.no_grad():
-        _run(asked, job, figures)
+        _run(arguments, job, figures)
     figures.keep("seconds_of_bench", round(time.perf_counter() - start, 1))
     print(section({figures.path.stem: figures.all}))
 
@@ -83,52 +83,52 @@ def _usual_path(job: Job, *, quick: bool) -> Path:
     return Path("out") / f"{name}-quick.json" if quick else RESULTS / f"{name}.json"
 
 
-def _run(asked: argparse.Namespace, job: Job, figures: Figures) -> None:
+def _run(arguments: argparse.Namespace, job: Job, figures: Figures) -> None:
     models = Models(job)
     figures.keep("machine", describe(models.device))
     figures.keep("job", {"size": job.size, "source": job.source, "side": job.side})
     usual = 3 if job.device == "cuda" else 2
-    repeats = asked.repeats or (1 if asked.quick else usual)
+    repeats = arguments.repeats or (1 if arguments.quick else usual)
     rates = matrix_rates(models.device, models.fastest)
     figures.keep("rates", rates)
-    if "comparison" in asked.parts:
-        _compare(asked, job, models, repeats, figures)
+    if "comparison" in arguments.parts:
+        _compare(arguments, job, models, repeats, figures)
     figures.keep("rates", best_rates(rates, matrix_rates(models.device, models.fastest)))
     if job.size == "small":
-        job = job_for("mini", job.device, quick=asked.quick)
+        job = job_for("mini", job.device, quick=arguments.quick)
         models = Models(job)
-    largest = asked.largest or (64 if job.device == "cuda" else 16)
-    _run_whole(asked, job, models, min(largest, 4) if asked.quick else largest, figures)
-    if "command" in asked.parts:
+    largest = arguments.largest or (64 if job.device == "cuda" else 16)
+    _run_whole(arguments, job, models, min(largest, 4) if arguments.quick else largest, figures)
+    if "command" in arguments.parts:
         print("from command to file", flush=True)
         figures.keep("command_to_file", command_to_file(_COMMAND_SOURCE, job.device, repeats))
 
 
 def _compare(
-    asked: argparse.Namespace, job: Job, models: Models, repeats: int, figures: Figures
+    arguments: argparse.Namespace, job: Job, models: Models, repeats: int, figures: Figures
 ) -> None:
     print(f"comparison, {job.source} to {job.side} px", flush=True)
     methods = [
         method
         for method in methods_for(job, name_of(models.fastest))
-        if any(part in method.name for part in asked.only)
+        if any(part in method.name for part in arguments.only)
         # Compiling takes a processor longer than all else.
-        and (asked.compile or job.device != "cpu" or not method.load.get("compile"))
+        and (arguments.compile or job.device != "cpu" or not method.load.get("compile"))
     ]
-    until = time.perf_counter() + 60 * asked.minutes
+    until = time.perf_counter() + 60 * arguments.minutes
     Comparison(job, models, methods, partial(figures.keep, "comparison")).run(repeats, until)
 
 
 def _run_whole(
-    asked: argparse.Namespace, job: Job, models: Models, largest: int, figures: Figures
+    arguments: argparse.Namespace, job: Job, models: Models, largest: int, figures: Figures
 ) -> None:
     fast = name_of(models.fastest)
     usual, least = usual_method(job, fast), ladder(job, fast)[-1]
-    if "whole" in asked.parts:
+    if "whole" in arguments.parts:
         print(f"whole upscales, {job.source} to {job.side} px", flush=True)
         chosen = [usual] if least.same_work else [usual, least]
         figures.keep("whole", [by_stage(job, models, method) for method in chosen])
-    if "growth" in asked.parts:
+    if "growth" in arguments.parts:
         print("growth", flush=True)
         rows: list[Mapping[str, Any]] = []
         sizes = [each for each in MEGAPIXELS if each <= largest]

@@ -107,8 +107,8 @@ def test_consistency_falls_with_error(photograph, noisy):
 def test_a_seam_is_found_where_it_is():
     luma = np.random.default_rng(0).random((64, 64)).astype(np.float32) * np.float32(0.1)
     luma[:, 32:] += 0.5
-    assert measures.seam_score(luma, [32], []) > 10
-    assert measures.seam_score(luma, [16], []) < 1
+    assert measures.border_energy(luma, [32], []) > 10
+    assert measures.border_energy(luma, [16], []) < 1
 
 
 def test_the_frechet_distance_punishes_blur_and_noise_alike(photograph, blurred, noisy, judge):
