@@ -190,14 +190,14 @@ class Failing(http.server.BaseHTTPRequestHandler):
     ("status", "said"),
     [
         (503, "answers with 503"),
-        (403, "refuses what the server shows it"),
+        (403, "refuses what it is shown to sign in"),
         (None, "does not answer"),
     ],
 )
 def test_a_store_that_fails_is_said_in_a_sentence_without_its_words(
     tmp_path, sign_in, monkeypatch, status, said
 ):
-    monkeypatch.setattr("tegula.server.object_blobs._RETRIES_FOR", timedelta(seconds=0))
+    monkeypatch.setattr("tegula.storage._RETRIES_FOR", timedelta(seconds=0))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as failing:
         sign_in(f"http://127.0.0.1:{failing.server_port}")
         threading.Thread(target=failing.serve_forever, args=(0.01,), daemon=True).start()

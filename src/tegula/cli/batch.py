@@ -1,480 +1,478 @@
-"""Upscaling the pictures of one command with one loaded model.
+"""`tegula batch`: any number of pictures, from folders or buckets into one of them.
 
-Of several pictures, the next is decoded and the one before is encoded while one is upscaled.
-A picture that goes wrong does not stop the others.
+A thread lists the sources into a journal on disk while they are worked on, so that neither their
+number nor that of the results counts in memory. What became of each goes into the manifest beside
+the results, which lets the same command go on where it stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import json
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+import click
+
+from tegula import __version__
+from tegula.cli.batch_jobs import MANIFEST, BatchJob, Counts, Journal, Outcome, fingerprint_of
+from tegula.cli.batch_work import BatchWorker, failed
 from tegula.cli.console import Console, Failure, Interruption, plural
-from tegula.cli.models import Runtime, load_upscaler
-from tegula.cli.progress import show_progress
-from tegula.cli.several import RemainingWork, staggered
-from tegula.cli.targets import (
-    Job,
-    SideFiles,
-    Work,
-    check_job,
-    check_side_files,
-    read_source,
-)
-from tegula.errors import (
-    CancelledError,
-    FullDiskError,
-    InputError,
-    ModelError,
-    PathError,
-    TegulaError,
-)
-from tegula.models import BundleSettings
-from tegula.options import UpscaleOptions
-from tegula.progress import ANNOUNCED_FROM_S, about
-from tegula.resolve import target_size
+from tegula.cli.options import JSON, PROGRESS, QUIET, Option, SectionedCommand
+from tegula.cli.pictures import Request
+from tegula.cli.targets import PICTURES, Naming, SideFiles, check_place
+from tegula.cli.upscale import EVERYDAY, SECTIONS, naming_of, request_without_files
+from tegula.errors import InputError, OptionError, PathError
+from tegula.images.formats import EXTENSIONS
+from tegula.progress import about
+from tegula.storage import BucketStorage, Entry, FolderStorage, is_address, open_storage
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+_HELP = """Make any number of pictures larger and better, here or on a cluster.
 
-    from tegula.images.deep import DeepPixels
-    from tegula.images.frames import FrameFacts
-    from tegula.pipeline.prepare import Prepared
-    from tegula.plan import Plan
-    from tegula.progress import OnPreview
-    from tegula.result import UpscaleResult
-    from tegula.upscaler import Upscaler
+\b
+  tegula batch photos/ large/                    all below photos/, with their folders
+  tegula batch a.jpg photos/ more/ large/        the last one is the output
+  tegula batch s3://bucket/photos s3://bucket/large
+  tegula batch s3://bucket/photos s3://bucket/large --ray --actors 8
 
-_NAMES_SHOWN = 5
-
-_TEDIOUS_S = 120.0
-"""Expected seconds from which on a quicker preset is suggested."""
-
-_QUICKER = 0.7
-"""Share of the expected time that the suggested preset may take at most."""
-
-_STOPPING = (CancelledError, ModelError, FullDiskError, BrokenPipeError)
-"""Errors that no later picture can escape."""
+Run again, it goes on: what the manifest in the output says is done, of the same source and with the
+same options, is left out, and what failed is tried again.
+"""
+_LISTED_AT_ONCE = 500
+_BETWEEN_WRITES_S = 0.02
+_AHEAD = 4
+"""Jobs that this process has begun at most: one each is read, worked on and written."""
+_SHOWN = 20
+"""Failures that are printed; the manifest has all of them."""
+_LINE_EVERY_S, _BAR_EVERY_S = 10.0, 0.5
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is done with every picture.
+class Input:
+    """What an argument names: a storage, or one file of it."""
 
-    fingerprint: of the model that made the result which ``--like`` names.
-    quality: of JPEG, WebP and AVIF, 1..100.
-    png_level: how hard PNG is compressed, 0..9.
-    overwrite: whether results that exist are made again.
-    debug: whether the first error stops the batch, for its traceback.
-    all_frames: whether all frames and pages are enlarged, or the first.
-    """
+    storage: FolderStorage | BucketStorage
+    key: str | None = None
 
-    options: UpscaleOptions
-    models: BundleSettings
-    runtime: Runtime
-    fingerprint: str | None
-    side_files: SideFiles = field(default_factory=SideFiles)
-    quality: int = 95
-    png_level: int = 4
-    overwrite: bool = False
-    debug: bool = False
-    all_frames: bool = False
-
-    def load_upscaler(self, console: Console) -> Upscaler:
-        """Load the models; the fast preset looks for a LoRA for few steps.
+    def entries(self) -> Iterator[Entry]:
+        """Yield its files.
 
         Raises:
-            ModelError, OptionError: as ``Upscaler.load``, or there is no such face model.
+            PathError: it cannot be read.
         """
-        from tegula.models.faces import face_file
-        from tegula.models.headers import check_file
-        from tegula.models.library import FileKind
-
-        if self.options.prescaler is not None:
-            check_file(self.options.prescaler, FileKind.PRESCALER)
-        if self.options.faces:
-            face_file(self.options.faces)
-        fast = self.options.preset == "fast"
-        return load_upscaler(console, self.models, self.runtime, fast=fast)
+        if self.key is None:
+            yield from self.storage.entries()
+        elif entry := self.storage.entry(self.key):
+            yield dataclasses.replace(entry, key=self.key)
 
 
-@dataclass(frozen=True)
-class _Upscaled:
-    """A result on its way to its file, and when its work began.
+def _batch(**parameters: Any) -> None:
+    context = click.get_current_context()
+    console = Console.open(
+        quiet=parameters["quiet"], json=parameters["json"], progress=parameters["progress"]
+    )
+    interruption = Interruption()
+    with interruption.installed(), ExitStack() as stack:
+        request = dataclasses.replace(
+            request_without_files(parameters),
+            side_files=SideFiles(),
+            quality=parameters["quality"],
+            png_level=parameters["png_level"],
+            overwrite=parameters["overwrite"],
+            all_frames=parameters["frames"] == "all",
+        )
+        inputs, output = _places(parameters["places"])
+        naming = naming_of(parameters, request.options)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tegula-batch-")))
+        run = BatchRun(
+            request, inputs, output, naming, parameters["retries"], console, folder / "journal"
+        )
+        with closing(run):
+            status = run.run(interruption)
+    context.exit(status)
 
-    frames: those of an animation or the pages of a file, the first of them the result.
+
+def _places(places: Sequence[str]) -> tuple[list[Input], FolderStorage | BucketStorage]:
+    """Return what the arguments name: the sources, and the output.
+
+    Raises:
+        OptionError: there is no output, or it is a file.
+        InputError: the output is one of the sources.
+        PathError: a source does not exist, or the output cannot be written.
     """
+    *sources, place = places
+    if not sources:
+        raise OptionError(
+            "Name the pictures and, as the last argument, the folder or address for their results."
+        )
+    inputs = [_input(source) for source in sources]
+    output = open_storage(place)
+    if isinstance(output, FolderStorage):
+        is_like_picture = output.root.suffix.lower() in PICTURES and not output.root.is_dir()
+        if output.root.is_file() or is_like_picture:
+            raise OptionError(f"{place} is not a folder; the last argument is one for the results.")
+        check_place(output.root / f"{MANIFEST}.jsonl", makes_folder=True)
+    for each in inputs:
+        if each.key is None and _real(each.storage) == _real(output):
+            raise InputError(
+                f"The results would lie among their sources in {place}; name another folder."
+            )
+    return inputs, output
 
-    result: UpscaleResult
-    began: float
-    facts: FrameFacts | None = None
-    frames: tuple[tuple[Image, DeepPixels | None], ...] = ()
+
+def _input(place: str) -> Input:
+    path = Path(place)
+    if is_address(place):
+        parent, _, name = place.rstrip("/").rpartition("/")
+        if PurePosixPath(name).suffix.lower() in PICTURES and not place.endswith("/"):
+            storage = open_storage(parent)
+            if storage.entry(name) is not None:
+                return Input(storage, name)
+        return Input(open_storage(place))
+    if path.is_dir():
+        return Input(open_storage(place))
+    if not path.exists():
+        raise PathError(f"{place} does not exist.")
+    return Input(open_storage(str(path.parent)), path.name)
 
 
-@dataclass
-class Batch:
-    """The pictures of one command and what has become of them so far."""
+def _real(storage: FolderStorage | BucketStorage) -> str:
+    """Return the root, with a slash at its end, without links."""
+    root = storage.root.resolve() if isinstance(storage, FolderStorage) else storage.address
+    return f"{str(root).rstrip('/')}/"
 
-    request: Request
-    work: Work
-    console: Console
-    interruption: Interruption
-    _done: int = 0
-    _skipped: int = 0
-    _announced: bool = False
-    _failures: list[Failure] = field(default_factory=list)
 
-    def run(self) -> int:
-        """Upscale what is not done yet.
+class BatchRun:
+    """One run of the command: lists, hands out jobs, and records what becomes of them."""
 
-        Returns:
-            The exit status: that of the first failure, or 0.
+    def __init__(
+        self,
+        request: Request,
+        inputs: Sequence[Input],
+        output: FolderStorage | BucketStorage,
+        naming: Naming,
+        retries: int,
+        console: Console,
+        journal: Path,
+    ) -> None:
+        """Take what there is to do.
+
+        Args:
+            request: what is done with every picture.
+            inputs: where the sources are.
+            output: where results go.
+            naming: how they are named.
+            retries: how often what may succeed is tried again.
+            console: where it is told of.
+            journal: where the database of this run is to be.
+        """
+        self.request = request
+        self.options = fingerprint_of(request)
+        self.output = output
+        self.console = console
+        self.counts = Counts()
+        self.journal_path = journal
+        self._inputs = inputs
+        self._naming = naming
+        self._retries = retries
+        self.journal = Journal(journal)
+        self._manifest = output.log(MANIFEST)
+        self._failures: list[Failure] = []
+        self._lock = threading.Lock()
+        self._listing_error: Exception | None = None
+        self._stopped = threading.Event()
+        self._pace = Pace(self.counts)
+
+    def close(self) -> None:
+        """Close the journal."""
+        self.journal.close()
+
+    def run(self, interruption: Interruption) -> int:
+        """Do everything here, and return the status for the shell.
 
         Raises:
-            TegulaError: what stops everything: a cancel, a model, or the only picture.
+            TegulaError: nothing can be done, as without the model.
         """
-        jobs = self.work.jobs
-        check_side_files(self.request.side_files, self.request.options.max_pixels)
-        self._report_left_out()
+        worker = BatchWorker(
+            self.output.address, self.request, self.options, self.console, interruption
+        )
+        with self.listing():
+            while True:  # once more for those that are to be tried again
+                groups = self.journal.jobs(_AHEAD, lambda _: 1, settles=False)
+                first = next(groups, None)
+                if first is None:
+                    break
+                worker.run((job for group in chain([first], groups) for job in group), self.record)
+        return self.status()
+
+    @contextmanager
+    def listing(self) -> Iterator[None]:
+        """List the sources within the block, show how far it is, and sum up at its end.
+
+        Raises:
+            TegulaError: a source cannot be listed.
+        """
+        there = iter(self.output.entries() if self._is_there() else ())
+        if (first := next(there, None)) is not None:
+            self.journal.recall(self._manifest.lines())
+            self.journal.note_results(chain([first], there))
+        # Before the work, which would be lost where nothing can be written.
+        run = {"tegula": __version__, "options": self.options, "changed": self._changed()}
+        self._write({"run": run})
+        self._manifest.flush()
+        lister = threading.Thread(target=self._list, name="listing", daemon=True)
+        shower = threading.Thread(target=self._show, name="progress", daemon=True)
+        self._pace.begin()
+        lister.start()
+        shower.start()
         try:
-            if len(jobs) == 1 or self.request.debug:
-                for job in jobs:
-                    self._finish(job, self._upscale(job, self._read(job)))
-            else:
-                steps = (self._decode, self._upscale, self._finish, self._fail)
-                staggered(jobs, *steps, _STOPPING)
-        except FullDiskError:
-            if self.work.resumes:
-                self.console.message(
-                    "The disk is full. The same command goes on from here once there is room."
-                )
-            raise
+            yield
         finally:
-            if len(jobs) > 1:
-                self._sum_up()
+            self._stopped.set()
+            lister.join()
+            shower.join()
+            self._manifest.flush()
+            self._sum_up()
+        if self._listing_error is not None:
+            raise self._listing_error
+
+    def status(self) -> int:
+        """Return the status for the shell: that of the first failure."""
         return self._failures[0].exit_status if self._failures else 0
 
-    def _report_left_out(self) -> None:
-        """Say which files of the folders are not read."""
-        files = self.work.left_out
-        if not files:
+    def record(self, *outcomes: Outcome) -> None:
+        """Write what became of jobs into the manifest, or let them be tried again.
+
+        May be called from any thread.
+
+        Raises:
+            PathError: the manifest cannot be written.
+        """
+        with self._lock, self.journal.together():
+            for outcome in outcomes:
+                self._record(outcome)
+
+    def _record(self, outcome: Outcome) -> None:
+        job, error, counts = outcome.job, outcome.error, self.counts
+        if error is not None and outcome.may_succeed and job.tries < self._retries:
+            self.journal.end(job, "waiting")
             return
-        names = ", ".join(file.name for file in files[:_NAMES_SHOWN])
-        names += ", ..." if len(files) > _NAMES_SHOWN else ""
-        is_are = (
-            "is not a picture by its name and is"
-            if len(files) == 1
-            else ("are not pictures by their names and are")
-        )
-        self.console.message(f"{plural(len(files), 'file')} {is_are} left out: {names}.")
-        self.console.record({"left_out": [str(file) for file in files]})
+        self._write(outcome.row(self.options))
+        if job.number:
+            self.journal.end(job, "done" if error is None else "failed")
+            counts.left -= 1
+        if error is None:
+            counts.done += 1
+            counts.pixels += outcome.width * outcome.height
+            return
+        counts.failed += 1
+        if len(self._failures) < _SHOWN:
+            self._failures.append(error)
+            self.console.message(error.message)
 
-    @cached_property
-    def _upscaler(self) -> Upscaler:
-        """The model of all pictures, loaded when the first one needs it."""
-        return self.request.load_upscaler(self.console)
+    def _is_there(self) -> bool:
+        return not isinstance(self.output, FolderStorage) or self.output.root.is_dir()
 
-    def _read(self, job: Job) -> Path | bytes | None:
-        """Return a source that can be upscaled, None where that is done already."""
-        if self._is_done(job):
-            return None
-        source = read_source(job, self.request.options.max_pixels)
-        check_job(
-            job,
-            source,
-            self.request.options,
-            makes_folder=self.work.resumes,
-            compares=self.request.side_files.compare,
-        )
-        return source
+    def _changed(self) -> Mapping[str, Any]:
+        return {**self.request.options.changed(), "models": self.request.models.given()}
 
-    def _is_done(self, job: Job) -> bool:
-        target = job.target
-        if target is None or not target.is_file():
-            return False
-        if not self.request.overwrite:
-            if self.work.resumes:
-                return True
-            raise PathError(f"{target} exists already; --overwrite replaces it.")
-        if self.work.guessed and not _is_result(target):
-            raise InputError(
-                f"{target} exists and was not made by tegula: replace it with --output "
-                f"{target}, or upscale it too with --output FOLDER/."
-            )
-        return False
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self._manifest.append(json.dumps(row, default=str))
+        if "source" in row:
+            self.console.record(row)
 
-    def _decode(self, job: Job) -> Path | bytes | Prepared | None:
-        """Read and decode ahead of time, for the upscale to start at once."""
-        from tegula.pipeline.prepare import prepare
+    # Listing.
 
-        source = self._read(job)
-        if source is None or self.request.all_frames:
-            return source  # all frames together may take more memory than there is
-        return prepare(source, self.request.options)
-
-    @cached_property
-    def _remaining(self) -> RemainingWork | None:
-        """What is to come, where there are several pictures."""
-        jobs = self.work.jobs
-        return RemainingWork([self._work_of(job) for job in jobs]) if len(jobs) > 1 else None
-
-    def _work_of(self, job: Job) -> float:
-        """Return the pixels of a result, none where it is there already."""
-        from tegula.images.open import upright_size
-
-        options = self.request.options
-        target, source = job.target, job.source
-        is_done = self.work.resumes and not self.request.overwrite
-        if source is None or (is_done and target is not None and target.is_file()):
-            return 0.0
+    def _list(self) -> None:
+        """Add the sources to the journal, in a thread of its own."""
         try:
-            size = upright_size(source, max_pixels=options.max_pixels)
-            return float(math.prod(target_size(options, *size)))
-        except TegulaError:
-            return 1.0  # it will fail in its turn, at once
+            jobs = self._found()
+            while not self._stopped.is_set() and (some := list(islice(jobs, _LISTED_AT_ONCE))):
+                self._add(some)
+                # Lets others write, who may be in another process and only look now and then.
+                time.sleep(_BETWEEN_WRITES_S)
+        except Exception as error:  # noqa: BLE001, RUF100 - raised again where people see it
+            self._listing_error = error
+        self.journal.end_listing()
+        self.counts.is_listed = self._listing_error is None
 
-    def _upscale(self, job: Job, source: Path | bytes | Prepared | None) -> _Upscaled | None:
-        if source is None:
-            return None
-        began = time.perf_counter()
-        if self._remaining is not None:
-            self._remaining.begin(self.work.jobs.index(job))
-        if self.request.all_frames and isinstance(source, Path | bytes):
-            from tegula.images.frames import frame_facts
+    def _add(self, jobs: Sequence[BatchJob]) -> None:
+        again = self.request.overwrite
+        with self.journal.together():
+            states = [self.journal.add(job, self.options, again=again) for job in jobs]
+        # Apart, since who records an outcome has the counts first and then the journal.
+        with self._lock:
+            self.counts.left += states.count("waiting")
+            self.counts.skipped += states.count("done")
+        for job, state in zip(jobs, states, strict=True):
+            if state not in ("waiting", "done", None):
+                sentence = (
+                    f"The results of {state} and {job.source} would both be {job.target}; give "
+                    "them outputs of their own."
+                )
+                self.record(failed(job, InputError(sentence)))
 
-            facts = frame_facts(source, self.request.options.max_pixels)
-            if facts.count > 1:
-                return self._upscale_frames(job, source, facts, began)
-        return _Upscaled(self._upscale_one(job, job.name, source, self.request.options), began)
+    def _found(self) -> Iterator[BatchJob]:
+        """Yield a job for each picture of the inputs, but for those in the output."""
+        output = _real(self.output)
+        for each in self._inputs:
+            root = _real(each.storage)
+            # Results in a folder below are none of its sources.
+            own = output[len(root) :] if output.startswith(root) else None
+            for entry in each.entries():
+                if own and each.key is None and entry.key.startswith(own):
+                    continue
+                folder, slash, name = entry.key.rpartition("/")
+                picture = Path(name)
+                if picture.suffix.lower() not in PICTURES and each.key is None:
+                    self.counts.left_out += 1
+                    continue
+                result = self._naming.file_name(picture, beside=False)
+                target = f"{folder}{slash}{result}"
+                job = BatchJob(
+                    each.storage.address,
+                    entry.key,
+                    entry.size,
+                    entry.version,
+                    target,
+                    EXTENSIONS[f".{result.rpartition('.')[2].lower()}"],
+                )
+                if own is None and each.key is None and f"{output}{target}".startswith(root):
+                    sentence = f"Its result would lie among the sources in {root}."
+                    self.record(failed(job, InputError(sentence)))
+                    continue
+                yield job
 
-    def _upscale_frames(
-        self, job: Job, source: Path | bytes, facts: FrameFacts, began: float
-    ) -> _Upscaled:
-        """Upscale frame by frame, all from the noise of the first, so that they do not flicker."""
-        from tegula.images.frames import check_frames, read_frames
-        from tegula.pipeline.prepare import prepare
+    # Showing.
 
-        check_frames(facts, job.format)
-        options, first = self.request.options, None
-        frames: list[tuple[Image, DeepPixels | None]] = []
-        warnings: dict[str, None] = {}
-        for picture in read_frames(source, facts, options.max_pixels):
-            name = f"{job.name}, {facts.kind} {len(frames) + 1} of {facts.count}"
-            result = self._upscale_one(job, name, prepare(picture, options), options)
-            if first is None:
-                first, options = result, options.replaced(seed=result.seed)
-            frames.append((result.image, result.deep))
-            warnings |= dict.fromkeys(result.warnings)
-        if first is None:
-            raise InputError(f"{job.name} has no frames.")
-        first = dataclasses.replace(first, warnings=tuple(warnings))
-        return _Upscaled(first, began, facts, tuple(frames))
-
-    def _upscale_one(
-        self, job: Job, name: str, source: Path | bytes | Prepared, options: UpscaleOptions
-    ) -> UpscaleResult:
-        upscaler, side_files = self._upscaler, self.request.side_files
-        whole = None if self._remaining is None else self._remaining.text
-        showing = show_progress(self.console, name, job.input, whole)
-        with showing as on_progress, self.interruption.polled():
-            result = upscaler.upscale(
-                source,
-                options,
-                mask=side_files.mask,
-                strength_map=side_files.strength_map,
-                on_progress=on_progress,
-                on_preview=_save_preview(side_files.preview),
-                on_plan=partial(self._announce_time, job, name),
-                cancelled=self.interruption.requested,
-            )
-        if self.request.fingerprint not in (None, upscaler.bundle.facts.fingerprint):
-            warning = (
-                "The result that --like names was made with other weights; this one will differ."
-            )
-            result = dataclasses.replace(result, warnings=(warning, *result.warnings))
-        return result
-
-    def _announce_time(
-        self, job: Job, name: str, plan: Plan, seconds: Mapping[str, float] | None
-    ) -> None:
-        """Say once, before long work, how long all of it takes, and what is quicker."""
-        if seconds is None or self._announced:
+    def _show(self) -> None:
+        """Tell how far it is, in a thread of its own."""
+        if not (self.console.talks or (self.console.json and self.console.progress)):
             return
-        self._announced = True
-        one = sum(seconds.values())
-        times = 1.0 if self._remaining is None else self._remaining.in_present_pictures()
-        expected = one * times
-        if self.console.progress:
-            self.console.record({"input": job.input, "expected_seconds": expected})
-        if not self.console.talks or expected < ANNOUNCED_FROM_S:
+        if self.console.talks and sys.stderr.isatty():
+            from rich.console import Console as Terminal
+
+            with Terminal(stderr=True).status(self._pace.line()) as status:
+                while not self._stopped.wait(_BAR_EVERY_S):
+                    status.update(self._pace.line())
             return
-        what = name if self._remaining is None else plural(len(self.work.jobs), "picture")
-        sentence = f"{what}: expected to take about {about(expected)}"
-        options = self.request.options
-        if expected > _TEDIOUS_S and options.preset not in ("fast", "exact"):
-            try:
-                quicker = self._upscaler.expectation.with_preset("fast", plan, options) * times
-            except TegulaError:
-                quicker = expected  # its prescaler is missing, or memory is short
-            if quicker < _QUICKER * expected:
-                sentence += f"; with --preset fast about {about(quicker)}"
-        self.console.message(sentence)
-
-    def _finish(self, job: Job, upscaled: _Upscaled | None) -> None:
-        """Write the result and report it."""
-        if upscaled is None:
-            self._skipped += 1
-            self.console.message(f"{job.target} exists already; --overwrite makes it again.")
-            self.console.record({"input": job.input, "output": job.output, "skipped": True})
-            return
-        result = upscaled.result
-        settings = {**result.settings, "models": self.request.models.given()}
-        warnings = (*result.warnings, *self._write(job, upscaled, settings))
-        comparison = self._compare(job, result)
-        self._done += 1
-        self._report(job, result, warnings, comparison, time.perf_counter() - upscaled.began)
-        self.console.record(
-            {
-                "input": job.input,
-                "output": job.output,
-                **({} if comparison is None else {"compare": str(comparison)}),
-                "width": result.image.width,
-                "height": result.image.height,
-                **({} if upscaled.facts is None else {"frames": len(upscaled.frames)}),
-                "seed": result.seed,
-                "options": result.options.settings(),
-                "timings": dict(result.timings),
-                "found": result.found,
-                "consistency": (
-                    None if result.consistency is None else dataclasses.asdict(result.consistency)
-                ),
-                "faces": [dataclasses.asdict(face) for face in result.faces],
-                "warnings": list(warnings),
-                "settings": settings,
-            }
-        )
-
-    def _write(self, job: Job, upscaled: _Upscaled, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        """Write the result and return what its format could not hold."""
-        from tegula.folders import make_folder, write_atomically
-
-        result, quality, level = upscaled.result, self.request.quality, self.request.png_level
-        if upscaled.facts is None:
-            encoded = result.encoded(
-                job.format, quality=quality, png_level=level, settings=settings
-            )
-        else:
-            from tegula.images.frames import encode_frames
-
-            encoded = encode_frames(
-                upscaled.frames,
-                upscaled.facts,
-                job.format,
-                quality=quality,
-                png_level=level,
-                metadata=result.metadata,
-                settings=settings,
-            )
-            lost = result.lost_exactness(job.format)
-            encoded = dataclasses.replace(encoded, warnings=(*encoded.warnings, *lost))
-        if job.target is None:
-            sys.stdout.buffer.write(encoded.data)
-            sys.stdout.buffer.flush()
-            return encoded.warnings
-        if self.work.resumes:
-            make_folder(job.target.parent)
-        write_atomically(job.target, encoded.data)
-        return encoded.warnings
-
-    def _compare(self, job: Job, result: UpscaleResult) -> Path | None:
-        if not self.request.side_files.compare or job.comparison is None:
-            return None
-        from tegula.images.decode import in_srgb
-        from tegula.images.encode import save, side_by_side
-
-        after = in_srgb(result.image, result.metadata)
-        save(side_by_side(result.source, after), job.comparison)
-        return job.comparison
-
-    def _report(
-        self,
-        job: Job,
-        result: UpscaleResult,
-        warnings: tuple[str, ...],
-        comparison: Path | None,
-        seconds: float,
-    ) -> None:
-        for warning in warnings:
-            self.console.message(f"{job.name}: {warning}")
-        place = "Standard output" if job.target is None else job.target
-        size = f"{result.image.width}x{result.image.height}"
-        took = f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
-        if result.found:
-            self.console.message(f"{job.name}: {result.found}")
-        number = self._done + len(self._failures)
-        whole = "" if self._remaining is None else f"; {self._remaining.text_after(number)}"
-        self.console.message(f"{place}: {size}, seed {result.seed}, {took}{whole}")
-        for face in result.faces:
-            held = "" if face.after == face.before else f", {face.after:.2f} once it was held"
-            self.console.message(
-                f"{job.name}: the face of {face.side} px at {face.left},{face.top} is "
-                f"{face.before:.2f} from its source{held}"
-            )
-        if (near := result.consistency) is not None:
-            self.console.message(
-                f"{place}: shrunk to the size of the source, {near.mean:.1f} of 255 levels from it "
-                f"on average, {near.worst:.0f} at the worst pixel"
-            )
-        if comparison is not None:
-            self.console.message(f"{comparison}: before and after")
-
-    def _fail(self, job: Job, error: Exception) -> None:
-        """Report a picture that went wrong; the others go on."""
-        if self._remaining is not None:
-            self._remaining.skip(self.work.jobs.index(job))
-        failure = Failure.of(error)
-        self.console.record({"input": job.input, "output": job.output, "error": failure.as_json()})
-        if job.name not in failure.message:
-            failure = dataclasses.replace(failure, message=f"{job.name}: {failure.message}")
-        self._failures.append(failure)
-        self.console.message(failure.message)
+        while not self._stopped.wait(_LINE_EVERY_S):
+            self.console.message(self._pace.line())
+            self.console.record({"progress": self._pace.facts()})
 
     def _sum_up(self) -> None:
         """Count what has become of the pictures, and repeat what went wrong."""
+        counts = self.counts
         if not self.console.json:
             for failure in self._failures:
                 self.console.error(failure)
-        counts = {
-            "done": self._done,
-            "skipped": self._skipped,
-            "failed": len(self._failures),
+        hidden = counts.failed - len(self._failures)
+        if hidden:
+            self.console.message(
+                f"{plural(hidden, 'failure')} more: {self.output.address}/{MANIFEST} has them all."
+            )
+        if counts.left_out:
+            is_are = (
+                "is not a picture by its name and is"
+                if counts.left_out == 1
+                else "are not pictures by their names and are"
+            )
+            self.console.message(f"{plural(counts.left_out, 'file')} {is_are} left out.")
+        self.console.message(self._pace.summary())
+
+
+class Pace:
+    """How many pictures and pixels a run makes in a second."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self._began = time.monotonic()
+
+    def begin(self) -> None:
+        """Count from now on."""
+        self._began = time.monotonic()
+
+    def facts(self) -> dict[str, Any]:
+        """Return it for programs; the time left is None until all sources are listed."""
+        counts = self._counts
+        seconds = max(time.monotonic() - self._began, 1e-3)
+        rate = counts.done / seconds
+        known = counts.is_listed and rate > 0
+        return {
+            "done": counts.done,
+            "failed": counts.failed,
+            "skipped": counts.skipped,
+            "left": counts.left,
+            "is_listed": counts.is_listed,
+            "pictures_per_second": rate,
+            "megapixels_per_second": counts.pixels / 1e6 / seconds,
+            "seconds_left": counts.left / rate if known else None,
         }
-        counts["not begun"] = len(self.work.jobs) - sum(counts.values())
-        self.console.message(
-            ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        )
+
+    def line(self) -> str:
+        """Return it for people."""
+        facts = self.facts()
+        left = f"{facts['left']:,} left" + ("" if facts["is_listed"] else " so far")
+        line = ", ".join([*self._ended(), left])
+        line += f"; {self._rates(facts)}"
+        seconds = facts["seconds_left"]
+        return line if seconds is None else f"{line}; about {about(seconds)} left"
+
+    def summary(self) -> str:
+        """Return it at the end."""
+        facts, counts = self.facts(), self._counts
+        parts = [*self._ended(), *([f"{counts.left:,} not done"] if counts.left else [])]
+        line = ", ".join(parts) or "no picture found"
+        return f"{line}; {self._rates(facts)}" if counts.done else line
+
+    def _ended(self) -> list[str]:
+        counts = self._counts
+        named = {
+            "done": counts.done,
+            "failed": counts.failed,
+            "skipped, done before": counts.skipped,
+        }
+        return [f"{count:,} {what}" for what, count in named.items() if count]
+
+    def _rates(self, facts: Mapping[str, Any]) -> str:
+        pictures, pixels = facts["pictures_per_second"], facts["megapixels_per_second"]
+        return f"{pictures:.3g} pictures/s, {pixels:.3g} megapixels/s"
 
 
-def _is_result(path: Path) -> bool:
-    """Tell whether a file is a picture that tegula made."""
-    from tegula.images.encode import read_settings
+_LEFT_OUT = {"output", "compare", "preview", "mask", "strength_map"}
+_SECTIONS: Mapping[str, Sequence[click.Option]] = {
+    **{
+        name: [option for option in options if option.name not in _LEFT_OUT]
+        for name, options in SECTIONS.items()
+        if name != "Messages"
+    },
+    "Batch": (
+        Option(
+            ["--retries"],
+            "How often a picture is tried again that failed for another reason than its bytes and "
+            "the options.",
+            type=click.IntRange(0, 100),
+            default=2,
+            metavar="INTEGER",
+        ),
+    ),
+    "Messages": (JSON, PROGRESS, QUIET),
+}
 
-    try:
-        return read_settings(path) is not None
-    except TegulaError:
-        return False
-
-
-def _save_preview(path: Path | None) -> OnPreview | None:
-    if path is None:
-        return None
-    from tegula.images.encode import save
-
-    return lambda picture: save(picture, path)
+BATCH = SectionedCommand(
+    "batch",
+    _batch,
+    [click.Argument(["places"], nargs=-1, required=True, metavar="IN... OUT")],
+    _SECTIONS,
+    help_text=_HELP,
+    short_help="Make any number of pictures larger, here or on a cluster.",
+    everyday=tuple({*EVERYDAY, "retries"} - _LEFT_OUT),
+)

@@ -15,6 +15,7 @@ else:
     import tomli as tomllib
 
 from tegula import __version__
+from tegula.cli.batch import BATCH
 from tegula.cli.console import Console, Failure, quieten_libraries
 from tegula.cli.doctor import DOCTOR
 from tegula.cli.models import MODELS
@@ -32,7 +33,7 @@ from tegula.folders import CONFIG_VARIABLE, config_file
 def read_defaults(commands: Mapping[str, click.Command]) -> Mapping[str, Mapping[str, Any]]:
     """Read the user's defaults for options, by command and the names that click has for them.
 
-    What the file says of `upscale` counts for `plan` and `tune`, too.
+    What the file says of `upscale` counts for `plan`, `batch` and `tune`, too.
 
     Raises:
         PathError: the file cannot be read, or a file was named and is not there.
@@ -55,7 +56,7 @@ def read_defaults(commands: Mapping[str, click.Command]) -> Mapping[str, Mapping
         sections = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise OptionError(f"{file} is not TOML: {error}.") from error
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for section, values in sections.items():
         command = commands.get(section)
         if not isinstance(values, dict) or command is None or isinstance(command, click.Group):
@@ -64,13 +65,20 @@ def read_defaults(commands: Mapping[str, click.Command]) -> Mapping[str, Mapping
                 "of a command, such as [upscale]."
             )
         found[section] = _by_parameter(values, command, str(file))
-    of_upscale = found.get("upscale", {})
-    if of_upscale:
-        found["plan"] = {**of_upscale, **found.get("plan", {})}
-        known = {option.name for option in TUNE.params} - {"output", "overwrite"}
-        shared = {key: value for key, value in of_upscale.items() if key in known}
-        found["tune"] = {**shared, **found.get("tune", {})}
+    _share_of_upscale(found)
     return found
+
+
+def _share_of_upscale(found: dict[str, dict[str, Any]]) -> None:
+    """Let what is set for `upscale` count for the commands that have the same options."""
+    of_upscale = found.get("upscale", {})
+    for command in (PLAN, BATCH, TUNE):
+        # Nor are files replaced by commands that have others.
+        left_out = set() if command is PLAN else {"output", "overwrite"}
+        known = {option.name for option in command.params} - left_out
+        shared = {key: value for key, value in of_upscale.items() if key in known}
+        if name := command.name:
+            found[name] = {**shared, **found.get(name, {})}
 
 
 def _by_parameter(values: Mapping[str, Any], command: click.Command, file: str) -> dict[str, Any]:
@@ -116,7 +124,7 @@ class _Program(click.Group):
 PROGRAM = _Program(
     name="tegula",
     help="Make pictures larger and better, on your own machine.",
-    commands=[UPSCALE, TUNE, PLAN, MODELS, DOCTOR, RUN, SERVE, TOKENS, WEBHOOKS],
+    commands=[UPSCALE, BATCH, TUNE, PLAN, MODELS, DOCTOR, RUN, SERVE, TOKENS, WEBHOOKS],
     params=[flag(["--debug"], "Show the traceback of an error.")],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

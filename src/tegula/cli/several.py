@@ -7,10 +7,10 @@ takes follows from the pictures so far (``RemainingWork``).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import zip_longest
+from itertools import islice
 from typing import TypeVar
 
 from tegula.progress import Progress, about
@@ -21,7 +21,7 @@ Worked = TypeVar("Worked")
 
 
 def staggered(
-    items: Sequence[Item],
+    items: Iterable[Item],
     read: Callable[[Item], Read],
     work: Callable[[Item, Read], Worked],
     write: Callable[[Item, Worked], None],
@@ -34,7 +34,7 @@ def staggered(
     thread of its own. At most one item waits on either side, so memory holds three.
 
     Args:
-        items: what there is to do.
+        items: what there is to do; looked at one item ahead.
         read: runs ahead, in a thread.
         work: runs here.
         write: runs behind, in a thread.
@@ -54,13 +54,13 @@ def staggered(
             failed(item, error)
 
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        coming: list[Future[Read]] = [reader.submit(read, item) for item in items[:1]]
+        ahead = iter(items)
+        coming = [(item, reader.submit(read, item)) for item in islice(ahead, 1)]
         writing: Future[None] | None = None
-        for item, following in zip_longest(items, items[1:]):
+        while coming:
             _stop_if_failed(writing)
-            ready = coming.pop()
-            if following is not None:
-                coming.append(reader.submit(read, following))
+            item, ready = coming.pop()
+            coming += [(after, reader.submit(read, after)) for after in islice(ahead, 1)]
             try:
                 behind = partial(written, item, work(item, ready.result()))
             except stopping:

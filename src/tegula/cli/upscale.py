@@ -1,4 +1,4 @@
-"""`tegula upscale`: from the command line to a batch of pictures."""
+"""`tegula upscale`: from the command line to the pictures that it names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from tegula.cli.batch import Batch, Request
 from tegula.cli.console import Console, Interruption
 from tegula.cli.models import MODEL_OPTIONS, PARTS, Runtime, models_given, models_like
 from tegula.cli.options import (
@@ -26,6 +25,7 @@ from tegula.cli.options import (
     read_like,
     upscale_sections,
 )
+from tegula.cli.pictures import Pictures, Request
 from tegula.cli.targets import Naming, SideFiles, Work, find_work
 from tegula.errors import OptionError
 from tegula.images.formats import FORMATS, format_for
@@ -62,7 +62,7 @@ def _upscale(**parameters: Any) -> None:
                         f"--{name} needs a file for the result, because standard output takes "
                         f"the picture."
                     )
-        status = Batch(request, work, console, interruption).run()
+        status = Pictures(request, work, console, interruption).run()
     context.exit(status)
 
 
@@ -120,7 +120,12 @@ def _over_defaults(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def work_of(parameters: Mapping[str, Any], request: Request) -> Work:
     """Return the pictures that the arguments name, and where their results go."""
-    options = request.options
+    naming = naming_of(parameters, request.options)
+    return find_work(parameters["pictures"], parameters["output"], naming, request.side_files)
+
+
+def naming_of(parameters: Mapping[str, Any], options: UpscaleOptions) -> Naming:
+    """Return how the results are named."""
     if options.size is not None:
         size = f"_{options.size[0]}x{options.size[1]}"
     elif options.resolution is not None:
@@ -128,12 +133,11 @@ def work_of(parameters: Mapping[str, Any], request: Request) -> Work:
     else:
         size = f"_x{2 if options.scale is None else options.scale:g}"
     wanted = parameters["format"]
-    naming = Naming(
+    return Naming(
         format=None if wanted is None else format_for(None, wanted),
         size=size,
         crop="" if options.crop is None else "_crop",
     )
-    return find_work(parameters["pictures"], parameters["output"], naming, request.side_files)
 
 
 _FILE_OPTIONS: Sequence[click.Option] = (

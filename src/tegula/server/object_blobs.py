@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -21,33 +20,22 @@ from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore import exceptions
-from obstore.store import from_url
 
 from tegula.errors import ServiceError, StorageError
 from tegula.server.blobs import IDENTITY, Blob, FolderBlobs, content_type_of
+from tegula.storage import CONNECT_PATIENCE, answering, listed, open_store
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+    from obstore.store import ObjectStore
 
 _KEY = re.compile(r"[0-9a-f]{2}/([0-9a-f]{64})")
 _PART = 8 << 20
-"""Bytes of one request, each of which has to be answered within ``_PATIENCE``."""
+"""Bytes of one request, each of which has to be answered within half a minute."""
 _UPLOADS = 4
 """Parts of one file that are uploaded at once."""
-_PATIENCE, _RETRIES_FOR = timedelta(seconds=30), timedelta(seconds=45)
-_LOOK_PATIENCE = timedelta(seconds=5)
 _COPY_STAYS_S = 1800.0
 _COPY_UNUSED_S = 86_400.0
 _LISTED_EVERY_S = 600.0
-_CREDENTIALS = {401, 403}
-_ENDPOINTS = (
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT",
-    "AZURE_STORAGE_ENDPOINT",
-    "AZURE_ENDPOINT",
-)
-"""Variables that name another server than that of the provider; without TLS if it says so."""
 
 
 class ObjectBlobs:
@@ -89,7 +77,7 @@ class ObjectBlobs:
     def identity(self) -> str:
         """Return what tells this bucket and prefix from every other; empty if it has none yet."""
         try:
-            with _answering():
+            with answering():
                 return bytes(obstore.get(self._store, IDENTITY).bytes()).decode("ascii").strip()
         except FileNotFoundError:
             return ""
@@ -106,7 +94,7 @@ class ObjectBlobs:
         """
         new = secrets.token_hex(16)
         try:
-            with _answering():
+            with answering():
                 obstore.put(self._store, IDENTITY, new.encode(), mode="create")
         except exceptions.AlreadyExistsError:
             raise ServiceError(
@@ -134,7 +122,7 @@ class ObjectBlobs:
         kind = content_type_of(blob.head)
         # Always, also where it is there: the time of the upload tells the sweep to leave it.
         try:
-            with _answering():
+            with answering():
                 try:
                     upload(attributes={"Content-Type": kind})
                 except NotImplementedError:  # of a folder, which keeps no types
@@ -150,7 +138,7 @@ class ObjectBlobs:
             PathError: this machine, or the store, keeps nothing.
         """
         try:
-            with _answering():
+            with answering():
                 obstore.head(self._quick, IDENTITY)
         except FileNotFoundError:
             raise StorageError(f"The files are not in {self._place} any more.") from None
@@ -191,7 +179,7 @@ class ObjectBlobs:
         """Return a signed address of the bucket, or None where the store cannot sign."""
         signing: Any = self._store
         try:
-            with _answering():
+            with answering():
                 link: str = obstore.sign(signing, "GET", _key(sha256), timedelta(seconds=seconds))
                 return link
         except ValueError:
@@ -203,17 +191,10 @@ class ObjectBlobs:
         Raises:
             StorageError: the store does not answer.
         """
-        with _answering():
-            pages = iter(obstore.list(self._store, chunk_size=1000))
-        while True:
-            with _answering():
-                page = next(pages, None)
-            if page is None:
-                return
-            for one in page:
-                found = _KEY.fullmatch(one["path"])
-                if found and _since(one["last_modified"]) >= seconds:
-                    yield found[1]
+        for one in listed(self._store):
+            found = _KEY.fullmatch(one["path"])
+            if found and _since(one["last_modified"]) >= seconds:
+                yield found[1]
 
     def age(self, sha256: str) -> float:
         """Return the seconds since a blob was last put, or -1 if it is gone.
@@ -222,7 +203,7 @@ class ObjectBlobs:
             StorageError: the store does not answer.
         """
         try:
-            with _answering():
+            with answering():
                 return _since(obstore.head(self._store, _key(sha256))["last_modified"])
         except FileNotFoundError:
             return -1.0
@@ -233,7 +214,7 @@ class ObjectBlobs:
         Raises:
             StorageError: the store does not answer.
         """
-        with _answering(), contextlib.suppress(FileNotFoundError):
+        with answering(), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, _key(sha256))
         self._copies.remove(sha256)
 
@@ -260,12 +241,12 @@ class ObjectBlobs:
         def pieces() -> Iterator[bytes]:
             for start in range(0, size, _PART):
                 end = min(start + _PART, size)
-                with _answering():
+                with answering():
                     piece = bytes(obstore.get_range(self._store, key, start=start, end=end))
                 yield piece
 
         try:
-            with _answering():
+            with answering():
                 size = obstore.head(self._store, key)["size"]
             blob = self._copies.put(pieces(), size)
         except FileNotFoundError:
@@ -286,23 +267,11 @@ def open_bucket(url: str, folder: Path, copies_bytes: int) -> ObjectBlobs:
     Raises:
         StorageError: the address or the environment is not complete.
     """
-    plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
-    opened = []
-    for timeout, retries in ((_PATIENCE, 5), (_LOOK_PATIENCE, 0)):
-        client: ClientConfig = {"connect_timeout": _LOOK_PATIENCE, "timeout": timeout}
-        if plain:
-            client["allow_http"] = True
-        retry: RetryConfig = {"max_retries": retries, "retry_timeout": _RETRIES_FOR}
-        local = url.startswith("file:")
-        try:
-            opened.append(
-                from_url(url) if local else from_url(url, client_options=client, retry_config=retry)
-            )
-        except Exception as error:
-            # Its first line names what is missing, such as an account; the rest is for debugging.
-            reason = str(error).splitlines()[0]
-            raise StorageError(f"blobs_url cannot be used: {reason}.") from None
-    return ObjectBlobs(url, opened[0], folder, copies_bytes, opened[1])
+    try:
+        store, quick = open_store(url), open_store(url, timeout=CONNECT_PATIENCE, retries=0)
+    except ValueError as error:
+        raise StorageError(f"blobs_url cannot be used: {error}.") from None
+    return ObjectBlobs(url, store, folder, copies_bytes, quick)
 
 
 def _key(sha256: str) -> str:
@@ -311,31 +280,3 @@ def _key(sha256: str) -> str:
 
 def _since(moment: datetime) -> float:
     return max(0.0, time.time() - moment.timestamp())
-
-
-@contextmanager
-def _answering() -> Iterator[None]:
-    """Say in one sentence that the store does not answer, or refuses.
-
-    What obstore says is not passed on: answers of stores repeat keys and signatures.
-
-    Raises:
-        StorageError: so it is.
-        FileNotFoundError, AlreadyExistsError: as obstore raises them.
-    """
-    try:
-        yield
-    except exceptions.AlreadyExistsError:
-        raise
-    except exceptions.BaseError as error:
-        refused = isinstance(
-            error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
-        )
-        found = re.search(r"status(?: code)?:? (\d{3})|\b(5\d\d) [A-Z]", str(error))
-        status = next((int(digits) for digits in (found.groups() if found else ()) if digits), 0)
-        if refused or status in _CREDENTIALS:
-            raise StorageError(
-                "The object store refuses what the server shows it to sign in."
-            ) from None
-        how = f"answers with {status}" if status else "does not answer"
-        raise StorageError(f"The object store {how}; try again later.") from None

@@ -1,0 +1,259 @@
+"""`tegula batch`, with a model of this process."""
+
+import json
+import os
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from cli_support import PLAIN, names_in, put, run, size_of
+
+from tegula import upscaler as upscaler_module
+from tegula.cli.batch import BatchRun, Input
+from tegula.cli.batch_jobs import Outcome
+from tegula.cli.console import Console
+from tegula.cli.models import Runtime
+from tegula.cli.pictures import Request
+from tegula.cli.targets import Naming
+from tegula.errors import CancelledError, NumericalError
+from tegula.models import BundleSettings
+from tegula.options import UpscaleOptions
+from tegula.storage import Entry, FolderStorage
+from tegula.upscaler import Upscaler
+from tests.tiny.networks import tiny_bundle
+
+MANIFEST = "tegula-manifest.jsonl"
+
+
+class Upscales:
+    """A model that counts what it does; ``errors`` has what it raises at which count."""
+
+    def __init__(self, upscaler):
+        self.upscaler = upscaler
+        self.count = 0
+        self.errors = {}
+
+    def upscale(self, *arguments, **named):
+        self.count += 1
+        if error := self.errors.get(self.count):
+            raise error
+        return self.upscaler.upscale(*arguments, **named)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Upscaler(tiny_bundle())
+
+
+@pytest.fixture(autouse=True)
+def upscales(tmp_path, monkeypatch, tiny):
+    monkeypatch.chdir(tmp_path)
+    counting = Upscales(tiny)
+    monkeypatch.setattr(upscaler_module.Upscaler, "load", staticmethod(lambda **_: counting))
+    return counting
+
+
+def batch(*words):
+    return run("batch", *words, *PLAIN)
+
+
+def rows(folder="out"):
+    lines = Path(folder, MANIFEST).read_text().splitlines()
+    return [row for row in map(json.loads, lines) if "source" in row]
+
+
+def last(name, folder="out"):
+    return next(row for row in reversed(rows(folder)) if Path(row["source"]).name == name)
+
+
+def two_pictures():
+    put(Path("in/a.jpg"))
+    put(Path("in/deep/er/b.png"))
+
+
+def test_a_folder_goes_into_another_once_with_all_below_it(upscales):
+    two_pictures()
+    put(Path("in/.hidden.png"))
+    Path("in/notes.txt").write_text("no picture")
+    # The output lies inside, and its pictures are no sources.
+    done = batch("in", "in/out")
+    assert done.exit_code == 0, done.stderr
+    assert names_in(Path("in/out")) == ["a.jpg", "deep/er/b.png", MANIFEST]
+    assert size_of("in/out/deep/er/b.png") == (24, 16)
+    assert "1 file is not a picture by its name and is left out." in done.stderr
+    assert "2 done; " in done.stderr
+    assert "pictures/s" in done.stderr
+    row = last("a.jpg", "in/out")
+    facts = ("output", "status", "attempts", "width", "height", "seed")
+    assert [row[name] for name in facts] == ["a.jpg", "done", 1, 24, 16, 7]
+    again = batch("in", "in/out")
+    assert (again.exit_code, upscales.count) == (0, 2)
+    assert "2 skipped, done before" in again.stderr
+
+
+def test_what_changed_is_done_again_and_nothing_else(upscales):
+    two_pictures()
+    batch("in", "out")
+    put(Path("in/a.jpg"), width=9)
+    batch("in", "out")
+    assert (upscales.count, size_of("out/a.jpg")) == (3, (18, 16))
+    Path("out/deep/er/b.png").unlink()
+    batch("in", "out")
+    assert (upscales.count, size_of("out/deep/er/b.png")) == (4, (24, 16))
+    batch("in", "out", "--scale", "3")
+    assert (upscales.count, size_of("out/a.jpg")) == (6, (27, 24))
+    batch("in", "out", "--scale", "3", "--max-pixels", "9999")  # makes no other picture
+    assert upscales.count == 6
+    batch("in", "out", "--scale", "3", "--overwrite")
+    assert upscales.count == 8
+
+
+def test_what_failed_is_listed_and_tried_again_by_the_next_run(upscales):
+    two_pictures()
+    Path("in/bad.jpg").write_bytes(b"no picture")
+    done = batch("in", "out")
+    assert done.exit_code == 3
+    assert "in/bad.jpg is not a PNG" in done.stderr
+    assert "2 done, 1 failed" in done.stderr
+    row = last("bad.jpg")
+    assert [row["status"], row["error"]["code"], row["attempts"]] == ["failed", "invalid_image", 1]
+    batch("in", "out")
+    assert (upscales.count, last("bad.jpg")["attempts"]) == (2, 2)
+    put(Path("in/bad.jpg"))
+    assert batch("in", "out").exit_code == 0
+    assert (last("bad.jpg")["status"], last("bad.jpg")["attempts"]) == ("done", 1)
+
+
+def test_what_may_succeed_is_tried_again_within_a_run(upscales):
+    two_pictures()
+    upscales.errors = {1: NumericalError("The model returned NaN.")}
+    assert batch("in", "out").exit_code == 0
+    assert (upscales.count, last("a.jpg")["attempts"], last("b.png")["attempts"]) == (3, 2, 1)
+    upscales.errors = {4: NumericalError("The model returned NaN.")}
+    done = batch("in", "again", "--retries", "0")
+    assert done.exit_code == 7
+    assert last("a.jpg", "again")["error"]["code"] == "not_finite"
+
+
+def test_two_sources_of_one_result_are_told_of_and_the_first_keeps_it(upscales):
+    put(Path("in/a.bmp"))
+    put(Path("in/a.png"), width=9)
+    for attempts in (1, 2):
+        done = batch("in", "out")
+        assert done.exit_code == 2
+        assert "a.bmp and " in done.stderr
+        assert "a.png would both be a.png; give them outputs of their own." in done.stderr
+        assert (upscales.count, size_of("out/a.png")) == (1, (24, 16))
+        assert last("a.png")["attempts"] == attempts or attempts == 2
+
+
+def test_what_was_finished_before_a_kill_is_finished_without_its_line(upscales):
+    two_pictures()
+    batch("in", "out")
+    # Killed within the second line, before the first was all on disk.
+    path = Path("out", MANIFEST)
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] + b'{"source": "/')
+    done = batch("in", "out")
+    assert (done.exit_code, upscales.count) == (0, 2)
+    assert path.read_text().splitlines()[1] == '{"source": "/'
+    text = "".join(line + "\n" for line in path.read_text().splitlines() if line != '{"source": "/')
+    path.write_text(text)
+    assert [(row["status"], row["width"], row["seed"]) for row in rows()] == [("done", 24, 7)] * 2
+
+
+def test_a_stopped_run_goes_on(upscales):
+    two_pictures()
+    upscales.errors = {2: CancelledError()}
+    done = batch("in", "out")
+    assert done.exit_code == 130
+    assert "1 done, 1 not done" in done.stderr
+    assert names_in(Path("out")) == ["a.jpg", MANIFEST]
+    assert batch("in", "out").exit_code == 0
+    assert upscales.count == 3
+
+
+def test_a_file_that_tegula_did_not_make_stays(upscales):
+    two_pictures()
+    put(Path("out/a.jpg"), width=5)
+    done = batch("in", "out")
+    assert done.exit_code == 2
+    assert "out/a.jpg exists and was not made by tegula; --overwrite replaces it." in done.stderr
+    assert (upscales.count, size_of("out/a.jpg")) == (1, (5, 8))
+    assert batch("in", "out", "--overwrite").exit_code == 0
+    assert size_of("out/a.jpg") == (24, 16)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "sentence"),
+    [
+        (["in"], 2, "as the last argument, the folder or address for their results"),
+        (["in", "in"], 2, "The results would lie among their sources in in"),
+        (["in", "in/../in/"], 2, "The results would lie among their sources"),
+        (["nowhere", "out"], 5, "nowhere does not exist."),
+        (["in", "out.png"], 2, "out.png is not a folder"),
+        (["https://example.com/in", "out"], 2, "no address that begins with one of s3://, gs://"),
+    ],
+)
+def test_refused_before_any_work(upscales, words, status, sentence):
+    two_pictures()
+    done = batch(*words)
+    assert (done.exit_code, upscales.count) == (status, 0)
+    assert sentence in done.stderr
+
+
+def test_results_do_not_go_into_the_folder_of_other_sources():
+    put(Path("all/in/in/a.jpg"))
+    put(Path("all/in/b.jpg"))
+    done = batch("all/in", "all")
+    assert done.exit_code == 2
+    assert "in/in/a.jpg: Its result would lie among the sources in" in done.stderr
+    assert size_of("all/in/in/a.jpg") == (12, 8)
+    assert size_of("all/b.jpg") == (24, 16)
+
+
+def test_programs_get_a_line_for_each_picture_and_single_files_are_taken():
+    two_pictures()
+    done = batch("in/a.jpg", "in/deep", "out", "--json")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record["output"] for record in records] == ["a.jpg", "er/b.png"]
+    assert done.stderr == ""
+
+
+COUNT = 100_000
+
+
+@dataclass(frozen=True)
+class Endless(FolderStorage):
+    """A storage that lists many files."""
+
+    def entries(self):
+        for number in range(COUNT):
+            yield Entry(f"{number // 1000:03}/picture-{number:06}.png", 1000, "1")
+
+
+def test_a_hundred_thousand_pictures_take_no_more_memory_than_few(tmp_path):
+    """All keys, or all lines of the manifest, would take above 30 MB."""
+    request = Request(UpscaleOptions(), BundleSettings(), Runtime(), None)
+    process = psutil.Process()
+
+    def one_run():
+        inputs, output = [Input(Endless(tmp_path / "in"))], FolderStorage(tmp_path / "out")
+        console = Console(quiet=True)
+        batch_run = BatchRun(
+            request, inputs, output, Naming(), 0, console, tmp_path / os.urandom(4).hex()
+        )
+        before = most = process.memory_info().rss
+        done = 0
+        with closing(batch_run), batch_run.listing():
+            for group in batch_run.journal.jobs(500, lambda waiting: waiting, settles=True):
+                for job in group:
+                    batch_run.record(Outcome(job, 1.0, 20, 20, 7))
+                most = max(most, process.memory_info().rss)
+                done += len(group)
+        return done, batch_run.counts, most - before
+
+    done, counts, growth = one_run()
+    assert (done, counts.done, counts.left) == (COUNT, COUNT, 0)
+    assert growth < 20_000_000
