@@ -71,7 +71,7 @@ class BundleCost:
 
 
 def bundle_cost(bundle: Bundle) -> BundleCost:
-    """Count a bundle; a tenth of the work of a window."""
+    """Count what the nets of a bundle take, which costs a tenth of the work of a window."""
     side = bundle.facts.window_multiple
     shapes = [(side * down, side * across) for down, across in _AREAS]
     # The plain nets: compiled ones would be compiled for the shapes that are counted.

@@ -14,15 +14,15 @@ from tegula.images.pixels import Size
 from tegula.options import PresetValues, ResolvedOptions, UpscaleOptions
 
 CLEAN_SHARE = 0.8
-"""Of tegula-photo's tuning for a clean photograph; docs/decisions/0005 has how all were found."""
+"""Share of tegula-photo's tuning for a clean photograph; docs/decisions/0005 has the figures."""
 UNSEEN_SHARE = 0.65
-"""Without auto: the share at which the weights of tegula-photo are kept in their file."""
+"""The share without auto: that at which the file of tegula-photo keeps its weights."""
 _BY_QUALITY = ((50, 80, 95), (0.35, 0.5, CLEAN_SHARE))
-"""Qualities of JPEG, and the shares of photographs that have them."""
+"""Qualities of JPEG and the share for each; between them it is interpolated."""
 _BY_NOISE = ((1.5, 4.0), (CLEAN_SHARE, 0.65))
-"""Levels of 255, and the shares of photographs with that noise."""
+"""Noise in levels of 255 and the share for each, likewise."""
 _DRAWN_SHARE = 0.35
-"""Of what is drawn: letters are read right the most often, and look most like their originals."""
+"""For what is drawn: with it most letters are read right, and look most like their originals."""
 
 
 def share_of_tuning(look: Look) -> float:
@@ -40,17 +40,17 @@ def share_of_tuning(look: Look) -> float:
 
 _FOR_DRAWINGS = "tegula-line"
 _FOR_PHOTOGRAPHS = ("tegula-photo", "tegula-swift")
-"""In whose place the net for drawings may come; other presets begin from what they name."""
+"""Nets of presets whose place the net for drawings may take; others were chosen on purpose."""
 _SOFT = 1.0
-"""Octaves of detail that a source lacks from which more is invented."""
+"""Octaves of detail that a photograph lacks, from which it counts as soft."""
 _TINY, _SMALL = 64, 384
-"""Pixels: a shorter side in this range counts as soft, too; below it are icons and samples."""
+"""Pixels: with a shorter side in this range a photograph counts as soft, too; below are icons."""
 _ON_WHITE = 0.25
 """Share of white around a thing from which it counts as a product on white."""
 _FLAT = 0.995
 """Share of a picture without detail from which there is nothing to refine."""
 _MORE, _LESS = 1.25, 0.5
-"""Times the creativity of a preset; resemblance goes the other way."""
+"""Factors on the creativity of a preset; its resemblance is divided by them."""
 
 
 def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size) -> dict[str, Any]:
@@ -110,7 +110,7 @@ _KINDS = {
 
 
 def describe(look: Look, resolved: ResolvedOptions, faces: int = 0) -> str:
-    """Say in one line what was found and what is done about it; ``faces`` is how many were."""
+    """Say in one line what was found and what is done about it; ``faces``: how many were found."""
     is_flat = look.flat >= _FLAT
     kind = "picture without detail" if is_flat else _KINDS[look.kind]
     found = [("grey " if look.is_grey else "") + kind]

@@ -213,16 +213,16 @@ class _Layout:
         padding, blur = options.seam_fix_padding, options.seam_fix_blur
         if options.seam_fix == "band":
             width, half = options.seam_fix_width, options.seam_fix_width // 2
-            upright = [
+            vertical = [
                 Window(column * options.tile_width - half, 0, width, self.height)
                 for column in range(1, self.columns)
             ]
-            level = [
+            horizontal = [
                 Window(0, row * options.tile_height - half, self.width, width)
                 for row in range(1, self.rows)
             ]
-            yield self._pass(upright, "x", 0, padding)
-            yield self._pass(level, "y", 0, padding)
+            yield self._pass(vertical, "x", 0, padding)
+            yield self._pass(horizontal, "y", 0, padding)
             return
         half_x, half_y = options.tile_width // 2, options.tile_height // 2
         columns, rows = range(self.columns), range(self.rows)

@@ -36,7 +36,7 @@ from tegula.pipeline.windows import Piece, Window, canvas_piece
 from tegula.progress import SILENT, StageProgress
 
 _ENCODING = 0.3
-"""Of the work of an autoencoder: the way into latents. Decoders are the larger half."""
+"""Share of the autoencoder's work that encoding takes: decoders are larger than encoders."""
 
 PICTURES = 3
 """Pictures of the canvas' size that refine keeps: prescaled, source, and result."""
@@ -122,8 +122,9 @@ class Diffusion:
         self.strength = plane(job.strength)
         self._bundle = bundle
         self._options = job.options
-        self._encoded = _ENCODING * job.coding
-        self._sampled_at = 1.0 - job.coding + self._encoded
+        # Shares of the work at which encoding and sampling end; decoding ends at 1.
+        self._encoding_ends = _ENCODING * job.coding
+        self._sampling_ends = 1.0 - job.coding + self._encoding_ends
         self._prompts = encode_prompts(bundle, job.options)
         self._batch = BatchSize.of(bundle, job.options)
         self._shards = job.shards
@@ -161,7 +162,7 @@ class Diffusion:
             watch: shown the clean latents by now.
         """
         latents = self._sampled(canvas, pieces, denoise_strength, progress, watch)
-        decoding = progress.part(self._sampled_at, 1.0)
+        decoding = progress.part(self._sampling_ends, 1.0)
 
         def decoded(rows: slice) -> Tensor:
             control = crop_control(self.control, pieces[rows.start].area)
@@ -191,7 +192,7 @@ class Diffusion:
         """Return the clean latents of pieces, [pieces, channels, height, width]."""
         bundle, options, factor = self._bundle, self._options, self._bundle.facts.latent_factor
         generators = [torch.Generator("cpu").manual_seed(options.seed) for _ in pieces]
-        encoding = progress.part(0.0, self._encoded)
+        encoding = progress.part(0.0, self._encoding_ends)
 
         def encoded(rows: slice) -> Tensor:
             images = [canvas[piece.area.index] for piece in pieces[rows]]
@@ -242,7 +243,7 @@ class Diffusion:
         # the call, a variable cannot.
         start = [schedule.noised(initial, noise, 0)]
         del initial, noise, drawn
-        sampling = progress.part(self._encoded, self._sampled_at)
+        sampling = progress.part(self._encoding_ends, self._sampling_ends)
         return sampler.sample(start.pop(), schedule, generators, sampling, mask, watch)
 
     def _noise_at(self, offset: Size, whole: Size, shape: torch.Size) -> Tensor:
