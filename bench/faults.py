@@ -5,7 +5,8 @@
 Each run creates predictions with webhooks on a cluster of this machine (``bench.cluster``) and lets
 one part fail at a seeded moment. Then every accepted prediction has to have ended once, with an
 output of its last attempt, and a webhook of its end has to have come for each, with ids of their
-own. Rescues are timed from the fault until the next attempt begins. While the store answers 503, or
+own. A rescue is timed from the fault until the prediction waits for its next attempt, which begins
+once an actor is free. While the store answers 503, or
 the disk that servers and actors write to is full, a prediction may fail, if it says so.
 """
 
@@ -191,11 +192,12 @@ class Bench:
     # What became of predictions.
 
     def _time_rescue(self, fault: str, before: dict[str, int], began: float) -> None:
-        """Note how long it takes until a prediction that was lost has its next attempt."""
-        while time.monotonic() - began < 120.0:
+        """Note how long it takes until a prediction that was lost is given back to the queue."""
+        while time.monotonic() - began < 20 * self.lease:
             rows = self._rows(set(before))
             for row in rows:
-                if row["attempt"] > before[row["id"]] > 0:
+                waits_again = row["attempt"] and row["worker"] is None and row["losses"]
+                if before[row["id"]] and (row["attempt"] > before[row["id"]] or waits_again):
                     self.rescues.setdefault(fault, []).append(time.monotonic() - began)
                     return
             if not [row for row in rows if row["status"].lower() in ("starting", "processing")]:
@@ -213,8 +215,8 @@ class Bench:
                 webhooks = self.receiver.ends[row["id"]]
                 if ended != 1:
                     self.found.append(f"{fault}: {row['id']} ended {ended} times")
-                excuse = _MAY_FAIL.get(fault)
-                if row["status"].lower() == "failed" and excuse and excuse in row["error"]:
+                words, error = _MAY_FAIL.get(fault, ()), row["error"] or ""
+                if row["status"].lower() == "failed" and any(each in error for each in words):
                     self.excused[fault] += 1
                 elif row["status"].lower() != "succeeded":
                     self.found.append(f"{fault}: {row['id']} {row['status']}: {row['error']}")
@@ -236,7 +238,10 @@ FAULTS: dict[str, Callable[[Bench], Mend]] = {
     "actor stopped": Bench.stop_actor,
     "server killed": Bench.kill_server,
 }
-_MAY_FAIL = {"store answers 503": "store", "full disk": "room"}
+_MAY_FAIL = {
+    "store answers 503": ("object store",),
+    "full disk": ("is full", "No space left"),
+}
 """Faults that no other machine makes good, and what the sentence of a failure then speaks of."""
 
 
@@ -263,7 +268,7 @@ def main() -> int:
         end = time.monotonic() + given.minutes * 60
         while sum(bench.done.values()) < given.runs and time.monotonic() < end:
             fault = list(FAULTS)[sum(bench.done.values()) % len(FAULTS)]
-            began = time.monotonic()
+            began, found = time.monotonic(), len(bench.found)
             bench.run(fault)
             took = max(bench.rescues.get(fault, [0.0]))
             count, failed = sum(bench.done.values()), sum(bench.excused.values())
@@ -271,6 +276,8 @@ def main() -> int:
                 f"{count} {fault}, {time.monotonic() - began:.0f} s: "
                 f"rescues within {took:.1f} s so far, "
                 f"{failed} failed as they may, {len(bench.found)} found",
+                *bench.found[found:],
+                sep="\n",
                 flush=True,
             )
     for fault, runs in bench.done.items():

@@ -106,7 +106,9 @@ def _from_environment(variable: str) -> Path | None:
     return Path(path).expanduser() if path else None
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or the share of it that one may use, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -129,7 +131,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         else:
             _replace(target, data)
     except (OSError, ValueError) as error:
-        kind = FullDiskError if getattr(error, "errno", None) in _FULL else PathError
+        kind = FullDiskError if is_full(error) else PathError
         raise kind(_why_not_written(path, error)) from error
 
 
@@ -143,7 +145,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        kind = FullDiskError if error.errno in _FULL else PathError
+        kind = FullDiskError if is_full(error) else PathError
         raise kind(f"{folder} cannot be created: {error.strerror}.") from error
 
 
@@ -164,7 +166,7 @@ def _why_not_written(path: Path, error: Exception) -> str:
     number = getattr(error, "errno", None)
     if number == errno.ENOENT:
         return f"{path} cannot be written: its folder does not exist."
-    if number in _FULL:
+    if is_full(error):
         return f"{path} cannot be written: the disk is full."
     return f"{path} cannot be written: {getattr(error, 'strerror', None) or error}."
 

@@ -244,6 +244,18 @@ def test_a_full_disk_fails_the_prediction_and_others_go_on(store, supervise, mon
     assert ended(store, ask(store).id).status is State.SUCCEEDED
 
 
+def test_a_disk_with_no_room_for_a_run_fails_the_prediction(store, supervise, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    supervise(HereEngine())
+    with monkeypatch.context() as patched:
+        patched.setattr("tegula.server.work.tempfile.mkdtemp", full)
+        failed = ended(store, ask(store).id)
+    assert failed.error == "The disk of the server is full; try again later."
+    assert ended(store, ask(store).id).status is State.SUCCEEDED
+
+
 def test_an_object_store_that_is_away_fails_the_prediction_and_others_go_on(
     store, supervise, monkeypatch
 ):

@@ -212,6 +212,9 @@ def test_errors_of_ours_are_told_and_others_are_not(make_engine, run):
     stumbled = run(engine, "stumble")[-1]
     assert "ZeroDivisionError" in stumbled.error
     assert "secret" not in stumbled.error
+    assert run(engine, "fill_disk")[-1] == Failed(
+        "The disk of the server is full; try again later."
+    )
     assert engine.pid is not None
 
 

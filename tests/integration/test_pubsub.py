@@ -280,6 +280,29 @@ def test_what_a_worker_reports_survives_a_cut_connection(stores):
     assert (now.status, now.logs, now.attempt) == (State.SUCCEEDED, "once\n", 1)
 
 
+def test_who_publishes_is_not_hurt_by_a_supervisor_that_lost_the_database(stores, monkeypatch):
+    store = stores[0]
+    inputs = InputFiles(store.files, Fetcher(Policy()), 1, 1.0)
+    away, real = [OperationalError("SELECT 1", {}, OSError())], store.predictions.get
+
+    def get(name, *given):
+        if away:
+            raise away.pop()
+        return real(name, *given)
+
+    engine = HereEngine()
+    supervisor = Supervisor(store, [engine], lambda _: ResolvedVersion("ab", (), False), inputs)
+    supervisor.start()
+    name = ask(store, input={"do": "wait"}).id
+    until(lambda: engine.ran, 60)
+    monkeypatch.setattr(type(store.predictions), "get", lambda _, *given: get(*given))
+    store.pubsub.publish(name)
+    assert not away
+    store.predictions.cancel(name)
+    until(lambda: store.predictions.get(name).status.terminal, 60)
+    assert supervisor.stop(grace=60)
+
+
 def test_a_commit_that_was_cut_is_not_made_again(stores):
     database, calls = stores[0].database, []
 

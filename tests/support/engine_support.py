@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -133,6 +134,10 @@ def stumble(job: Job, cancelled: Cancelled) -> None:
     raise ZeroDivisionError("a secret path")
 
 
+def fill_disk(job: Job, cancelled: Cancelled) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(job.folder / "out-0.png"))
+
+
 def wait(job: Job, cancelled: Cancelled) -> None:
     while not cancelled():
         time.sleep(0.01)
@@ -156,6 +161,7 @@ ACTS: Mapping[str, Callable[[Job, Cancelled], bytes | None]] = {
         miss_input,
         miss_weights,
         stumble,
+        fill_disk,
         wait,
     )
 }

@@ -234,6 +234,10 @@ _FOLDERS_OF_PATH = re.compile(
 )
 
 
+NO_ROOM = "The disk of the server is full; try again later."
+"""The error of a prediction for whose files there is no room."""
+
+
 def public_words(text: str, inputs: Mapping[str, Any] | None = None) -> str:
     """Return a sentence as clients may see it: without any path of this server.
 

@@ -27,8 +27,10 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 from tegula.errors import CancelledError, OutOfMemoryError, TegulaError
+from tegula.folders import is_full
 from tegula.progress import Cancelled
 from tegula.server.engine import (
+    NO_ROOM,
     Alive,
     Done,
     EngineEvent,
@@ -457,5 +459,8 @@ def _failure(error: Exception, inputs: Mapping[str, Any] | None = None) -> Faile
         return Failed(words, lost=True)
     if isinstance(error, TegulaError):
         return Failed(words)
+    if is_full(error):
+        log.warning("%s", error)
+        return Failed(NO_ROOM)
     log.exception("A prediction met an error that nobody expected.", exc_info=error)
     return Failed(f"The model failed with an internal error ({type(error).__name__}).")

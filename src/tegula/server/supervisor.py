@@ -357,7 +357,10 @@ class Supervisor:
     def _on_change(self, prediction_id: str) -> None:
         claim = self._claims.get(prediction_id)
         if claim is not None:
-            self._check(claim)
+            try:
+                self._check(claim)
+            except OperationalError:  # whose thread this is has nothing to do with it
+                self._missed.set()
         if claim is None or not claim.runs:
             self._wake()
 

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import logging
-import shutil
 import tempfile
 import threading
 import time
@@ -25,15 +24,18 @@ from tegula.catalog.inputs import ARRAY, FILE
 from tegula.errors import (
     CancelledError,
     FetchError,
+    FullDiskError,
     InputError,
     MissingExtraError,
     NotFoundError,
     TegulaError,
 )
+from tegula.folders import is_full
 from tegula.progress import Cancelled
 from tegula.server.accounts import UserModels
 from tegula.server.addresses import host_of
 from tegula.server.engine import (
+    NO_ROOM,
     Done,
     Engine,
     EngineEvent,
@@ -292,46 +294,54 @@ class PredictionRunner:
 
     def run(self, prediction: Prediction, engine: Engine, cancelled: Cancelled) -> None:
         """Run a prediction to its end, unless it is cancelled before."""
-        queue = self.store.queue
         spool = self.store.settings.folder / "spool"
-        spool.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{prediction.id}-", dir=spool))
         try:
-            resolved = self.resolver(prediction)
-            if remote := self.inputs.missing(prediction, resolved.files):
-                # It was created by an older release, or this server had that address until now.
-                self._hand_on(prediction, remote)
-                return
-            job = Job(
-                prediction.id,
-                prediction.attempt,
-                prediction.model,
-                resolved.version,
-                self.inputs.with_files(prediction, resolved.files, stored=engine.shares_blobs),
-                folder,
-                self.store.settings.bundle_of(
-                    prediction.deployment,
-                    f"{prediction.model}:{prediction.label or prediction.version}",
-                    prediction.model,
-                ),
-                # They take a little work, which only a page shows; unchecked, they are not shown.
-                previews=prediction.source == "web" and self.is_unsafe is allow_all,
-            )
-            recorder = _Recorder(self.store, prediction, is_list=resolved.is_list)
-            with closing(recorder), closing(engine.run(job, cancelled)) as events:
-                for event in events:
-                    if isinstance(event, OutputFile) and self._is_unsafe(prediction, event):
-                        queue.fail(prediction.id, prediction.attempt, UNSAFE)
-                        # Not closed: that would kill the process with all it has loaded. The
-                        # prediction has ended, which cancels the job within moments.
-                        for _ in events:
-                            pass
-                        return
-                    recorder.record(event)
+            spool.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(
+                prefix=f"{prediction.id}-", dir=spool, ignore_cleanup_errors=True
+            ) as folder:
+                self._run_in(Path(folder), prediction, engine, cancelled)
         except TegulaError as error:
             self._fail(prediction, error)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._fail(prediction, FullDiskError(NO_ROOM))
+
+    def _run_in(
+        self, folder: Path, prediction: Prediction, engine: Engine, cancelled: Cancelled
+    ) -> None:
+        resolved = self.resolver(prediction)
+        if remote := self.inputs.missing(prediction, resolved.files):
+            # It was created by an older release, or this server had that address until now.
+            self._hand_on(prediction, remote)
+            return
+        job = Job(
+            prediction.id,
+            prediction.attempt,
+            prediction.model,
+            resolved.version,
+            self.inputs.with_files(prediction, resolved.files, stored=engine.shares_blobs),
+            folder,
+            self.store.settings.bundle_of(
+                prediction.deployment,
+                f"{prediction.model}:{prediction.label or prediction.version}",
+                prediction.model,
+            ),
+            # They take a little work, which only a page shows; unchecked, they are not shown.
+            previews=prediction.source == "web" and self.is_unsafe is allow_all,
+        )
+        recorder = _Recorder(self.store, prediction, is_list=resolved.is_list)
+        with closing(recorder), closing(engine.run(job, cancelled)) as events:
+            for event in events:
+                if isinstance(event, OutputFile) and self._is_unsafe(prediction, event):
+                    self.store.queue.fail(prediction.id, prediction.attempt, UNSAFE)
+                    # Not closed: that would kill the process with all it has loaded. The
+                    # prediction has ended, which cancels the job within moments.
+                    for _ in events:
+                        pass
+                    return
+                recorder.record(event)
 
     def _is_unsafe(self, prediction: Prediction, output: OutputFile) -> bool:
         if self.is_unsafe is allow_all:
