@@ -36,6 +36,7 @@ from tegula.pipeline.prescale import Kept, prescale_source
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import PICTURES, RefineJob, refine_canvas
 from tegula.pipeline.remarks import ignored_options, loras_of_prompts, prompt_taken
+from tegula.pipeline.shards import Spread
 from tegula.pipeline.sharing import in_order, shared
 from tegula.plan import Memory, Plan, expected_memory
 from tegula.progress import (
@@ -81,6 +82,8 @@ class Upscaler:
 
     Load it once and call ``upscale`` as often as wanted, from one thread at a time.
 
+    spread: lets other processes help with large pictures; None is never.
+
     Example:
         >>> upscaler = Upscaler.load()
         >>> upscaler.upscale("photo.jpg", scale=4).save("large.png")
@@ -89,6 +92,7 @@ class Upscaler:
     bundle: Bundle
     nets: Nets = field(init=False, repr=False)
     expectation: Expectation = field(init=False, repr=False)
+    spread: Spread | None = field(default=None, repr=False)
     # What the nets made within a block of sharing_prescaled; None outside of one.
     _kept: Kept | None = field(default=None, repr=False)
 
@@ -250,6 +254,9 @@ class Upscaler:
                     strength=strength,
                     weight=control.weight,
                     coding=plan.autoencoder_flops / max(1, plan.refine_flops),
+                    shards=self.spread.shards(resolved.width * resolved.height, loras)
+                    if self.spread
+                    else None,
                 )
                 refined = _REFINE[resolved.mode](job, progress)
                 del job

@@ -9,19 +9,23 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import signal
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from engine_support import ended, until
+from engine_support import HereEngine, ended, until
 from store_support import ask, open_store
 
+from tegula.catalog import find
+from tegula.catalog.lookup import packaged_fingerprint
 from tegula.errors import MissingExtraError, ServiceError
 from tegula.server.addresses import Policy
 from tegula.server.db import utc_now
@@ -38,11 +42,13 @@ from tegula.server.engine import (
 )
 from tegula.server.fetch import Fetcher
 from tegula.server.files import encode_data_uri
-from tegula.server.ray_engine import Place, RayEngine, SharedBlobs, _Actor, connect
+from tegula.server.ray_engine import Place, RayEngine, SharedBlobs, _Actor, connect, introduce
+from tegula.server.ray_helpers import Helping
 from tegula.server.runner import LocalEngine, RunnerSpec, Timeouts
 from tegula.server.settings import ServerSettings
 from tegula.server.supervisor import Supervisor
 from tegula.server.tables import FILE_KEY, State
+from tegula.server.upscaling import RunnerOptions
 from tegula.server.work import InputFiles, ResolvedVersion
 
 TIMEOUTS = Timeouts(load=300.0, run=300.0, cancel=300.0)
@@ -427,6 +433,115 @@ def test_actors_follow_the_queue_between_bounds(store, supervise, on_ray):
     until(lambda: started() == 1)
     time.sleep(1.2)
     assert started() == 1
+
+
+# One large picture on several actors.
+
+
+class Pair:
+    """Two engines with the packaged model, the first of which runs what the second helps with."""
+
+    def __init__(self, engines, folder, picture):
+        self.engines, self.folder, self.picture = engines, folder, picture
+
+    def run(self, *, introduced=True, cancelled=lambda: False, do=()):
+        """Run a picture; return the last event, the result, and what the helper noted."""
+        for each in ("notes", "introduced", "wait", "die"):
+            (self.folder / each).unlink(missing_ok=True)
+        for each in (*do, *(["introduced"] if introduced else [])):
+            (self.folder / each).touch()
+        for engine in self.engines:
+            engine.others = ()
+        if introduced:
+            introduce(self.engines)
+        until(lambda: all(map(self._is_ready, self.engines)))
+        values = {"image": self.picture, "scale": 1, "preset": "creative", "seed": 1}
+        job = Job("name", 1, "tegula/upscale", find().id, values, self.folder)
+        last = list(self.engines[0].run(job, cancelled))[-1]
+        result = self.folder / "out-0.png"
+        made = result.read_bytes() if result.exists() else b""
+        result.unlink(missing_ok=True)
+        return last, made, self.notes()
+
+    @staticmethod
+    def _is_ready(engine):
+        if not engine.ready:  # it may have been killed a moment ago
+            engine._started_at = -math.inf
+            engine.load()
+        return engine.ready
+
+    def notes(self):
+        notes = self.folder / "notes"
+        return notes.read_text().split("\n")[:-1] if notes.exists() else []
+
+
+@pytest.fixture(scope="module")
+def pair(cluster, tmp_path_factory):
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pair")
+    picture = folder / "picture.png"
+    Image.effect_noise((300, 200), 80).convert("RGB").save(picture)
+    models = ServerSettings(precision="fp32").models
+    options = RunnerOptions(models, packaged_fingerprint(), 1 << 20, shard_above=0.05)
+    spec = RunnerSpec(
+        "engine_support:open_helpful_runner", {"folder": str(folder), "runner": vars(options)}
+    )
+    engines = [RayEngine(number, spec, PLACE, TIMEOUTS, 60.0) for number in range(2)]
+    yield Pair(engines, folder, picture)
+    for engine in engines:
+        engine.close()
+
+
+def test_a_picture_that_two_actors_share_is_that_of_one_and_a_death_changes_nothing(pair):
+    last, alone, notes = pair.run(introduced=False)
+    assert (last, notes) == (Done(), [])
+    last, together, notes = pair.run()
+    assert (last, {line.split()[1] for line in notes}) == (Done(), {"WindowTask"})
+    assert together == alone
+    last, together, notes = pair.run(do=["die"])
+    assert (last, len(notes)) == (Done(), 1)
+    assert together == alone
+
+
+def test_a_cancelled_picture_is_dropped_by_those_that_help(pair):
+    last, _, _ = pair.run(do=["wait"], cancelled=lambda: bool(pair.notes()))
+    assert last.cancelled
+    until(lambda: any("dropped" in line for line in pair.notes()), 30)
+
+
+def test_an_actor_drops_what_it_helps_with_for_a_prediction_of_its_own():
+    helping, began = Helping(), threading.Event()
+
+    class Busy:
+        def help(self, nets, task, cancel):
+            began.set()
+            while True:
+                cancel.check()
+                time.sleep(0.001)
+
+    helping.runner = Busy()
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(helping.help("nets", "task", "call")))
+    thread.start()
+    began.wait(60)
+    with helping.own_job():
+        assert answers in ([], [None])
+        assert helping.help("nets", "task", "another") is None
+        assert helping.kind("nets") is None
+    thread.join(60)
+    assert answers == [None]
+
+
+def test_a_large_picture_calls_for_all_actors_and_keeps_them(store, supervise):
+    def engine(wants_help):
+        made = HereEngine()
+        made.ready, made.wants_help = False, wants_help
+        return made
+
+    engines = [engine(True), engine(False), engine(False)]
+    supervise(*engines)
+    until(lambda: all(each.started for each in engines))
 
 
 def test_an_actor_that_loads_its_models_may_be_silent_for_longer(monkeypatch):

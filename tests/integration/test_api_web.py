@@ -187,6 +187,7 @@ class Watched:
 
     device = "here"
     shares_blobs = False
+    wants_help = False
 
     def __init__(self, store: Store) -> None:
         self.store = store

@@ -27,6 +27,7 @@ class OnePicture:
 
     device = "here"
     shares_blobs = False
+    wants_help = False
 
     def run(self, job, cancelled):
         yield Started()

@@ -45,6 +45,7 @@ def forking() -> ForkServerContext:
 class QuickEngine:
     device = "quick"
     shares_blobs = False
+    wants_help = False
     started = ready = True
     loaded = frozenset()
 

@@ -49,6 +49,11 @@ class HelperNets:
     kept: dict[str, Any] = field(default_factory=dict)
 
 
+def kind_of(bundle: Bundle) -> object:
+    """Return what has to be the same of two bundles for their predictions to be."""
+    return bundle.device.type, str(bundle.dtype), bundle.facts.fingerprint
+
+
 class Task(Protocol):
     """Work for a helper. It can be pickled, and its tensors lie on the host."""
 
@@ -165,6 +170,24 @@ class Shards:
                 )
                 threads[helper.name] = thread
                 thread.start()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Which pictures are spread, and over whom.
+
+    above: megapixels of the result; larger ones are.
+    helpers: returns those that are free at present, at once, with LoRAs, by file and weight,
+        merged into their networks.
+    """
+
+    above: float
+    helpers: Callable[[tuple[tuple[str, float], ...]], Sequence[Helper]]
+
+    def shards(self, pixels: int, loras: Sequence[tuple[str, float]] = ()) -> Shards | None:
+        """Return what spreads a picture whose result has so many pixels; None if nothing does."""
+        merged = tuple(loras)
+        return Shards(lambda: self.helpers(merged)) if pixels > self.above * 1e6 else None
 
 
 @torch.inference_mode()

@@ -143,6 +143,10 @@ class Engine(Protocol):
     shares_blobs: bool
 
     @property
+    def wants_help(self) -> bool:
+        """Whether more engines, if they were started, would help with what it runs."""
+
+    @property
     def started(self) -> bool:
         """Whether it has a process, or waits for one to get its place in a cluster."""
 

@@ -7,7 +7,8 @@ an actor of its own and records what the actor sends. So an actor that dies, als
 is a lost attempt as a dead process is, and what a forgotten one still makes is recorded nowhere.
 Actors belong to the server that started them and end with it.
 
-Ray calls an actor; an actor calls nobody. The server therefore always has one call of ``receive``
+Ray calls an actor; an actor calls no server, and others of its kind only for help with a large
+picture (``ray_helpers.py``). The server therefore always has one call of ``receive``
 open, which the actor answers once there is something to tell, and each second if there is not.
 These answers are its heartbeat: an actor that was stopped, or whose machine cannot be reached,
 gives none, which shows long before Ray itself would call the machine dead.
@@ -23,18 +24,20 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from tegula.errors import MissingExtraError, ServiceError
 from tegula.folders import make_folder
 from tegula.server.engine import (
     Alive,
     Device,
+    Done,
     EngineEvent,
     Failed,
     Job,
@@ -43,11 +46,13 @@ from tegula.server.engine import (
     device_of,
 )
 from tegula.server.log import log_as_json
+from tegula.server.ray_helpers import HelpfulRunner, Helping, Peer, Peers, Sharding
 from tegula.server.runner import (
     LOOK_EVERY_S,
     CancelJob,
     Ready,
     RunJob,
+    Runner,
     RunnerSpec,
     Timeouts,
     Worker,
@@ -56,6 +61,9 @@ from tegula.server.runner import (
 )
 
 if TYPE_CHECKING:  # each actor imports this module, and settings take a while
+    from torch import Tensor
+
+    from tegula.pipeline.shards import Task
     from tegula.server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -64,6 +72,8 @@ ADDRESS_VARIABLE = "RAY_ADDRESS"
 _HEARTBEAT_S = 1.0
 _OWN_OBJECT_STORE = 128 << 20
 """Bytes of a cluster of one's own: only events travel, and Ray would reserve a third of memory."""
+_OWN_OBJECT_STORE_OF_SHARDS = 512 << 20
+"""The same where windows and tiles of large pictures travel, too: some tiles at a time."""
 _CLEAN_EVERY_S = 600.0
 _COPY_HALF_WRITTEN_S = 3600.0
 _PIECE = 1 << 20
@@ -92,7 +102,7 @@ class SharedBlobs:
 class Answer:
     """What an actor tells at once; ``over``: it could not load its models and runs nothing."""
 
-    events: Sequence[EngineEvent | Ready]
+    events: Sequence[EngineEvent | Ready | Sharding]
     pid: int
     over: bool
 
@@ -105,8 +115,10 @@ class JobActor:
     ) -> None:
         log_as_json(log_level)
         self._inbox: Queue[RunJob | CancelJob] = Queue()
-        self._outbox: Queue[EngineEvent | Ready] = Queue()
+        self._outbox: Queue[EngineEvent | Ready | Sharding] = Queue()
         self._over = threading.Event()
+        self._helping = Helping()
+        self._peers = Peers(lambda: self._outbox.put(Sharding()))
         files = None if shared is None else _Files(shared)
 
         def send(event: EngineEvent | Ready) -> None:
@@ -114,9 +126,19 @@ class JobActor:
                 event = files.stored(event)
             self._outbox.put(event)
 
+        @contextmanager
+        def here(job: Job) -> Iterator[Job]:
+            self._peers.forget()
+            with self._helping.own_job(), files.here(job) if files else nullcontext(job) as job:
+                yield job
+
+        def loaded(runner: Runner) -> None:
+            if isinstance(runner, HelpfulRunner):
+                runner.be_helped_by(self._peers.free)
+                self._helping.runner = runner
+
         def serve() -> None:
-            here = nullcontext if files is None else files.here
-            serve_jobs(self._inbox.get, send, spec, device, here)
+            serve_jobs(self._inbox.get, send, spec, device, here, loaded)
             self._over.set()
 
         threading.Thread(target=serve, name="jobs", daemon=True).start()
@@ -127,13 +149,31 @@ class JobActor:
 
     def receive(self) -> Answer:
         """Return what happened, after waiting for it for a heartbeat at most."""
-        events: list[EngineEvent | Ready] = []
+        events: list[EngineEvent | Ready | Sharding] = []
         over = self._over.is_set()  # looked at first, so that what came before it is not lost
         with contextlib.suppress(Empty):
             events.append(self._outbox.get(timeout=_HEARTBEAT_S))
             while True:
                 events.append(self._outbox.get_nowait())
         return Answer(events, os.getpid(), over)
+
+    def meet(self, peers: Sequence[Peer]) -> None:
+        """Take the other actors that may help."""
+        self._peers.meet(peers)
+
+    # What other actors call.
+
+    def can_help(self, nets: Any) -> object | None:
+        """Get nets ready, and return what kind they are; None when busy."""
+        return self._helping.kind(nets)
+
+    def help(self, nets: Any, task: Task, call: str) -> Sequence[Tensor] | None:
+        """Do a task; None when busy."""
+        return self._helping.help(nets, task, call)
+
+    def drop(self, call: str) -> None:
+        """End a task that is not wanted any more."""
+        self._helping.drop(call)
 
 
 class _Files:
@@ -206,7 +246,8 @@ def connect(settings: ServerSettings) -> tuple[Place, Device]:
     except ImportError as error:
         raise MissingExtraError("The ray engine needs Ray: pip install 'tegula[ray]'.") from error
     if not ray.is_initialized():
-        _connect(os.environ.get(ADDRESS_VARIABLE, ""))
+        store = _OWN_OBJECT_STORE_OF_SHARDS if settings.ray_shard_above else _OWN_OBJECT_STORE
+        _connect(os.environ.get(ADDRESS_VARIABLE, ""), store)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if settings.blobs_url is None and len(nodes) > 1:
         raise ServiceError(
@@ -218,12 +259,12 @@ def connect(settings: ServerSettings) -> tuple[Place, Device]:
     return _place(settings, [each["Resources"] for each in nodes], node)
 
 
-def _connect(address: str) -> None:
+def _connect(address: str, own_store: int) -> None:
     import ray
 
     # Nothing is reported to anybody unless the operator says so.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own = {"include_dashboard": False, "object_store_memory": _OWN_OBJECT_STORE}
+    own = {"include_dashboard": False, "object_store_memory": own_store}
     try:
         # Without an address Ray would join whatever cluster it finds on this machine.
         ray.init(
@@ -275,14 +316,26 @@ def ray_engines(
             settings.blobs_copies_bytes,
             settings.max_output_bytes,
         )
-    return [
+    engines = [
         RayEngine(number, spec, place, timeouts, settings.lease_seconds, shared)
         for number in range(place.most)
     ]
+    if settings.ray_shard_above:
+        introduce(engines)
+    return engines
+
+
+def introduce(engines: Sequence[RayEngine]) -> None:
+    """Let the actors of engines help each other with large pictures."""
+    for engine in engines:
+        engine.others = [other for other in engines if other is not engine]
 
 
 class RayEngine(WorkerEngine):
-    """Runs jobs in an actor of a cluster, which starts once the queue calls for it."""
+    """Runs jobs in an actor of a cluster, which starts once the queue calls for it.
+
+    others: engines whose actors may help with a large picture.
+    """
 
     def __init__(
         self,
@@ -310,6 +363,19 @@ class RayEngine(WorkerEngine):
         self._place = place
         self._silence = silence
         self._shared = shared
+        self.others: Sequence[RayEngine] = ()
+
+    @property
+    def wants_help(self) -> bool:
+        """Whether its actor spreads a large picture, so that more actors are of use."""
+        worker = self._worker
+        return isinstance(worker, _Actor) and worker.alive and worker.sharding
+
+    @property
+    def peer(self) -> Peer | None:
+        """Its actor as others call it, once that has loaded its models."""
+        worker = self._worker
+        return worker.peer if isinstance(worker, _Actor) and worker.alive and worker.ready else None
 
     @property
     def ready(self) -> bool:
@@ -331,8 +397,9 @@ class RayEngine(WorkerEngine):
             "num_cpus": resources.pop("CPU"),
             "num_gpus": resources.pop("GPU"),
             "resources": resources,
-            # One call of receive is always open; messages come beside it.
-            "max_concurrency": 4,
+            # One call of receive is always open; messages come beside it, and tasks of others,
+            # which are answered at once where they are not done.
+            "max_concurrency": 8,
             # Which attempt comes next is for the queue to say.
             "max_restarts": 0,
         }
@@ -341,7 +408,11 @@ class RayEngine(WorkerEngine):
         level = logging.getLogger().level
         actor = ray.remote(JobActor).options(**options)
         handle = actor.remote(self._spec, place.device, level, self._shared)
-        return _Actor(handle, self._silence, self._timeouts.load)
+        return _Actor(handle, self._silence, self._timeouts.load, self._peers_now)
+
+    def _peers_now(self) -> Sequence[Peer]:
+        # What other threads change is only looked at: nothing is asked of their actors.
+        return [peer for other in self.others if (peer := other.peer) is not None]
 
 
 class _Actor:
@@ -349,10 +420,21 @@ class _Actor:
 
     pid: known once it has a place and has answered for the first time.
     over: it could not load its models.
+    sharding: it runs a picture that others could help with.
+    peer: what others call it by.
     """
 
-    def __init__(self, handle: Any, silence: float, load_silence: float) -> None:
-        self.ready = self.over = False
+    def __init__(
+        self,
+        handle: Any,
+        silence: float,
+        load_silence: float,
+        peers: Callable[[], Sequence[Peer]] = tuple,
+    ) -> None:
+        self.ready = self.over = self.sharding = False
+        self.peer = Peer(uuid4().hex, handle)
+        self._peers = peers
+        self._introduced: Sequence[Peer] = ()
         self.pid: int | None = None
         self._handle = handle
         self._silence = silence
@@ -373,9 +455,18 @@ class _Actor:
         return self.alive and self.ready
 
     def send(self, message: RunJob | CancelJob) -> None:
+        self._introduce()
         self._handle.send.remote(message)  # a dead actor is found out by receiving
 
+    def _introduce(self) -> None:
+        peers = self._peers()
+        if peers != self._introduced:
+            self._introduced = peers
+            self._handle.meet.remote(peers)
+
     def receive(self) -> list[EngineEvent]:
+        if self.sharding:
+            self._introduce()  # more of them may have started meanwhile, or one have died
         early, self._early = self._early, []
         return early or (self._answered(LOOK_EVERY_S) if self.alive else [])
 
@@ -418,4 +509,8 @@ class _Actor:
         else:
             self._call = self._handle.receive.remote()
         self.ready = self.ready or any(isinstance(event, Ready) for event in answer.events)
-        return [Alive() if isinstance(event, Ready) else event for event in answer.events]
+        for event in answer.events:
+            if isinstance(event, Sharding | Done | Failed):
+                self.sharding = isinstance(event, Sharding)
+        signs = (Ready, Sharding)
+        return [Alive() if isinstance(event, signs) else event for event in answer.events]

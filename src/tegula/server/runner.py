@@ -165,6 +165,11 @@ class WorkerEngine(ABC):
         return self._worker is not None and self._worker.alive
 
     @property
+    def wants_help(self) -> bool:
+        """Whether more engines would help with what it runs: here each runs its own."""
+        return False
+
+    @property
     def ready(self) -> bool:
         """Whether it can take a job: always, since it starts for its first one."""
         return True
@@ -381,6 +386,7 @@ def serve_jobs(
     spec: RunnerSpec,
     device: str,
     files: Files = nullcontext,
+    loaded: Callable[[Runner], None] = lambda _runner: None,
 ) -> None:
     """Load a runner and run jobs with it for good; returns only where it cannot be loaded.
 
@@ -390,6 +396,7 @@ def serve_jobs(
         spec: how to get the runner.
         device: what it runs on.
         files: brings files to where it runs.
+        loaded: given the runner before the first job.
     """
     jobs: SimpleQueue[Job] = SimpleQueue()
     cancelled: set[str] = set()
@@ -409,6 +416,7 @@ def serve_jobs(
     except Exception as error:
         send(_failure(error))
         return
+    loaded(runner)
     send(Ready())
     while True:
         job = jobs.get()

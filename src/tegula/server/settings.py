@@ -189,6 +189,11 @@ class ServerSettings(BaseSettings):
         description="Further resources for each actor as the cluster names them, such as "
         '`{"accelerator_type:L4": 0.001}`.',
     )
+    ray_shard_above: Share = Field(
+        default=0.0,
+        description="Megapixels of a result above which idle actors help with it: its windows and "
+        "tiles are spread over them, and more are started, up to `ray_max_actors`; 0 is never.",
+    )
     backend: str = Field(default="torch", description="`torch`, or `openvino` on processors.")
     compile: bool = Field(default=False, description="Let torch compile the networks.")
     retention_seconds: Count = Field(

@@ -249,6 +249,8 @@ class Supervisor:
             settings, most = self._store.settings, len(self._engines)
             own = settings.ray_min_actors if settings.engine == "ray" else 0
             kept = min(most, max(own, self._store.deployments.stay_loaded()))
+            if any(engine.wants_help for engine in self._engines):
+                kept = most  # each is of use to a large picture, also those that idle otherwise
             with self._lock:
                 running = sum(claim.runs for claim in self._claims.values())
             used = min(most, max(kept, running + self._store.queue.waiting()))
@@ -446,6 +448,7 @@ def open_engines(
         settings.compile,
         settings.bundles,
         settings.idle_unload_seconds,
+        settings.ray_shard_above,
     )
     spec = upscaling_spec(options)
     timeouts = Timeouts(settings.load_seconds, settings.hang_seconds, settings.cancel_seconds)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tegula.catalog import Catalog, run, validate
 from tegula.models import BundleSettings
-from tegula.progress import Cancelled, OnPreview
+from tegula.progress import Cancel, Cancelled, OnPreview
 from tegula.server.engine import (
     Job,
     Log,
@@ -21,11 +22,14 @@ from tegula.server.engine import (
     Started,
     public_words,
 )
+from tegula.server.ray_helpers import Free
 from tegula.server.runner import Emit, RunnerSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
+    from tegula.pipeline.shards import Helper, HelperNets, Spread, Task
     from tegula.upscaler import Upscaler
 
 
@@ -42,6 +46,7 @@ class RunnerOptions:
     backend, compile: as ``Upscaler.load`` takes them.
     bundles: further bundles, by the name that jobs have for them.
     idle_seconds: after which a bundle that no job used is unloaded; 0 keeps all.
+    shard_above: megapixels of a result above which other processes help with it; 0 is never.
     """
 
     models: BundleSettings
@@ -51,6 +56,7 @@ class RunnerOptions:
     compile: bool = False
     bundles: Mapping[str, BundleSettings] = dataclasses.field(default_factory=dict)
     idle_seconds: float = 0.0
+    shard_above: float = 0.0
 
 
 def upscaling_spec(options: RunnerOptions) -> RunnerSpec:
@@ -65,6 +71,29 @@ def open_runner(device: str, options: Mapping[str, Any]) -> UpscaleRunner:
         ModelError: its weights are missing or broken.
     """
     return UpscaleRunner(device, RunnerOptions(**options))
+
+
+@dataclass(frozen=True)
+class NetsOf:
+    """Which nets a picture runs with.
+
+    bundle: its name; empty for the usual one.
+    loras: those that the job brings.
+    merged: those that its prompts name, which are in the networks while it is refined.
+    """
+
+    bundle: str
+    loras: Loras
+    merged: Loras
+
+
+@dataclass(frozen=True)
+class _Helping:
+    """The nets that this process helps others with, and what gives their LoRAs back."""
+
+    wanted: NetsOf
+    nets: HelperNets
+    ends: ExitStack
 
 
 @dataclass
@@ -88,18 +117,21 @@ class UpscaleRunner:
         self._options = options
         self._catalog = Catalog(options.weights)
         self._loaded: dict[str, _Loaded] = {}
+        self._free: Free | None = None
+        self._helping: _Helping | None = None
         self._bundle("")
 
     def __call__(self, job: Job, emit: Emit, cancelled: Cancelled) -> None:
         """Run a job."""
         version = self._catalog.find(job.version)
+        self._end_helping()
         self._unload_idle(job.bundle)
         loaded = self._bundle(job.bundle)
         emit(Started())
         outputs = run(
             version,
             validate(version, job.input),
-            lambda loras: self._upscaler(job.bundle, loaded, tuple(loras)),
+            lambda loras: self._spreading(job.bundle, loaded, tuple(loras)),
             max_pixels=self._options.max_pixels,
             on_progress=lambda progress: emit(Progressed(progress.fraction, progress.seconds_left)),
             on_preview=_previews(emit) if job.previews else None,
@@ -116,6 +148,62 @@ class UpscaleRunner:
     def loaded(self) -> tuple[str, ...]:
         """Names of the bundles that are loaded; the usual one has an empty name."""
         return tuple(self._loaded)
+
+    # Large pictures: help from other processes, and help for them.
+
+    def be_helped_by(self, free: Free) -> None:
+        """Spread large pictures over the helpers that this returns, from now on."""
+        self._free = free
+
+    def kind(self, nets: NetsOf) -> object:
+        """Load nets for helping, where they are not, and return what kind they are."""
+        from tegula.pipeline.shards import kind_of
+
+        return kind_of(self._helper_nets(nets).bundle)
+
+    def help(self, nets: NetsOf, task: Task, cancel: Cancel) -> Sequence[Tensor]:
+        """Do a task of another process with some nets."""
+        from tegula.pipeline.shards import run_task
+
+        return run_task(task, self._helper_nets(nets), cancel)
+
+    def _helper_nets(self, wanted: NetsOf) -> HelperNets:
+        from tegula.pipeline.shards import HelperNets
+
+        if self._helping is None or self._helping.wanted != wanted:
+            self._end_helping()
+            upscaler = self._upscaler(wanted.bundle, self._bundle(wanted.bundle), wanted.loras)
+            ends = ExitStack()
+            if wanted.merged and upscaler.bundle.with_loras is not None:
+                ends.enter_context(upscaler.bundle.with_loras(wanted.merged))
+            nets = HelperNets(upscaler.bundle, upscaler.nets.prescaler)
+            self._helping = _Helping(wanted, nets, ends)
+        return self._helping.nets
+
+    def _end_helping(self) -> None:
+        """Take LoRAs out of the networks, and give back the constants of others' pictures."""
+        if self._helping is not None:
+            self._helping.ends.close()
+            self._helping = None
+
+    def _spreading(self, name: str, loaded: _Loaded, loras: Loras) -> Upscaler:
+        """Return an upscaler that spreads large pictures over helpers."""
+        upscaler = self._upscaler(name, loaded, loras)
+        upscaler.spread = self._spread(name, loras, upscaler)
+        return upscaler
+
+    def _spread(self, name: str, loras: Loras, upscaler: Upscaler) -> Spread | None:
+        free, above = self._free, self._options.shard_above
+        if free is None or not above:
+            return None
+        from tegula.pipeline.shards import Spread, kind_of
+
+        kind = kind_of(upscaler.bundle)
+
+        def helpers(merged: Loras) -> Sequence[Helper]:
+            return free(NetsOf(name, loras, merged), kind)
+
+        return Spread(above, helpers)
 
     def _unload_idle(self, wanted: str) -> None:
         longest, now = self._options.idle_seconds, time.monotonic()
