@@ -258,11 +258,18 @@ def _scheduler(solver: Solver, config: Mapping[str, object]) -> Any:
 def _new_scheduler(name: str, described: str) -> Any:
     """Return a scheduler of diffusers for a noise schedule and settings, as JSON; to be copied.
 
-    The second-order ones walk all the trained levels, one by one, when they are made: a tenth of
-    a second, and an upscale needs a schedule for its plan and for each pass.
+    It is built once because an upscale needs a schedule for its plan and for each pass.
     """
     config, settings = json.loads(described)
-    return getattr(import_diffusers(), name).from_config(_noise_of(config), **settings)
+    kind = getattr(import_diffusers(), name)
+    if name not in _SECOND_ORDER:
+        return kind.from_config(_noise_of(config), **settings)
+    # When they are made, these look up the timestep of every trained level, one by one: a third
+    # of a second, for timesteps that ``make_schedule`` replaces.
+    quick: Any = type(name, (kind,), {"_sigma_to_t": lambda *_: 0.0})
+    scheduler = quick.from_config(_noise_of(config), **settings)
+    scheduler.__class__ = kind
+    return scheduler
 
 
 def _noise_of(config: Mapping[str, object]) -> dict[str, object]:
