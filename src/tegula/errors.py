@@ -16,10 +16,11 @@ TegulaError
 │   └── MissingExtraError      an optional dependency is needed and not installed
 ├── NumericalError             the model returned NaN or infinity, in full precision too
 ├── OutOfMemoryError           even the smallest batch does not fit
-├── ServiceError               the server
+├── ServiceError               the server, or a cluster
 │   ├── NotFoundError          there is no such prediction, file or model
 │   ├── ConflictError          the request contradicts an earlier one
-│   └── BusyError              too much work is waiting already
+│   ├── BusyError              too much work is waiting already
+│   └── ActorLostError         the actor of a cluster died that worked on it
 └── CancelledError             the caller asked to stop
 
 Each class carries a stable ``code`` for programs and an ``exit_status`` for the shell.
@@ -162,6 +163,12 @@ class BusyError(ServiceError):
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class ActorLostError(ServiceError):
+    """The actor of a cluster died that worked on it."""
+
+    code = "actor_lost"
 
 
 class CancelledError(TegulaError):

@@ -21,12 +21,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from batch_support import KillingRequest
+from cli_support import put, size_of
 from engine_support import HereEngine, ended, until
 from store_support import ask, open_store
 
 from tegula.catalog import find
 from tegula.catalog.lookup import packaged_fingerprint
+from tegula.cli.batch import BatchRun, Input
+from tegula.cli.batch_ray import run_on_cluster
+from tegula.cli.console import Console
+from tegula.cli.models import Runtime
+from tegula.cli.targets import Naming
 from tegula.errors import MissingExtraError, ServiceError
+from tegula.models import BundleSettings
+from tegula.options import UpscaleOptions
 from tegula.server.addresses import Policy
 from tegula.server.db import utc_now
 from tegula.server.engine import (
@@ -50,6 +59,7 @@ from tegula.server.supervisor import Supervisor
 from tegula.server.tables import FILE_KEY, State
 from tegula.server.upscaling import RunnerOptions
 from tegula.server.work import InputFiles, ResolvedVersion
+from tegula.storage import FolderStorage
 
 TIMEOUTS = Timeouts(load=300.0, run=300.0, cancel=300.0)
 PICTURE = b"\x89PNG\r\n\x1a\nhello"
@@ -602,3 +612,32 @@ def test_without_ray_one_sentence_names_the_extra(monkeypatch):
     with pytest.raises(MissingExtraError) as refused:
         connect(ServerSettings(engine="ray"))
     assert str(refused.value) == "The ray engine needs Ray: pip install 'tegula[ray]'."
+
+
+# Batches on the same cluster.
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's of its own settings
+def test_a_batch_goes_on_when_an_actor_dies_within_it(cluster, tmp_path):
+    sources, output = tmp_path / "in", tmp_path / "out"
+    for name in ("a", "b", "c/d", "kills-once", "last"):
+        put(sources / f"{name}.png")
+    request = KillingRequest(UpscaleOptions(), BundleSettings(), Runtime(), all_frames=True)
+
+    def run_again():
+        inputs, folder = [Input(FolderStorage(sources))], FolderStorage(output)
+        journal = tmp_path / str(time.monotonic())
+        run = BatchRun(request, inputs, folder, Naming(), 1, Console(quiet=True), journal)
+        with contextlib.closing(run):
+            status = run_on_cluster(run, (1, 2), None, 0.01)
+        return status, run.counts
+
+    status, counts = run_again()
+    assert (status, counts.done, counts.failed, counts.left) == (0, 5, 0, 0)
+    lines = (output / "tegula-manifest.jsonl").read_text().splitlines()
+    rows = {row["output"]: row for row in map(json.loads, lines) if "source" in row}
+    assert len(rows) == 5
+    assert rows["kills-once.png"]["attempts"] == 2
+    assert size_of(output / "c/d.png") == (24, 16)
+    status, counts = run_again()
+    assert (status, counts.done, counts.skipped) == (0, 0, 5)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -12,7 +14,7 @@ from cli_support import PLAIN, names_in, put, run, size_of
 
 from tegula import upscaler as upscaler_module
 from tegula.cli.batch import BatchRun, Input
-from tegula.cli.batch_jobs import Outcome
+from tegula.cli.batch_jobs import BatchJob, Outcome
 from tegula.cli.console import Console
 from tegula.cli.models import Runtime
 from tegula.cli.pictures import Request
@@ -221,6 +223,90 @@ def test_programs_get_a_line_for_each_picture_and_single_files_are_taken():
     assert done.stderr == ""
 
 
+class CountedTries:
+    """Stands in for the actor that counts; jobs of these numbers were begun before."""
+
+    def __init__(self, counts):
+        self.of = self._method(lambda numbers: [counts.get(number, 0) for number in numbers])
+        self.begin = self.end = self._method(lambda _: None)
+
+    @staticmethod
+    def _method(function):
+        return SimpleNamespace(remote=function)
+
+
+def test_a_picture_that_kills_its_actors_is_given_up_and_its_neighbours_are_not(
+    monkeypatch, upscales, tmp_path
+):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tegula[ray]'.")
+    from tegula.cli.batch_ray import BatchActor
+
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    for name in "abc":
+        put(tmp_path / f"in/{name}.png")
+    request = Request(
+        UpscaleOptions(prescaler="lanczos", creativity=0), BundleSettings(), Runtime()
+    )
+    jobs = [
+        BatchJob(str(tmp_path / "in"), f"{name}.png", 1, "1", f"{name}.png", "png", number=number)
+        for number, name in enumerate("abc", 1)
+    ]
+    actor = BatchActor(str(tmp_path / "out"), request, "0", 1, CountedTries({1: 1, 2: 2}))
+    (text,) = actor({"jobs": [json.dumps([vars(job) for job in jobs])]})["answer"]
+    outcomes = {each.job.key: each for each in map(Outcome.from_json, json.loads(text)["outcomes"])}
+    assert upscales.count == 2
+    rows = {key: each.row("0") for key, each in outcomes.items()}
+    assert [rows[f"{name}.png"]["attempts"] for name in "abc"] == [2, 2, 1]
+    assert rows["b.png"]["error"] == {
+        "code": "actor_lost",
+        "message": f"{tmp_path}/in/b.png: Its actor died while it was worked on, 2 times.",
+    }
+    assert rows["a.png"]["status"] == rows["c.png"]["status"] == "done"
+    assert not outcomes["b.png"].may_succeed
+
+
+@pytest.mark.parametrize(
+    ("machines", "given", "pool"),
+    [
+        ([{"CPU": 8.0}], (None, None, None), (1, 1, 8.0, 0.0)),
+        ([{"CPU": 8.0}, {"CPU": 4.0}], (None, None, None), (1, 2, 4.0, 0.0)),
+        ([{"CPU": 8.0}], ((2, 4), None, None), (2, 4, 2.0, 0.0)),
+        ([{"CPU": 2.0}], ((1, 4), None, None), (1, 4, 0.5, 0.0)),
+        ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 2.0}], (None, None, None), (1, 4, 1.0, 1.0)),
+        ([{"CPU": 8.0, "GPU": 1.0}], (None, 0.25, 3.0), (1, 4, 3.0, 0.25)),
+        ([{"CPU": 8.0}], ((8, 8), 1.0, None), (8, 8, 1.0, 1.0)),  # machines that come later
+    ],
+)
+def test_what_an_actor_takes_of_a_machine(machines, given, pool):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'tegula[ray]'.")
+    from tegula.cli.batch_ray import Pool
+
+    found = Pool.of(machines, *given)
+    assert (found.least, found.most, found.cpus, found.gpus) == pool
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--actors", "2"], "--actors needs --ray."),
+        (["--ray", "--actors", "3..2"], "'3..2' is no number of actors, such as 4 or 1..4."),
+    ],
+)
+def test_options_of_the_cluster_are_checked(words, sentence):
+    two_pictures()
+    done = batch("in", "out", *words)
+    assert done.exit_code == 2
+    assert sentence in done.stderr
+
+
+def test_without_ray_one_sentence_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    two_pictures()
+    done = batch("in", "out", "--ray")
+    assert done.exit_code == 6
+    assert "--ray needs Ray: pip install 'tegula[ray]'." in done.stderr
+
+
 COUNT = 100_000
 
 
@@ -235,7 +321,7 @@ class Endless(FolderStorage):
 
 def test_a_hundred_thousand_pictures_take_no_more_memory_than_few(tmp_path):
     """All keys, or all lines of the manifest, would take above 30 MB."""
-    request = Request(UpscaleOptions(), BundleSettings(), Runtime(), None)
+    request = Request(UpscaleOptions(), BundleSettings(), Runtime())
     process = psutil.Process()
 
     def one_run():

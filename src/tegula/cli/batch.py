@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import tempfile
 import threading
@@ -26,7 +27,7 @@ from tegula import __version__
 from tegula.cli.batch_jobs import MANIFEST, BatchJob, Counts, Journal, Outcome, fingerprint_of
 from tegula.cli.batch_work import BatchWorker, failed
 from tegula.cli.console import Console, Failure, Interruption, plural
-from tegula.cli.options import JSON, PROGRESS, QUIET, Option, SectionedCommand
+from tegula.cli.options import JSON, PROGRESS, QUIET, Option, SectionedCommand, flag, option_name
 from tegula.cli.pictures import Request
 from tegula.cli.targets import PICTURES, Naming, SideFiles, check_place
 from tegula.cli.upscale import EVERYDAY, SECTIONS, naming_of, request_without_files
@@ -96,7 +97,15 @@ def _batch(**parameters: Any) -> None:
             request, inputs, output, naming, parameters["retries"], console, folder / "journal"
         )
         with closing(run):
-            status = run.run(interruption)
+            of_ray = {name: parameters[name] for name in _OF_RAY}
+            if parameters["ray"]:
+                from tegula.cli.batch_ray import run_on_cluster
+
+                status = run_on_cluster(run, *of_ray.values())
+            elif useless := [name for name, value in of_ray.items() if value is not None]:
+                raise OptionError(f"{option_name(useless[0])} needs --ray.")
+            else:
+                status = run.run(interruption)
     context.exit(status)
 
 
@@ -182,7 +191,7 @@ class BatchRun:
         self.journal_path = journal
         self._inputs = inputs
         self._naming = naming
-        self._retries = retries
+        self.retries = retries
         self.journal = Journal(journal)
         self._manifest = output.log(MANIFEST)
         self._failures: list[Failure] = []
@@ -262,7 +271,7 @@ class BatchRun:
 
     def _record(self, outcome: Outcome) -> None:
         job, error, counts = outcome.job, outcome.error, self.counts
-        if error is not None and outcome.may_succeed and job.tries < self._retries:
+        if error is not None and outcome.may_succeed and job.tries < self.retries:
             self.journal.end(job, "waiting")
             return
         self._write(outcome.row(self.options))
@@ -447,6 +456,18 @@ class Pace:
         return f"{pictures:.3g} pictures/s, {pixels:.3g} megapixels/s"
 
 
+_OF_RAY = ("actors", "gpus_per_actor", "cpus_per_actor")
+
+
+def _bounds(text: str) -> tuple[int, int]:
+    """Read ``4`` or ``1..4``."""
+    found = re.fullmatch(r"(?:(\d{1,5})\.\.)?(\d{1,5})", text.strip())
+    least, most = (int(found[1] or found[2]), int(found[2])) if found else (0, 0)
+    if not 1 <= least <= most:
+        raise click.BadParameter(f"{text!r} is no number of actors, such as 4 or 1..4.")
+    return least, most
+
+
 _LEFT_OUT = {"output", "compare", "preview", "mask", "strength_map"}
 _SECTIONS: Mapping[str, Sequence[click.Option]] = {
     **{
@@ -464,6 +485,32 @@ _SECTIONS: Mapping[str, Sequence[click.Option]] = {
             metavar="INTEGER",
         ),
     ),
+    "Cluster": (
+        flag(
+            ["--ray"], "Work in actors of a Ray cluster: that of RAY_ADDRESS, or one started here."
+        ),
+        Option(
+            ["--actors"],
+            "How many work at a time, or the least and the most; those without room wait for it.",
+            "default: up to as many as there is room for",
+            type=_bounds,
+            metavar="N|MIN..MAX",
+        ),
+        Option(
+            ["--gpus-per-actor"],
+            "GPUs of each, also a part of one.",
+            "default: 1 where there are any",
+            type=click.FloatRange(0, 64),
+            metavar="NUMBER",
+        ),
+        Option(
+            ["--cpus-per-actor"],
+            "CPUs of each.",
+            "default: 1 beside a GPU, else an equal share",
+            type=click.FloatRange(0, 4096, min_open=True),
+            metavar="NUMBER",
+        ),
+    ),
     "Messages": (JSON, PROGRESS, QUIET),
 }
 
@@ -474,5 +521,5 @@ BATCH = SectionedCommand(
     _SECTIONS,
     help_text=_HELP,
     short_help="Make any number of pictures larger, here or on a cluster.",
-    everyday=tuple({*EVERYDAY, "retries"} - _LEFT_OUT),
+    everyday=tuple({*EVERYDAY, "retries", "ray", "actors"} - _LEFT_OUT),
 )

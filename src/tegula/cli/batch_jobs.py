@@ -292,6 +292,14 @@ class Journal:
             else:
                 time.sleep(_LOOK_EVERY_S)
 
+    def has_jobs(self) -> bool:
+        """Wait until there is a job to do, or none will come; return which of the two it is."""
+        while not self._one("SELECT 1 FROM jobs WHERE state = 'waiting' LIMIT 1"):
+            if self._is_listed():
+                return False
+            time.sleep(_LOOK_EVERY_S)
+        return True
+
     def _is_listed(self) -> bool:
         # Looked at after the jobs: what was added before the end of the listing is seen next time.
         ended = self._one("SELECT ended FROM listing")[0]

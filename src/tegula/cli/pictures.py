@@ -80,7 +80,7 @@ class Request:
     options: UpscaleOptions
     models: BundleSettings
     runtime: Runtime
-    fingerprint: str | None
+    fingerprint: str | None = None
     side_files: SideFiles = field(default_factory=SideFiles)
     quality: int = 95
     png_level: int = 4
