@@ -310,6 +310,9 @@ def test_the_command_line_lists_models_and_inputs():
     listed = invoke("fewjative/ultimate-sd-upscale").output
     assert "seam_fix_padding" in listed
     assert find("fewjative/ultimate-sd-upscale").id in listed
+    defaults = {line.split()[0]: line for line in listed.splitlines()[2:]}
+    assert defaults["negative_prompt"].endswith("[optional]")
+    assert defaults["use_controlnet_tile"].endswith("[default: true]")
 
 
 @pytest.mark.parametrize(

@@ -320,18 +320,18 @@ def test_a_folder_takes_what_its_pictures_take_by_their_size():
     now = [0.0]
     remaining = RemainingWork([100, 0, 300, 600], clock=lambda: now[0])
     remaining.begin(0)
-    assert remaining.text(Progress("refine", 1, 2, 0.5, 60.0)) == "1 of 3, 10 min left"
+    assert remaining.text(Progress("refine", 1, 2, 0.5, 60.0)) == "1 of 3, 10 min left in all"
     now[0] = 30.0
     assert remaining.left(Progress("refine", 1, 2, 0.5, 30.0)) == 30 + 60 * 9
     now[0] = 60.0
-    assert remaining.text_after(1) == "1 of 3, 9 min left"
+    assert remaining.text_after(1) == "1 of 3, 9 min left in all"
     remaining.begin(2)
-    assert remaining.text_after(1) == "1 of 3, 9 min left"
+    assert remaining.text_after(1) == "1 of 3, 9 min left in all"
     now[0] = 240.0
     assert remaining.left(Progress("finish", 1, 1, 1.0, 0.0)) == 240 * 600 / 400
     remaining.begin(3)
     assert remaining.text(Progress("prepare", 0, 0, 0.0)) == "3 of 3"
-    assert remaining.text_after(2) == "2 of 3, 6 min left"
+    assert remaining.text_after(2) == "2 of 3, 6 min left in all"
 
 
 def test_nothing_is_left_after_the_last_picture_nor_of_one_that_failed():
@@ -340,9 +340,9 @@ def test_nothing_is_left_after_the_last_picture_nor_of_one_that_failed():
     remaining.begin(0)
     now[0] = 60.0
     remaining.skip(1)  # its file is damaged
-    assert remaining.text_after(2) == "2 of 3, 60 s left"
+    assert remaining.text_after(2) == "2 of 3, 60 s left in all"
     remaining.begin(2)
-    assert remaining.text_after(2) == "2 of 3, 60 s left"
+    assert remaining.text_after(2) == "2 of 3, 60 s left in all"
     now[0] = 120.0
     assert remaining.text_after(3) == "3 of 3"
 

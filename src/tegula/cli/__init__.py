@@ -1,4 +1,4 @@
-"""The command line: `tegula upscale`, `plan`, `models`, `doctor`, `run`, `serve` and `tokens`.
+"""The command line `tegula`: what a person types, what is printed, and what stops the work.
 
 Nothing here imports torch, numpy or Pillow before a command has work for it, so that
 `tegula --help` answers at once.

@@ -472,8 +472,8 @@ class Pictures:
             )
         if (near := result.consistency) is not None:
             self.console.message(
-                f"{place}: shrunk to the size of the source, {near.mean:.1f} of 255 levels from it "
-                f"on average, {near.worst:.0f} at the worst pixel"
+                f"{place}: shrunk again, it differs from the source by {near.mean:.1f} levels of "
+                f"255 on average, and by {near.worst:.0f} at the worst pixel"
             )
         if comparison is not None:
             self.console.message(f"{comparison}: before and after")

@@ -308,16 +308,19 @@ def _list_models(console: Console) -> None:
 
 def _list_inputs(version: Version, console: Console) -> None:
     from tegula.catalog import openapi_schema
+    from tegula.catalog.inputs import BOOLEAN
 
     console.record(openapi_schema(version))
     console.text(f"{version.name}:{version.id}\n")
     for field in version.fields:
         if field.required:
             default = "required"
-        elif field.default is None:
+        elif field.default in (None, ""):
             default = "optional"
         else:
-            default = f"default: {field.default}"
+            # As it is written on the command line, where booleans are true and false.
+            shown = str(field.default).lower() if field.kind == BOOLEAN else field.default
+            default = f"default: {shown}"
         console.text(f"  {field.name:24} {field.description} [{default}]")
 
 

@@ -335,7 +335,10 @@ def _demo_token(store: Store) -> str:
 
 def _greet(settings: ServerSettings, token: str | None) -> None:
     """Print where the server is; in a demo also a token and a page that has it."""
-    click.echo(f"The API is at {settings.public_url}/v1, its documentation at /docs.", err=True)
+    url = settings.public_url
+    click.echo(
+        f"The pages are at {url}, the API at {url}/v1, its documentation at {url}/docs.", err=True
+    )
     if token is None:
         return
     # Browsers send nowhere what stands behind the #; the page takes it out of the address.

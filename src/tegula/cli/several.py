@@ -127,7 +127,7 @@ class RemainingWork:
         return progress.seconds_left + known * sum(self._left) / max(1, self._done + self._current)
 
     def text(self, progress: Progress) -> str:
-        """Return which picture is under way, such as ``37 of 500, 12 min left``."""
+        """Return which picture is under way, such as ``37 of 500, 12 min left in all``."""
         return self._text(self._finished + 1, self.left(progress))
 
     def text_after(self, number: int) -> str:
@@ -140,4 +140,4 @@ class RemainingWork:
 
     def _text(self, number: int, left: float | None) -> str:
         of_all = f"{min(number, self._total)} of {self._total}"
-        return of_all if left is None else f"{of_all}, {about(left)} left"
+        return of_all if left is None else f"{of_all}, {about(left)} left in all"
