@@ -34,18 +34,18 @@ def options_page() -> str:
             "",
             "Made from the code by `make docs`. Every option is a field of `UpscaleOptions`, and",
             "of the command line with hyphens: `guidance_scale` is `--guidance-scale`. What is",
-            "left open is filled by the preset, whose numbers depend on the bundle. Options are",
+            "left open is filled by the preset, whose numbers depend on the model. Options are",
             "immutable: `options.replaced(scale=4)` returns others, and checks them.",
             "",
             "| option | range | default | effect |",
             "|---|---|---|---|",
             *rows,
             "",
-            "## Presets of the packaged bundle, mini",
+            "## Presets of the packaged model, mini",
             "",
             *_preset_table(read_config(WEIGHTS / CONFIG_FILE).presets),
             "",
-            "## Presets of Stable Diffusion 1.5 bundles",
+            "## Presets of Stable Diffusion 1.5 models",
             "",
             *_preset_table(SD15),
             "",
@@ -69,7 +69,7 @@ def _default(name: str, schema: Mapping[str, Any]) -> str:
     if name in PresetValues.model_fields:
         return "by preset"
     if isinstance(default, bool):
-        return "on" if default else "off"
+        return _written(default)
     if default is None:
         return "open"
     return f"`{default}`" if default not in ("", []) else "empty"
@@ -82,12 +82,18 @@ def _preset_table(presets: Mapping[str, PresetValues]) -> list[str]:
         *(
             f"| {name} | "
             + " | ".join(
-                str(getattr(preset_values(presets, preset), name)) or "none" for preset in PRESETS
+                _written(getattr(preset_values(presets, preset), name)) for preset in PRESETS
             )
             + " |"
             for name in PresetValues.model_fields
         ),
     ]
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value) or "none"
 
 
 def models_page() -> str:
@@ -186,13 +192,13 @@ class Limit:
     """One limit of the server, for people to read.
 
     what: is limited. seen: what a client notices who goes beyond it.
-    setting: that sets it; its default is the limit. fixed: the limit where no setting does.
+    setting: that sets it. shown: the limit, where that is not just the default of a setting.
     """
 
     what: str
     seen: str
     setting: str = ""
-    fixed: str = ""
+    shown: str = ""
 
 
 _CLOSED = "the connection is closed"
@@ -205,40 +211,52 @@ LIMITS = (
     Limit("other requests of one token in a minute", _RETRIED, "requests_per_minute"),
     Limit("unfinished predictions", "429 with `Retry-After`", "max_waiting"),
     Limit("unfinished work, estimated", "429 with `Retry-After`", "max_waiting_seconds"),
-    Limit("unfinished predictions of one account", "429 likewise", "max_account_waiting"),
-    Limit("their work, estimated", "429 likewise", "max_account_waiting_seconds"),
+    Limit(
+        "unfinished predictions of one account",
+        "429 likewise",
+        "max_account_waiting",
+        shown="four fifths of `max_waiting`",
+    ),
+    Limit(
+        "their work, estimated",
+        "429 likewise",
+        "max_account_waiting_seconds",
+        shown="four fifths of `max_waiting_seconds`",
+    ),
     Limit("a JSON body", "413", "max_body_bytes"),
-    Limit("a body without its long texts", "413", fixed=f"{receiving.MOST_FRAME >> 10} kB"),
-    Limit("levels of a JSON body", "422", fixed=str(receiving.DEEPEST)),
+    Limit("a body without its long texts", "413", shown=f"{receiving.MOST_FRAME >> 10} kB"),
+    Limit("levels of a JSON body", "422", shown=str(receiving.DEEPEST)),
     Limit("an upload", "413", "max_upload_bytes"),
-    Limit("all uploads of one account together", "413, where set", "max_account_bytes"),
-    Limit("metadata of an upload", "422", fixed=f"{files.METADATA_BYTES >> 10} kB"),
+    Limit(
+        "all uploads of one account together", "413, where set", "max_account_bytes", shown="none"
+    ),
+    Limit("metadata of an upload", "422", shown=f"{files.METADATA_BYTES >> 10} kB"),
     Limit(
         "large bodies in memory, over all requests",
         "503 with `Retry-After` and `x-should-retry: true`",
         "max_bodies_bytes",
     ),
     Limit("bytes of a body in a second, at least", f"408; {_CLOSED}", "least_body_rate"),
-    Limit("headers and address of a request", "431", fixed=f"{connections.HEAD_BYTES >> 10} kB"),
+    Limit("headers and address of a request", "431", shown=f"{connections.HEAD_BYTES >> 10} kB"),
     Limit(
         "time for headers",
         f"408; {_CLOSED}, during a TLS handshake without an answer",
         "header_seconds",
     ),
-    Limit("requests sent ahead of their answers", _CLOSED, fixed=str(connections.MOST_PIPELINED)),
-    Limit("idling between two requests", _CLOSED, fixed=f"{connections.KEEP_S} s"),
-    Limit("taking nothing of an answer", _CLOSED, fixed=f"{connections.WRITE_S:g} s"),
+    Limit("requests sent ahead of their answers", _CLOSED, shown=str(connections.MOST_PIPELINED)),
+    Limit("idling between two requests", _CLOSED, shown=f"{connections.KEEP_S} s"),
+    Limit("taking nothing of an answer", _CLOSED, shown=f"{connections.WRITE_S:g} s"),
     Limit("connections", _CROWDED, "max_connections"),
     Limit("connections of an address", _CROWDED, "max_connections_per_address"),
     Limit(
         "`Prefer: wait`",
         "202 with the prediction as it is, a little earlier",
-        fixed=f"{create.MAX_WAIT_S} s",
+        shown=f"{create.MAX_WAIT_S} s",
     ),
-    Limit("`Idempotency-Key`", "422", fixed=f"{create.LONGEST_KEY} characters"),
-    Limit("words to search for", "422", fixed=f"{api_models.LONGEST_QUERY} characters"),
+    Limit("`Idempotency-Key`", "422", shown=f"{create.LONGEST_KEY} characters"),
+    Limit("words to search for", "422", shown=f"{api_models.LONGEST_QUERY} characters"),
     Limit(
-        "ranges of a file in one request", "200 with the whole file", fixed=str(files.MOST_RANGES)
+        "ranges of a file in one request", "200 with the whole file", shown=str(files.MOST_RANGES)
     ),
     Limit("an input that is fetched", _FAILS, "max_fetch_bytes"),
     Limit("fetching an input", _FAILS, "fetch_seconds"),
@@ -251,7 +269,12 @@ LIMITS = (
         "fetches from one host at once", "the prediction waits as `starting`", "fetches_per_host"
     ),
     Limit("actors kept", "the next prediction waits for one to start", "ray_min_actors"),
-    Limit("actors at once", "the prediction waits as `starting`", "ray_max_actors"),
+    Limit(
+        "actors at once",
+        "the prediction waits as `starting`",
+        "ray_max_actors",
+        shown="as the cluster has room",
+    ),
     Limit("pixels of a picture", _FAILS, "max_pixels"),
     Limit("an output", _FAILS, "max_output_bytes"),
     Limit("an output as a data URI", "a link in its place", "inline_output_bytes"),
@@ -266,10 +289,12 @@ LIMITS = (
     Limit(
         "keeping a finished prediction", "`data_removed`, and links are 404", "retention_seconds"
     ),
-    Limit("listing a finished prediction", "404; 0 is for good", "history_seconds"),
+    Limit("listing a finished prediction", "404", "history_seconds", shown="none"),
     Limit("keeping an upload", "404", "upload_seconds"),
     Limit("copies of files in a bucket", "a download waits for the bucket", "blobs_copies_bytes"),
-    Limit("a link of the bucket; 0 sends bytes", "403 of the bucket", "blobs_link_seconds"),
+    Limit(
+        "validity of a link of the bucket", "403 of the bucket", "blobs_link_seconds", shown="none"
+    ),
     Limit("one try of a webhook", "it is sent again later", "webhook_seconds"),
     Limit("webhooks to one host at once", "others come later", "webhooks_per_receiver"),
     Limit("free bytes on the disk, at least", "503 of `/readyz`", "min_free_bytes"),
@@ -287,7 +312,7 @@ def with_limits(page: str) -> str:
     rows = ""
     for limit in LIMITS:
         unit = next((unit for end, unit in _UNITS.items() if limit.setting.endswith(end)), "")
-        default = limit.fixed or defaults[limit.setting] + unit
+        default = limit.shown or defaults[limit.setting] + unit
         setting = f"`{limit.setting}`" if limit.setting else ""
         rows += f"| {limit.what} | {default} | {setting} | {limit.seen} |\n"
     return f"{before}{head}{rows}\n{rest.partition(chr(10) * 2)[2]}"
