@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 
 from tegula.errors import MissingExtraError, ServiceError
 
@@ -34,6 +36,7 @@ def join_cluster(needs: str) -> bool:
     # Nothing is reported to anybody unless the operator says so.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get(ADDRESS_VARIABLE, "")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         # Without an address Ray would join whatever cluster it finds on this machine.
@@ -48,4 +51,6 @@ def join_cluster(needs: str) -> bool:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         where = f"The Ray cluster at {address} (RAY_ADDRESS)" if address else "A Ray cluster"
         raise ServiceError(f"{where} cannot be used: {reason}.") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in the place
     return True

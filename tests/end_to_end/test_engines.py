@@ -629,7 +629,7 @@ def test_a_batch_goes_on_when_an_actor_dies_within_it(cluster, tmp_path):
         journal = tmp_path / str(time.monotonic())
         run = BatchRun(request, inputs, folder, Naming(), 1, Console(quiet=True), journal)
         with contextlib.closing(run):
-            status = run_on_cluster(run, (1, 2), None, 0.01)
+            status = run_on_cluster(run, (1, 1), None, None)  # takes all CPUs
         return status, run.counts
 
     status, counts = run_again()

@@ -3,18 +3,31 @@
 import pytest
 from api_support import server
 from sd15_support import files, folder, offline
-from store_support import clock, database_url, empty_database_url, postgresql, run, store
+from store_support import (
+    bucket,
+    clock,
+    database_url,
+    empty_database_url,
+    moto,
+    postgresql,
+    run,
+    sign_in,
+    store,
+)
 
 __all__ = [
+    "bucket",
     "clock",
     "database_url",
     "empty_database_url",
     "files",
     "folder",
+    "moto",
     "offline",
     "postgresql",
     "run",
     "server",
+    "sign_in",
     "store",
 ]
 

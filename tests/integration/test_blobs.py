@@ -15,7 +15,7 @@ import pytest
 from api_support import DATA_URI, PNG, Server, open_server
 from obstore.store import MemoryStore
 from starlette.testclient import TestClient
-from store_support import open_store
+from store_support import SECRET, open_store
 
 from tegula.errors import (
     MissingExtraError,
@@ -32,43 +32,8 @@ from tegula.server.object_blobs import ObjectBlobs, open_bucket
 from tegula.server.settings import ServerSettings, load_settings
 from tegula.server.tables import State
 
-SECRET = "wJalrXUtnFEMI"
 MANY = 1 << 30
 NOBODY = "00" * 32
-
-
-@pytest.fixture(scope="module")
-def moto():
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    signed = {"aws_access_key_id": "key", "aws_secret_access_key": SECRET}
-    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **signed)
-    client.create_bucket(Bucket="bucket")
-    yield url
-    client.close()
-    server.stop()
-
-
-@pytest.fixture
-def sign_in(monkeypatch):
-    def at(url: str) -> None:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        monkeypatch.setenv("AWS_REGION", "us-east-1")
-
-    return at
-
-
-@pytest.fixture
-def bucket(moto, sign_in, request):
-    sign_in(moto)
-    return f"s3://bucket/{request.node.name}"
 
 
 def objects(folder: Path, store: MemoryStore, copies_bytes: int = MANY) -> ObjectBlobs:

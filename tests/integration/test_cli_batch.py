@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from cli_support import PLAIN, names_in, put, run, size_of
+from cli_support import PLAIN, names_in, picture_bytes, put, run, size_of
 
 from tegula import upscaler as upscaler_module
 from tegula.cli.batch import BatchRun, Input
@@ -22,7 +22,7 @@ from tegula.cli.targets import Naming
 from tegula.errors import CancelledError, NumericalError
 from tegula.models import BundleSettings
 from tegula.options import UpscaleOptions
-from tegula.storage import Entry, FolderStorage
+from tegula.storage import Entry, FolderStorage, open_store
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
 
@@ -221,6 +221,46 @@ def test_programs_get_a_line_for_each_picture_and_single_files_are_taken():
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [record["output"] for record in records] == ["a.jpg", "er/b.png"]
     assert done.stderr == ""
+
+
+def test_a_prefix_of_a_bucket_goes_into_another_and_what_is_there_is_not_read_again(
+    upscales, bucket, monkeypatch
+):
+    import obstore
+
+    monkeypatch.setattr("tegula.storage._LINES_OF_A_PART", 2)
+    store = open_store(bucket)
+    for key in ("in/a.jpg", "in/deep/b.png", "in/notes.txt"):
+        obstore.put(store, key, picture_bytes("JPEG" if key.endswith("jpg") else "PNG"))
+    done = batch(f"{bucket}/in", f"{bucket}/in/out")
+    assert done.exit_code == 0, done.stderr
+    assert "2 done; " in done.stderr
+    keys = sorted(each["path"] for page in obstore.list(store, "in/out") for each in page)
+    parts = [f"in/out/tegula-manifest/{number:07}.jsonl" for number in range(2)]
+    assert keys == ["in/out/a.jpg", "in/out/deep/b.png", *parts]
+    lines = [bytes(obstore.get(store, part).bytes()).splitlines() for part in parts]
+    assert [len(each) for each in lines] == [2, 1]
+    row = json.loads(lines[0][1])
+    assert (row["source"], row["output"], row["width"]) == (f"{bucket}/in/a.jpg", "a.jpg", 24)
+    again = batch(f"{bucket}/in", f"{bucket}/in/out")
+    assert (again.exit_code, upscales.count) == (0, 2)
+    assert "2 skipped, done before" in again.stderr
+    # One object, into a folder; another one of the same name, which has another ETag.
+    assert batch(f"{bucket}/in/a.jpg", "here").exit_code == 0
+    assert size_of("here/a.jpg") == (24, 16)
+    obstore.put(store, "in/a.jpg", picture_bytes("JPEG", width=9))
+    assert batch(f"{bucket}/in", f"{bucket}/in/out").exit_code == 0
+    assert upscales.count == 4
+    refused = batch("s3://no-such-bucket/in", "there")
+    assert refused.exit_code == 5
+    assert refused.stderr.splitlines()[-1].startswith("tegula: The object store ")
+
+
+def test_without_obstore_one_sentence_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    done = batch("s3://bucket/in", "out")
+    assert done.exit_code == 6
+    assert "which needs obstore: pip install 'tegula[objects]'." in done.stderr
 
 
 class CountedTries:

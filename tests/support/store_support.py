@@ -23,6 +23,7 @@ from tegula.server.tables import Prediction
 
 VERSION = "ab" * 32
 NOON = datetime(2026, 5, 4, 12, tzinfo=timezone.utc)
+SECRET = "wJalrXUtnFEMI"
 POSTGRESQL_TESTS = "TEGULA_TEST_POSTGRESQL"
 """Names a PostgreSQL server to test on; without it a packaged one is started, if installed."""
 _ROOM_FOR_DATABASES = 1 << 30
@@ -192,3 +193,40 @@ def run(store):
         return claimed.id, claimed.attempt
 
     return claim_and_start
+
+
+# A server that speaks S3.
+
+
+@pytest.fixture(scope="session")
+def moto():
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    signed = {"aws_access_key_id": "key", "aws_secret_access_key": SECRET}
+    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **signed)
+    client.create_bucket(Bucket="bucket")
+    yield url
+    client.close()
+    server.stop()
+
+
+@pytest.fixture
+def sign_in(monkeypatch):
+    def at(url: str) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+
+    return at
+
+
+@pytest.fixture
+def bucket(moto, sign_in, request):
+    sign_in(moto)
+    return f"s3://bucket/{request.node.name}"

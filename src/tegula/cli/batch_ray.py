@@ -138,7 +138,8 @@ def _stream(run: BatchRun, pool: Pool) -> Any:
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     tries = ray.remote(Tries).options(num_cpus=0, label_selector=here).remote()
     return (
-        ray.data.range(1, override_num_blocks=1)
+        # One row, to begin with, that takes no task and so no CPU, which actors may need all of.
+        ray.data.from_items([0])
         .map_batches(
             take_jobs,
             fn_kwargs={"journal": str(run.journal_path), "actors": pool.most},
