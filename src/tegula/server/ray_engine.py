@@ -32,7 +32,8 @@ from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from tegula.errors import MissingExtraError, ServiceError
+from tegula.cluster import OBJECT_STORE, join_cluster
+from tegula.errors import ServiceError
 from tegula.folders import make_folder
 from tegula.server.engine import (
     Alive,
@@ -68,12 +69,9 @@ if TYPE_CHECKING:  # each actor imports this module, and settings take a while
 
 log = logging.getLogger(__name__)
 
-ADDRESS_VARIABLE = "RAY_ADDRESS"
 _HEARTBEAT_S = 1.0
-_OWN_OBJECT_STORE = 128 << 20
-"""Bytes of a cluster of one's own: only events travel, and Ray would reserve a third of memory."""
 _OWN_OBJECT_STORE_OF_SHARDS = 512 << 20
-"""The same where windows and tiles of large pictures travel, too: some tiles at a time."""
+"""Bytes, where windows and tiles of large pictures travel, too: some tiles at a time."""
 _CLEAN_EVERY_S = 600.0
 _COPY_HALF_WRITTEN_S = 3600.0
 _PIECE = 1 << 20
@@ -241,13 +239,10 @@ def connect(settings: ServerSettings) -> tuple[Place, Device]:
         MissingExtraError: Ray is not installed.
         ServiceError: the cluster does not answer, or has several machines that share no files.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtraError("The ray engine needs Ray: pip install 'tegula[ray]'.") from error
-    if not ray.is_initialized():
-        store = _OWN_OBJECT_STORE_OF_SHARDS if settings.ray_shard_above else _OWN_OBJECT_STORE
-        _connect(os.environ.get(ADDRESS_VARIABLE, ""), store)
+    store = _OWN_OBJECT_STORE_OF_SHARDS if settings.ray_shard_above else OBJECT_STORE
+    join_cluster("The ray engine", store)
+    import ray
+
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if settings.blobs_url is None and len(nodes) > 1:
         raise ServiceError(
@@ -257,27 +252,6 @@ def connect(settings: ServerSettings) -> tuple[Place, Device]:
     # Machines that join later cannot read it either.
     node = ray.get_runtime_context().get_node_id() if settings.blobs_url is None else ""
     return _place(settings, [each["Resources"] for each in nodes], node)
-
-
-def _connect(address: str, own_store: int) -> None:
-    import ray
-
-    # Nothing is reported to anybody unless the operator says so.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own = {"include_dashboard": False, "object_store_memory": own_store}
-    try:
-        # Without an address Ray would join whatever cluster it finds on this machine.
-        ray.init(
-            address=address or "local",
-            namespace="tegula",
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            **({} if address and address != "local" else own),
-        )
-    except Exception as error:  # Ray raises what it likes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        where = f"The Ray cluster at {address} (RAY_ADDRESS)" if address else "A Ray cluster"
-        raise ServiceError(f"{where} cannot be used: {reason}.") from error
 
 
 def _place(

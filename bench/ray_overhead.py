@@ -1,0 +1,132 @@
+"""What the ray engine costs over the local one, for one prediction at a time.
+
+    python -m bench.ray_overhead [--pairs 5] [--side 512]
+
+Starts a cluster on this machine and runs the same prediction with the packaged model in an actor
+and in a local process by turns, both with as many threads. Prints one JSON object: the seconds of
+each run and of processor time, and how the medians compare. Processor time is that of the engine's
+process and this one, and for an actor of Ray's own processes, too; beside other work it says more
+than the time on the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+
+from tegula.catalog import find
+from tegula.catalog.lookup import packaged_fingerprint
+from tegula.models import BundleSettings
+from tegula.server.engine import Done, Job
+from tegula.server.ray_engine import Place, RayEngine, connect
+from tegula.server.runner import LocalEngine, Timeouts, WorkerEngine
+from tegula.server.settings import ServerSettings
+from tegula.server.upscaling import RunnerOptions, upscaling_spec
+
+_MODEL = "tegula/upscale"
+_PATIENT = Timeouts(load=1800.0, run=3600.0, cancel=60.0)
+
+
+def picture(side: int) -> bytes:
+    """Return a PNG with something on every scale."""
+    noise = np.random.default_rng(7)
+    layers = [noise.random((max(2, side // cut), max(2, side // cut), 3)) for cut in (4, 16, 64)]
+    shown = sum(cv2.resize(layer, (side, side), interpolation=cv2.INTER_CUBIC) for layer in layers)
+    _, encoded = cv2.imencode(".png", np.clip(np.asarray(shown) * 85, 0, 255).astype(np.uint8))
+    return encoded.tobytes()
+
+
+def processor_seconds(local: int | None, *, on_ray: bool) -> float:
+    """Return the processor time so far of this process and those of one engine.
+
+    Args:
+        local: the process of the local engine.
+        on_ray: whether to count all others that this process has started, which are Ray's, in its
+            place.
+    """
+    here = psutil.Process()
+    family = (here, *here.children(recursive=True))
+    if on_ray:
+        counted = [each for each in family if each.pid != local]
+    else:
+        counted = [each for each in family if each.pid in (here.pid, local)]
+    total = 0.0
+    for process in counted:
+        with contextlib.suppress(psutil.Error):  # it has ended
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--side", type=int, default=512, help="of the source, in pixels")
+    given = parser.parse_args()
+    os.environ |= {"RAY_worker_niceness": "0"}  # both have the same right to processors
+    threads = os.environ.setdefault("TEGULA_THREADS", "1")
+    settings = ServerSettings(engine="ray")
+    connect(settings)
+    spec = upscaling_spec(RunnerOptions(BundleSettings(), packaged_fingerprint(), 10**9))
+    place = Place("cpu", {"CPU": float(threads), "GPU": 0.0}, "", 1)
+    on_ray = RayEngine(0, spec, place, _PATIENT, silence=1800.0)
+    local = LocalEngine(spec, "cpu", _PATIENT)
+    engines: tuple[tuple[str, WorkerEngine], ...] = (("local", local), ("ray", on_ray))
+    found: dict[str, list[tuple[float, float]]] = {"local": [], "ray": []}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source.png"
+        source.write_bytes(picture(given.side))
+
+        def job(number: int) -> Job:
+            inputs: dict[str, Any] = {"image": source, "seed": 7, "preset": "creative"}
+            return Job(f"job-{number}", 1, _MODEL, find(_MODEL).id, inputs, Path(folder))
+
+        for number in range(given.pairs + 1):
+            for name, engine in engines:
+                spent = partial(processor_seconds, local.pid, on_ray=engine is on_ray)
+                before, began = spent(), time.perf_counter()
+                *_, last = engine.run(job(number), lambda: False)
+                if not isinstance(last, Done):
+                    raise SystemExit(f"A prediction ended with {last}.")
+                result = time.perf_counter() - began, spent() - before
+                if number:  # the first one loads
+                    found[name].append(result)
+    local.close()
+    on_ray.close()
+    print(json.dumps(report(found), indent=1))
+
+
+class _Raw(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description."""
+
+
+def report(found: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+    """Return what is printed."""
+    medians = {
+        name: [statistics.median(each[kind] for each in runs) for kind in range(2)]
+        for name, runs in found.items()
+    }
+    return {
+        "runs": found,
+        "median_seconds": {name: both[0] for name, both in medians.items()},
+        "median_processor_seconds": {name: both[1] for name, both in medians.items()},
+        "ray_over_local": medians["ray"][0] / medians["local"][0],
+        "ray_over_local_processor": medians["ray"][1] / medians["local"][1],
+    }
+
+
+if __name__ == "__main__":
+    main()
