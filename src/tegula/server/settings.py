@@ -121,13 +121,13 @@ class ServerSettings(BaseSettings):
     )
     blobs_copies_bytes: Count = Field(
         default=10_240 * MIB,
-        description="Copies of files of `blobs_url` in `folder`, beyond which those longest unused "
-        "are removed.",
+        description="Largest size of the copies in `folder` of files from `blobs_url`; beyond it "
+        "those longest unused are removed.",
     )
     blobs_link_seconds: Count = Field(
         default=0,
-        description="Send who downloads an output to a link of the bucket that is valid for so "
-        "long; 0 sends the bytes.",
+        description="Downloads of outputs and uploads are redirected to links of the bucket, each "
+        "valid for this time; 0 sends the bytes from here.",
     )
     no_auth: bool = Field(
         default=False, description="Ask for no token: every request is the account `local`."
@@ -168,7 +168,7 @@ class ServerSettings(BaseSettings):
         "`ray`, actors of the cluster at `RAY_ADDRESS` or of one of its own (extra `ray`).",
     )
     ray_min_actors: Count = Field(
-        default=0, description="Actors that this server keeps, whatever waits."
+        default=0, description="Actors that this server keeps, even while nothing waits."
     )
     ray_max_actors: Count = Field(
         default=0,
@@ -298,21 +298,23 @@ class ServerSettings(BaseSettings):
     run_seconds: Seconds = Field(default=1800.0, description="A prediction that runs longer fails.")
     load_seconds: Seconds = Field(
         default=900.0,
-        description="A process that is silent for so long while it loads is replaced.",
+        description="Silence after which a process that loads its models is replaced.",
     )
     hang_seconds: Seconds = Field(
-        default=300.0, description="A process that is silent for so long while it runs is replaced."
+        default=300.0,
+        description="Silence after which a process that runs a prediction is replaced.",
     )
     cancel_seconds: Seconds = Field(
         default=15.0,
-        description="A process that has not ended a cancelled prediction by then is replaced.",
+        description="Time after a cancel at which a process that still runs is replaced.",
     )
     lease_seconds: Seconds = Field(
         default=15.0,
-        description="A prediction whose worker is silent for so long goes to another worker.",
+        description="Silence of a worker after which its prediction goes to another worker.",
     )
     idle_unload_seconds: Seconds = Field(
-        default=900.0, description="Unload models that long after their last use; 0 keeps them."
+        default=900.0,
+        description="Time after their last use at which models are unloaded; 0 keeps them.",
     )
     default_model: str | None = Field(
         default=None,
