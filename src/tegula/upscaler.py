@@ -36,7 +36,7 @@ from tegula.pipeline.prescale import Kept, prescale_source
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import PICTURES, RefineJob, refine_canvas
 from tegula.pipeline.remarks import ignored_options, loras_of_prompts, prompt_taken
-from tegula.pipeline.shards import Spread
+from tegula.pipeline.shards import Shards, Spread
 from tegula.pipeline.sharing import in_order, shared
 from tegula.plan import Memory, Plan, expected_memory
 from tegula.progress import (
@@ -236,7 +236,8 @@ class Upscaler:
             show = callbacks.on_picture if callbacks.on_preview else None
             progress = reporter.stage("prescale", callbacks.cancel, show)
             part = enlarged_part(widened, prepared.facts.size)
-            begun = prescale_source(placed, resolved, part, nets, progress, self._kept)
+            shards = self._shards(resolved)
+            begun = prescale_source(placed, resolved, part, nets, progress, self._kept, shards)
             prescaled, enlarged, was_kept = begun.picture, begun.enlarged, begun.was_kept
             free = control.mask_without(begun.done if resolved.refines else None)
             layers = Layers(begun.drawn, begun.alpha, free)
@@ -254,9 +255,7 @@ class Upscaler:
                     strength=strength,
                     weight=control.weight,
                     coding=plan.autoencoder_flops / max(1, plan.refine_flops),
-                    shards=self.spread.shards(resolved.width * resolved.height, loras)
-                    if self.spread
-                    else None,
+                    shards=self._shards(resolved, loras),
                 )
                 refined = _REFINE[resolved.mode](job, progress)
                 del job
@@ -317,6 +316,14 @@ class Upscaler:
         }
         usual_seconds = {s: t for s, t in clock.seconds.items() if not is_unlike_its_plan.get(s)}
         return result, usual_seconds
+
+    def _shards(
+        self, options: ResolvedOptions, loras: Sequence[tuple[str, float]] = ()
+    ) -> Shards | None:
+        """Return what spreads a picture over helpers, with LoRAs merged; None where nothing is."""
+        if self.spread is None:
+            return None
+        return self.spread.shards(options.width * options.height, loras)
 
     def _prescalers(self, options: ResolvedOptions) -> tuple[Prescaler, Prescaler | None]:
         """Return the net that enlarges, and the one for what is drawn, if there is one."""

@@ -325,7 +325,7 @@ def test_shared_statistics_bring_tiles_far_closer_to_the_whole_than_their_own(
     local_autoencoder_bundle, stage, monkeypatch
 ):
     shared, whole = tiled_and_whole(local_autoencoder_bundle, stage, monkeypatch)
-    monkeypatch.setattr(autoencoder._MeasuringNorm, "fixed", lambda measured, _: measured._norm)
+    monkeypatch.setattr(autoencoder._FixedNorm, "of", lambda norm, _: norm)
     alone, _ = tiled_and_whole(local_autoencoder_bundle, stage, monkeypatch)
     error, error_alone = ((tiled - whole).abs().mean() for tiled in (shared, alone))
     assert error < 0.5 * error_alone

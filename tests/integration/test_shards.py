@@ -4,15 +4,21 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from shard_support import HereHelper, shards_of
 from support import options, photograph, refine_canvas, refine_redraw
 
 from tegula.errors import CancelledError
 from tegula.models import BundleSettings
+from tegula.models.bundle import ControlImage
 from tegula.models.load import load_bundle
-from tegula.pipeline import shards
+from tegula.models.prescalers.load import load_prescaler, with_share
+from tegula.nets import Nets
+from tegula.pipeline import autoencoder, prescale, shards
+from tegula.pipeline.autoencoder import AutoencoderTiling
 from tegula.pipeline.refine import RefineJob
 from tegula.progress import SILENT, Cancel, StageProgress
+from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
 
 SIZE = (150, 110)
@@ -171,3 +177,95 @@ def test_windows_are_counted_as_they_are_without_helpers(bundles, meet):
         return units
 
     assert counted(meet(HereHelper("other", bundles[1]))) == counted(None)
+
+
+# Tiles of the prescaler and of the autoencoder.
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_tiles_of_the_prescaler_are_spread(bundles, meet, monkeypatch, scale):
+    monkeypatch.setattr(prescale, "DEFAULT_TILE", 1)
+    picture = torch.tensor(photograph(120, 40))
+    helper = HereHelper("other", bundles[1])
+    net = Nets(bundles[0]).prescaler("tegula-swift")
+    shares, tiles = [], []
+    alone, spread = (
+        prescale.prescale(
+            picture,
+            (120 * scale, 40 * scale),
+            net,
+            progress=StageProgress(
+                lambda done, total: tiles.append((done, total)), on_share=shares.append
+            ),
+            shards=each,
+        )
+        for each in (None, meet(helper))
+    )
+    assert torch.equal(spread, alone)
+    assert helper.ran["TileTask"]
+    assert tiles[: len(tiles) // 2] == tiles[len(tiles) // 2 :]
+    assert shares[-1] == 1
+
+
+def test_a_helper_runs_the_share_of_tuning_that_was_chosen(bundles, meet, monkeypatch):
+    tuned = load_prescaler("tegula-photo", bundles[0].device, bundles[0].dtype)
+    seen = []
+
+    class Looking(HereHelper):
+        def run(self, task, given_up):
+            self.began.set()
+            seen.append((task.prescaler, task.tuning))
+            raise RuntimeError("It has seen enough.")
+
+    monkeypatch.setattr(prescale, "run_network", lambda rgb, *_: rgb.repeat(4, 4, 1))
+    prescale.prescale(
+        torch.zeros(8, 8, 3), (32, 32), with_share(tuned, 0.25), shards=meet(Looking("x", None))
+    )
+    assert seen == [("tegula-photo", 0.25)]
+
+
+@pytest.mark.parametrize("stage", ["encode", "decode"])
+def test_tiles_of_the_autoencoder_are_spread_with_the_statistics_of_the_whole(
+    bundles, meet, monkeypatch, stage
+):
+    monkeypatch.setattr(autoencoder, "tiling_of", lambda _: AutoencoderTiling(32, 64))
+    image = torch.tensor(photograph(*SIZE).transpose(2, 0, 1)[None, :, :104, :144]).contiguous()
+    control, latents = ControlImage(image, image), torch.randn(1, 4, 13, 18)
+    helper = HereHelper("other", bundles[1])
+
+    def run(spread):
+        if stage == "decode":
+            return autoencoder.decode(bundles[0], latents, control, shards=spread)
+        generator = torch.Generator().manual_seed(0)
+        return autoencoder.encode(bundles[0], image, control, generator, shards=spread)
+
+    alone = run(None)
+    assert torch.equal(run(meet(helper)), alone)
+    measured = [task.moments is None for task in helper.tasks]
+    assert set(measured) == {True, False}
+
+
+def test_pictures_above_a_size_are_spread_with_the_loras_of_their_prompts():
+    seen = []
+    spread = shards.Spread(0.01, lambda loras: seen.append(loras) or [])
+    assert spread.shards(10_000) is None
+    assert spread.shards(10_001, [("a", 0.5)]).width == 1
+    assert seen == [(("a", 0.5),)]
+
+
+def test_an_upscale_spreads_all_of_its_stages(bundles, meet):
+    helper = HereHelper("other", bundles[1])
+    helper_of = meet(helper)._helpers
+    source = np.zeros((50, 110, 3), np.uint8)
+    changes = {"size": (165, 75), "prescaler": "tegula-swift", "seed": 1, "window_batch": 1}
+    changes |= {"creativity": 0.3, "window": 64, "auto": False}
+    upscaler = Upscaler(bundles[0])
+    upscaler.spread = shards.Spread(0.012, lambda _: helper_of())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prescale, "DEFAULT_TILE", 1)
+        patch.setattr(autoencoder, "tiling_of", lambda _: AutoencoderTiling(32, 64))
+        spread = upscaler.upscale(source, **changes)
+        upscaler.spread = None
+        alone = upscaler.upscale(source, **changes)
+    assert np.array_equal(np.asarray(spread.image), np.asarray(alone.image))
+    assert set(helper.ran) == {"TileTask", "WindowTask", "CodingTask"}

@@ -4,7 +4,7 @@ import pickle
 import threading
 from collections import Counter
 
-from tegula.models.prescalers.load import load_prescaler
+from tegula.nets import Nets
 from tegula.pipeline.shards import HelperNets, Shards, run_task
 from tegula.progress import Cancel
 
@@ -13,11 +13,8 @@ class HereHelper:
     """Runs tasks with a bundle as a helper elsewhere would; ``refuse`` may raise before one."""
 
     def __init__(self, name, bundle, refuse=lambda helper: None):
-        def prescaler(called, tuning):
-            return load_prescaler(called, bundle.device, bundle.dtype)
-
         self.name, self.refuse = name, refuse
-        self.nets = HelperNets(bundle, prescaler)
+        self.nets = HelperNets(bundle, Nets(bundle).prescaler)
         self.ran, self.sent = Counter(), Counter()
         self.tasks = []
         self.began = threading.Event()

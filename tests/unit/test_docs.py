@@ -39,7 +39,7 @@ def test_the_table_of_limits_has_every_setting_that_is_a_number():
         name
         for name, known in ServerSettings.model_fields.items()
         if known.annotation in (int, float)
-        and name not in ("safety_threshold", "ray_cpus", "ray_gpus")
+        and name not in ("safety_threshold", "ray_cpus", "ray_gpus", "ray_shard_above")
     }
     assert len(numbers) > 25
     table = page.partition("| limit | default |")[2].partition("\n\n")[0]

@@ -11,10 +11,11 @@ An autoencoder without GroupNorms, like mini's block transform, is local and nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -24,8 +25,9 @@ from tegula.images.pixels import Size
 from tegula.models.bundle import Autoencoder, Bundle, ControlImage, TileableAutoencoder
 from tegula.models.device import free_memory, side_that_fits
 from tegula.models.retry import first_finite, until_it_fits
+from tegula.pipeline.shards import Helper, HelperNets, Shards, for_sending
 from tegula.pipeline.windows import Window, WindowGrid, feather, grid_windows
-from tegula.progress import SILENT, StageProgress
+from tegula.progress import SILENT, Cancel, Cancelled, StageProgress
 
 WHOLE_SIDE = 1280
 """Canvases of up to this side squared, in image pixels, are not tiled."""
@@ -105,8 +107,11 @@ def encode(
     control: ControlImage,
     generator: torch.Generator,
     progress: StageProgress = SILENT,
+    shards: Shards | None = None,
 ) -> Tensor:
     """Return the latents [1, channels, h, w] of a canvas [1, 3, height, width], fp32.
+
+    With ``shards`` its tiles are spread over helpers.
 
     Raises:
         CancelledError: the caller wants to stop, which is checked between tiles.
@@ -124,14 +129,12 @@ def encode(
         if _fits(width, height, tiling):
             return autoencoder.encode(image.to(bundle.device).contiguous(), control, generator)
         moments = _over_tiles(
-            autoencoder,
-            autoencoder.encoder,
+            _Half(autoencoder, decodes=False, device=bundle.device, home=bundle.device),
+            image,
             _grid(width, height, tiling, 1),
-            lambda by, window: by.encode_moments(
-                image[window.index].to(bundle.device).contiguous()
-            ),
             _Scale(1, factor),
             progress,
+            shards if autoencoder is bundle.autoencoder else None,
         )
         return autoencoder.draw(moments, generator)
 
@@ -145,10 +148,12 @@ def decode(
     latents: Tensor,
     control: ControlImage,
     progress: StageProgress = SILENT,
+    shards: Shards | None = None,
 ) -> Tensor:
     """Return the canvas [1, 3, height, width] of its latents, fp32, not clamped.
 
-    It lies where the control image does, which may be the host.
+    It lies where the control image does, which may be the host. With ``shards`` its tiles are
+    spread over helpers.
 
     Raises:
         CancelledError: the caller wants to stop, which is checked between tiles.
@@ -162,13 +167,12 @@ def decode(
         if not isinstance(autoencoder, TileableAutoencoder) or _fits(width, height, tiling):
             return autoencoder.decode(latents, control).to(home)
         return _over_tiles(
-            autoencoder,
-            autoencoder.decoder,
+            _Half(autoencoder, decodes=True, device=bundle.device, home=home),
+            latents,
             _grid(latents.shape[-1], latents.shape[-2], tiling, factor),
-            # Laid out by itself: a compiler takes strides beyond the tile for another shape.
-            lambda by, window: by.decode(latents[window.index].contiguous(), control).to(home),
             _Scale(factor, 1),
             progress,
+            shards if autoencoder is bundle.autoencoder else None,
         )
 
     coded = _safely(bundle, run)
@@ -245,13 +249,113 @@ def _measured(grid: WindowGrid) -> Sequence[Window]:
     return grid.windows[:: -(-len(grid) // MEASURED_TILES)]
 
 
+_OfATile = Callable[[Tensor], list[Tensor]]
+"""What is made of a tile: the result alone, or the moments of each norm, [2, groups]."""
+
+
+@dataclass(frozen=True)
+class _Half:
+    """One half of an autoencoder over tiles, whose norms are measured first and fixed then.
+
+    decodes: it is the decoder.
+    device: where it computes.
+    home: where results go.
+    """
+
+    autoencoder: TileableAutoencoder
+    decodes: bool
+    device: torch.device
+    home: torch.device
+
+    @property
+    def norms(self) -> list[nn.GroupNorm]:
+        """Its norms, in the same order in every process."""
+        half = self.autoencoder.decoder if self.decodes else self.autoencoder.encoder
+        return [layer for layer in half.modules() if isinstance(layer, nn.GroupNorm)]
+
+    # Each returns what is called for all tiles: a compiler compiles anew for every twin.
+
+    def measuring(self) -> _OfATile:
+        """Return what runs a tile normalised by itself, and returns the moments of each norm."""
+        norms: dict[nn.Module, _MeasuringNorm] = {
+            layer: _MeasuringNorm(layer) for layer in self.norms
+        }
+        twin = self.autoencoder.with_norms(norms)
+
+        def measure(tile: Tensor) -> list[Tensor]:
+            for norm in norms.values():
+                norm.moments.zero_()
+            self._run(twin, tile)
+            return [norm.moments.clone() for norm in norms.values()]
+
+        return measure
+
+    def fixed(self, moments: Sequence[Tensor], tiles: int) -> _OfATile:
+        """Return what runs a tile with the norms of the whole, and returns that in fp32.
+
+        Args:
+            moments: of each norm, added up over measured tiles.
+            tiles: how many these were.
+        """
+        norms: dict[nn.Module, nn.Module] = {
+            layer: _FixedNorm.of(layer, each.to(self.device) / tiles)
+            for layer, each in zip(self.norms, moments, strict=True)
+        }
+        twin = self.autoencoder.with_norms(norms)
+        return lambda tile: [self._run(twin, tile).float()]
+
+    def _run(self, autoencoder: TileableAutoencoder, tile: Tensor) -> Tensor:
+        # Laid out by itself: a compiler takes strides beyond the tile for another shape.
+        tile = tile.to(self.device).contiguous()
+        if not self.decodes:
+            return autoencoder.encode_moments(tile)
+        # The control image has no part in it.
+        return autoencoder.decode(tile, ControlImage(tile, tile)).to(self.home)
+
+
+@dataclass(frozen=True)
+class CodingTask:
+    """One tile of a half of the autoencoder for a helper.
+
+    run_name: the same for all tiles that are measured, or run, together.
+    tile: [1, channels, h, w]: pixels to encode, or latents to decode.
+    moments: of every norm over all measured tiles; None measures those of this one.
+    tiles: how many were measured.
+    """
+
+    run_name: str
+    decodes: bool
+    tile: Tensor
+    moments: Sequence[Tensor] | None
+    tiles: int
+
+    def run(self, nets: HelperNets, cancel: Cancel) -> Sequence[Tensor]:
+        """Return what becomes of the tile, or its moments for every norm.
+
+        Raises:
+            CancelledError: the sender wants it no more.
+            RuntimeError: the tile does not fit into memory; the sender may try smaller ones.
+        """
+        cancel.check()
+        if self.run_name not in nets.kept:
+            device = nets.bundle.device
+            autoencoder = cast("TileableAutoencoder", nets.bundle.autoencoder)
+            half = _Half(autoencoder, self.decodes, device, device)
+            nets.kept.clear()
+            nets.kept[self.run_name] = (
+                half.measuring() if self.moments is None else half.fixed(self.moments, self.tiles)
+            )
+        of_a_tile: _OfATile = nets.kept[self.run_name]
+        return [each.cpu() for each in of_a_tile(self.tile)]
+
+
 def _over_tiles(
-    autoencoder: TileableAutoencoder,
-    half: nn.Module,
+    half: _Half,
+    canvas: Tensor,
     grid: WindowGrid,
-    run: Callable[[TileableAutoencoder, Window], Tensor],
     scale: _Scale,
     progress: StageProgress,
+    shards: Shards | None,
 ) -> Tensor:
     """Run one half of an autoencoder over tiles: once to measure its norms, then with them fixed.
 
@@ -260,25 +364,39 @@ def _over_tiles(
     measured = _measured(grid)
     done, total = 0, len(measured) + len(grid)
 
-    def tile(by: TileableAutoencoder, window: Window) -> Tensor:
+    def spread(
+        windows: Sequence[Window], of_a_tile: _OfATile, moments: Sequence[Tensor] | None
+    ) -> Iterator[list[Tensor]]:
         nonlocal done
-        progress.cancel.check()
-        coded = run(by, window).float()
-        done += 1
-        progress.on_share(done / total)
-        return coded
+        name = uuid4().hex
+        sent = None if moments is None else [for_sending(each) for each in moments]
 
-    norms: dict[nn.Module, _MeasuringNorm] = {
-        layer: _MeasuringNorm(layer) for layer in half.modules() if isinstance(layer, nn.GroupNorm)
-    }
-    measuring = autoencoder.with_norms(norms)
-    for window in measured:
-        tile(measuring, window)
-    fixed = autoencoder.with_norms(
-        {layer: norm.fixed(len(measured)) for layer, norm in norms.items()}
-    )
-    parts = ((scale.of(window), tile(fixed, window)) for window in grid.windows)
-    return _blend(parts, grid, scale)
+        def here(number: int) -> list[Tensor]:
+            progress.cancel.check()
+            return of_a_tile(canvas[windows[number].index])
+
+        def away(number: int, helper: Helper, given_up: Cancelled) -> list[Tensor]:
+            tile = for_sending(canvas[windows[number].index])
+            task = CodingTask(name, half.decodes, tile, sent, len(measured))
+            return [each.to(half.home) for each in helper.run(task, given_up)]
+
+        results: Iterator[list[Tensor]] = map(here, range(len(windows)))
+        if shards is not None:
+            results = shards.run(windows, here, away, progress.cancel)
+        for result in results:
+            done += 1
+            progress.on_share(done / total)
+            yield result
+
+    moments: list[Tensor] = []
+    for each in spread(measured, half.measuring(), None):
+        # Added in the order of the tiles, whoever measured them.
+        moments = (
+            [a + b.to(a.device) for a, b in zip(moments, each, strict=True)] if moments else each
+        )
+    parts = spread(grid.windows, half.fixed(moments, len(measured)), moments)
+    located = zip(map(scale.of, grid.windows), (part for (part,) in parts), strict=True)
+    return _blend(located, grid, scale)
 
 
 def _blend(parts: Iterable[tuple[Window, Tensor]], grid: WindowGrid, scale: _Scale) -> Tensor:
@@ -300,7 +418,7 @@ def _blend(parts: Iterable[tuple[Window, Tensor]], grid: WindowGrid, scale: _Sca
 
 
 class _MeasuringNorm(nn.Module):
-    """A GroupNorm that adds up the mean and the mean square of its groups, over tiles."""
+    """A GroupNorm that adds up the mean and the mean square of its groups, [2, groups]."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
@@ -314,15 +432,6 @@ class _MeasuringNorm(nn.Module):
         normalised: Tensor = self._norm(values)
         return normalised
 
-    def fixed(self, tiles: int) -> _FixedNorm:
-        """Return the norm of the whole, which so many tiles were measured of."""
-        norm = self._norm
-        mean, square = self.moments / tiles
-        deviation = (square - mean.square() + norm.eps).clamp_min(0).sqrt()
-        channels = norm.num_channels // norm.num_groups
-        scale = norm.weight.float() / deviation.repeat_interleave(channels)
-        return _FixedNorm(scale, norm.bias.float() - mean.repeat_interleave(channels) * scale)
-
 
 class _FixedNorm(nn.Module):
     """A norm whose statistics are known: each channel times a number and plus another."""
@@ -330,6 +439,15 @@ class _FixedNorm(nn.Module):
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
         self._scale, self._shift = scale, shift
+
+    @classmethod
+    def of(cls, norm: nn.GroupNorm, moments: Tensor) -> nn.Module:
+        """Return the norm of the whole, given the mean and the mean square of its groups."""
+        mean, square = moments
+        deviation = (square - mean.square() + norm.eps).clamp_min(0).sqrt()
+        channels = norm.num_channels // norm.num_groups
+        scale = norm.weight.float() / deviation.repeat_interleave(channels)
+        return cls(scale, norm.bias.float() - mean.repeat_interleave(channels) * scale)
 
     def forward(self, values: Tensor) -> Tensor:
         """Normalise a tile [1, channels, ...]."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,7 +46,8 @@ from tegula.pipeline.prescale_plan import (
 )
 from tegula.pipeline.prescale_work import tile_work, watched, work_of_a_pixel, work_of_passes
 from tegula.pipeline.preview import PastedPreview
-from tegula.progress import SILENT, StageProgress, ignore_units
+from tegula.pipeline.shards import Helper, HelperNets, Shards, for_sending
+from tegula.progress import SILENT, Cancel, Cancelled, StageProgress, ignore_units
 
 _ALPHA_ROUNDS = 6
 """In which enlarged alpha is held to its source."""
@@ -84,6 +85,7 @@ def prescale_source(
     nets: tuple[Prescaler, Prescaler | None],
     progress: StageProgress = SILENT,
     kept: Kept | None = None,
+    shards: Shards | None = None,
 ) -> Prescaled:
     """Enlarge a source and its alpha by nets, with the colours of the source.
 
@@ -94,6 +96,7 @@ def prescale_source(
         nets: the prescaler, and the one for what is drawn, if there is one.
         progress: of the whole stage.
         kept: what earlier calls made, to which this one adds; None keeps nothing.
+        shards: spreads the tiles over helpers; None runs all of them here.
 
     Raises:
         CancelledError, NumericalError, OutOfMemoryError: as ``prescale`` does.
@@ -109,13 +112,13 @@ def prescale_source(
         # That nets differ in their work makes the progress uneven, and nothing else.
         picture_end = 1 / 2 if second is None else 1 - 1 / 3
     by_nets, was_kept = _by_nets(
-        source, options, nets, share, progress.part(0.0, picture_end), kept
+        source, options, nets, share, progress.part(0.0, picture_end), kept, shards
     )
     if alpha is not None:
         alpha_progress = dataclasses.replace(
             progress.part(picture_end, 1.0), on_unit=ignore_units, on_picture=None
         )
-        alpha = prescale_alpha(alpha, size, first, alpha_progress)
+        alpha = prescale_alpha(alpha, size, first, alpha_progress, shards)
     enlarged = enlarge_lanczos(source.rgb, size)
     # How much of each pixel a net for drawings made; None where none did.
     well_drawn = share if second is not None and second.facts.draws else None
@@ -139,6 +142,7 @@ def _by_nets(
     share: Tensor | None,
     progress: StageProgress,
     kept: Kept | None,
+    shards: Shards | None,
 ) -> tuple[Tensor, bool]:
     """Return what the nets make of a picture, and whether it was kept from an earlier call.
 
@@ -150,9 +154,9 @@ def _by_nets(
         progress.on_unit(1, 1)
         return kept[key].clone(), True  # what follows writes into it
     if second is not None and share is not None:
-        picture = prescale_mixed(source.rgb, size, (first, second), share, progress)
+        picture = prescale_mixed(source.rgb, size, (first, second), share, progress, shards)
     else:
-        picture = prescale(source.rgb, size, first, progress=progress)
+        picture = prescale(source.rgb, size, first, progress=progress, shards=shards)
     if kept is not None:
         kept[key] = picture.clone()
     return picture, False
@@ -186,6 +190,7 @@ def prescale(
     prescaler: Prescaler,
     *,
     progress: StageProgress = SILENT,
+    shards: Shards | None = None,
 ) -> Tensor:
     """Enlarge a picture to exactly the target size.
 
@@ -200,6 +205,7 @@ def prescale(
             is checked before every layer of the net, and its share grows after every layer
             by the work of it. It is shown the source, enlarged softly, and over it the tiles
             of the last pass as they are ready.
+        shards: spreads the tiles of each pass over helpers; None runs all of them here.
 
     Returns:
         float32 [target[1], target[0], 3] in 0..1.
@@ -220,7 +226,7 @@ def prescale(
     done, side = _Done(), max(DEFAULT_TILE, smallest)
     for index, size in enumerate(sizes):
         later = tuple(itertools.pairwise(sizes[index:]))
-        this = _Pass(size, done, later, None if later else preview)
+        this = _Pass(size, done, later, None if later else preview, shards)
         enlarge = partial(_enlarge, rgb, prescaler, this, progress)
         # A tile that was too large for one pass is too large for the next, too.
         (rgb, done), side = until_it_fits(
@@ -240,6 +246,7 @@ def prescale_mixed(
     nets: tuple[Prescaler, Prescaler],
     second: Tensor,
     progress: StageProgress = SILENT,
+    shards: Shards | None = None,
 ) -> Tensor:
     """Enlarge a picture by two nets and blend what they made, softly.
 
@@ -250,6 +257,7 @@ def prescale_mixed(
         second: float32 [target[1], target[0]] in 0..1, the share of the second net; it lies
             where ``rgb`` does.
         progress: counts the tiles of both, as far as they are alike.
+        shards: spreads the tiles of both over helpers.
 
     Returns:
         float32 [target[1], target[0], 3] in 0..1.
@@ -270,14 +278,19 @@ def prescale_mixed(
         return dataclasses.replace(of_work, on_unit=on_unit, on_picture=on_picture)
 
     result, other = (
-        prescale(rgb, target, net, progress=part(number)) for number, net in enumerate(nets)
+        prescale(rgb, target, net, progress=part(number), shards=shards)
+        for number, net in enumerate(nets)
     )
     return result.lerp_(other, second[..., None])
 
 
 @torch.inference_mode()
 def prescale_alpha(
-    alpha: Tensor, target: Size, prescaler: Prescaler, progress: StageProgress = SILENT
+    alpha: Tensor,
+    target: Size,
+    prescaler: Prescaler,
+    progress: StageProgress = SILENT,
+    shards: Shards | None = None,
 ) -> Tensor:
     """Enlarge alpha by the net of the picture where it has outlines, and by resampling elsewhere.
 
@@ -289,6 +302,7 @@ def prescale_alpha(
         target: width and height of the result in pixels.
         prescaler: that of the picture.
         progress: of this part of the work alone.
+        shards: spreads the tiles over helpers.
 
     Returns:
         float32 [target[1], target[0]] in 0..1.
@@ -301,7 +315,7 @@ def prescale_alpha(
     if edges is None or not plan_sizes(size, target, prescaler.facts.factor):
         return smooth
     grey = alpha[..., None].expand(-1, -1, 3)
-    net = prescale(grey, target, prescaler, progress=progress).mean(2)
+    net = prescale(grey, target, prescaler, progress=progress, shards=shards).mean(2)
     if is_enlarged(target, size):
         hold_to_source(net[..., None], alpha[..., None], rounds=_ALPHA_ROUNDS)
     return smooth.lerp_(net, resize_linear(edges, target)).clamp_(0, 1)
@@ -323,12 +337,47 @@ class _Pass:
     done: what the passes before have done.
     later: sizes before and after the passes that follow.
     preview: is given the tiles; None where other passes follow.
+    shards: spreads the tiles; None runs all of them here.
     """
 
     size: Size
     done: _Done
     later: Sequence[tuple[Size, Size]]
     preview: PastedPreview | None
+    shards: Shards | None = None
+
+
+@dataclass(frozen=True)
+class TileTask:
+    """One tile of a pass for a helper; its part of the result comes back, at its final size.
+
+    What the net itself makes is up to sixteen times as much, and stays there.
+
+    prescaler, tuning: its name, and the share of its tuning if it has any.
+    before, after: sizes of the whole picture, which decide which head of the net runs.
+    rgb: [height, width, 3], with context.
+    size, box: of the part, as ``resample_box`` takes them.
+    """
+
+    prescaler: str
+    tuning: float | None
+    before: Size
+    after: Size
+    rgb: Tensor
+    size: Size
+    box: tuple[float, float, float, float]
+
+    def run(self, nets: HelperNets, cancel: Cancel) -> Sequence[Tensor]:
+        """Return the part, [size[1], size[0], 3].
+
+        Raises:
+            ModelError: the helper has no such prescaler.
+            CancelledError, NumericalError: as their names say.
+            RuntimeError: the tile does not fit into memory; the sender may try smaller ones.
+        """
+        prescaler = nets.prescaler(self.prescaler, self.tuning).reaching(self.before, self.after)
+        larger = run_network(self.rgb, prescaler, StageProgress(cancel=cancel))
+        return [resample_box(larger, self.size, self.box).cpu()]
 
 
 def _enlarge(
@@ -349,24 +398,48 @@ def _enlarge(
     works = [tile_work(prescaler, *pair, tile) for pair in ((source, size), *this.later)]
     total = done.tiles + sum(map(len, works))
     total_work = done.work + sum(map(sum, works))
-    prescaler = prescaler.reaching(source, size)
-    facts = prescaler.facts
+    head = prescaler.reaching(source, size)
+    facts = head.facts
     grid = plan_tiles(source, size, facts, tile)
     result = rgb.new_empty((size[1], size[0], 3))
     scale, factor = (size[0] / source[0], size[1] / source[1]), facts.factor or 1
-    for (y, x), work in zip(grid, works[0], strict=True):
-        within = progress.part(done.work / total_work, (done.work + work) / total_work)
-        larger = run_network(rgb[y.start : y.stop, x.start : x.stop], prescaler, within)
+
+    def cut(number: int) -> tuple[Tensor, Size, tuple[float, float, float, float]]:
+        """Return the pixels of a tile, and which part of what becomes of them has which size."""
+        y, x = grid[number]
         left, right = ((edge / scale[0] - x.start) * factor for edge in (x.first, x.last))
         top, bottom = ((edge / scale[1] - y.start) * factor for edge in (y.first, y.last))
-        result[y.first : y.last, x.first : x.last] = resample_box(
-            larger, (x.last - x.first, y.last - y.first), (left, top, right, bottom)
+        part = (x.last - x.first, y.last - y.first)
+        return rgb[y.start : y.stop, x.start : x.stop], part, (left, top, right, bottom)
+
+    def here(number: int) -> Tensor:
+        before = sum(works[0][:number])
+        within = progress.part(
+            (done.work + before) / total_work, (done.work + before + works[0][number]) / total_work
         )
-        done = _Done(done.tiles + 1, done.work + work)
-        progress.on_unit(done.tiles, total)
-        if this.preview is not None and done.tiles < total:
+        pixels, part, box = cut(number)
+        return resample_box(run_network(pixels, head, within), part, box)
+
+    def away(number: int, helper: Helper, given_up: Cancelled) -> Tensor:
+        pixels, part, box = cut(number)
+        tuning = None if prescaler.line is None else prescaler.line.at
+        name = prescaler.facts.name
+        task = TileTask(name, tuning, source, size, for_sending(pixels), part, box)
+        return helper.run(task, given_up)[0]
+
+    if this.shards is None:
+        parts: Iterator[Tensor] = map(here, range(len(grid)))
+    else:
+        parts = this.shards.run([(size, *each) for each in grid], here, away, progress.cancel)
+    ready = done
+    for (y, x), part in zip(grid, parts, strict=True):
+        result[y.first : y.last, x.first : x.last] = part
+        ready = _Done(ready.tiles + 1, ready.work + works[0][ready.tiles - done.tiles])
+        progress.on_share(ready.work / total_work)  # a helper's tile reports none itself
+        progress.on_unit(ready.tiles, total)
+        if this.preview is not None and ready.tiles < total:
             this.preview.paste(result, (y.first, y.last), (x.first, x.last), len(grid))
-    return result, done
+    return result, ready
 
 
 @torch.inference_mode()

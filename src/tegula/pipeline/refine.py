@@ -170,7 +170,11 @@ class Diffusion:
                 progress.cancel.check()
                 return autoencoder.decode_together(self._bundle, latents[rows], control)
             return autoencoder.decode(
-                self._bundle, latents[rows], control, _share(decoding, rows, len(pieces))
+                self._bundle,
+                latents[rows],
+                control,
+                _share(decoding, rows, len(pieces)),
+                self._shards,
             )
 
         for rows, pictures in self._coded_at_once(pieces).run(decoded, len(pieces)):
@@ -205,6 +209,7 @@ class Diffusion:
                 crop_control(self.control, pieces[rows.start].area),
                 generators[rows.start],
                 _share(encoding, rows, len(pieces)),
+                self._shards,
             )
 
         parts = []

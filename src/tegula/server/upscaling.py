@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from tegula.pipeline.shards import Helper, HelperNets, Spread, Task
+    from tegula.pipeline.shards import HelperNets, Task
     from tegula.upscaler import Upscaler
 
 
@@ -188,22 +188,16 @@ class UpscaleRunner:
 
     def _spreading(self, name: str, loaded: _Loaded, loras: Loras) -> Upscaler:
         """Return an upscaler that spreads large pictures over helpers."""
-        upscaler = self._upscaler(name, loaded, loras)
-        upscaler.spread = self._spread(name, loras, upscaler)
+        upscaler, free = self._upscaler(name, loaded, loras), self._free
+        if free is not None and self._options.shard_above:
+            from tegula.pipeline.shards import Spread, kind_of
+
+            kind = kind_of(upscaler.bundle)
+            upscaler.spread = Spread(
+                self._options.shard_above,
+                lambda merged: free(NetsOf(name, loras, merged), kind),
+            )
         return upscaler
-
-    def _spread(self, name: str, loras: Loras, upscaler: Upscaler) -> Spread | None:
-        free, above = self._free, self._options.shard_above
-        if free is None or not above:
-            return None
-        from tegula.pipeline.shards import Spread, kind_of
-
-        kind = kind_of(upscaler.bundle)
-
-        def helpers(merged: Loras) -> Sequence[Helper]:
-            return free(NetsOf(name, loras, merged), kind)
-
-        return Spread(above, helpers)
 
     def _unload_idle(self, wanted: str) -> None:
         longest, now = self._options.idle_seconds, time.monotonic()
