@@ -26,6 +26,7 @@ from tegula.models.mini.network import (
     MiniNetwork,
     NetworkShape,
     control_channels,
+    creativity_gain,
     dct_filters,
     luma,
     prepare,
@@ -131,6 +132,16 @@ def test_resemblance_shrinks_the_difference_steadily():
         sizes.append(float(denoiser(batch).abs().mean()))
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > 1.2 * sizes[2] > 1.2 * 1.2 * sizes[4]
+
+
+def test_a_creativity_above_that_of_the_presets_takes_visibly_more():
+    levels = torch.tensor([0.001, 0.699, 0.8, 0.9, 1.0])
+    assert creativity_gain(levels).tolist() == pytest.approx([1, 1, 2, 3, 4])
+    sizes = []
+    for timestep in (699.0, 799.0):
+        denoiser, batch = _batch(_control(), timestep=timestep)
+        sizes.append(float(denoiser(batch).abs().mean()))
+    assert sizes[1] > 1.4 * sizes[0]
 
 
 def test_more_weight_of_control_takes_less_of_the_prediction_there():
