@@ -5,6 +5,7 @@ import gc
 import types
 import weakref
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import golden
@@ -87,11 +88,16 @@ def darken(job, _):
     return 0.9 * job.prescaled
 
 
+@cache
+def tiny_upscaler():
+    return Upscaler(tiny_bundle())
+
+
 def upscaled(device, monkeypatch, source, changes, mask=None, refine=None):
     """Upscale where refine only darkens; it has tests of its own."""
     facts = PrescalerFacts(name="nearest", description="", net="", factor=2, overlap=4, licence="")
     net = Prescaler(facts, Nearest(), Nearest(), device, torch.float32)
-    upscaler = Upscaler(tiny_bundle())
+    upscaler = tiny_upscaler()
     monkeypatch.setattr(upscaler.nets, "prescaler", lambda *_: net)
     monkeypatch.setitem(vars(whole)["_REFINE"], "canvas", refine or darken)
     monkeypatch.setattr(whole, "home_of", lambda *_: device)
