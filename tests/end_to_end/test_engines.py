@@ -33,7 +33,7 @@ from tegula.cli.batch_ray import run_on_cluster
 from tegula.cli.console import Console
 from tegula.cli.models import Runtime
 from tegula.cli.targets import Naming
-from tegula.errors import MissingExtraError, ServiceError
+from tegula.errors import CancelledError, MissingExtraError, ServiceError
 from tegula.models import BundleSettings
 from tegula.options import UpscaleOptions
 from tegula.server.addresses import Policy
@@ -52,7 +52,7 @@ from tegula.server.engine import (
 from tegula.server.fetch import Fetcher
 from tegula.server.files import encode_data_uri
 from tegula.server.ray_engine import Place, RayEngine, SharedBlobs, _Actor, connect, introduce
-from tegula.server.ray_helpers import Helping
+from tegula.server.ray_helpers import Helping, Peer, _PeerHelper
 from tegula.server.runner import LocalEngine, RunnerSpec, Timeouts
 from tegula.server.settings import ServerSettings
 from tegula.server.supervisor import Supervisor
@@ -541,6 +541,26 @@ def test_an_actor_drops_what_it_helps_with_for_a_prediction_of_its_own():
         assert helping.kind("nets") is None
     thread.join(60)
     assert answers == [None]
+
+
+def test_an_actor_that_was_given_up_gets_no_task_before_it_says_that_it_is_free(monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tegula[ray]'.")
+    monkeypatch.setattr(ray, "wait", lambda waiting, **_: ([], waiting))
+    calls = []
+    handle = SimpleNamespace(
+        help=SimpleNamespace(remote=lambda *_: calls.append("help")),
+        drop=SimpleNamespace(remote=lambda _: calls.append("drop")),
+        can_help=SimpleNamespace(remote=lambda _: calls.append("can help") or "later"),
+    )
+    helper = _PeerHelper(Peer("other", handle), "nets", "kind")
+    helper._ready = True
+    assert helper.is_free()
+    with pytest.raises(CancelledError):
+        helper.run("task", lambda: True)
+    assert not helper.is_free()
+    helper._ask_at = 0.0
+    assert not helper.is_free()
+    assert calls == ["help", "drop", "can help"]
 
 
 def test_a_large_picture_calls_for_all_actors_and_keeps_them(store, supervise):

@@ -201,6 +201,9 @@ class _PeerHelper:
             result = self._handle.help.remote(self._nets, task, call)
             while not ray.wait([result], timeout=_LOOK_EVERY_S)[0]:
                 if given_up():
+                    # One that hangs is not asked for more: it has to answer first that it is free.
+                    self._ready = False
+                    self._be_left_alone()
                     self._handle.drop.remote(call)
                     raise CancelledError
             tensors: Sequence[Tensor] | None = ray.get(result)
