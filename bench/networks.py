@@ -61,10 +61,10 @@ def full_networks(device: torch.device, dtype: torch.dtype, seed: int = 0) -> Ne
     with _seeded(seed), device:
         return _ready(
             Networks(
-                UNet2DConditionModel.from_config(_config("unet")),
-                ControlNetModel.from_config(_config("controlnet")),
-                AutoencoderKL.from_config(_config("vae")),
-                CLIPTextModel(CLIPTextConfig(**_config("text_encoder"))),
+                UNet2DConditionModel.from_config(sd15_config("unet")),
+                ControlNetModel.from_config(sd15_config("controlnet")),
+                AutoencoderKL.from_config(sd15_config("vae")),
+                CLIPTextModel(CLIPTextConfig(**sd15_config("text_encoder"))),
                 tiny_networks(seed).tokenizer,
             ),
             device,
@@ -97,7 +97,8 @@ def random_bundle(size: str, device: torch.device, dtype: torch.dtype) -> Bundle
     )
 
 
-def _config(part: str) -> dict[str, Any]:
+def sd15_config(part: str) -> dict[str, Any]:
+    """Return the configuration of a part of Stable Diffusion 1.5, such as ``unet``."""
     path = files("tegula.models.sd15") / "config" / part / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config
