@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 
 from tegula.errors import ImageError, InputError, PathError, TooLargeError
+from tegula.images.compression import estimate_quality
 from tegula.images.decode import Picture, decode
 from tegula.images.formats import may_be_read
-from tegula.images.metadata import estimate_quality
 
 SUITE = Path(__file__).parents[1] / "data" / "pngsuite"
 LIMIT = 1_000_000

@@ -19,7 +19,8 @@ from tegula.images.decode import decode
 from tegula.images.deep import DeepPixels
 from tegula.images.encode import encode, read_settings, save
 from tegula.images.formats import FORMATS, format_for
-from tegula.images.metadata import Metadata, add_settings, read_metadata
+from tegula.images.metadata import Metadata, read_metadata
+from tegula.images.xmp import add_settings
 
 AWKWARD = 'a <b> & "c" \u00fc \u732b ]]> \\'
 SETTINGS = {"prompt": AWKWARD, "creativity": 0.35, "seed": 2**53, "hdr": None}

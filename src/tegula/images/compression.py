@@ -1,14 +1,16 @@
-"""What JPEG compression does to pixels: telling it, and undoing a little of it."""
+"""What JPEG compression does: its quality, by tables and by pixels, and undoing a little of it."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from tegula.images.metadata import quantisation_tables
 from tegula.images.pixels import LUMA, Float, to_bytes
 
 _BLOCK = 8
@@ -180,3 +182,36 @@ def smooth_chroma(rgb: Float, quality: int) -> Float:
     red, blue = red_blue
     green = (luma - LUMA[0] * red - LUMA[2] * blue) / LUMA[1]
     return np.asarray(np.clip(np.stack([red, green, blue], axis=2), 0, 1), np.float32)
+
+
+# The luminance table of the JPEG standard (ITU-T T.81, table K.1), row by row.
+# fmt: off
+_LUMINANCE = np.array([
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
+    14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
+    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+])
+# fmt: on
+
+
+def estimate_quality(tables: Mapping[int, Sequence[int]] | None) -> int | None:
+    """Return the quality, 1..100, whose standard luminance table is nearest to the file's.
+
+    The scale is that of the Independent JPEG Group's library (``jpeg_quality_scaling``),
+    and for files of that library and its kin the quality is exact. For cameras and editors
+    with tables of their own it is the nearest in coarseness, compared by ratios.
+    """
+    table = np.asarray((tables or {}).get(0, ()))
+    if table.shape != _LUMINANCE.shape:
+        return None
+    qualities = np.arange(1, 101)
+    candidates = quantisation_tables(qualities)
+    distance = np.abs(np.log(candidates) - np.log(np.maximum(table, 1))).sum(axis=1)
+    return int(qualities[distance.argmin()])
+
+
+def quantisation_tables(qualities: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """Return the luminance tables [n, 64] of qualities 1..100, row by row."""
+    percent = np.where(qualities < 50, 5000 // qualities, 200 - 2 * qualities)
+    return np.asarray(np.clip((_LUMINANCE * percent[:, None] + 50) // 100, 1, 255))

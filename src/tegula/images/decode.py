@@ -16,11 +16,11 @@ from tifffile import TiffPage
 
 from tegula.errors import ImageError
 from tegula.images.colour_tags import ColourTag, colour_tag
+from tegula.images.compression import estimate_quality
 from tegula.images.deep import DeepPixels
 from tegula.images.metadata import (
     IPTC_RESOURCE,
     Metadata,
-    estimate_quality,
     exif_of,
     further_frames,
     further_pictures,

@@ -28,20 +28,16 @@ from tegula.images.deep import (
 from tegula.images.formats import check_sides, format_for
 from tegula.images.metadata import (
     IFDS,
-    MAX_XMP,
-    SETTINGS_KEY,
     Metadata,
-    add_settings,
     keep_text,
     photoshop_block,
-    settings_of,
-    to_json,
 )
 from tegula.images.open import Source, guarded, name_of, open_image, opened_file
 from tegula.images.pixels import Size
 from tegula.images.repair import repaired
 from tegula.images.samples import ArrayLike
 from tegula.images.tiff import main_page, metadata_carrier
+from tegula.images.xmp import MAX_XMP, SETTINGS_KEY, add_settings, settings_of, to_json
 
 PNG_LEVEL = 4
 """Of zlib's 0 to 9: the higher ones take much longer and save little on photographs."""

@@ -1,36 +1,30 @@
-"""What a file says beside its pixels: EXIF, XMP, IPTC, text, colour profile, JPEG tables.
+"""What a file says beside its pixels: EXIF, IPTC, text, colour profile, and XMP by ``xmp``.
 
 Metadata that cannot be read, hostile or damaged, is left out; the picture is still taken.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from xml.sax.saxutils import XMLGenerator, escape
-from xml.sax.xmlreader import AttributesImpl
 
-import defusedxml.sax
-import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from tegula.images.prompts import prompt_in
-
-SETTINGS_KEY = "tegula"
-
-MAX_XMP = 1_048_576
-"""Bytes of the longest XMP packet that is read; cameras and editors write a few thousand."""
+from tegula.images.xmp import (
+    FURTHER,
+    GAIN_MAP,
+    SETTINGS_KEY,
+    XMP_KEYS,
+    copied,
+    packet_of,
+    settings_of,
+)
 
 IFDS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 """The directories within EXIF that are kept."""
-
-_XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
 
 # Sizes, strips, tiles, compression, colour and thumbnail of the old pixels, and what Metadata
 # holds apart or not at all: orientation, resolution, XMP, IPTC, Photoshop's block, profile.
@@ -79,8 +73,8 @@ def read_metadata(image: Image.Image) -> tuple[Metadata, tuple[str, ...]]:
         That, and sentences on what no longer holds for a result and is left out.
     """
     chunks: Mapping[str, Any] = getattr(image, "text", None) or {}
-    packet = _xmp(image)
-    xmp = _copied(packet)
+    packet = packet_of(image)
+    xmp = copied(packet)
     exif, is_exif_damaged = _exif(image)
     remarks = list(xmp.stale)
     if packet and not xmp.body:
@@ -91,12 +85,12 @@ def read_metadata(image: Image.Image) -> tuple[Metadata, tuple[str, ...]]:
         remarks.append("The orientation that XMP alone tells does not count, as in browsers.")
     kept = Metadata(
         exif=exif,
-        xmp=f"{_BEGIN}{xmp.body}{_END}".encode() if xmp.has_properties else None,
+        xmp=xmp.packet if xmp.has_properties else None,
         text={
             key: str(value)
             for key, value in chunks.items()
             if isinstance(value, str)
-            and key not in (SETTINGS_KEY, "XML:com.adobe.xmp")
+            and key not in (SETTINGS_KEY, *XMP_KEYS)
             and not key.startswith("Raw profile type")
         },
         iptc=_iptc(image),
@@ -131,7 +125,7 @@ def exif_of(image: Image.Image) -> Image.Exif:
             exif = Image.Exif()
             exif.load(readable)
             return exif
-    hidden = {key: image.info.pop(key) for key in _XMP_KEYS if key in image.info}
+    hidden = {key: image.info.pop(key) for key in XMP_KEYS if key in image.info}
     try:
         return Image.Image.getexif(image)
     finally:
@@ -322,205 +316,3 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
     return dpi if all(1 <= value <= 65_535 for value in dpi) else None
-
-
-# The settings of a result, in its file.
-#
-# They are one JSON string. PNG keeps it in a text chunk named ``tegula``; JPEG, WebP, AVIF
-# and TIFF in the XMP packet, as ``tegula:settings``, beside whatever the source's own packet
-# says. Both hold any Unicode text, and neither takes the place of a field that belongs to the
-# photographer.
-
-_NAMESPACE = "https://tegula.invalid/ns/1.0/"
-_PREFIX = "xmlns:tegula"
-_SETTINGS = "tegula:settings"
-_ORIENTATION = "tiff:Orientation"
-_FRAME = ("x:xmpmeta", "rdf:RDF")
-_BEGIN = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
-_END = '<?xpacket end="w"?>'
-_EMPTY = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"></rdf:RDF></x:xmpmeta>'
-)
-GAIN_MAP = (
-    "The gain map of the source, which brightens it on HDR screens, is left out, and its marks "
-    "in XMP with it."
-)
-FURTHER = (
-    "XMP describes further pictures, a video or sound in the file, which are left out, and what "
-    "it says of them too."
-)
-# What XMP says of things that a result does not have.
-_STALE = (
-    (
-        re.compile("hdrgm:|HDRGainMap:"),
-        GAIN_MAP,
-    ),
-    (
-        re.compile("GPano:.*Pixels$"),
-        "Sizes of the panorama in XMP no longer hold and are left out.",
-    ),
-    (
-        re.compile(
-            "G?Container:|GImage:|GDepth:|GAudio:|(GCamera|Camera):(MicroVideo|MotionPhoto)"
-        ),
-        FURTHER,
-    ),
-)
-_NOT_IN_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
-
-
-def to_json(settings: Mapping[str, Any]) -> str:
-    """Write settings the way every format stores them; what XML cannot hold is escaped."""
-    text = json.dumps(dict(settings), ensure_ascii=False, allow_nan=False)
-    return _NOT_IN_XML.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def settings_of(image: Image.Image) -> dict[str, Any] | None:
-    """Return the settings that an opened image carries; None when there are none."""
-    text = image.info.get(SETTINGS_KEY)
-    if not isinstance(text, str):
-        text = _copied(_xmp(image)).settings
-    try:
-        settings = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return settings if isinstance(settings, dict) else None
-
-
-def add_settings(xmp: bytes | None, settings: Mapping[str, Any]) -> bytes:
-    """Return the packet with the settings in it; an unreadable packet is replaced."""
-    body = _copied(xmp).body
-    if "</rdf:RDF>" not in body:
-        body = _EMPTY
-    before, end, after = body.rpartition("</rdf:RDF>")
-    description = (
-        f'<rdf:Description rdf:about="" {_PREFIX}="{_NAMESPACE}"><{_SETTINGS}>'
-        f"{escape(to_json(settings))}</{_SETTINGS}></rdf:Description>"
-    )
-    return f"{_BEGIN}{before}{description}{end}{after}{_END}".encode()
-
-
-def _xmp(image: Image.Image) -> bytes | None:
-    packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
-    if isinstance(packet, str):
-        packet = packet.encode("utf-8", "replace")
-    return packet if isinstance(packet, bytes) else None
-
-
-def _copied(xmp: bytes | None) -> _XmpCopy:
-    """Copy a packet; the copy of none, of a damaged one and of one too long is empty."""
-    copy = _XmpCopy()
-    if xmp is None or len(xmp) > MAX_XMP:
-        return copy
-    try:
-        defusedxml.sax.parseString(xmp.rstrip(b"\0 "), copy, forbid_dtd=True)
-    except Exception:  # hostile XML raises nearly anything
-        return _XmpCopy()
-    return copy
-
-
-class _XmpCopy(XMLGenerator):
-    """Copies an XMP packet without orientation, tegula's settings and what no longer holds.
-
-    The packet streams through, so that the time grows with its length alone, however deep
-    it is. Prefixes are compared as they are written: all writers of XMP use the customary
-    ones. Comments, processing instructions and the padding around the packet are left out.
-
-    body: the copy, without a frame of processing instructions.
-    settings: the text of the settings that were left out.
-    has_properties: there is more in the copy than ``_FRAME``.
-    stale: sentences on what was left out because it does not hold for a result.
-    turn: the orientation that was left out.
-    """
-
-    def __init__(self) -> None:
-        self._out = io.StringIO()
-        super().__init__(self._out)
-        self._left_out: list[str] = []
-        self._settings: list[str] = []
-        self.has_properties = False
-        self.turn = ""
-        self.stale: dict[str, None] = {}
-
-    @property
-    def body(self) -> str:
-        return self._out.getvalue()
-
-    @property
-    def settings(self) -> str:
-        return "".join(self._settings)
-
-    def startDocument(self) -> None:  # noqa: N802
-        """Write nothing: a packet has no XML declaration."""
-
-    def startElement(self, name: str, attrs: AttributesImpl) -> None:  # noqa: N802
-        # A description of our own holds nothing else. In one that another program merged
-        # with its own, the settings may have become an attribute.
-        attributes = dict(attrs.items())
-        ours = name == "rdf:Description" and _PREFIX in attributes
-        ours = ours and attributes.keys() <= {"rdf:about", _PREFIX}
-        if self._left_out or ours or name in (_SETTINGS, _ORIENTATION) or self._is_stale(name):
-            self._left_out.append(name)
-            return
-        self._settings.append(attributes.pop(_SETTINGS, ""))
-        self.turn += attributes.pop(_ORIENTATION, "")
-        attributes = {key: text for key, text in attributes.items() if not self._is_stale(key)}
-        super().startElement(name, AttributesImpl(attributes))
-        self.has_properties |= name not in _FRAME
-
-    def _is_stale(self, name: str) -> bool:
-        found = next((said for pattern, said in _STALE if pattern.match(name)), None)
-        if found is not None:
-            self.stale[found] = None
-        return found is not None
-
-    def endElement(self, name: str) -> None:  # noqa: N802
-        if self._left_out:
-            self._left_out.pop()
-        else:
-            super().endElement(name)
-
-    def characters(self, content: str) -> None:
-        if not self._left_out:
-            super().characters(content)
-        elif self._left_out[-1] == _SETTINGS:
-            self._settings.append(content)
-        elif self._left_out[-1] == _ORIENTATION:
-            self.turn += content.strip()
-
-    def processingInstruction(self, target: str, data: str) -> None:  # noqa: N802
-        """Write nothing: the copy gets a frame of its own."""
-
-
-# The luminance table of the JPEG standard (ITU-T T.81, table K.1), row by row.
-# fmt: off
-_LUMINANCE = np.array([
-    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
-    14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
-    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
-    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
-])
-# fmt: on
-
-
-def estimate_quality(tables: Mapping[int, Sequence[int]] | None) -> int | None:
-    """Return the quality, 1..100, whose standard luminance table is nearest to the file's.
-
-    The scale is that of the Independent JPEG Group's library (``jpeg_quality_scaling``),
-    and for files of that library and its kin the quality is exact. For cameras and editors
-    with tables of their own it is the nearest in coarseness, compared by ratios.
-    """
-    table = np.asarray((tables or {}).get(0, ()))
-    if table.shape != _LUMINANCE.shape:
-        return None
-    qualities = np.arange(1, 101)
-    candidates = quantisation_tables(qualities)
-    distance = np.abs(np.log(candidates) - np.log(np.maximum(table, 1))).sum(axis=1)
-    return int(qualities[distance.argmin()])
-
-
-def quantisation_tables(qualities: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
-    """Return the luminance tables [n, 64] of qualities 1..100, row by row."""
-    percent = np.where(qualities < 50, 5000 // qualities, 200 - 2 * qualities)
-    return np.asarray(np.clip((_LUMINANCE * percent[:, None] + 50) // 100, 1, 255))

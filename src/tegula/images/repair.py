@@ -22,7 +22,8 @@ from PIL import Image, ImageFile, JpegImagePlugin
 
 from tegula.errors import ImageError
 from tegula.images.formats import AVIF_BRANDS, HEIF_BRANDS, START, brands_of, not_supported
-from tegula.images.metadata import GAIN_MAP, further_frames
+from tegula.images.metadata import further_frames
+from tegula.images.xmp import GAIN_MAP
 
 PROFILE_CHUNK = b"tgIC"
 """A chunk of a repaired PNG file: its ICC profile, not compressed."""

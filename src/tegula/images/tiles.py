@@ -15,9 +15,9 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from tegula.images.decode import decode
-from tegula.images.metadata import settings_of
 from tegula.images.open import check_size, open_image
 from tegula.images.pixels import to_image
+from tegula.images.xmp import settings_of
 
 TILE = 512
 """Side of a tile in pixels."""
