@@ -325,11 +325,14 @@ def test_white_and_black_have_to_be_pure_and_may_be_more_than_that():
 @pytest.mark.parametrize("name", [SWIFT, TWICE, LINE])
 def test_the_whole_program_makes_a_prescaler_that_loads(photograph, faces, name, tmp_path):
     said = []
+    # Smaller pictures, since whole nets teach and judge here.
+    quick = {"steps": 2, "batch": dataclasses.replace(CROPS, crop=32)}
+    pairs, drawn = (dataclasses.replace(each, side=96) for each in (PAIRS, DRAWN))
     settings = dataclasses.replace(
         SMALL,
-        distil=dataclasses.replace(SETTINGS, convolutions=32, steps=2),
-        twice=dataclasses.replace(TWICES, steps=2),
-        line=dataclasses.replace(LINES, convolutions=16, steps=2),
+        distil=dataclasses.replace(SETTINGS, convolutions=32, pairs=pairs, **quick),
+        twice=dataclasses.replace(TWICES, side=64, **quick),
+        line=dataclasses.replace(LINES, convolutions=16, pairs=drawn, **quick),
     )
     copies = [tmp_path / f"{letter}.png" for letter in "abc"]
     for copy in copies:
