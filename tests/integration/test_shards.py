@@ -1,6 +1,8 @@
 """One picture spread over helpers: what comes out is what one process makes."""
 
+import dataclasses
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tegula.pipeline import autoencoder, prescale, shards
 from tegula.pipeline.autoencoder import AutoencoderTiling
 from tegula.pipeline.refine import RefineJob
 from tegula.progress import SILENT, Cancel, StageProgress
+from tegula.server.upscaling import NetsOf, RunnerOptions, UpscaleRunner
 from tegula.upscaler import Upscaler
 from tests.tiny.networks import tiny_bundle
 
@@ -185,14 +188,14 @@ def test_windows_are_counted_as_they_are_without_helpers(bundles, meet):
 @pytest.mark.parametrize("scale", [2, 3])
 def test_tiles_of_the_prescaler_are_spread(bundles, meet, monkeypatch, scale):
     monkeypatch.setattr(prescale, "DEFAULT_TILE", 1)
-    picture = torch.tensor(photograph(120, 40))
+    picture = torch.tensor(photograph(110, 24))
     helper = HereHelper("other", bundles[1])
     net = Nets(bundles[0]).prescaler("tegula-swift")
     shares, tiles = [], []
     alone, spread = (
         prescale.prescale(
             picture,
-            (120 * scale, 40 * scale),
+            (110 * scale, 24 * scale),
             net,
             progress=StageProgress(
                 lambda done, total: tiles.append((done, total)), on_share=shares.append
@@ -256,11 +259,16 @@ def test_pictures_above_a_size_are_spread_with_the_loras_of_their_prompts():
 def test_an_upscale_spreads_all_of_its_stages(bundles, meet):
     helper = HereHelper("other", bundles[1])
     helper_of = meet(helper)._helpers
-    source = np.zeros((50, 110, 3), np.uint8)
-    changes = {"size": (165, 75), "prescaler": "tegula-swift", "seed": 1, "window_batch": 1}
+    source = np.zeros((40, 90, 3), np.uint8)
+    changes = {
+        "size": (135, 60),
+        "prescaler": "realesrgan-animevideov3",
+        "seed": 1,
+        "window_batch": 1,
+    }
     changes |= {"creativity": 0.3, "window": 64, "auto": False}
     upscaler = Upscaler(bundles[0])
-    upscaler.spread = shards.Spread(0.012, lambda _: helper_of())
+    upscaler.spread = shards.Spread(0.008, lambda _: helper_of())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prescale, "DEFAULT_TILE", 1)
         patch.setattr(autoencoder, "tiling_of", lambda _: AutoencoderTiling(32, 64))
@@ -269,3 +277,26 @@ def test_an_upscale_spreads_all_of_its_stages(bundles, meet):
         alone = upscaler.upscale(source, **changes)
     assert np.array_equal(np.asarray(spread.image), np.asarray(alone.image))
     assert set(helper.ran) == {"TileTask", "WindowTask", "CodingTask"}
+
+
+def test_a_helper_merges_the_loras_of_prompts_once_and_takes_them_out_again(bundles):
+    merged = []
+
+    @contextmanager
+    def with_loras(loras):
+        merged.append(loras)
+        yield ()
+        merged.append("out")
+
+    bundle = dataclasses.replace(bundles[0], with_loras=with_loras)
+
+    class Runner(UpscaleRunner):
+        def _load(self, name, loras):
+            return Upscaler(bundle)
+
+    runner = Runner("cpu", RunnerOptions(BundleSettings(), "", 1 << 20))
+    for _ in range(2):
+        assert runner.kind(NetsOf("", (), (("a", 0.5),))) == shards.kind_of(bundle)
+    assert merged == [(("a", 0.5),)]
+    runner.kind(NetsOf("", (), ()))
+    assert merged[1:] == ["out"]
