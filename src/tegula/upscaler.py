@@ -32,7 +32,7 @@ from tegula.pipeline.finish import Layers, finish
 from tegula.pipeline.likeness import USUAL_LIKENESS, LikenessGuard, control_by_faces
 from tegula.pipeline.pictures import on_device, outlines
 from tegula.pipeline.prepare import Placed, Prepared, prepare, read_spatial_control
-from tegula.pipeline.prescale import Kept, prescale_source
+from tegula.pipeline.prescale import NetCache, prescale_source
 from tegula.pipeline.redraw import refine_redraw
 from tegula.pipeline.refine import PICTURES, RefineJob, refine_canvas
 from tegula.pipeline.remarks import ignored_options, loras_of_prompts, prompt_taken
@@ -94,7 +94,7 @@ class Upscaler:
     expectation: Expectation = field(init=False, repr=False)
     spread: Spread | None = field(default=None, repr=False)
     # What the nets made within a block of sharing_prescaled; None outside of one.
-    _kept: Kept | None = field(default=None, repr=False)
+    _net_cache: NetCache | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Begin with no other nets than the bundle's."""
@@ -237,8 +237,8 @@ class Upscaler:
             progress = reporter.stage("prescale", callbacks.cancel, show)
             part = enlarged_part(widened, prepared.facts.size)
             shards = self._shards(resolved)
-            begun = prescale_source(placed, resolved, part, nets, progress, self._kept, shards)
-            prescaled, enlarged, was_kept = begun.picture, begun.enlarged, begun.was_kept
+            begun = prescale_source(placed, resolved, part, nets, progress, self._net_cache, shards)
+            prescaled, enlarged, from_cache = begun.picture, begun.enlarged, begun.from_cache
             free = control.mask_without(begun.done if resolved.refines else None)
             layers = Layers(begun.drawn, begun.alpha, free)
             del begun
@@ -310,7 +310,7 @@ class Upscaler:
             "prepare": isinstance(source, Prepared)
             or resolved.faces
             or loaded != set(self.nets.prescalers),
-            "prescale": was_kept,
+            "prescale": from_cache,
             "refine": not is_everywhere or callbacks.on_preview is not None or bool(loras),
             "finish": resolved.faces,
         }
@@ -392,11 +392,11 @@ class Upscaler:
     @contextmanager
     def sharing_prescaled(self) -> Iterator[None]:
         """Let upscales of the same pixels by the same net within the block run it once."""
-        self._kept = {}
+        self._net_cache = {}
         try:
             yield
         finally:
-            self._kept = None
+            self._net_cache = None
 
     def prepare(
         self, source: Source | Prepared, options: UpscaleOptions

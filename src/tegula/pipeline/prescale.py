@@ -52,8 +52,8 @@ from tegula.progress import SILENT, Cancel, Cancelled, StageProgress, ignore_uni
 _ALPHA_ROUNDS = 6
 """In which enlarged alpha is held to its source."""
 
-Kept = dict[tuple[Any, ...], Tensor]
-"""What nets made, before its colours were locked, by all that decides on it."""
+NetCache = dict[tuple[Any, ...], Tensor]
+"""What nets made of pictures, before colours were locked, by everything that decides on it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Prescaled:
         refining; None holds none.
     done: likewise where it is held to ``picture``, which a net for drawings made there.
     alpha: [height, width]; None if the source has none.
-    was_kept: whether an earlier call had run the nets.
+    from_cache: whether an earlier call had run the nets.
     """
 
     picture: Tensor
@@ -74,7 +74,7 @@ class Prescaled:
     drawn: Tensor | None
     done: Tensor | None
     alpha: Tensor | None
-    was_kept: bool
+    from_cache: bool
 
 
 @torch.inference_mode()
@@ -84,7 +84,7 @@ def prescale_source(
     part: tuple[float, float, float, float],
     nets: tuple[Prescaler, Prescaler | None],
     progress: StageProgress = SILENT,
-    kept: Kept | None = None,
+    cache: NetCache | None = None,
     shards: Shards | None = None,
 ) -> Prescaled:
     """Enlarge a source and its alpha by nets, with the colours of the source.
@@ -95,7 +95,7 @@ def prescale_source(
         part: x, y, width and height of what it shows, as shares of the whole source.
         nets: the prescaler, and the one for what is drawn, if there is one.
         progress: of the whole stage.
-        kept: what earlier calls made, to which this one adds; None keeps nothing.
+        cache: of earlier calls, to which this one adds; None keeps nothing.
         shards: spreads the tiles over helpers; None runs all of them here.
 
     Raises:
@@ -111,8 +111,8 @@ def prescale_source(
         # It goes through the first net, as one picture beside those of the source by each net.
         # That nets differ in their work makes the progress uneven, and nothing else.
         picture_end = 1 / 2 if second is None else 1 - 1 / 3
-    by_nets, was_kept = _by_nets(
-        source, options, nets, share, progress.part(0.0, picture_end), kept, shards
+    by_nets, from_cache = _by_nets(
+        source, options, nets, share, progress.part(0.0, picture_end), cache, shards
     )
     if alpha is not None:
         alpha_progress = dataclasses.replace(
@@ -132,7 +132,7 @@ def prescale_source(
     if held is not None:
         picture = hold_drawings(picture, source.rgb, held, prepared.look.crisp)
     picture = fuse_exposures(picture, options.hdr)
-    return Prescaled(picture, enlarged, held, done, alpha, was_kept)
+    return Prescaled(picture, enlarged, held, done, alpha, from_cache)
 
 
 def _by_nets(
@@ -141,24 +141,24 @@ def _by_nets(
     nets: tuple[Prescaler, Prescaler | None],
     share: Tensor | None,
     progress: StageProgress,
-    kept: Kept | None,
+    cache: NetCache | None,
     shards: Shards | None,
 ) -> tuple[Tensor, bool]:
-    """Return what the nets make of a picture, and whether it was kept from an earlier call.
+    """Return what the nets make of a picture, and whether it came from the cache.
 
     ``share`` is that of the second net at each pixel.
     """
     size, (first, second) = (options.width, options.height), nets
-    key = () if kept is None else _key(source.prepared, options)
-    if kept is not None and key in kept:
+    key = () if cache is None else _key(source.prepared, options)
+    if cache is not None and key in cache:
         progress.on_unit(1, 1)
-        return kept[key].clone(), True  # what follows writes into it
+        return cache[key].clone(), True  # what follows writes into it
     if second is not None and share is not None:
         picture = prescale_mixed(source.rgb, size, (first, second), share, progress, shards)
     else:
         picture = prescale(source.rgb, size, first, progress=progress, shards=shards)
-    if kept is not None:
-        kept[key] = picture.clone()
+    if cache is not None:
+        cache[key] = picture.clone()
     return picture, False
 
 
