@@ -15,7 +15,7 @@ from train.discriminator import judge_loss
 from train.precision import mixed_precision
 
 JUDGED_MAPS = slice(1, 4)
-"""Of the features, those after the first three stages."""
+"""The feature maps that are judged: those after the first three stages."""
 _PIXEL_JITTER = 0.02
 _FEATURE_JITTER = 0.2
 

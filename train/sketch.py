@@ -56,7 +56,7 @@ _SCRIPTS = {
     "Gurmukhi": (0xA05, 0xA39), "Yi-": (0xA000, 0xA48C), "Tangut": (0x17000, 0x17200),
     "Tibetan": (0xF40, 0xF69), "Math": (0x2200, 0x22FF), "Symbols2": (0x2600, 0x26FF),
 }  # fmt: skip
-"""Of fonts by a part of their names, the letters that are drawn. Yi and Tangut are as dense as
+"""The letters that are drawn of a font, by a part of its name. Yi and Tangut are as dense as
 Chinese, of which the packages hold no small font."""
 _CYRILLIC, _GREEK = (0x410, 0x44F), (0x391, 0x3C9)
 _PARTS = (

@@ -39,7 +39,7 @@ from tegula.models.device import pick_device, pick_dtype
 
 SCALE = 4
 SIDE = 96
-"""Of the small picture."""
+"""Largest side of the small pictures, in pixels."""
 AUTO = "balanced"
 FIXED = (
     BASELINE,
@@ -58,7 +58,7 @@ MEASURES: Mapping[str, tuple[str, int]] = {
     "read": ("characters read", 1),
     "white": ("white kept", 1),
 }
-"""Of each measure its title, and whether more of it is better."""
+"""Titles of the measures, each with 1 where more is better and -1 where less is."""
 WITHIN = 0.03
 
 Damage = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
@@ -95,7 +95,7 @@ def _scanned(small: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 _DAMAGES: Mapping[str, Damage] = {"old scan": _scanned, "JPEG 20": _compressed}
-"""Of the kinds that are damaged."""
+"""How the kinds that are damaged come to be so."""
 
 
 def _packaged(name: str) -> Picture:

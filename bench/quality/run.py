@@ -28,7 +28,7 @@ from tegula.pipeline.exact import Consistency, consistency
 
 SEAM_WINDOW = 192
 _SCORES = "1"
-"""To be raised where a measure changes, so that no older score is taken from the cache."""
+"""Version of the measures; raise it with a change, so that no older score comes from the cache."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Crop:
 
 
 Table = dict[str, dict[str, float]]
-"""Of each method, each measure."""
+"""The measures of each method, by name."""
 
 
 @dataclass

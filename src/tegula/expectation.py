@@ -26,10 +26,10 @@ _MEASURED_WORK = 2e10, 2e12
 """FLOPs of a short measure of one net, about: a fraction of a second's."""
 _SMALLEST_TILE, _LARGEST_TILE = 32, 512
 _USUAL_SIDE = 1024
-"""Of the usual picture, by whose seconds a server estimates a model that it has not run yet."""
+"""Side of the usual picture: its seconds stand for a model that a server has not run yet."""
 
 Seconds = Mapping[str, float]
-"""By stage."""
+"""Seconds by stage."""
 
 
 @dataclass

@@ -26,7 +26,7 @@ from tegula.pipeline.steps import Guidance, Rows, rows_of
 from tegula.pipeline.windows import Piece, canvas_piece, count_places
 
 _FIXED_SHARE = 0.05
-"""Of the whole work: preparing and finishing, where no times are known."""
+"""Share of the whole work that preparing and finishing take, where no times are known."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ _IMAGE = 3 + 4
 _LATENTS = 5
 """Latent canvases at once: the current one, its prediction, and what a solver makes."""
 _ROWS = 2
-"""Of a window in a batch that is guided."""
+"""Rows of a window in a batch that is guided."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ from tegula.result import UpscaleResult
 _REFINE = {"canvas": refine_canvas, "redraw": refine_redraw}
 _HOST = torch.device("cpu")
 _PIXEL_BYTES = 12
-"""Of a picture: three channels in float32."""
+"""Bytes of a pixel: three channels in float32."""
 
 
 OnPlan = Callable[[Plan, "Mapping[str, float] | None"], None]

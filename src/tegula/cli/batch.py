@@ -180,7 +180,7 @@ class BatchRun:
             output: where results go.
             naming: how they are named.
             retries: how often what may succeed is tried again.
-            console: where it is told of.
+            console: where it is reported.
             journal: where the database of this run is to be.
         """
         self.request = request

@@ -65,7 +65,7 @@ class BatchWorker:
 
         Args:
             jobs: one is taken ahead.
-            on_outcome: is told of the end of each, in a thread of its own.
+            on_outcome: called with the outcome of each, in a thread of its own.
 
         Raises:
             ModelError, FullDiskError: no later job can escape it.

@@ -139,7 +139,7 @@ def soften_blocks(rgb: Float, quality: int) -> Float:
 
 
 _CHROMA_STEP = 18
-"""Of the lowest frequencies of colour at quality 50, by the Independent JPEG Group."""
+"""Step of the lowest frequencies of colour at quality 50, in the tables of the JPEG library."""
 _COARSE = 20
 """Quality below which blocks are mended from further away.
 

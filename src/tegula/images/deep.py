@@ -150,7 +150,7 @@ def deep_tiff(samples: NDArray[np.uint16], parameters: Mapping[str, Any]) -> byt
 
 
 AVIF_SPEED = 8
-"""Of the encoder's 0 to 10, the slowest being 0."""
+"""Speed of the encoder, 0 to 10, the slowest being 0."""
 _COLR, _ASSOCIATIONS = b"colr", b"ipma"
 
 

@@ -40,7 +40,7 @@ from tegula.images.tiff import main_page, metadata_carrier
 from tegula.images.xmp import MAX_XMP, SETTINGS_KEY, add_settings, settings_of, to_json
 
 PNG_LEVEL = 4
-"""Of zlib's 0 to 9: the higher ones take much longer and save little on photographs."""
+"""Level of zlib, 0 to 9: higher ones take much longer and save little on photographs."""
 
 # JPEG quality from which colour keeps its full resolution; below, halving it is the smaller
 # part of the damage.

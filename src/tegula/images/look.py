@@ -1,4 +1,4 @@
-"""What can be told of a picture by looking at its pixels, before anything is done to it.
+"""What the pixels of a picture show of it, before anything is done to it.
 
 Damage is measured on at most ``_SEEN`` pixels, and what is drawn on levels of eight bits, so
 that a look takes a few tenths of a second whatever the size of the picture.
@@ -118,12 +118,12 @@ def share_of_white(rgb: Float) -> float:
 
 _OCTAVES = 3
 _STEEP = 0.98
-"""Place in the order of differences of neighbours: those of the sharpest edges, not of noise."""
+"""Quantile of the differences of neighbours: that of the sharpest edges, not of noise."""
 _SMOOTH, _SHARP = 0.54, 0.64
 """The steepest differences, of those of the picture at half size: 0.5 where edges are smooth, as
 halving doubles every slope; 0.56 to 1.1 in photographs, 0.55 to 0.67 in enlarged ones."""
 _WHOLE = 0.9
-"""Of an octave, from which the next is looked at, too."""
+"""Share of an octave that must be missing for the next one to be looked at, too."""
 _STEEPEST_OF_NOTHING = 4.0
 """Levels: a picture with no steeper edge at any size has none to judge by."""
 
@@ -188,7 +188,7 @@ _BLACK = 16
 """Levels from black and from white within which noise is cut off."""
 _FEWEST_BLOCKS = 16
 _CALMEST_OF_NOISE = 0.8
-"""What the deviation at that place in the order is of the true one, by seeded noise."""
+"""The deviation in the calmest blocks over the true one, measured with seeded noise."""
 
 
 def measure_noise(levels: Float) -> float:
@@ -257,7 +257,7 @@ _EQUAL_NO, _EQUAL_YES = 0.6, 0.85
 _FEWEST_EDGES = 0.05
 """Share of structured cells around a place from which it may be taken for photographed."""
 _LEAST = np.float32(1e-3)
-"""In the place of a share of nothing, to divide by."""
+"""Stands in for a share of 0 where it is divided by."""
 _PLAIN_PARTS = 70
 """Quality of JPEG from which parts of a picture can be told apart."""
 _LARGE = 0.08

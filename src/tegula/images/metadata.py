@@ -140,7 +140,7 @@ def further_pictures(image: Image.Image, remarks: Sequence[str]) -> tuple[str, .
 
     Args:
         image: that Pillow opened, at the frame that is enlarged.
-        remarks: what is told already, which is not told again.
+        remarks: what was said already, which is not repeated.
     """
     try:
         count = int(getattr(image, "n_frames", 1))
@@ -153,7 +153,7 @@ def further_pictures(image: Image.Image, remarks: Sequence[str]) -> tuple[str, .
     if image.info.get("depth_images"):
         found.append("The depth map of the source is left out.")
     if image.format == "MPO":
-        # Mostly the gain map or depth map, of which XMP has told.
+        # Mostly the gain map or depth map, which a remark on XMP has named.
         if GAIN_MAP not in remarks and FURTHER not in remarks:
             found.append(
                 "The source holds further pictures, such as a preview, gain map or depth "

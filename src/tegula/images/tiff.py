@@ -48,7 +48,7 @@ _MOST_DIRECTORIES = 32
 """A file with more pictures than this is looked through no further for its main one."""
 
 _MOST_SAMPLES = 16
-"""Of a pixel; a file that claims more would take much memory for little picture."""
+"""Samples of a pixel; a file that claims more would take much memory for little picture."""
 
 
 @dataclass(frozen=True)

@@ -104,11 +104,11 @@ def pick_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
 # These numbers are where to begin: what does not fit after all is tried again smaller.
 
 SHARE = 0.8
-"""Of the free memory; the rest is for what kernels allocate besides and for fragments."""
+"""Share of the free memory to fill; the rest is for what kernels allocate and for fragments."""
 MOST_WINDOWS = 64
 """Larger batches only take memory: a GPU is busy long before."""
 KEPT_SHARE = 0.25
-"""Of the free memory, for what only waits there for its next use."""
+"""Share of the free memory for what only waits there for its next use."""
 _OUT_OF_MEMORY_WORDS = (
     "out of memory",
     "can't allocate memory",
@@ -194,7 +194,7 @@ THREADS_VARIABLE = "TEGULA_THREADS"
 LAYOUT_VARIABLE = "TEGULA_LAYOUT"
 _LAYOUTS = {"contiguous": False, "channels-last": True}
 _CLEARLY_FASTER = 0.9
-"""Of the time of torch's own choice; what takes longer than this may be faster by chance."""
+"""Share of the time of torch's own choice; what takes more than this may be faster by chance."""
 # The convolution that is timed: as wide as the first level of Stable Diffusion's UNet.
 _CHANNELS, _SIDE, _ROUNDS = 320, 32, 3
 

@@ -147,7 +147,8 @@ _TRANSFORMER_NAMES = (
 )
 _TRANSFORMER_WIDTHS = {1152: "PixArt", 1536: _SD3, 2240: "Sana", 2432: _SD3, 3072: _FLUX}
 _PLAIN_WIDTHS = {1152: "PixArt", 1920: "CogVideoX", 2048: "LTX-Video", 3072: "CogVideoX"}
-"""Of the layers of transformers: with the text beside the picture, and with it apart."""
+"""Families by the width of a transformer's layers: of those that text and picture share, and of
+those that only the picture goes through."""
 
 
 def _transformer(shapes: Shapes) -> str:

@@ -23,7 +23,7 @@ MOST_SHAPES = 3
 MOST_SIZES = 4
 """Numbers of rows that are compiled for: guided and unguided steps of two pictures."""
 MOST_FILLED_UP = 1 / 8
-"""Of a batch; one that would be filled up by more is compiled for itself."""
+"""Share of a batch that may be filling; one that would need more is compiled for itself."""
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ def open_pickled(path: Path) -> Any:
 
 
 _ZIP_HEADER_BYTES = 30
-"""Of an entry in a zip file, before its name; the lengths of name and remarks end it."""
+"""Bytes of a zip entry's header, before its name; it ends with the lengths of name and extra."""
 
 
 def _open_zip(path: Path, stream: BinaryIO) -> Any:

@@ -55,7 +55,7 @@ _LOOSER = 7 / 6
 _LEFT_ALONE, _LARGE = 24, 128
 """Pixels of the source: faces below the one are not refined, from the other on most freely."""
 _SMALL_SHARE, _LARGE_SHARE = 0.3, 0.7
-"""Of the denoise strength at the usual likeness, from small faces to large ones."""
+"""Shares of the denoise strength at the usual likeness, in small faces and in large ones."""
 
 _HOST = torch.device("cpu")
 _MOST_FACES = 64

@@ -83,7 +83,7 @@ def brightness(rgb: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Taps:
-    """Of what each pixel of a side of the result is made.
+    """The pixels of the source that make each pixel along one side of the result.
 
     places: [pixels, taps] of the source.
     weights: their shares, of the same shape.

@@ -50,7 +50,7 @@ from tegula.pipeline.shards import Helper, HelperNets, Shards, for_sending
 from tegula.progress import SILENT, Cancel, Cancelled, StageProgress, ignore_units
 
 _ALPHA_ROUNDS = 6
-"""In which enlarged alpha is held to its source."""
+"""Rounds of back-projection in which enlarged alpha is held to its source."""
 
 NetCache = dict[tuple[Any, ...], Tensor]
 """What nets made of pictures, before colours were locked, by everything that decides on it."""

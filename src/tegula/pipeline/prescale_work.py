@@ -66,7 +66,7 @@ def watched(network: nn.Module, total: float, progress: StageProgress) -> Iterat
     Args:
         network: what runs inside.
         total: the work of the run.
-        progress: is told the share of it that is done.
+        progress: receives the share of it that is done.
     """
     caller, done = threading.get_ident(), 0.0
 

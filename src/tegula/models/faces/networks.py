@@ -40,7 +40,7 @@ _OUTPUTS = {
     "rnet": ("dense_2", "softmax_1"),
     "onet": ("dense_5", "dense_6", "softmax_2"),
 }
-"""Of each network: edges, landmarks of the last, certainties."""
+"""The outputs of each network: edges, landmarks of the last one, certainties."""
 # The numbers of the paper: the window and step of P-Net, the ratio of the pyramid, and the
 # least certainties of P-Net and of the other two.
 _CELL, _STRIDE, _SHRINK = 12, 2, 0.709
@@ -218,7 +218,7 @@ _CALLS: Mapping[str, Call] = {
     "RestoreFormer": lambda net, face, _: net(face)[0],
     "CodeFormer": lambda net, face, fidelity: net(face, weight=fidelity)[0],
 }
-"""By spandrel's name of the network: maps network, face and fidelity to the restored face."""
+"""By spandrel's name of a network, what maps it, a face and a fidelity to the restored face."""
 
 
 @dataclass(frozen=True)

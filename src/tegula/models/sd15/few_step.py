@@ -27,7 +27,7 @@ _LONGEST_NAME = 255
 _TITLES = ("ss_output_name", "modelspec.title")
 """Where trainers leave the name of a LoRA in its metadata."""
 _FOLDERS_UP = 3
-"""From a file of the hub client's cache to the folder with the name of its repository."""
+"""Folders from a file of the hub client's cache up to that with the name of its repository."""
 
 
 @dataclass(frozen=True)

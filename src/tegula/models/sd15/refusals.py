@@ -19,7 +19,7 @@ from tegula.models.sd15 import facts
 from tegula.models.sd15.networks import Networks
 
 _SDXL_SCALING = 0.13025
-"""By which SDXL scales its latents; Stable Diffusion 1.5 does by 0.18215."""
+"""Factor by which SDXL scales its latents; that of Stable Diffusion 1.5 is 0.18215."""
 
 
 def refuse_other_checkpoint(path: Path, identity: Identity, text_width: int) -> None:
