@@ -5,8 +5,8 @@
 Starts a cluster on this machine and runs the same prediction with the packaged model in an actor
 and in a local process by turns, both with as many threads. Prints one JSON object: the seconds of
 each run and of processor time, and how the medians compare. Processor time is that of the engine's
-process and this one, and for an actor of Ray's own processes, too; beside other work it says more
-than the time on the clock.
+process and this one; beside other work it says more than the time on the clock. What Ray's own
+processes take is there as a share of a processor: they do so also while nothing runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import os
 import statistics
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,26 +47,24 @@ def picture(side: int) -> bytes:
     return encoded.tobytes()
 
 
-def processor_seconds(local: int | None, *, on_ray: bool) -> float:
-    """Return the processor time so far of this process and those of one engine.
+def processor_seconds(local: int | None, actor: int | None, *, on_ray: bool) -> tuple[float, float]:
+    """Return the processor time so far: of one engine with this process, and of Ray's own.
 
     Args:
         local: the process of the local engine.
-        on_ray: whether to count all others that this process has started, which are Ray's, in its
-            place.
+        actor: that of the actor.
+        on_ray: whether the first is that of the actor.
     """
     here = psutil.Process()
-    family = (here, *here.children(recursive=True))
-    if on_ray:
-        counted = [each for each in family if each.pid != local]
-    else:
-        counted = [each for each in family if each.pid in (here.pid, local)]
-    total = 0.0
-    for process in counted:
+    engine = others = 0.0
+    for process in (here, *here.children(recursive=True)):
         with contextlib.suppress(psutil.Error):  # it has ended
             times = process.cpu_times()
-            total += times.user + times.system
-    return total
+            if process.pid in (here.pid, actor if on_ray else local):
+                engine += times.user + times.system
+            elif process.pid not in (local, actor):
+                others += times.user + times.system
+    return engine, others
 
 
 def main() -> None:
@@ -85,7 +82,7 @@ def main() -> None:
     on_ray = RayEngine(0, spec, place, _PATIENT, silence=1800.0)
     local = LocalEngine(spec, "cpu", _PATIENT)
     engines: tuple[tuple[str, WorkerEngine], ...] = (("local", local), ("ray", on_ray))
-    found: dict[str, list[tuple[float, float]]] = {"local": [], "ray": []}
+    found: dict[str, list[tuple[float, float, float]]] = {"local": [], "ray": []}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source.png"
         source.write_bytes(picture(given.side))
@@ -96,12 +93,15 @@ def main() -> None:
 
         for number in range(given.pairs + 1):
             for name, engine in engines:
-                spent = partial(processor_seconds, local.pid, on_ray=engine is on_ray)
-                before, began = spent(), time.perf_counter()
+                on = engine is on_ray
+                before = processor_seconds(local.pid, on_ray.pid, on_ray=on)
+                began = time.perf_counter()
                 *_, last = engine.run(job(number), lambda: False)
                 if not isinstance(last, Done):
                     raise SystemExit(f"A prediction ended with {last}.")
-                result = time.perf_counter() - began, spent() - before
+                seconds = time.perf_counter() - began
+                after = processor_seconds(local.pid, on_ray.pid, on_ray=on)
+                result = (seconds, after[0] - before[0], (after[1] - before[1]) / seconds)
                 if number:  # the first one loads
                     found[name].append(result)
     local.close()
@@ -113,17 +113,18 @@ class _Raw(argparse.RawDescriptionHelpFormatter):
     """Keeps the lines of the description."""
 
 
-def report(found: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+def report(found: dict[str, list[tuple[float, float, float]]]) -> dict[str, Any]:
     """Return what is printed."""
     medians = {
-        name: [statistics.median(each[kind] for each in runs) for kind in range(2)]
+        name: [statistics.median(each[kind] for each in runs) for kind in range(3)]
         for name, runs in found.items()
     }
     return {
         "runs": found,
-        "median_seconds": {name: both[0] for name, both in medians.items()},
-        "median_processor_seconds": {name: both[1] for name, both in medians.items()},
+        "median_seconds": {name: three[0] for name, three in medians.items()},
+        "median_processor_seconds": {name: three[1] for name, three in medians.items()},
         "ray_over_local": medians["ray"][0] / medians["local"][0],
+        "processors_of_ray_itself": medians["ray"][2],
         "ray_over_local_processor": medians["ray"][1] / medians["local"][1],
     }
 

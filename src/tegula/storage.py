@@ -80,6 +80,9 @@ class Storage(Protocol):
     def entries(self) -> Iterator[Entry]:
         """Yield all files but hidden ones, also of folders below."""
 
+    def entry(self, key: str) -> Entry | None:
+        """Return one file, None where there is none."""
+
     def source(self, key: str) -> Path | bytes:
         """Return a file as ``tegula.images`` reads it."""
 

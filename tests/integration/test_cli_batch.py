@@ -13,13 +13,13 @@ import pytest
 from cli_support import PLAIN, names_in, picture_bytes, put, run, size_of
 
 from tegula import upscaler as upscaler_module
-from tegula.cli.batch import BatchRun, Input
-from tegula.cli.batch_jobs import BatchJob, Outcome
-from tegula.cli.console import Console
+from tegula.cli.batch import BatchRun, Input, Pace
+from tegula.cli.batch_jobs import BatchJob, Counts, Journal, Outcome
+from tegula.cli.console import Console, Failure
 from tegula.cli.models import Runtime
 from tegula.cli.pictures import Request
 from tegula.cli.targets import Naming
-from tegula.errors import CancelledError, NumericalError
+from tegula.errors import CancelledError, MissingWeightsError, NumericalError
 from tegula.models import BundleSettings
 from tegula.options import UpscaleOptions
 from tegula.storage import Entry, FolderStorage, open_store
@@ -251,6 +251,13 @@ def test_a_prefix_of_a_bucket_goes_into_another_and_what_is_there_is_not_read_ag
     obstore.put(store, "in/a.jpg", picture_bytes("JPEG", width=9))
     assert batch(f"{bucket}/in", f"{bucket}/in/out").exit_code == 0
     assert upscales.count == 4
+    monkeypatch.setattr("tegula.images.open._HEADROOM", 0)
+    obstore.put(store, "many/a.png", bytes(1000))
+    done = batch(f"{bucket}/many", "there", "--max-pixels", "1")
+    assert done.exit_code == 4
+    assert (
+        f"{bucket}/many/a.png: The input holds more bytes than an image of 1 pixels" in done.stderr
+    )
     refused = batch("s3://no-such-bucket/in", "there")
     assert refused.exit_code == 5
     assert refused.stderr.splitlines()[-1].startswith("tegula: The object store ")
@@ -275,25 +282,38 @@ class CountedTries:
         return SimpleNamespace(remote=function)
 
 
-def test_a_picture_that_kills_its_actors_is_given_up_and_its_neighbours_are_not(
-    monkeypatch, upscales, tmp_path
-):
+@pytest.fixture
+def answers(monkeypatch, tmp_path):
+    """Return what an actor answers on three pictures, with how often each was begun before."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tegula[ray]'.")
     from tegula.cli.batch_ray import BatchActor
 
     monkeypatch.setattr(ray, "get", lambda value: value)
+    options = UpscaleOptions(prescaler="lanczos", creativity=0)
     for name in "abc":
         put(tmp_path / f"in/{name}.png")
-    request = Request(
-        UpscaleOptions(prescaler="lanczos", creativity=0), BundleSettings(), Runtime()
-    )
-    jobs = [
-        BatchJob(str(tmp_path / "in"), f"{name}.png", 1, "1", f"{name}.png", "png", number=number)
-        for number, name in enumerate("abc", 1)
-    ]
-    actor = BatchActor(str(tmp_path / "out"), request, "0", 1, CountedTries({1: 1, 2: 2}))
-    (text,) = actor({"jobs": [json.dumps([vars(job) for job in jobs])]})["answer"]
-    outcomes = {each.job.key: each for each in map(Outcome.from_json, json.loads(text)["outcomes"])}
+
+    def answer(begun):
+        request = Request(options, BundleSettings(), Runtime())
+        jobs = [
+            BatchJob(
+                str(tmp_path / "in"), f"{name}.png", 1, "1", f"{name}.png", "png", number=number
+            )
+            for number, name in enumerate("abc", 1)
+        ]
+        actor = BatchActor(str(tmp_path / "out"), request, "0", 1, CountedTries(begun))
+        (text,) = actor({"jobs": [json.dumps([vars(job) for job in jobs])]})["answer"]
+        return json.loads(text)
+
+    return answer
+
+
+def test_a_picture_that_kills_its_actors_is_given_up_and_its_neighbours_are_not(
+    upscales, answers, tmp_path
+):
+    answer = answers({1: 1, 2: 2})
+    assert answer["stopped_by"] is None
+    outcomes = {each.job.key: each for each in map(Outcome.from_json, answer["outcomes"])}
     assert upscales.count == 2
     rows = {key: each.row("0") for key, each in outcomes.items()}
     assert [rows[f"{name}.png"]["attempts"] for name in "abc"] == [2, 2, 1]
@@ -303,6 +323,46 @@ def test_a_picture_that_kills_its_actors_is_given_up_and_its_neighbours_are_not(
     }
     assert rows["a.png"]["status"] == rows["c.png"]["status"] == "done"
     assert not outcomes["b.png"].may_succeed
+
+
+def test_what_no_picture_escapes_comes_back_from_an_actor_as_the_error_that_it_was(
+    monkeypatch, answers
+):
+    from tegula.cli.batch_ray import _error_of
+
+    def load(**_):
+        raise MissingWeightsError("The weights are not here.")
+
+    monkeypatch.setattr(upscaler_module.Upscaler, "load", staticmethod(load))
+    answer = answers({})
+    assert answer["outcomes"] == []
+    error = _error_of(Failure(**answer["stopped_by"]))
+    assert (type(error), str(error)) == (MissingWeightsError, "The weights are not here.")
+
+
+def test_jobs_are_handed_to_a_cluster_once_and_in_smaller_groups_at_the_end(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'tegula[ray]'.")
+    from tegula.cli.batch_ray import take_jobs
+
+    journal = Journal(tmp_path / "journal")
+    for number in range(60):
+        job = BatchJob("/in", f"{number}.png", 1, "1", f"{number}.png", "png")
+        assert journal.add(job, "0", again=False) == "waiting"
+    journal.end_listing()
+    sizes = []
+    for group in take_jobs(None, journal=str(tmp_path / "journal"), actors=2):
+        jobs = [BatchJob(**each) for each in json.loads(group["jobs"][0])]
+        sizes.append(len(jobs))
+        for job in jobs:
+            # Another try comes last.
+            again = job.key == "0.png" and job.tries == 0
+            journal.end(job, "waiting" if again else "done")
+    assert sum(sizes) == 61
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0], sizes[-1]) == (8, 1)
+    with pytest.raises(RuntimeError, match="once"):
+        next(take_jobs(None, journal=str(tmp_path / "journal"), actors=2))
+    journal.close()
 
 
 @pytest.mark.parametrize(
@@ -345,6 +405,20 @@ def test_without_ray_one_sentence_names_the_extra(monkeypatch):
     done = batch("in", "out", "--ray")
     assert done.exit_code == 6
     assert "--ray needs Ray: pip install 'tegula[ray]'." in done.stderr
+
+
+def test_the_line_tells_the_pace_and_the_time_left_once_all_are_listed(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("tegula.cli.batch.time.monotonic", lambda: now[0])
+    counts = Counts(left=4000)
+    pace = Pace(counts)
+    now[0] += 10
+    counts.done, counts.pixels, counts.failed, counts.skipped = 20, 50e6, 1, 300
+    ended = "20 done, 1 failed, 300 skipped, done before"
+    assert pace.line() == f"{ended}, 4,000 left so far; 2 pictures/s, 5 megapixels/s"
+    counts.is_listed = True
+    assert pace.line() == f"{ended}, 4,000 left; 2 pictures/s, 5 megapixels/s; about 33 min left"
+    assert pace.summary() == f"{ended}, 4,000 not done; 2 pictures/s, 5 megapixels/s"
 
 
 COUNT = 100_000

@@ -38,8 +38,8 @@ CREATE TABLE jobs (
 );
 CREATE UNIQUE INDEX jobs_by_target ON jobs (target) WHERE target IS NOT NULL;
 CREATE INDEX jobs_by_state ON jobs (state, tries, number);
-CREATE TABLE listing (ended INT);
-INSERT INTO listing VALUES (0);
+CREATE TABLE listing (ended INT, has_taker INT);
+INSERT INTO listing VALUES (0, 0);
 """
 
 
@@ -299,6 +299,13 @@ class Journal:
                 return False
             time.sleep(_LOOK_EVERY_S)
         return True
+
+    def be_only_taker(self) -> bool:
+        """Return whether nobody else has taken the jobs of this run."""
+        with self.together():
+            was_there = self._one("SELECT has_taker FROM listing")[0]
+            self._rows.execute("UPDATE listing SET has_taker = 1")
+        return not was_there
 
     def _is_listed(self) -> bool:
         # Looked at after the jobs: what was added before the end of the listing is seen next time.

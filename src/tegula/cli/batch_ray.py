@@ -27,7 +27,16 @@ from tegula.cli.batch_work import BatchWorker, failed
 from tegula.cli.console import Console, Failure, Interruption
 from tegula.cli.pictures import Request
 from tegula.cluster import join_cluster
-from tegula.errors import ActorLostError, FullDiskError, ModelError, ServiceError, TegulaError
+from tegula.errors import (
+    ActorLostError,
+    FullDiskError,
+    MissingExtraError,
+    ModelError,
+    ServiceError,
+    TegulaError,
+)
+
+log = logging.getLogger(__name__)
 
 _GROUP = 8
 """Jobs that an actor gets at once, as long as many wait; so it reads and writes beside the work."""
@@ -103,6 +112,10 @@ def _run(
     import ray
 
     try:
+        import ray.data.exceptions
+    except ImportError as error:
+        raise MissingExtraError("--ray needs Ray Data: pip install 'tegula[ray]'.") from error
+    try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         stream = _stream(run, Pool.of(machines, actors, gpus, cpus))
         for batch in stream.iter_batches(batch_size=None, prefetch_batches=0):
@@ -111,9 +124,12 @@ def _run(
                 run.record(*map(Outcome.from_json, answer["outcomes"]))
                 if answer["stopped_by"] is not None:
                     raise _error_of(Failure(**answer["stopped_by"]))
-    except ray.exceptions.RayError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ServiceError(f"The Ray cluster does not go on: {reason}.") from error
+    except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
+        log.debug("The batch is given up", exc_info=error)  # it names machines and addresses
+        raise ServiceError(
+            "The Ray cluster gave the batch up; the same command goes on from here, and the "
+            "cluster's logs say why."
+        ) from error
     finally:
         if is_own:
             ray.shutdown()
@@ -121,14 +137,8 @@ def _run(
 
 def _stream(run: BatchRun, pool: Pool) -> Any:
     """Return the dataset of answers, which begins to work once it is read."""
-    import ray
+    import ray.data
 
-    try:
-        import ray.data
-    except ImportError as error:
-        from tegula.errors import MissingExtraError
-
-        raise MissingExtraError("--ray needs Ray Data: pip install 'tegula[ray]'.") from error
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -167,6 +177,10 @@ def _stream(run: BatchRun, pool: Pool) -> Any:
 def take_jobs(_: Any, *, journal: str, actors: int) -> Iterator[dict[str, list[str]]]:
     """Yield groups of jobs while there are any; smaller ones where few are left to share."""
     taking = Journal(Path(journal))
+    if not taking.be_only_taker():
+        # Ray would drop as many groups of a second try as the first has yielded, but these are
+        # others, and their jobs would never end.
+        raise RuntimeError("Jobs are taken once in a run.")
     ahead = actors * _GROUP * _GROUPS_AHEAD
 
     def group(waiting: int) -> int:

@@ -21,7 +21,7 @@ from tegula.errors import InputError, TegulaError
 from tegula.images.formats import check_sides
 from tegula.options import UpscaleOptions
 from tegula.resolve import target_size
-from tegula.storage import Storage, open_storage
+from tegula.storage import FolderStorage, Storage, open_storage
 
 if TYPE_CHECKING:
     from tegula.pipeline.prepare import Prepared
@@ -53,7 +53,7 @@ class BatchWorker:
             console: tells that the model is being loaded.
             interruption: stops the work between two windows.
         """
-        self._output = open_storage(output)
+        self._place = output
         self._request = request
         self._options = options
         self._console = console
@@ -81,20 +81,27 @@ class BatchWorker:
         staggered(jobs, self._read, self._work, write, fail, STOPPING)
 
     @cached_property
+    def _output(self) -> Storage:
+        # Opened by the first job, since what an actor cannot do ends in words only there.
+        return open_storage(self._place)
+
+    @cached_property
     def _upscaler(self) -> Upscaler:
         return self._request.load_upscaler(self._console)
 
     def _read(self, job: BatchJob) -> Path | bytes | Prepared | Outcome:
         """Read and decode ahead of time; or tell that the result is there already."""
-        from tegula.images.open import upright_size
+        from tegula.images.open import check_bytes, upright_size
 
         if job.root not in self._storages:
             self._storages[job.root] = open_storage(job.root)
         # Another try may follow one whose end nobody heard of.
         if (job.exists or job.tries) and (outcome := self._result_of(job)):
             return outcome
-        source = self._storages[job.root].source(job.key)
-        options = self._request.options
+        options, storage = self._request.options, self._storages[job.root]
+        if not isinstance(storage, FolderStorage):
+            check_bytes(job.size, options.max_pixels)
+        source = storage.source(job.key)
         width, height = upright_size(source, max_pixels=options.max_pixels)
         check_sides(*target_size(options, width, height), job.format)
         return decoded_ahead(source, self._request)

@@ -97,14 +97,26 @@ def _open_path(path: Path) -> BinaryIO:
 
 
 def _read_stream(stream: BinaryIO, max_pixels: int) -> BinaryIO:
-    limit = max_pixels * _BYTES_PER_PIXEL + _HEADROOM
     try:
-        data = stream.read(limit + 1)
+        data = stream.read(_most_bytes(max_pixels) + 1)
     except (OSError, ValueError) as error:
         raise PathError(f"The input cannot be read: {error}.") from error
-    if len(data) > limit:
-        raise TooLargeError(f"The input holds more bytes than an image of {max_pixels:,} pixels.")
+    check_bytes(len(data), max_pixels)
     return io.BytesIO(data)
+
+
+def check_bytes(count: int, max_pixels: int) -> None:
+    """Refuse to read so many bytes into memory.
+
+    Raises:
+        TooLargeError: there are more than any picture within the limit has.
+    """
+    if count > _most_bytes(max_pixels):
+        raise TooLargeError(f"The input holds more bytes than an image of {max_pixels:,} pixels.")
+
+
+def _most_bytes(max_pixels: int) -> int:
+    return max_pixels * _BYTES_PER_PIXEL + _HEADROOM
 
 
 def open_image(file: BinaryIO, name: str) -> Image.Image | None:
