@@ -118,7 +118,8 @@ def _fault(known: Mapping[str, Any], error: Mapping[str, Any], noun: str) -> str
         return str(error["ctx"]["error"]).removesuffix(".")
     if kind == "extra_forbidden":
         similar = difflib.get_close_matches(name, known, 1)
-        return f"there is no {noun} {name}" + "".join(f"; {each} is one" for each in similar)
+        hint = f" (did you mean {similar[0]}?)" if similar else ""
+        return f"there is no {noun} {name}{hint}"
     if kind == "missing" and len(error["loc"]) == 1:
         return f"{name} is missing"
     right = _requirement(known[name], of_its_type=kind in _OUT_OF_BOUNDS)

@@ -272,7 +272,9 @@ def test_the_limit_counts_the_pixels_of_arrays_too():
 
 @pytest.mark.parametrize("thing", [None, 7, ["a.png"], io.StringIO("a")])
 def test_what_is_no_source_is_refused_with_what_would_be(thing):
-    with pytest.raises(ImageError, match=r"is a \w+; give a path, bytes, a file opened in binary"):
+    with pytest.raises(
+        ImageError, match=r"is of the type \w+; give a path, bytes, a file opened in binary"
+    ):
         read(thing)
 
 

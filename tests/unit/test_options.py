@@ -67,7 +67,7 @@ WRONG_TYPES = [
     ({"prompt": None}, "prompt is text, not None."),
     ({"max_pixels": 1e6}, "max_pixels is a whole number from 1 px, not 1000000.0."),
     ({"regions": "0,0,1,1:a"}, "regions is a list of texts, not '0,0,1,1:a'."),
-    ({"creativty": 0.3}, "there is no option creativty; creativity is one."),
+    ({"creativty": 0.3}, "there is no option creativty (did you mean creativity?)."),
 ]
 
 

@@ -48,8 +48,7 @@ def test_all_faults_are_listed_at_once(tmp_path, monkeypatch):
     with pytest.raises(OptionError) as refused:
         load_settings(file)
     assert set(str(refused.value).removesuffix(".").split("; ")) == {
-        "there is no setting retention",
-        "retention_seconds is one",
+        "there is no setting retention (did you mean retention_seconds?)",
         "compile is true or false, not 'perhaps'",
         "max_waiting is at least 0, not -1",
         "fetch_ports is a list of whole numbers, not 'x'",
@@ -64,7 +63,10 @@ def test_all_faults_are_listed_at_once(tmp_path, monkeypatch):
         ("[]", "bundles is an object, not []."),
         ('{"ana/x": 5}', "bundles, ana/x: options are an object, not 5."),
         ('{"ana/x": {"bundle": 3}}', "bundles, ana/x: bundle is text, not 3."),
-        ('{"ana/x": {"lora": []}}', "bundles, ana/x: there is no option lora; loras is one."),
+        (
+            '{"ana/x": {"lora": []}}',
+            "bundles, ana/x: there is no option lora (did you mean loras?).",
+        ),
     ],
 )
 def test_bundles_that_are_none_are_refused_in_one_sentence(text, sentence, monkeypatch):

@@ -71,8 +71,8 @@ def opened_file(source: str | Path | bytes | BinaryIO, max_pixels: int) -> Itera
             yield file if file.seekable() else _read_stream(file, max_pixels)
     elif isinstance(source, io.TextIOBase) or not hasattr(source, "read"):
         raise ImageError(
-            f"The input is a {type(source).__name__}; give a path, bytes, a file opened in "
-            "binary mode, a Pillow image, a numpy array or a torch tensor."
+            f"The input is of the type {type(source).__name__}; give a path, bytes, a file opened "
+            "in binary mode, a Pillow image, a numpy array or a torch tensor."
         )
     else:
         yield source if source.seekable() else _read_stream(source, max_pixels)
