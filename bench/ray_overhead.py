@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -38,6 +38,20 @@ _MODEL = "tegula/upscale"
 _PATIENT = Timeouts(load=1800.0, run=3600.0, cancel=60.0)
 
 
+class Run(NamedTuple):
+    """One prediction.
+
+    seconds: by the clock.
+    engine, here: processor time of the engine's process, and of this one.
+    ray: of Ray's own processes, for each second by the clock.
+    """
+
+    seconds: float
+    engine: float
+    here: float
+    ray: float
+
+
 def picture(side: int) -> bytes:
     """Return a PNG with something on every scale."""
     noise = np.random.default_rng(7)
@@ -47,24 +61,22 @@ def picture(side: int) -> bytes:
     return encoded.tobytes()
 
 
-def processor_seconds(local: int | None, actor: int | None, *, on_ray: bool) -> tuple[float, float]:
-    """Return the processor time so far: of one engine with this process, and of Ray's own.
+def processor_seconds(engine: int | None, other: int | None) -> tuple[float, float, float]:
+    """Return the processor time so far of an engine, of this process, and of Ray's own.
 
     Args:
-        local: the process of the local engine.
-        actor: that of the actor.
-        on_ray: whether the first is that of the actor.
+        engine: the process of the engine.
+        other: that of the other engine, which is not counted.
     """
     here = psutil.Process()
-    engine = others = 0.0
+    times = {"engine": 0.0, "here": 0.0, "ray": 0.0}
+    names = {engine: "engine", here.pid: "here"}
     for process in (here, *here.children(recursive=True)):
         with contextlib.suppress(psutil.Error):  # it has ended
-            times = process.cpu_times()
-            if process.pid in (here.pid, actor if on_ray else local):
-                engine += times.user + times.system
-            elif process.pid not in (local, actor):
-                others += times.user + times.system
-    return engine, others
+            spent = process.cpu_times()
+            if process.pid != other:
+                times[names.get(process.pid, "ray")] += spent.user + spent.system
+    return times["engine"], times["here"], times["ray"]
 
 
 def main() -> None:
@@ -82,7 +94,7 @@ def main() -> None:
     on_ray = RayEngine(0, spec, place, _PATIENT, silence=1800.0)
     local = LocalEngine(spec, "cpu", _PATIENT)
     engines: tuple[tuple[str, WorkerEngine], ...] = (("local", local), ("ray", on_ray))
-    found: dict[str, list[tuple[float, float, float]]] = {"local": [], "ray": []}
+    found: dict[str, list[Run]] = {"local": [], "ray": []}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source.png"
         source.write_bytes(picture(given.side))
@@ -93,15 +105,16 @@ def main() -> None:
 
         for number in range(given.pairs + 1):
             for name, engine in engines:
-                on = engine is on_ray
-                before = processor_seconds(local.pid, on_ray.pid, on_ray=on)
+                other = (local if engine is on_ray else on_ray).pid
+                before = processor_seconds(engine.pid, other)
                 began = time.perf_counter()
                 *_, last = engine.run(job(number), lambda: False)
                 if not isinstance(last, Done):
                     raise SystemExit(f"A prediction ended with {last}.")
                 seconds = time.perf_counter() - began
-                after = processor_seconds(local.pid, on_ray.pid, on_ray=on)
-                result = (seconds, after[0] - before[0], (after[1] - before[1]) / seconds)
+                after = processor_seconds(engine.pid, other)
+                spent = [round(then - now, 2) for then, now in zip(after, before, strict=True)]
+                result = Run(round(seconds, 2), spent[0], spent[1], round(spent[2] / seconds, 4))
                 if number:  # the first one loads
                     found[name].append(result)
     local.close()
@@ -113,19 +126,20 @@ class _Raw(argparse.RawDescriptionHelpFormatter):
     """Keeps the lines of the description."""
 
 
-def report(found: dict[str, list[tuple[float, float, float]]]) -> dict[str, Any]:
+def report(found: dict[str, list[Run]]) -> dict[str, Any]:
     """Return what is printed."""
-    medians = {
-        name: [statistics.median(each[kind] for each in runs) for kind in range(3)]
+    seconds = {name: statistics.median(run.seconds for run in runs) for name, runs in found.items()}
+    spent = {
+        name: statistics.median(run.engine + run.here for run in runs)
         for name, runs in found.items()
     }
     return {
-        "runs": found,
-        "median_seconds": {name: three[0] for name, three in medians.items()},
-        "median_processor_seconds": {name: three[1] for name, three in medians.items()},
-        "ray_over_local": medians["ray"][0] / medians["local"][0],
-        "processors_of_ray_itself": medians["ray"][2],
-        "ray_over_local_processor": medians["ray"][1] / medians["local"][1],
+        "runs": {name: [run._asdict() for run in runs] for name, runs in found.items()},
+        "seconds": seconds,
+        "processor_seconds": spent,
+        "ray_over_local": seconds["ray"] / seconds["local"],
+        "ray_over_local_processor": spent["ray"] / spent["local"],
+        "processors_of_ray_itself": statistics.median(run.ray for run in found["ray"]),
     }
 
 

@@ -340,28 +340,34 @@ def test_what_no_picture_escapes_comes_back_from_an_actor_as_the_error_that_it_w
     assert (type(error), str(error)) == (MissingWeightsError, "The weights are not here.")
 
 
-def test_jobs_are_handed_to_a_cluster_once_and_in_smaller_groups_at_the_end(tmp_path):
+def test_jobs_are_handed_to_a_cluster_once_in_short_streams_and_smaller_groups_at_the_end(
+    tmp_path, monkeypatch
+):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'tegula[ray]'.")
     from tegula.cli.batch_ray import take_jobs
 
+    monkeypatch.setattr("tegula.cli.batch_ray._GROUPS_OF_A_STREAM", 5)
     journal = Journal(tmp_path / "journal")
     for number in range(60):
         job = BatchJob("/in", f"{number}.png", 1, "1", f"{number}.png", "png")
         assert journal.add(job, "0", again=False) == "waiting"
     journal.end_listing()
-    sizes = []
-    for group in take_jobs(None, journal=str(tmp_path / "journal"), actors=2):
-        jobs = [BatchJob(**each) for each in json.loads(group["jobs"][0])]
-        sizes.append(len(jobs))
-        for job in jobs:
-            # Another try comes last.
-            again = job.key == "0.png" and job.tries == 0
-            journal.end(job, "waiting" if again else "done")
+    streams, sizes = 0, []
+    while journal.has_jobs():
+        streams += 1
+        for group in take_jobs(None, journal=str(tmp_path / "journal"), actors=2, number=streams):
+            jobs = [BatchJob(**each) for each in json.loads(group["jobs"][0])]
+            sizes.append(len(jobs))
+            for job in jobs:
+                # Another try comes last.
+                again = job.key == "0.png" and job.tries == 0
+                journal.end(job, "waiting" if again else "done")
     assert sum(sizes) == 61
     assert sizes == sorted(sizes, reverse=True)
     assert (sizes[0], sizes[-1]) == (8, 1)
+    assert streams == -(-len(sizes) // 5)
     with pytest.raises(RuntimeError, match="once"):
-        next(take_jobs(None, journal=str(tmp_path / "journal"), actors=2))
+        next(take_jobs(None, journal=str(tmp_path / "journal"), actors=2, number=streams))
     journal.close()
 
 

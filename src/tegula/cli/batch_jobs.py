@@ -38,7 +38,7 @@ CREATE TABLE jobs (
 );
 CREATE UNIQUE INDEX jobs_by_target ON jobs (target) WHERE target IS NOT NULL;
 CREATE INDEX jobs_by_state ON jobs (state, tries, number);
-CREATE TABLE listing (ended INT, has_taker INT);
+CREATE TABLE listing (ended INT, streams INT);
 INSERT INTO listing VALUES (0, 0);
 """
 
@@ -300,12 +300,12 @@ class Journal:
             time.sleep(_LOOK_EVERY_S)
         return True
 
-    def be_only_taker(self) -> bool:
-        """Return whether nobody else has taken the jobs of this run."""
+    def begin_stream(self, number: int) -> bool:
+        """Return whether the jobs of this stream, counted from 1, are taken for the first time."""
         with self.together():
-            was_there = self._one("SELECT has_taker FROM listing")[0]
-            self._rows.execute("UPDATE listing SET has_taker = 1")
-        return not was_there
+            (before,) = self._one("SELECT streams FROM listing")
+            self._rows.execute("UPDATE listing SET streams = ?", (number,))
+        return bool(before < number)
 
     def _is_listed(self) -> bool:
         # Looked at after the jobs: what was added before the end of the listing is seen next time.

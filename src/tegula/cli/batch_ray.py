@@ -12,6 +12,7 @@ that kills its actors would do so for ever, so one more actor counts how often e
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 _GROUP = 8
 """Jobs that an actor gets at once, as long as many wait; so it reads and writes beside the work."""
 _GROUPS_AHEAD = 3
+_GROUPS_OF_A_STREAM = 20_000
+"""Ray Data keeps a kilobyte or two on each group until its stream ends; then a new one begins."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,17 @@ def _run(
         raise MissingExtraError("--ray needs Ray Data: pip install 'tegula[ray]'.") from error
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        stream = _stream(run, Pool.of(machines, actors, gpus, cpus))
-        for batch in stream.iter_batches(batch_size=None, prefetch_batches=0):
-            for text in batch["answer"]:
-                answer = json.loads(str(text))
-                run.record(*map(Outcome.from_json, answer["outcomes"]))
-                if answer["stopped_by"] is not None:
-                    raise _error_of(Failure(**answer["stopped_by"]))
+        pool = Pool.of(machines, actors, gpus, cpus)
+        for number in itertools.count(1):
+            stream = _stream(run, pool, number)
+            for batch in stream.iter_batches(batch_size=None, prefetch_batches=0):
+                for text in batch["answer"]:
+                    answer = json.loads(str(text))
+                    run.record(*map(Outcome.from_json, answer["outcomes"]))
+                    if answer["stopped_by"] is not None:
+                        raise _error_of(Failure(**answer["stopped_by"]))
+            if not run.journal.has_jobs():
+                break
     except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
         log.debug("The batch is given up", exc_info=error)  # it names machines and addresses
         raise ServiceError(
@@ -135,7 +142,7 @@ def _run(
             ray.shutdown()
 
 
-def _stream(run: BatchRun, pool: Pool) -> Any:
+def _stream(run: BatchRun, pool: Pool, number: int) -> Any:
     """Return the dataset of answers, which begins to work once it is read."""
     import ray.data
 
@@ -152,7 +159,11 @@ def _stream(run: BatchRun, pool: Pool) -> Any:
         ray.data.from_items([0])
         .map_batches(
             take_jobs,
-            fn_kwargs={"journal": str(run.journal_path), "actors": pool.most},
+            fn_kwargs={
+                "journal": str(run.journal_path),
+                "actors": pool.most,
+                "number": number,
+            },
             batch_size=None,
             num_cpus=0,
             label_selector=here,
@@ -174,19 +185,29 @@ def _stream(run: BatchRun, pool: Pool) -> Any:
     )
 
 
-def take_jobs(_: Any, *, journal: str, actors: int) -> Iterator[dict[str, list[str]]]:
-    """Yield groups of jobs while there are any; smaller ones where few are left to share."""
+def take_jobs(_: Any, *, journal: str, actors: int, number: int) -> Iterator[dict[str, list[str]]]:
+    """Yield groups of jobs while there are any; smaller ones where few are left to share.
+
+    Args:
+        journal: of the run, on this machine.
+        actors: that there may be.
+        number: of the stream, counted from 1; each has a limited number of groups.
+
+    Raises:
+        RuntimeError: groups of this stream were taken before.
+    """
     taking = Journal(Path(journal))
-    if not taking.be_only_taker():
+    if not taking.begin_stream(number):
         # Ray would drop as many groups of a second try as the first has yielded, but these are
         # others, and their jobs would never end.
-        raise RuntimeError("Jobs are taken once in a run.")
+        raise RuntimeError("The jobs of a stream are taken once.")
     ahead = actors * _GROUP * _GROUPS_AHEAD
 
     def group(waiting: int) -> int:
         return min(_GROUP, waiting // (actors * _GROUPS_AHEAD))
 
-    for jobs in taking.jobs(ahead, group, settles=True):
+    groups = taking.jobs(ahead, group, settles=True)
+    for jobs in itertools.islice(groups, _GROUPS_OF_A_STREAM):
         yield {"jobs": [json.dumps([vars(job) for job in jobs])]}
     taking.close()
 
