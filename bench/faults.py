@@ -196,7 +196,7 @@ class Bench:
         while time.monotonic() - began < 20 * self.lease:
             rows = self._rows(set(before))
             for row in rows:
-                waits_again = row["attempt"] and row["worker"] is None and row["losses"]
+                waits_again = row["status"].lower() == "starting" and row["worker"] is None
                 if before[row["id"]] and (row["attempt"] > before[row["id"]] or waits_again):
                     self.rescues.setdefault(fault, []).append(time.monotonic() - began)
                     return

@@ -5,9 +5,11 @@ import gc
 import os
 import shutil
 import tempfile
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling
 
 # Hypothesis gives each example 200 ms and ten of them a second to be drawn, which a busy machine
 # exceeds through no fault of the code.
@@ -18,15 +20,29 @@ settings.load_profile("tegula")
 gc.disable()
 
 
+class _FilesInTheirPlaces(LoadFileScheduling):  # type: ignore[misc]
+    """Gives each process whole files, and all of the workbench to one, which starts its server."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "workbench" if "test_workbench_" in file else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesInTheirPlaces:
+    """Distribute the files of tests."""
+    return _FilesInTheirPlaces(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the files of ``end_to_end/``, which wait for half their time, beside those that compute.
 
     Were they all first, processors would be idle meanwhile, and too few for what comes afterwards.
-    The chaos tests take the longest, and come first so as not to be last.
+    The chaos tests and the workbench's take the longest, and come first so as not to be last.
     """
     files = dict.fromkeys(item.path for item in items)
     waiting = [file for file in files if "end_to_end" in file.parts]
-    waiting.sort(key=lambda file: "chaos" not in file.name)
+    waiting.sort(key=lambda file: not any(word in file.name for word in ("chaos", "workbench")))
     computing = [file for file in files if file not in waiting]
     # Three to one leaves enough that computes for the end.
     places = {file: 4 * place for place, file in enumerate(waiting)}
