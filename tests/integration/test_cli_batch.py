@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,6 +339,23 @@ def test_what_no_picture_escapes_comes_back_from_an_actor_as_the_error_that_it_w
     assert answer["outcomes"] == []
     error = _error_of(Failure(**answer["stopped_by"]))
     assert (type(error), str(error)) == (MissingWeightsError, "The weights are not here.")
+
+
+def test_a_long_wait_for_the_cluster_is_reported_once(monkeypatch, capsys):
+    from tegula.cli.batch_ray import Pool, _waiting_reported
+
+    console = Console()
+    with _waiting_reported(console, Pool(1, 1, 2.0, 0.0)):
+        pass
+    monkeypatch.setattr("tegula.cli.batch_ray._LONG_WAIT_S", 0.0)
+    with _waiting_reported(console, Pool(1, 2, 1.0, 0.5)):
+        end, said = time.monotonic() + 60, ""
+        while not said and time.monotonic() < end:
+            said = capsys.readouterr().err
+    assert said == (
+        "Still waiting for the cluster: an actor takes 1 CPU and 0.5 GPUs, and loads its model "
+        "first.\n"
+    )
 
 
 def test_jobs_are_handed_to_a_cluster_once_in_short_streams_and_smaller_groups_at_the_end(

@@ -16,8 +16,10 @@ import itertools
 import json
 import logging
 import os
+import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 _GROUP = 8
 """Jobs that an actor gets at once, as long as many wait; so it reads and writes beside the work."""
 _GROUPS_AHEAD = 3
+_LONG_WAIT_S = 60.0
 _GROUPS_OF_A_STREAM = 20_000
 """Ray Data keeps a kilobyte or two on each group until its stream ends; then a new one begins."""
 
@@ -121,16 +124,18 @@ def _run(
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         pool = Pool.of(machines, actors, gpus, cpus)
-        for number in itertools.count(1):
-            stream = _stream(run, pool, number)
-            for batch in stream.iter_batches(batch_size=None, prefetch_batches=0):
-                for text in batch["answer"]:
-                    answer = json.loads(str(text))
-                    run.record(*map(Outcome.from_json, answer["outcomes"]))
-                    if answer["stopped_by"] is not None:
-                        raise _error_of(Failure(**answer["stopped_by"]))
-            if not run.journal.has_jobs():
-                break
+        with _waiting_reported(run.console, pool) as heard:
+            for number in itertools.count(1):
+                stream = _stream(run, pool, number)
+                for batch in stream.iter_batches(batch_size=None, prefetch_batches=0):
+                    heard()
+                    for text in batch["answer"]:
+                        answer = json.loads(str(text))
+                        run.record(*map(Outcome.from_json, answer["outcomes"]))
+                        if answer["stopped_by"] is not None:
+                            raise _error_of(Failure(**answer["stopped_by"]))
+                if not run.journal.has_jobs():
+                    break
     except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
         log.debug("The batch is given up", exc_info=error)  # it names machines and addresses
         raise ServiceError(
@@ -140,6 +145,24 @@ def _run(
     finally:
         if is_own:
             ray.shutdown()
+
+
+@contextmanager
+def _waiting_reported(console: Console, pool: Pool) -> Iterator[Callable[[], None]]:
+    """Say what an actor takes if none has worked for long: others may hold all of the cluster.
+
+    Gives what is to be called once one has.
+    """
+    wanted = [(pool.cpus, "CPU"), *([(pool.gpus, "GPU")] if pool.gpus else [])]
+    takes = " and ".join(f"{count:g} {kind}{'s' * (count != 1)}" for count, kind in wanted)
+    sentence = f"Still waiting for the cluster: an actor takes {takes}, and loads its model first."
+    timer = threading.Timer(_LONG_WAIT_S, console.message, (sentence,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
 
 
 def _stream(run: BatchRun, pool: Pool, number: int) -> Any:

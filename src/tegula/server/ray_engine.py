@@ -42,7 +42,10 @@ from tegula.server.engine import (
     EngineEvent,
     Failed,
     Job,
+    Log,
     OutputFile,
+    Progressed,
+    Started,
     StoredFile,
     device_of,
 )
@@ -70,6 +73,8 @@ if TYPE_CHECKING:  # each actor imports this module, and settings take a while
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 1.0
+_GATHER_S = 0.2
+"""The server writes what happened about as often."""
 _OWN_OBJECT_STORE_OF_SHARDS = 512 << 20
 """Bytes, where windows and tiles of large pictures travel, too: some tiles at a time."""
 _CLEAN_EVERY_S = 600.0
@@ -146,13 +151,20 @@ class JobActor:
         self._inbox.put(message)
 
     def receive(self) -> Answer:
-        """Return what happened, after waiting for it for a heartbeat at most."""
+        """Return what happened, after waiting for it for a heartbeat at most.
+
+        A call costs both sides some milliseconds, and a prediction has a hundred events; so those
+        that bring nothing to an end wait a little for others.
+        """
         events: list[EngineEvent | Ready | Sharding] = []
         over = self._over.is_set()  # looked at first, so that what came before it is not lost
         with contextlib.suppress(Empty):
             events.append(self._outbox.get(timeout=_HEARTBEAT_S))
+            end = time.monotonic() + _GATHER_S
             while True:
-                events.append(self._outbox.get_nowait())
+                may_wait = isinstance(events[-1], Started | Log | Progressed | Alive)
+                left = end - time.monotonic() if may_wait else 0.0
+                events.append(self._outbox.get(timeout=max(0.0, left)))
         return Answer(events, os.getpid(), over)
 
     def meet(self, peers: Sequence[Peer]) -> None:
