@@ -346,7 +346,7 @@ class CodingTask:
                 half.measuring() if self.moments is None else half.fixed(self.moments, self.tiles)
             )
         of_a_tile: _OfATile = nets.kept[self.run_name]
-        return [each.cpu() for each in of_a_tile(self.tile)]
+        return [for_sending(each) for each in of_a_tile(self.tile)]
 
 
 def _over_tiles(

@@ -377,7 +377,7 @@ class TileTask:
         """
         prescaler = nets.prescaler(self.prescaler, self.tuning).reaching(self.before, self.after)
         larger = run_network(self.rgb, prescaler, StageProgress(cancel=cancel))
-        return [resample_box(larger, self.size, self.box).cpu()]
+        return [for_sending(resample_box(larger, self.size, self.box))]
 
 
 def _enlarge(
