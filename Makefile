@@ -31,10 +31,10 @@ SCALE ?= 2
 OUT ?= out
 ARGS ?=
 TEST_ARGS ?=
-# Tests run side by side, each process on one thread, and three processes more than there are cores,
+# Tests run side by side, each process on one thread, and two processes more than there are cores,
 # since tests of servers wait for half of their time. A file stays in one process, which shares its server,
 # browser or nets; tests/conftest.py says in which order they come.
-JOBS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 3)')
+JOBS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 2)')
 # What is compiled is kept, also where the environment says otherwise: a test process takes a quarter
 # less to begin, and so does every program that a test starts.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
