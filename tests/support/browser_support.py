@@ -68,9 +68,15 @@ class Browser:
         """The value of an expression once it is true."""
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
-            if value := self.run(
-                f"(() => {{ try {{ return {script} }} catch {{ return null }} }})()"
-            ):
+            try:
+                value = self.run(
+                    f"(() => {{ try {{ return {script} }} catch {{ return null }} }})()"
+                )
+            except AssertionError as error:
+                if "navigated or closed" not in str(error):
+                    raise
+                value = None  # the page went to another one meanwhile
+            if value:
                 return value
             time.sleep(0.05)
         shown = self.run("document.body && document.body.innerText")
