@@ -97,6 +97,35 @@ def _agreement(found: Float, steps: Float) -> Float:
     return result
 
 
+_MOST_CURVED = 8.0
+"""Levels from which a bend is an edge, and counts no more than others."""
+_BORDERS = 4.0
+"""Standard errors, of both axes together; 85% of the photographs without compression stay below."""
+
+
+def shows_blocks(luma: Float) -> bool:
+    """Tell whether the borders of blocks show, however weakly, of any size that divides eight.
+
+    So they do after JPEG of up to about 95, and after WebP, whose quality nothing else tells. It
+    sees more than ``trace_jpeg`` does, and is wrong about one clean picture in seven.
+
+    Args:
+        luma: float32 [height, width], 0..255.
+    """
+    if min(luma.shape) < 4 * _BLOCK:
+        return False
+    errors = 0.0
+    for axis in (0, 1):
+        steps = np.diff(np.moveaxis(luma, axis, 0), axis=0)
+        bends = np.abs(steps[1:-1] - (steps[:-2] + steps[2:]) / 2)
+        lines = np.minimum(bends, _MOST_CURVED).mean(axis=1)
+        phases = lines[: len(lines) - len(lines) % _BLOCK].reshape(-1, _BLOCK)
+        most = int(phases.mean(axis=0).argmax())
+        excess = phases[:, most] - np.delete(phases, most, axis=1).mean(axis=1)
+        errors += float(excess.mean() / (excess.std() / len(excess) ** 0.5 + 1e-6))
+    return errors > _BORDERS
+
+
 # Undoing a little of what JPEG compression did.
 
 _MARGIN = 2 * _BLOCK

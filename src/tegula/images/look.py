@@ -6,7 +6,6 @@ that a look takes a few tenths of a second whatever the size of the picture.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,8 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tegula.images.compression import trace_jpeg
+from tegula.images.compression import shows_blocks, trace_jpeg
 from tegula.images.pixels import LUMA, Float, bands
+from tegula.images.sharpness import SURELY_SHARP, measure_blur, measure_sharpness
 
 _SEEN = 1_500_000
 """Pixels: enough for every measure here, and few enough for all of them in a moment."""
@@ -50,6 +50,8 @@ class Look:
     drawn: float32 [rows, columns] in 0..1, how much each cell of the whole picture looks drawn.
     crisp: 0..1, how sure it is that what is drawn was never compressed, scanned or resampled.
     blur: octaves of detail that are missing: 1 is as soft as a picture that was enlarged twice.
+    is_sharp: surely no lens and no resampling took finest detail, as a blur of 0.4 px would, and
+        no borders of blocks pass for it. Noise does, so it says nothing of noisy pictures.
     is_grey: no pixel has colour.
     flat: share of the picture in which nothing but grain or a slow gradient is.
     on_white: share of the picture that is pure white, where white surrounds the rest.
@@ -60,6 +62,7 @@ class Look:
     drawn: Float
     crisp: float = 0.0
     blur: float = 0.0
+    is_sharp: bool = False
     is_grey: bool = False
     flat: float = 0.0
     on_white: float = 0.0
@@ -80,9 +83,11 @@ def look_at(rgb: Float, file_quality: int | None = None) -> Look:
     """
     damage = find_damage(rgb, file_quality)
     kind, drawn, crisp, flat = _find_drawn(rgb, damage)
-    blur = measure_blur(_middle(rgb) @ LUMA * np.float32(255))
+    luma = _middle(rgb) @ LUMA * np.float32(255)
+    blur, sharpness = measure_blur(luma), measure_sharpness(luma)
+    is_sharp = sharpness is not None and sharpness >= SURELY_SHARP and not shows_blocks(luma)
     grey, white = is_grey(rgb), share_of_white(rgb)
-    return Look(damage, kind, drawn, crisp, blur, grey, flat, white)
+    return Look(damage, kind, drawn, crisp, blur, is_sharp, grey, flat, white)
 
 
 _GREY = np.float32(1.5 / 255)
@@ -114,43 +119,6 @@ def share_of_white(rgb: Float) -> float:
     # One pixel in each square of so many counts for all of them.
     step = max(1, round((height * width / _SEEN) ** 0.5))
     return float((rgb[::step, ::step].min(axis=2) >= _WHITE).mean())
-
-
-_OCTAVES = 3
-_STEEP = 0.98
-"""Quantile of the differences of neighbours: that of the sharpest edges, not of noise."""
-_SMOOTH, _SHARP = 0.54, 0.64
-"""The steepest differences, of those of the picture at half size: 0.5 where edges are smooth, as
-halving doubles every slope; 0.56 to 1.1 in photographs, 0.55 to 0.67 in enlarged ones."""
-_WHOLE = 0.9
-"""Share of an octave that must be missing for the next one to be looked at, too."""
-_STEEPEST_OF_NOTHING = 4.0
-"""Levels: a picture with no steeper edge at any size has none to judge by."""
-
-
-def measure_blur(luma: Float) -> float:
-    """Return how many octaves of detail a picture lacks, 0..3.
-
-    Args:
-        luma: float32 [height, width], 0..255.
-    """
-    steep, missing = [], 0.0
-    for _ in range(_OCTAVES + 1):
-        if min(luma.shape) < 2 * _BLOCK:
-            break
-        down, across = (np.abs(np.diff(luma, axis=axis)) for axis in (0, 1))
-        differences = np.maximum(down[:, 1:], across[1:])
-        steep.append(float(np.quantile(differences, _STEEP)))
-        half = luma.shape[1] // 2, luma.shape[0] // 2
-        luma = np.asarray(cv2.resize(luma, half, interpolation=cv2.INTER_AREA))
-    for fine, coarse in itertools.pairwise(steep):
-        if coarse < _STEEPEST_OF_NOTHING:
-            return 0.0
-        octave = min(1.0, max(0.0, (_SHARP - fine / coarse) / (_SHARP - _SMOOTH)))
-        missing += octave
-        if octave < _WHOLE:
-            break
-    return missing
 
 
 def find_damage(rgb: Float, file_quality: int | None = None) -> Damage:
