@@ -15,7 +15,7 @@ from train.config import CONFIGURATIONS
 from train.program import Program
 
 COMMANDS = (
-    "all", "prescaler", "distil", "twice", "line", "pairs", "diffusion", "adversarial",
+    "all", "prescaler", "ranges", "distil", "twice", "line", "pairs", "diffusion", "adversarial",
     "evaluate", "export",
 )  # fmt: skip
 
@@ -54,6 +54,7 @@ def _run(program: Program, command: str) -> None:
     steps = {
         "all": program.everything,
         "prescaler": program.tune_prescaler,
+        "ranges": program.measure_ranges,
         "distil": program.distil_prescaler,
         "twice": program.train_twice,
         "line": program.train_line,

@@ -117,6 +117,24 @@ class TailSettings:
 
 
 @dataclass(frozen=True)
+class RangesSettings:
+    """On what the ranges of the large prescaler's channels are measured.
+
+    blocks: the first so many get ranges; the last ones decide on grain in flat places.
+    photographs, drawings: pictures of ``side`` pixels.
+    shares: of the tuning, those between which sources are enlarged.
+    covered: share of the pictures whose numbers fit into the ranges.
+    """
+
+    blocks: int = 20
+    photographs: int = 48
+    drawings: int = 16
+    side: int = 64
+    shares: tuple[float, ...] = (0.35, 0.65, 0.8)
+    covered: float = 0.95
+
+
+@dataclass(frozen=True)
 class DistilSettings:
     """The small prescaler: how deep, and how it is taught.
 
@@ -205,6 +223,7 @@ class RunSettings:
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     adversarial: AdversarialSettings = field(default_factory=AdversarialSettings)
     tail: TailSettings = field(default_factory=TailSettings)
+    ranges: RangesSettings = field(default_factory=RangesSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
     twice: TwiceSettings = field(default_factory=TwiceSettings)
     line: LineSettings = field(default_factory=LineSettings)

@@ -26,7 +26,7 @@ from bench.quality.features import EarlyFeatures
 from bench.quality.recipes import DEGRADATIONS, degrade
 from tegula.models.device import pick_dtype
 from tegula.models.mini.network import luma
-from tegula.models.prescalers import WEIGHTS, Prescaler
+from tegula.models.prescalers import Prescaler
 from tegula.models.prescalers.load import load_prescaler, with_share
 from tegula.models.prescalers.networks import SRVGGNetCompact
 from train import export, losses, photos
@@ -356,10 +356,6 @@ class PupilRun(PrescalerRun):
         best = choose(verdicts)
         self.say(f"{table(verdicts)}\nchosen: {best.name}")
         return best, averages[best.name]
-
-    def folder_of(self, name: str) -> Path:
-        """Return where a prescaler of ours is read: as this program made it, or the package's."""
-        return self.weights if (self.weights / f"{name}.json").exists() else WEIGHTS
 
     def export_pupil(
         self,

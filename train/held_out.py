@@ -29,6 +29,7 @@ from tegula.models.mini.network import (
     room_for_detail,
     take_shares,
 )
+from tegula.models.prescalers import WEIGHTS
 from tegula.options import PresetValues
 from train import photos
 from train.config import RunSettings
@@ -111,6 +112,10 @@ class PrescalerRun:
     def everything(self) -> object:
         """Go from photographs to the exported file; returns what is in it."""
         raise NotImplementedError
+
+    def folder_of(self, name: str) -> Path:
+        """Return where a prescaler of ours is read: as this program made it, or the package's."""
+        return self.weights if (self.weights / f"{name}.json").exists() else WEIGHTS
 
     def record(self, state: TrainingState, pairs: int, best: Verdict) -> dict[str, Any]:
         """Return what the exported file says of its training."""

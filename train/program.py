@@ -34,6 +34,7 @@ from train.line import LineProgram
 from train.pairs import Prescale, make_shards
 from train.prescaler import PrescalerProgram
 from train.presets import PRESETS
+from train.ranges import RangesProgram
 from train.runner import Stage, new_state, run_stage
 from train.samples import write_samples
 from train.state import TrainingState
@@ -71,6 +72,10 @@ class Program:
     def tune_prescaler(self) -> None:
         """Tune the prescaler that mini builds on, where that is not done yet."""
         self._train(PrescalerProgram)
+
+    def measure_ranges(self) -> None:
+        """Measure what the tuned prescaler rounds by where it multiplies 8-bit numbers."""
+        self._train(RangesProgram)
 
     def distil_prescaler(self) -> None:
         """Distil the small prescaler, which the large one teaches."""
@@ -192,6 +197,7 @@ class Program:
     def everything(self) -> None:
         """Go from photographs to the bundle's folder, the prescalers first."""
         self.tune_prescaler()
+        self.measure_ranges()
         self.distil_prescaler()
         self.train_twice()
         self.train_line()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,13 @@ class Cache:
         return None if self.folder is None else self.folder / f"{key}{ending}"
 
 
-def remember_results(network: nn.Module, cache: Cache) -> None:
-    """Have a net that enlarges [1, 3, h, w] look into the cache before it computes."""
+def remember_results(
+    network: nn.Module, weights: Callable[[], Iterable[Tensor]], cache: Cache
+) -> None:
+    """Have a net that enlarges [1, 3, h, w] look into the cache before it computes.
+
+    weights: all that decide on what it makes.
+    """
     compute = network.forward
 
     def forward(x: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ def remember_results(network: nn.Module, cache: Cache) -> None:
         if x.is_meta or not x.any():
             return compute(x)  # type: ignore[no-any-return]
         # The weights are read each time: what loaded them may have changed them since.
-        key = digest("net", *network.state_dict().values(), x)
+        key = digest("net", *weights(), x)
         found = cache.picture(key, lambda: compute(x)[0].permute(1, 2, 0).cpu().numpy())
         return torch.from_numpy(found).permute(2, 0, 1)[None].to(x.device)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor, nn
 
 from bench.quality.cache import Cache, remember_results
 from bench.quality.recipes import Picture, on_white
@@ -118,12 +120,22 @@ class _CachedNets(Nets):
         """Return a prescaler whose results are kept."""
         key = f"{name}@{tuning}"
         if key not in self.prescalers:
-            loaded = load_prescaler(name, self.bundle.device, self.bundle.dtype)
+            bundle = self.bundle
+            loaded = load_prescaler(name, bundle.device, bundle.dtype, int8=bundle.int8)
             prescaler = with_share(loaded, tuning)
-            for network in {prescaler.network, prescaler.full_precision} - {None}:
-                remember_results(network, self.cache)  # type: ignore[arg-type]
+            for network in {prescaler.fastest, prescaler.full_precision} - {None}:
+                remember_results(network, partial(_weights, prescaler, network), self.cache)  # type: ignore[arg-type]
             self.prescalers[key] = prescaler
         return self.prescalers[key]
+
+
+def _weights(prescaler: Prescaler, network: nn.Module) -> Iterator[Tensor]:
+    """Yield all that decides on what one of a prescaler's networks makes."""
+    if network is prescaler.int8 and prescaler.full_precision and prescaler.ranges:
+        # What is rounded is told by what it is rounded from, and by what.
+        yield from prescaler.full_precision.state_dict().values()
+        yield from prescaler.ranges.values()
+    yield from network.state_dict().values()
 
 
 class _Forgetful(Expectation):

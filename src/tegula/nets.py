@@ -40,7 +40,8 @@ class Nets:
             ModelError: it is unknown or missing.
         """
         if name not in self.prescalers:
-            loaded = load_prescaler(name, self.bundle.device, self.bundle.dtype)
+            bundle = self.bundle
+            loaded = load_prescaler(name, bundle.device, bundle.dtype, int8=bundle.int8)
             self.prescalers[name] = self._compiled(loaded)
         if tuning is None:
             return self.prescalers[name]
@@ -50,8 +51,8 @@ class Nets:
         return self._shares[name]
 
     def _compiled(self, prescaler: Prescaler) -> Prescaler:
-        """Compile a prescaler where the bundle is compiled, unless it is already."""
-        is_to_be = self.bundle.compiles and prescaler.compiled is None
+        """Compile a prescaler where the bundle is compiled, unless it is or multiplies int8."""
+        is_to_be = self.bundle.compiles and prescaler.compiled is None and prescaler.int8 is None
         return compile_prescaler(prescaler) if is_to_be else prescaler
 
     def face_work(self, options: ResolvedOptions) -> FaceWork | None:

@@ -150,7 +150,7 @@ def conditions_of(bundle: Bundle, version: str) -> Conditions:
         name = f"{device.type} {platform.node()} {platform.machine()}"
     return Conditions(
         name,
-        str(bundle.dtype).removeprefix("torch."),
+        str(bundle.dtype).removeprefix("torch.") + (" int8" if bundle.int8 else ""),
         torch.get_num_threads() if device.type == "cpu" else 1,
         bundle.facts.name,
         bundle.facts.fingerprint,

@@ -24,6 +24,7 @@ from tegula.models.faces.likeness import can_describe
 from tegula.models.load import load_bundle
 from tegula.models.optimise import default_window_batch, optimise_bundle
 from tegula.models.prescalers import Prescaler, is_tuned
+from tegula.models.prescalers.int8 import multiplies_int8
 from tegula.nets import Nets
 from tegula.options import ResolvedOptions, UpscaleOptions
 from tegula.pipeline.choices import choose, describe
@@ -156,6 +157,8 @@ class Upscaler:
             embeddings=tuple(embeddings),
         )
         loaded = load_bundle(wanted, device=on, dtype=dtype)
+        int8 = precision == "auto" and on.type == "cpu" and multiplies_int8()
+        loaded = dataclasses.replace(loaded, int8=int8)
         return cls(optimise_bundle(loaded, backend, compiled=compile))
 
     def upscale(

@@ -49,6 +49,7 @@ class Machine:
 
     memory_total, memory_free: of the device that computes, in bytes.
     why: the reason for the precision.
+    int8: whether the large prescaler multiplies 8-bit integers.
     attention: the kernel that runs it. compiling: what ``--compile`` needs and lacks, or None.
     layouts: of a GPU, the faster memory layout of each network that it was measured for.
     advice: what would make it faster.
@@ -58,6 +59,7 @@ class Machine:
     device: str
     precision: str
     why: str
+    int8: bool
     cores: int
     memory_total: int
     memory_free: int
@@ -74,6 +76,7 @@ def examine() -> Machine:
 
     from tegula.models.compiled import what_compiling_lacks
     from tegula.models.device import attention_kernel, known_layouts, pick_device, pick_dtype
+    from tegula.models.prescalers.int8 import multiplies_int8
 
     device = pick_device()
     dtype = pick_dtype(device)
@@ -101,6 +104,7 @@ def examine() -> Machine:
         device=name,
         precision=str(dtype).removeprefix("torch."),
         why=why_precision(device.type, half=dtype is not torch.float32),
+        int8=device.type == "cpu" and multiplies_int8(),
         attention=attention_kernel(device, dtype),
         compiling=what_compiling_lacks(device),
         layouts=layouts,
@@ -293,11 +297,14 @@ def _lines(
     files: Sequence[Mapping[str, Any]],
 ) -> Iterator[str]:
     memory = f"{format_bytes(machine.memory_total)}, {format_bytes(machine.memory_free)} free"
+    of_int8 = (
+        "; tegula-photo multiplies 8-bit integers, which is faster still" if machine.int8 else ""
+    )
     access = "" if folder["writable"] else ", not writable: set TEGULA_MODELS to one that is"
     facts = {
         "tegula": f"{__version__}, Python {machine.python}",
         "device": machine.device,
-        "data type": f"{machine.precision}: {machine.why}",
+        "data type": f"{machine.precision}: {machine.why}{of_int8}",
         "attention": machine.attention,
         **({"layout": _layouts(machine)} if machine.device.startswith("cuda") else {}),
         "compile": machine.compiling or "--compile can be used",

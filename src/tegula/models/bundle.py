@@ -233,6 +233,7 @@ class Bundle:
     with_loras: given (file, weight) of LoRAs, merges them into the networks within a context,
         which returns warnings. None where the networks cannot be changed.
     compiles: whether torch compiles its networks, and the prescalers beside them.
+    int8: whether the prescalers beside it may multiply 8-bit numbers.
     """
 
     facts: BundleFacts
@@ -247,3 +248,4 @@ class Bundle:
     window_bytes: int | None = None
     with_loras: WithLoras | None = None
     compiles: bool = False
+    int8: bool = False

@@ -470,7 +470,7 @@ def run_network(rgb: Tensor, prescaler: Prescaler, progress: StageProgress = SIL
         with watched(network, x.shape[-2] * x.shape[-1] * each, progress):
             return [network(x)]
 
-    networks = filter(None, (prescaler.compiled or prescaler.network, prescaler.full_precision))
+    networks = filter(None, (prescaler.fastest, prescaler.full_precision))
     (y,) = first_finite(
         [partial(attempt, network) for network in networks],
         f"Prescaler {prescaler.facts.name} returned NaN or infinity, in full precision too; "

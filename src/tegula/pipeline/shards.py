@@ -51,7 +51,7 @@ class HelperNets:
 
 def kind_of(bundle: Bundle) -> object:
     """Return what has to be the same of two bundles for their predictions to be."""
-    return bundle.device.type, str(bundle.dtype), bundle.facts.fingerprint
+    return bundle.device.type, str(bundle.dtype), bundle.int8, bundle.facts.fingerprint
 
 
 class Task(Protocol):

@@ -91,6 +91,8 @@ class Prescaler:
     line: where other shares of its tuning lie; None where there is no tuning.
     smaller: the same with the head for the smaller of two factors; None where there is one.
     compiled: the network as torch compiles it, with the same weights; None if it does not.
+    int8: the network with 8-bit products; None where it has no ranges for them, or none are wanted.
+    ranges: of its dense blocks by their names, for ``int8``; the same for all shares of its tuning.
     """
 
     facts: PrescalerFacts
@@ -101,6 +103,13 @@ class Prescaler:
     line: TuningLine | None = None
     smaller: Prescaler | None = None
     compiled: nn.Module | None = None
+    int8: nn.Module | None = None
+    ranges: Mapping[str, Tensor] | None = None
+
+    @property
+    def fastest(self) -> nn.Module | None:
+        """The quickest of its networks."""
+        return self.int8 or self.compiled or self.network
 
     def reaching(self, before: tuple[int, int], after: tuple[int, int]) -> Prescaler:
         """Return what one pass between two sizes runs: the cheapest head that gets there."""
@@ -127,6 +136,7 @@ class PackagedPrescaler:
     blocks: residual blocks of an RRDBNet; None: a SRVGGNetCompact.
     convolutions: hidden ones of a SRVGGNetCompact.
     tuned: name of the files in ``weights`` whose tensors replace those of the package.
+    ranges: name of the files in ``weights`` with what ``int8`` rounds by.
     distilled: name of the files in ``weights`` that hold a SRVGGNetCompact with two heads.
     twice: name of the files in ``weights`` with a net of its own for 2x, in place of the head.
     """
@@ -136,6 +146,7 @@ class PackagedPrescaler:
     blocks: int | None = None
     convolutions: int = 16
     tuned: str | None = None
+    ranges: str | None = None
     distilled: str | None = None
     twice: str | None = None
 
@@ -154,6 +165,7 @@ _PACKAGED = (
         file="REALESRGAN_X4PLUS_UP4X",
         blocks=23,
         tuned="tegula-photo",
+        ranges="tegula-photo-ranges",
     ),
     PackagedPrescaler(
         facts=PrescalerFacts(

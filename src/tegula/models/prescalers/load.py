@@ -34,6 +34,7 @@ from tegula.models.prescalers import (
     list_prescalers,
     packaged_files,
 )
+from tegula.models.prescalers.int8 import with_int8_blocks
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact, fill, network_of
 from tegula.models.spandrel_networks import (
     SpandrelNetwork,
@@ -53,7 +54,12 @@ _OVERLAP = 80
 
 
 def load_prescaler(
-    name_or_path: str, device: torch.device, dtype: torch.dtype, tuned: Path | None = None
+    name_or_path: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    tuned: Path | None = None,
+    *,
+    int8: bool = False,
 ) -> Prescaler:
     """Load a prescaler by its name or from a file.
 
@@ -64,6 +70,8 @@ def load_prescaler(
         dtype: what to compute in; float32 weights are kept beside it for tiles that
             overflow.
         tuned: folder of what tegula tuned; None means that of the package.
+        int8: multiply 8-bit numbers where the network has ranges for them; for processors of
+            which ``multiplies_int8`` is true.
 
     Raises:
         UnknownModelError: no prescaler has that name.
@@ -82,7 +90,11 @@ def load_prescaler(
     folder = tuned or WEIGHTS
     if entry.distilled is None:
         network, line = _packaged_network(entry, folder)
-        return _ready(entry.facts, network, device, dtype, line)
+        ready = _ready(entry.facts, network, device, dtype, line)
+        if not int8 or entry.ranges is None:
+            return ready
+        ranges, _ = read_own(entry.ranges, folder)
+        return _with_int8(dataclasses.replace(ready, ranges=ranges))
     four, two = two_heads(entry, read_own(entry.distilled, folder)[0])
     if entry.twice is not None:
         fill(two, read_own(entry.twice, folder)[0], entry.twice)
@@ -116,9 +128,18 @@ def with_share(prescaler: Prescaler, share: float | None) -> Prescaler:
     other = _with_tensors(full, mixed)
     fast = other if network is full else _with_tensors(network, mixed)
     line = dataclasses.replace(line, at=share)
-    return dataclasses.replace(
-        prescaler, network=fast, full_precision=other, line=line, compiled=None
+    mixture = dataclasses.replace(
+        prescaler, network=fast, full_precision=other, line=line, compiled=None, int8=None
     )
+    return mixture if prescaler.int8 is None else _with_int8(mixture)
+
+
+def _with_int8(prescaler: Prescaler) -> Prescaler:
+    """Return a prescaler with its network in 8-bit products; one without ranges as it is."""
+    network, full, ranges = prescaler.network, prescaler.full_precision, prescaler.ranges
+    if ranges is None or not isinstance(network, RRDBNet) or not isinstance(full, RRDBNet):
+        return prescaler
+    return dataclasses.replace(prescaler, int8=with_int8_blocks(network, full, ranges))
 
 
 def _with_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
