@@ -137,7 +137,8 @@ class Upscaler:
                 leaves the presets as they are.
             embeddings: files of textual inversions.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-            precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+            precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``. With ``auto`` the large prescaler
+                also multiplies 8-bit integers, where the processor is fast at them.
             backend: ``torch``, or ``openvino`` for processors.
             compile: let torch compile the denoiser for the batches of the first pictures, and
                 autoencoder and prescaler; takes minutes once and is kept in the cache folder.
