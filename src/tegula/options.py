@@ -272,9 +272,9 @@ class UpscaleOptions(CheckedOptions):
     )
     auto: bool = Field(
         default=True,
-        description="Looks at the source first, and chooses creativity, resemblance, tuning, "
-        "mend_jpeg, mend_chroma, drawing_prescaler, hold_drawings and keep_grey, where they are "
-        "left open, by the damage and the kind of picture that it finds.",
+        description="Looks at the source first, and chooses creativity, resemblance, prescaler, "
+        "tuning, mend_jpeg, mend_chroma, drawing_prescaler, hold_drawings and keep_grey, where "
+        "they are left open, by the damage, sharpness and kind of picture that it finds.",
     )
     prescaler: PrescalerName | None = None
     drawing_prescaler: str | None = Field(

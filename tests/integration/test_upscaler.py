@@ -316,6 +316,32 @@ def test_the_share_of_tuning_follows_the_damage_of_the_source_and_is_told(upscal
     assert given.warnings == ()
 
 
+def test_a_sharp_photograph_is_planned_for_the_quick_net_and_its_settings_repeat_that(upscaler):
+    """At up to twice its size, and blurred by 0.4 px no more."""
+    facts = upscaler.bundle.facts
+    presets = {
+        name: values.replaced(prescaler="tegula-photo") for name, values in facts.presets.items()
+    }
+    bundle = dataclasses.replace(upscaler.bundle, facts=dataclasses.replace(facts, presets=presets))
+    planned = Upscaler(bundle)
+    large = np.rint(photograph(512, 512) * 255)
+    soft = cv2.GaussianBlur(large, (0, 0), 0.8)
+    sharp, soft = (
+        Image.fromarray(
+            np.rint(cv2.resize(each, (256, 256), interpolation=cv2.INTER_AREA)).astype(np.uint8)
+        )
+        for each in (large, soft)
+    )
+    _, resolved, plan = planned.prepare(sharp, UpscaleOptions(scale=2))
+    assert (resolved.prescaler, resolved.tuning) == ("tegula-swift", None)
+    for source, scale in ((sharp, 3), (soft, 2)):
+        _, other, larger = planned.prepare(source, UpscaleOptions(scale=scale))
+        assert (other.prescaler, other.tuning) == ("tegula-photo", CLEAN_SHARE)
+        assert larger.prescale_flops > 5 * plan.prescale_flops
+    again = UpscaleOptions(scale=2, prescaler=resolved.prescaler, tuning=resolved.tuning)
+    assert planned.prepare(soft, again)[1].prescaler == "tegula-swift"
+
+
 def test_a_share_for_a_prescaler_without_tuning_is_said_to_have_no_effect(upscaler):
     result = upscaler.upscale(picture(), quick_options(tuning=0.9))
     assert result.settings["tuning"] is None

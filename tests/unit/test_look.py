@@ -342,6 +342,66 @@ def test_photographs_and_named_nets_are_left_alone(kind, given):
     assert set(chosen) == {"tuning"}
 
 
+def pristine(**found):
+    return replace(seen("photograph"), is_sharp=True, **found)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"scale": 1.5},
+        {"size": (1800, 1600)},
+        {"resolution": 1800},
+        {"preset": "faithful"},
+        {"preset": "exact"},
+        {"crop": (100, 100, 300, 300)},
+    ],
+)
+@pytest.mark.parametrize("found", [{}, {"damage": Damage(None, 1.2)}, {"is_grey": True}])
+def test_a_sharp_clean_photograph_gets_the_quick_net_up_to_twice_its_size(given, found):
+    chosen = choose(pristine(**found), UpscaleOptions(**given), preset(), (900, 900))
+    assert chosen["prescaler"] == "tegula-swift"
+
+
+@pytest.mark.parametrize(
+    ("found", "given", "usual"),
+    [
+        ({"is_sharp": False}, {}, {}),
+        ({"damage": Damage(97, 0.0)}, {}, {}),
+        ({"damage": Damage(None, 2.0)}, {}, {}),
+        ({"kind": "mixed"}, {}, {}),
+        ({}, {"scale": 2.1}, {}),
+        ({}, {"size": (1800, 1900)}, {}),
+        ({}, {"resolution": 1900}, {}),
+        ({}, {"auto": False}, {}),
+        ({}, {"prescaler": "tegula-photo"}, {}),
+        ({}, {"tuning": 0.5}, {}),
+        ({}, {"preset": "creative"}, {}),
+        ({}, {}, {"prescaler": "realesrgan-x4plus"}),
+        ({}, {}, {"prescaler": "tegula-swift"}),
+    ],
+)
+def test_each_condition_alone_keeps_the_net_of_the_preset(found, given, usual):
+    look = replace(pristine(), **found)
+    chosen = choose(look, UpscaleOptions(**given), preset(**usual), (900, 900))
+    assert "prescaler" not in chosen
+
+
+def test_a_drawing_that_is_sharp_gets_the_net_for_drawings():
+    look = replace(pristine(), kind="drawing", drawn=np.ones((4, 4), np.float32))
+    assert choose(look, UpscaleOptions(), preset(), (900, 900))["prescaler"] == "tegula-line"
+
+
+def test_the_line_says_that_the_source_is_sharp_and_which_net_runs():
+    done = resolved(prescaler="tegula-swift")
+    assert describe(pristine(), done) == "sharp photograph; net tegula-swift"
+    assert describe(pristine(is_grey=True), done).startswith("sharp grey photograph;")
+    # Noise passes for detail, and a compressed source is not called sharp.
+    for damage in (Damage(60, 0.0), Damage(None, 6.0)):
+        assert describe(pristine(damage=damage), done).startswith("photograph,")
+
+
 def test_a_second_net_that_is_named_is_taken_whole():
     chosen = choose(
         seen("drawing"), UpscaleOptions(drawing_prescaler="second"), preset(), (900, 900)
