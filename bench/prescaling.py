@@ -2,10 +2,11 @@
 
     python -m bench.prescaling [--picture FILE] [--sides 384 256] [--turns 3] [--precision fp32]
 
-A photograph is shrunk until its longer side has so many pixels, and enlarged 2x and 4x with all
-stages: by the default preset with nothing chosen, by it with `tegula-photo` and with
-`realesrgan-x4plus`, and by `fast`. They take turns in one process, and of each the shortest run
-counts, in seconds of the processor, which other programs disturb least. Ratios are to x4plus's.
+A photograph is shrunk by area until its longer side has so many pixels, so that it is sharp, and
+enlarged 2x and 4x with all stages: by the default preset with nothing chosen, by it with
+`tegula-photo` and with `realesrgan-x4plus`, and by `fast`. They take turns in one process, and of
+each the shortest run counts, in seconds of the processor, which other programs disturb least.
+Ratios are to x4plus's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from PIL import Image
 
 from bench.quality.run import packaged_photographs
 from tegula.images.open import Source
+from tegula.images.pixels import to_image
 from tegula.models import PRECISIONS
 from tegula.options import UpscaleOptions
 from tegula.upscaler import Upscaler
@@ -64,14 +66,14 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     arguments = parser.parse_args()
     if arguments.picture is None:
-        picture = Image.fromarray(dict(packaged_photographs(1))["coffee"])
+        picture = to_image(dict(packaged_photographs(1))["coffee"])
     else:
         picture = Image.open(arguments.picture).convert("RGB")
     upscaler = Upscaler.load("mini", device="cpu", precision=arguments.precision)
     rows = []
     for scale, side in zip((2, 4), arguments.sides, strict=True):
         small = picture.copy()
-        small.thumbnail((side, side), Image.Resampling.LANCZOS)
+        small.thumbnail((side, side), Image.Resampling.BOX)
         for options in METHODS.values():  # loads what they need
             upscaler.upscale(small.resize((48, 48)), options, scale=scale)
         seconds = seconds_of(upscaler, small, scale, arguments.turns)
