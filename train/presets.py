@@ -21,7 +21,7 @@ PRESETS = {
         scheduler="lcm", prescaler=PHOTO,
     ),
     "fast": PresetValues(
-        creativity=_LEVEL, resemblance=0.1, guidance_scale=1.0, steps=1,
+        creativity=_LEVEL, resemblance=3.0, guidance_scale=1.0, steps=1,
         scheduler="lcm", prescaler=SWIFT,
     ),
 }  # fmt: skip
