@@ -20,6 +20,7 @@ def free_choice(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0.1, 0.1), raising=False)
 
 
 class Probe:
@@ -50,6 +51,16 @@ def test_what_was_measured_is_remembered_on_disk():
     assert probe.calls == measured > 0
     processor_choice(torch.bfloat16, probe)
     assert probe.calls == 2 * measured
+
+
+def test_a_busy_machine_is_not_measured_and_nothing_of_it_is_remembered(monkeypatch):
+    probe = Probe(first2=0.5)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.getloadavg", lambda: (2.1, 0.0, 0.0), raising=False)
+    assert processor_choice(torch.float32, probe) == ProcessorChoice(4, False)
+    assert probe.calls == 0
+    monkeypatch.setattr("os.getloadavg", lambda: (1.9, 9.0, 9.0), raising=False)
+    assert processor_choice(torch.float32, probe) == ProcessorChoice(2, False)
 
 
 @pytest.mark.parametrize("form", ["{", "[1]", '{"a": 1}', '{"a": {"threads": 2}}'])

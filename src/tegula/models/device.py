@@ -214,6 +214,9 @@ Probe = Callable[[ProcessorChoice], float]
 def processor_choice(dtype: torch.dtype, probe: Probe | None = None) -> ProcessorChoice:
     """Return what was measured to be fastest on this machine, or measure it: half a second.
 
+    While other programs keep the machine busy it is torch's own choice: beside them fewer threads
+    often win, and what was measured then would be remembered when they are gone.
+
     ``TEGULA_THREADS`` and ``TEGULA_LAYOUT`` (contiguous or channels-last) fix their part.
 
     Raises:
@@ -225,11 +228,18 @@ def processor_choice(dtype: torch.dtype, probe: Probe | None = None) -> Processo
     remembered = _remembered()
     if key in remembered:
         return remembered[key]
+    if is_busy():
+        return ProcessorChoice(threads[0], layouts[0])
     fastest = choose_fastest(threads, layouts, probe or _probe_of(dtype))
     torch.set_num_threads(default)
     if len(threads) * len(layouts) > 1:
         _remember(key, fastest)
     return fastest
+
+
+def is_busy() -> bool:
+    """Tell whether more than half of the processors had work in the last minute; not on Windows."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1) / 2
 
 
 def choose_fastest(
