@@ -42,7 +42,7 @@ def test_a_picture_grows_while_others_wait_and_each_can_be_cancelled(form: Page,
     for tab, name in zip(tabs, ("second.png", "third.png"), strict=True):
         open_form(tab, workbench, (name, encoded(pattern(48, 48))))
     # Large enough to run until it is cancelled, on whatever machine.
-    choose(form, ("large.png", encoded(pattern(256, 256))))
+    choose(form, ("large.png", encoded(pattern(512, 512))))
     form.get_by_role("button", name="8×").click()
     for tab in (form, *tabs):
         tab.locator("#go").click()
