@@ -52,7 +52,7 @@ class Nets:
 
     def _compiled(self, prescaler: Prescaler) -> Prescaler:
         """Compile a prescaler where the bundle is compiled, unless it is or multiplies int8."""
-        is_to_be = self.bundle.compiles and prescaler.compiled is None and prescaler.int8 is None
+        is_to_be = self.bundle.compiles and prescaler.compiled is None and prescaler.ranges is None
         return compile_prescaler(prescaler) if is_to_be else prescaler
 
     def face_work(self, options: ResolvedOptions) -> FaceWork | None:

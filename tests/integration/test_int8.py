@@ -93,7 +93,7 @@ def test_what_goes_beyond_its_range_is_cut_and_stays_finite():
 @pytest.mark.parametrize("share", [0.35, 0.8])
 def test_pictures_are_those_of_the_net_within_a_level(photo, picture, share):
     rounded = with_share(photo, share)
-    plain = dataclasses.replace(rounded, int8=None)
+    plain = dataclasses.replace(rounded, ranges=None)
     off = np.abs(run_network(picture, rounded) - run_network(picture, plain)) * 255
     assert 0 < off.mean() < 1.5
     assert np.quantile(off, 0.99) < 8

@@ -228,7 +228,7 @@ def processor_choice(dtype: torch.dtype, probe: Probe | None = None) -> Processo
     remembered = _remembered()
     if key in remembered:
         return remembered[key]
-    if is_busy():
+    if _is_busy():
         return ProcessorChoice(threads[0], layouts[0])
     fastest = choose_fastest(threads, layouts, probe or _probe_of(dtype))
     torch.set_num_threads(default)
@@ -237,7 +237,7 @@ def processor_choice(dtype: torch.dtype, probe: Probe | None = None) -> Processo
     return fastest
 
 
-def is_busy() -> bool:
+def _is_busy() -> bool:
     """Tell whether more than half of the processors had work in the last minute; not on Windows."""
     return hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1) / 2
 

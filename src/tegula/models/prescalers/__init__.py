@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,8 +92,8 @@ class Prescaler:
     line: where other shares of its tuning lie; None where there is no tuning.
     smaller: the same with the head for the smaller of two factors; None where there is one.
     compiled: the network as torch compiles it, with the same weights; None if it does not.
-    int8: the network with 8-bit products; None where it has no ranges for them, or none are wanted.
     ranges: of its dense blocks by their names, for ``int8``; the same for all shares of its tuning.
+        None where there are none, or 8-bit products are not wanted.
     """
 
     facts: PrescalerFacts
@@ -103,8 +104,16 @@ class Prescaler:
     line: TuningLine | None = None
     smaller: Prescaler | None = None
     compiled: nn.Module | None = None
-    int8: nn.Module | None = None
     ranges: Mapping[str, Tensor] | None = None
+
+    @cached_property
+    def int8(self) -> nn.Module | None:
+        """The network with 8-bit products, rounded when it is first run; None without ranges."""
+        if self.ranges is None or self.network is None or self.full_precision is None:
+            return None
+        from tegula.models.prescalers.int8 import with_int8_blocks
+
+        return with_int8_blocks(self.network, self.full_precision, self.ranges)
 
     @property
     def fastest(self) -> nn.Module | None:

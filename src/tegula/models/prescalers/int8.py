@@ -31,7 +31,6 @@ from tegula.models.prescalers.networks import (
     NEGATIVE_SLOPE,
     RESIDUAL_SCALE,
     ResidualDenseBlock,
-    RRDBNet,
     in_strips,
 )
 
@@ -133,15 +132,17 @@ def _to_bytes(levels: Tensor) -> Tensor:
     return levels.add_(_MIDDLE + 0.5).clamp_(0, 255).to(torch.uint8)
 
 
-def with_int8_blocks(network: RRDBNet, full: RRDBNet, ranges: Mapping[str, Tensor]) -> RRDBNet:
+def with_int8_blocks(
+    network: nn.Module, full: nn.Module, ranges: Mapping[str, Tensor]
+) -> nn.Module:
     """Return a network whose dense blocks multiply 8-bit numbers, where their ranges are known.
 
     Args:
-        network: shares its other layers with the result.
+        network: an ``RRDBNet``, which shares its other layers with the result.
         full: the same in float32, whose weights are rounded.
         ranges: of dense blocks by their names, as ``Int8DenseBlock`` takes them.
     """
-    dtype = network.conv_first.weight.dtype
+    dtype = next(network.parameters()).dtype
     placed: dict[nn.Module, nn.Module] = {
         network.get_submodule(name): Int8DenseBlock(
             cast("ResidualDenseBlock", full.get_submodule(name)), each, dtype

@@ -34,7 +34,6 @@ from tegula.models.prescalers import (
     list_prescalers,
     packaged_files,
 )
-from tegula.models.prescalers.int8 import with_int8_blocks
 from tegula.models.prescalers.networks import RRDBNet, SRVGGNetCompact, fill, network_of
 from tegula.models.spandrel_networks import (
     SpandrelNetwork,
@@ -94,7 +93,7 @@ def load_prescaler(
         if not int8 or entry.ranges is None:
             return ready
         ranges, _ = read_own(entry.ranges, folder)
-        return _with_int8(dataclasses.replace(ready, ranges=ranges))
+        return dataclasses.replace(ready, ranges=ranges)
     four, two = two_heads(entry, read_own(entry.distilled, folder)[0])
     if entry.twice is not None:
         fill(two, read_own(entry.twice, folder)[0], entry.twice)
@@ -128,18 +127,9 @@ def with_share(prescaler: Prescaler, share: float | None) -> Prescaler:
     other = _with_tensors(full, mixed)
     fast = other if network is full else _with_tensors(network, mixed)
     line = dataclasses.replace(line, at=share)
-    mixture = dataclasses.replace(
-        prescaler, network=fast, full_precision=other, line=line, compiled=None, int8=None
+    return dataclasses.replace(
+        prescaler, network=fast, full_precision=other, line=line, compiled=None
     )
-    return mixture if prescaler.int8 is None else _with_int8(mixture)
-
-
-def _with_int8(prescaler: Prescaler) -> Prescaler:
-    """Return a prescaler with its network in 8-bit products; one without ranges as it is."""
-    network, full, ranges = prescaler.network, prescaler.full_precision, prescaler.ranges
-    if ranges is None or not isinstance(network, RRDBNet) or not isinstance(full, RRDBNet):
-        return prescaler
-    return dataclasses.replace(prescaler, int8=with_int8_blocks(network, full, ranges))
 
 
 def _with_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
