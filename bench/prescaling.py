@@ -1,6 +1,6 @@
 """How long upscales take by what enlarges the picture first, beside Real-ESRGAN x4plus.
 
-    python -m bench.prescaling [--picture FILE] [--sides 384 256] [--turns 3] [--precision fp32]
+    python -m bench.prescaling [--picture FILE] [--sides 300 256] [--turns 3] [--precision fp32]
 
 A photograph is shrunk by area until its longer side has so many pixels, so that it is sharp, and
 enlarged 2x and 4x with all stages: by the default preset with nothing chosen, by it with
@@ -61,7 +61,7 @@ def main() -> None:
     """Parse the command line, run, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.prescaling", description=__doc__)
     parser.add_argument("--picture", type=Path, help="a photograph; scikit-image's coffee")
-    parser.add_argument("--sides", type=int, nargs=2, default=(384, 256), help="for 2x and for 4x")
+    parser.add_argument("--sides", type=int, nargs=2, default=(300, 256), help="for 2x and for 4x")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     arguments = parser.parse_args()

@@ -141,8 +141,8 @@ class Dists:
         theirs = [_image(truth), *truth_maps]
         pairs = zip(ours, theirs, self._alpha, self._beta, strict=True)
         for x, y, alpha, beta in pairs:
-            texture, structure = _likeness(x.flatten(2), y.to(x.device).flatten(2))
-            likeness += alpha * texture + beta * structure
+            texture, structure = dists_terms(x, y.to(x.device))
+            likeness += alpha * float(texture) + beta * float(structure)
         return 1 - likeness
 
 
@@ -150,12 +150,17 @@ def _image(picture: Picture) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
 
 
-def _likeness(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Return the mean over channels of both terms of DISTS, of maps [1, c, positions]."""
+def dists_terms(x: Tensor, y: Tensor, stability: float = _DISTS_STABILITY) -> tuple[Tensor, Tensor]:
+    """Return DISTS's likeness of texture and of structure, [n] each, of maps [n, c, h, w].
+
+    Both are means over the channels and at most 1. stability: keeps channels that hold next to
+    nothing from counting as unlike.
+    """
+    x, y = x.flatten(2), y.flatten(2)
     mean_x, mean_y = x.mean(2), y.mean(2)
-    c = _DISTS_STABILITY
+    c = stability
     texture = (2 * mean_x * mean_y + c) / (mean_x.square() + mean_y.square() + c)
     x, y = x - mean_x[..., None], y - mean_y[..., None]
     spread = x.square().mean(2) + y.square().mean(2)
     structure = (2 * (x * y).mean(2) + c) / (spread + c)
-    return float(texture.mean()), float(structure.mean())
+    return texture.mean(1), structure.mean(1)

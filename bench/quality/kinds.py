@@ -30,7 +30,7 @@ from bench.quality.drawings import (
 )
 from bench.quality.judges import JUDGES, Dists, load_judge
 from bench.quality.methods import BASELINE, BICUBIC, Method, Runner, find_method
-from bench.quality.recipes import Picture, on_white, shrink
+from bench.quality.recipes import Picture, as_png, on_white, shrink
 from bench.quality.run import read_photograph
 from bench.quality.scores import Jury, Truth, score
 from tegula.folders import cache_folder
@@ -254,10 +254,10 @@ def main() -> None:
     crops: dict[str, list[tuple[str, Picture]]] = {}
     for source in sources({kind: Path(file) for kind, file in given.items()}):
         truth = Truth(source.kind, on_white(source.truth), jury)
-        before = runner.run(source.small, SCALE, find_method(BICUBIC)).picture
+        before = runner.run(as_png(source.small), SCALE, find_method(BICUBIC)).picture
         crops[source.kind] = [("source", before)]
         for name, method in methods.items():
-            picture = runner.run(source.small, SCALE, method).picture
+            picture = runner.run(as_png(source.small), SCALE, method).picture
             rows.setdefault(source.kind, {})[name] = measure(source, picture, truth)
             if name in (AUTO, BASELINE):
                 crops[source.kind].append(("tegula" if name == AUTO else "x4plus", picture))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -156,13 +156,13 @@ class Runner:
         self._upscaler.nets = nets
         self._upscaler.expectation = _Forgetful(nets, usual.version, usual.run, usual.count)
 
-    def run(self, small: NDArray[np.uint8], scale: int, method: Method) -> Result:
-        """Enlarge one picture with one method."""
-        image = Image.fromarray(small)
+    def run(self, file: bytes, scale: int, method: Method) -> Result:
+        """Enlarge one picture with one method; ``file`` tells what a user's file would."""
         if method.options is None:
+            image = Image.open(io.BytesIO(file))
             size = (image.width * scale, image.height * scale)
             return Result(_pixels_on_white(image.resize(size, Image.Resampling.BICUBIC)))
-        result = self._upscaler.upscale(image, method.options, scale=scale)
+        result = self._upscaler.upscale(file, method.options, scale=scale)
         options = result.options
         nets = tuple(filter(None, (options.prescaler, options.drawing_prescaler)))
         picture = _pixels_on_white(result.image)

@@ -32,6 +32,11 @@ def degrade(picture: Picture, scale: int, degradation: str, name: str) -> NDArra
 
     A picture with alpha keeps it where it is clean; all other recipes see it on white.
     """
+    return read_levels(degrade_to_file(picture, scale, degradation, name))
+
+
+def degrade_to_file(picture: Picture, scale: int, degradation: str, name: str) -> bytes:
+    """Return the small picture as its owner has it: a JPEG file after JPEG, else PNG."""
     if degradation != "clean":
         picture = on_white(picture)
     seed = hashlib.sha256(f"{name} {degradation} {scale}".encode()).digest()[:8]
@@ -46,7 +51,7 @@ def degrade(picture: Picture, scale: int, degradation: str, name: str) -> NDArra
         small = small + rng.standard_normal(small.shape, np.float32) * np.float32(8 / 255 * share)
     levels = np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8)
     quality = {"jpeg": 50, "all": 65, **JPEGS}.get(degradation)
-    return levels if quality is None else _jpeg(levels, quality)
+    return as_png(levels) if quality is None else _as_jpeg(levels, quality)
 
 
 def shrink(picture: Picture, size: tuple[int, int]) -> Picture:
@@ -67,7 +72,19 @@ def on_white(picture: Picture) -> Picture:
     return picture[..., :3] * picture[..., 3:] + (1 - picture[..., 3:])
 
 
-def _jpeg(levels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+def as_png(levels: NDArray[np.uint8]) -> bytes:
+    """Return a file of 8-bit levels [h, w, 3 or 4]."""
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _as_jpeg(levels: NDArray[np.uint8], quality: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "JPEG", quality=quality, subsampling=2)
-    return np.asarray(Image.open(file).convert("RGB"))
+    return file.getvalue()
+
+
+def read_levels(file: bytes) -> NDArray[np.uint8]:
+    """Return the pixels of a file, uint8 [h, w, 3 or 4]."""
+    return np.asarray(Image.open(io.BytesIO(file)))

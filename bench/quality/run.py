@@ -22,7 +22,7 @@ from bench.quality.drawings import (
 )
 from bench.quality.measures import border_energy, luma_of
 from bench.quality.methods import SEED, Method, Result, Runner
-from bench.quality.recipes import Picture, degrade, on_white
+from bench.quality.recipes import Picture, degrade_to_file, on_white, read_levels
 from bench.quality.scores import Jury, MethodScores, PictureScores, Truth, score
 from tegula.pipeline.exact import Consistency, consistency
 
@@ -136,12 +136,13 @@ class Bench:
             for scale in scales:
                 for degradation in degradations:
                     title = f"{name} · {scale}x · {degradation}"
-                    small = degrade(picture, scale, degradation, name)
+                    file = degrade_to_file(picture, scale, degradation, name)
+                    small = read_levels(file)
                     source = np.asarray(small / np.float32(255), np.float32)
                     pictures = []
                     for method in methods:
                         self.on_progress(f"{number}/{len(photographs)} {title} · {method.name}")
-                        result = self.runner.run(small, scale, method)
+                        result = self.runner.run(file, scale, method)
                         key = (scale, degradation, method.name)
                         scores = self._score(result.picture, truth, small)
                         found.setdefault(key, MethodScores()).add(scores)
@@ -185,11 +186,11 @@ class Bench:
                 truth = Truth(drawing.name, on_white(picture), self.jury)
                 for degradation in degradations:
                     title = f"{drawing.name} · {scale}x · {degradation}"
-                    small = degrade(picture, scale, degradation, drawing.name)
+                    file = degrade_to_file(picture, scale, degradation, drawing.name)
                     pictures = []
                     for method in methods:
                         self.on_progress(f"{number}/{len(drawings)} {title} · {method.name}")
-                        result = self.runner.run(small, scale, method)
+                        result = self.runner.run(file, scale, method)
                         row = dict(self._score(result.picture, truth, None).row)
                         if drawing.kind == "text":
                             row["text_ssim"] = row["ssim"]
@@ -229,7 +230,7 @@ class Bench:
         )
 
     def _run(self, name: str, picture: Picture, scale: int, method: Method) -> Result:
-        return self.runner.run(degrade(picture, scale, "clean", name), scale, method)
+        return self.runner.run(degrade_to_file(picture, scale, "clean", name), scale, method)
 
     def _seams(
         self, method: Method, photographs: Sequence[tuple[str, Picture]], scale: int

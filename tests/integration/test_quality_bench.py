@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bench.quality import measures, recipes, report, totals
 from bench.quality.brisque import PlainUnpickler, read_brisque
@@ -18,6 +19,7 @@ from bench.quality.judges import feature_distance, load_judge
 from bench.quality.methods import BASELINE, METHODS, find_method
 from bench.quality.run import Crop, Outcome, middle_square
 from bench.quality.scores import Jury, MethodScores, PictureScores, Truth, score
+from tegula.images.decode import decode
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,19 @@ def test_recipes_repeat_and_have_the_right_size(photograph, degradation, scale):
 def test_noise_differs_between_photographs(photograph):
     one, other = (recipes.degrade(photograph, 4, "noise", name) for name in "ab")
     assert (one != other).any()
+
+
+def test_what_is_enlarged_tells_its_quality_as_a_file_of_a_user_does(photograph):
+    for damage, kind, quality in (
+        ("jpeg", "JPEG", 50),
+        ("all", "JPEG", 65),
+        ("noise", "PNG", None),
+    ):
+        file = recipes.degrade_to_file(photograph, 4, damage, "cat")
+        assert Image.open(io.BytesIO(file)).format == kind
+        assert decode(file, max_pixels=10_000).facts.jpeg_quality == quality
+        small = recipes.degrade(photograph, 4, damage, "cat")
+        assert np.array_equal(recipes.read_levels(file), small)
 
 
 def test_psnr_of_a_known_error():

@@ -81,7 +81,8 @@ def test_shares_are_of_all_pictures_and_text_is_apart(monkeypatch):
     monkeypatch.setattr("bench.quality.run.right_characters", lambda found, lines: 10)
 
     class Enlarged:
-        def run(self, small, scale, method):
+        def run(self, file, scale, method):
+            small = recipes.read_levels(file)
             picture = recipes.on_white(small.astype(np.float32) / np.float32(255))
             return Result(np.repeat(np.repeat(picture, scale, 0), scale, 1))
 
