@@ -122,6 +122,10 @@ Exact = Annotated[
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Share = Annotated[float, Field(ge=0, le=1)]
 _PIXELS: JsonDict = {"unit": "px"}
+MOST_MENDED_BLUR = 0.7
+"""Pixels of the source up to which undoing a blur pays; docs/decisions/0010 has the figures."""
+FlatNoise = Annotated[float, Field(ge=0, le=8)]
+MendedBlur = Annotated[float, Field(ge=0, le=MOST_MENDED_BLUR, json_schema_extra=_PIXELS)]
 _ResultSide = Annotated[int, Field(ge=1, le=MAX_SIDE, json_schema_extra=_PIXELS)]
 _Place = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 _TileSide = Annotated[int, Field(ge=64, le=8192, json_schema_extra=_PIXELS)]
@@ -273,8 +277,9 @@ class UpscaleOptions(CheckedOptions):
     auto: bool = Field(
         default=True,
         description="Looks at the source first, and chooses creativity, resemblance, prescaler, "
-        "tuning, mend_jpeg, mend_chroma, drawing_prescaler, hold_drawings and keep_grey, where "
-        "they are left open, by the damage, sharpness and kind of picture that it finds.",
+        "tuning, mend_jpeg, mend_chroma, mend_blur, mend_flat, drawing_prescaler, "
+        "hold_drawings and keep_grey, where they are left open, by the damage, sharpness and kind "
+        "of picture that it finds.",
     )
     prescaler: PrescalerName | None = None
     drawing_prescaler: str | None = Field(
@@ -316,6 +321,18 @@ class UpscaleOptions(CheckedOptions):
         description="Smooths blocks of colour that JPEG left, up to the edges of brightness. Left "
         "open, auto does so for photographs below quality 75 where plain resampling follows; nets "
         "do better without.",
+    )
+    mend_blur: MendedBlur | None = Field(
+        default=None,
+        description="Undoes a little blur that a lens or resampling left, before the prescaler: "
+        "the standard deviation of a Gaussian, in pixels of the source. Left open, auto measures "
+        "it where tegula-swift enlarges a clean photograph up to twice; elsewhere none is undone.",
+    )
+    mend_flat: FlatNoise | None = Field(
+        default=None,
+        description="Takes the noise that compression and sensors leave out of flat places of what "
+        "the prescaler made: its standard deviation, in levels of 255. Left open, auto decides by "
+        "the damage where tegula-photo or tegula-swift make a photograph more than twice as large.",
     )
     colour_lock: Literal["wavelet", "adain", "none"] = Field(
         default="wavelet",
@@ -512,6 +529,8 @@ class ResolvedOptions(UpscaleOptions):
     keep_grey: bool = False
     mend_jpeg: bool = False
     mend_chroma: bool = False
+    mend_blur: MendedBlur = 0.0
+    mend_flat: FlatNoise = 0.0
     placed_regions: tuple[PlacedRegion, ...] = ()
     whole: tuple[int, int] | None = None
     offset: tuple[int, int] = (0, 0)

@@ -128,6 +128,8 @@ def resolve(
         "keep_grey": False,
         "mend_jpeg": False,
         "mend_chroma": False,
+        "mend_blur": 0.0,
+        "mend_flat": 0.0,
         "likeness": 0.0,
         **(chosen or {}),
     }

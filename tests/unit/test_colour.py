@@ -8,8 +8,14 @@ from support import of_arrays, photograph
 
 from tegula.pipeline import adjust
 
-adain_lock, fuse_exposures, wavelet_lock = (
-    of_arrays(each) for each in (adjust.adain_lock, adjust.fuse_exposures, adjust.wavelet_lock)
+adain_lock, calm_flat_places, fuse_exposures, wavelet_lock = (
+    of_arrays(each)
+    for each in (
+        adjust.adain_lock,
+        adjust.calm_flat_places,
+        adjust.fuse_exposures,
+        adjust.wavelet_lock,
+    )
 )
 
 
@@ -136,3 +142,31 @@ def test_a_lock_may_write_over_the_picture(lock, height):
     wanted = lock(refined, prescaled)
     assert lock(refined, prescaled, out=refined) is refined
     np.testing.assert_array_equal(refined, wanted)
+
+
+def test_noise_goes_from_flat_places_and_detail_stays():
+    rng = np.random.default_rng(1)
+    grain = rng.normal(0, 0.8 / 255, (96, 120, 3)).astype(np.float32)
+    flat = np.full_like(grain, 0.4) + grain
+    calm = calm_flat_places(flat.copy(), 0.8)
+    assert calm.std() < 0.5 * flat.std()
+    assert calm.mean() == pytest.approx(flat.mean(), abs=1e-4)
+    rough = rng.random((96, 120, 3)).astype(np.float32)
+    assert np.abs(calm_flat_places(rough.copy(), 0.8) - rough).max() < 0.5 / 255
+    assert np.array_equal(calm_flat_places(flat.copy(), 0), flat)
+
+
+def test_flat_places_are_calmed_alike_by_bands_of_any_height(monkeypatch):
+    rng = np.random.default_rng(2)
+    picture = (0.5 + rng.normal(0, 0.01, (150, 40, 3))).astype(np.float32)
+    picture[40:80] = rng.random((40, 40, 3))
+    whole = calm_flat_places(picture.copy(), 2.0)
+    for band in (37, 64):
+        monkeypatch.setattr(adjust, "_BAND", band)
+        assert np.abs(calm_flat_places(picture.copy(), 2.0) - whole).max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 40)])
+def test_the_smallest_pictures_can_be_calmed(size):
+    picture = np.random.default_rng(3).random((*size, 3), np.float32)
+    assert np.isfinite(calm_flat_places(picture, 3.0)).all()

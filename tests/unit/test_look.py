@@ -343,7 +343,7 @@ def test_photographs_and_named_nets_are_left_alone(kind, given):
 
 
 def pristine(**found):
-    return replace(seen("photograph"), is_sharp=True, **found)
+    return replace(seen("photograph"), **{"softness": 0.05, **found})
 
 
 @pytest.mark.parametrize(
@@ -358,8 +358,10 @@ def pristine(**found):
         {"crop": (100, 100, 300, 300)},
     ],
 )
-@pytest.mark.parametrize("found", [{}, {"damage": Damage(None, 1.2)}, {"is_grey": True}])
-def test_a_sharp_clean_photograph_gets_the_quick_net_up_to_twice_its_size(given, found):
+@pytest.mark.parametrize(
+    "found", [{}, {"damage": Damage(None, 1.2)}, {"is_grey": True}, {"softness": 0.6}]
+)
+def test_a_clean_photograph_gets_the_quick_net_up_to_twice_its_size(given, found):
     chosen = choose(pristine(**found), UpscaleOptions(**given), preset(), (900, 900))
     assert chosen["prescaler"] == "tegula-swift"
 
@@ -367,7 +369,7 @@ def test_a_sharp_clean_photograph_gets_the_quick_net_up_to_twice_its_size(given,
 @pytest.mark.parametrize(
     ("found", "given", "usual"),
     [
-        ({"is_sharp": False}, {}, {}),
+        ({"softness": None}, {}, {}),
         ({"damage": Damage(97, 0.0)}, {}, {}),
         ({"damage": Damage(None, 2.0)}, {}, {}),
         ({"kind": "mixed"}, {}, {}),
@@ -388,6 +390,56 @@ def test_each_condition_alone_keeps_the_net_of_the_preset(found, given, usual):
     assert "prescaler" not in chosen
 
 
+def test_what_is_a_little_soft_is_mended_by_what_was_measured_before_the_quick_net():
+    def blur(given, usual="tegula-photo", **found):
+        look = pristine(**{"softness": 0.413, **found})
+        return choose(look, UpscaleOptions(**given), preset(prescaler=usual), (900, 900)).get(
+            "mend_blur"
+        )
+
+    for given, usual in (
+        ({}, "tegula-photo"),
+        ({}, "tegula-swift"),
+        ({"prescaler": "tegula-swift"}, "tegula-photo"),
+        ({"prescaler": "tegula-swift", "preset": "creative"}, "tegula-photo"),
+    ):
+        assert blur(given, usual) == 0.41
+    for given, found in (
+        ({"scale": 2.1}, {}),
+        ({"exact": True}, {}),
+        ({"preset": "exact"}, {}),
+        ({"auto": False}, {}),
+        ({"tuning": 0.5}, {}),
+        ({"prescaler": "tegula-photo"}, {}),
+        ({"preset": "creative"}, {}),
+        ({}, {"softness": 0.1}),
+        ({}, {"softness": None}),
+        ({}, {"damage": Damage(90, 0.0)}),
+        ({}, {"damage": Damage(None, 2.0)}),
+    ):
+        assert blur(given, **found) is None
+
+
+def test_flat_places_are_calmed_by_the_damage_the_more_the_larger_a_photograph_becomes():
+    def noise(given, net="tegula-photo", **found):
+        look = pristine(**found)
+        return choose(look, UpscaleOptions(**given), preset(prescaler=net), (900, 900)).get(
+            "mend_flat", 0
+        )
+
+    four, heavy = {"scale": 4}, {"damage": Damage(50, 0.0)}
+    assert noise(four) == noise(four, damage=Damage(97, 1.0)) == 0
+    assert noise(four, **heavy) == noise(four, "tegula-swift", **heavy) == 1
+    assert noise({"scale": 3}, **heavy) == 0.5
+    assert noise({"scale": 2}, **heavy) == 0
+    assert noise(four, damage=Damage(80, 4.0)) == 0.8
+    assert noise({"scale": 8}, damage=Damage(None, 9.0)) == 0.8
+    for given in ({"auto": False}, {"exact": True}, {"prescaler": "realesrgan-x4plus"}):
+        assert noise({**four, **given}, **heavy) == 0
+    assert noise(four, "realesrgan-x4plus", **heavy) == 0
+    assert noise(four, kind="mixed", **heavy) == 0
+
+
 def test_a_drawing_that_is_sharp_gets_the_net_for_drawings():
     look = replace(pristine(), kind="drawing", drawn=np.ones((4, 4), np.float32))
     assert choose(look, UpscaleOptions(), preset(), (900, 900))["prescaler"] == "tegula-line"
@@ -397,6 +449,9 @@ def test_the_line_says_that_the_source_is_sharp_and_which_net_runs():
     done = resolved(prescaler="tegula-swift")
     assert describe(pristine(), done) == "sharp photograph; net tegula-swift"
     assert describe(pristine(is_grey=True), done).startswith("sharp grey photograph;")
+    mended = done.replaced(mend_blur=0.4)
+    expected = "photograph, soft by 0.4 px, sharpened; net tegula-swift"
+    assert describe(pristine(softness=0.4), mended) == expected
     # Noise passes for detail, and a compressed source is not called sharp.
     for damage in (Damage(60, 0.0), Damage(None, 6.0)):
         assert describe(pristine(damage=damage), done).startswith("photograph,")

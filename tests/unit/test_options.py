@@ -191,7 +191,7 @@ def test_resolved_options_narrow_what_is_open_and_declare_nothing_anew():
     assert own & set(OPTIONS) == {
         *PresetValues.model_fields,
         *("seed", "window", "drawing_prescaler", "drawing_share", "hold_drawings"),
-        *("keep_grey", "mend_jpeg", "mend_chroma"),
+        *("keep_grey", "mend_jpeg", "mend_chroma", "mend_blur", "mend_flat"),
         "likeness",
     }
     source = Path(__file__).parents[2] / "src" / "tegula" / "options.py"

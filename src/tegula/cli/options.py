@@ -43,6 +43,8 @@ _SECTIONS: Mapping[str, Sequence[str]] = {
         "tuning",
         "mend_jpeg",
         "mend_chroma",
+        "mend_blur",
+        "mend_flat",
         "regions",
         "keep_hidden_colour",
     ),

@@ -464,3 +464,42 @@ def flatness(rgb: Tensor) -> Tensor:
     nearby = largest_around(deviation, _AREA)
     share = ((_STRUCTURED - nearby) / (_STRUCTURED - _FLAT)).clamp_(0, 1)
     return mean_around(share, _GRAIN)
+
+
+_FINE = 1.5
+"""Pixels, the deviation of the Gaussian that is taken off: what is finer is judged and weakened."""
+_FINE_AREA = 25
+"""Side in pixels over which the energy of what is fine is taken."""
+_REACH = 6 + _FINE_AREA // 2
+"""Rows beyond a band that its results depend on."""
+
+
+@picture_work
+def calm_flat_places(picture: Tensor, noise: float) -> Tensor:
+    """Take so much fine noise out of a picture, which shows in flat places alone.
+
+    Wiener's filter by place: what is finer than some pixels keeps the share of its energy that is
+    above the noise. Where detail is strong that is as good as all; where nothing but noise is,
+    nothing stays.
+
+    Args:
+        picture: float32 [height, width, 3], 0..1; changed in place.
+        noise: standard deviation of brightness, in levels of 255.
+
+    Returns:
+        ``picture``. Beside it, memory is needed for a band of 512 rows only.
+    """
+    level = (noise / 255) ** 2
+    if level == 0:
+        return picture
+    height, above = picture.shape[0], picture[:0]
+    for top in range(0, height, _BAND):
+        bottom = min(height, top + _BAND)
+        around = torch.cat([above, picture[top : min(height, bottom + _REACH)]])
+        above = picture[max(0, bottom - _REACH) : bottom].clone()
+        fine = around - gaussian(around, deviation=_FINE)
+        energy = mean_around(brightness(fine).square_(), _FINE_AREA)
+        lost = (level / energy.clamp_(min=level))[..., None]
+        rows = slice(len(around) - min(height, bottom + _REACH) + top, None)
+        picture[top:bottom] -= (fine * lost)[rows][: bottom - top]
+    return picture

@@ -44,12 +44,20 @@ _FOR_PHOTOGRAPHS = ("tegula-photo", "tegula-swift")
 """Nets of presets whose place the net for drawings may take; others were chosen on purpose."""
 _LARGE, _QUICK = "tegula-photo", "tegula-swift"
 """At up to twice the size the quick one is nearer to the original by every judge where the source
-is sharp and clean, in a tenth of the time; else the large one; docs/decisions/0008 has the
-figures. They are the same on every device, and so is the choice."""
+is clean and sharp, or so little soft that it can be sharpened before, in a tenth of the time; else
+the large one; docs/decisions/0008 and 0010 have the figures. They are the same on every device, and
+so is the choice."""
 _QUICK_UP_TO = 2.0
 _CLEAN_NOISE = 1.5
 """Levels of noise below which a source counts as clean; no JPEG does: even at quality 95 the
 quick net is behind by most judges."""
+_FLAT_BY_QUALITY = ((50, 80, 95), (1.0, 0.5, 0.0))
+_FLAT_BY_NOISE = ((1.5, 4.0), (0.0, 0.8))
+_FLAT_BY_TIMES = ((2.0, 4.0), (0.0, 1.0))
+"""What nets make of JPEG and of noise in flat places, in levels of 255; at up to twice the size
+they leave less there than the originals have. docs/decisions/0011 has the figures."""
+_SHARP = 0.12
+"""Pixels of blur that measuring finds in sharp photographs, too; less is not undone."""
 _SOFT = 1.0
 """Octaves of detail that a photograph lacks, from which it counts as soft."""
 _TINY, _SMALL = 64, 384
@@ -88,10 +96,12 @@ def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size)
             name = "prescaler" if look.is_all_drawn else "drawing_prescaler"
             # Diffusion leaves alone what is held, and `creative` wants something invented.
             chosen |= {name: _FOR_DRAWINGS, "hold_drawings": options.preset != "creative"}
-    if options.preset == "creative":
-        return chosen
     if _suits_quick_net(look, options, usual, size):
         chosen["prescaler"] = _QUICK
+    net = options.prescaler or chosen.get("prescaler", usual.prescaler)
+    chosen |= _mending(look, options, net, size)
+    if options.preset == "creative":
+        return chosen
     if look.kind == "drawing" or look.flat >= _FLAT:
         # Letters and lines are all there; what diffusion could add to them would be wrong.
         return {**chosen, "creativity": 0.0}
@@ -114,15 +124,36 @@ def _suits_quick_net(look: Look, options: UpscaleOptions, usual: PresetValues, s
     return (
         is_open
         and usual.prescaler == _LARGE
+        and options.preset != "creative"
         and max(enlargement(options, *size)) <= _QUICK_UP_TO
-        and _is_sharp_and_clean(look)
+        and _is_clean(look)
     )
 
 
-def _is_sharp_and_clean(look: Look) -> bool:
-    """Return whether a photograph lost nothing to a lens, to resampling, noise or compression."""
+def _mending(look: Look, options: UpscaleOptions, net: str, size: Size) -> dict[str, float]:
+    """Return what is mended before and behind a net for photographs.
+
+    The quick net is shown a sharpened source. An exact result shrinks to its source, and keeps all.
+    """
+    if net not in _FOR_PHOTOGRAPHS or look.kind != "photograph" or options.is_exact:
+        return {}
+    times = max(enlargement(options, *size))
+    if times > _QUICK_UP_TO:
+        quality = 100 if look.damage.jpeg_quality is None else look.damage.jpeg_quality
+        by_quality = float(np.interp(quality, *_FLAT_BY_QUALITY))
+        by_noise = float(np.interp(look.damage.noise, *_FLAT_BY_NOISE))
+        share = float(np.interp(times, *_FLAT_BY_TIMES))
+        return {"mend_flat": round(max(by_quality, by_noise) * share, 2)}
+    is_soft = look.softness is not None and look.softness > _SHARP
+    if net == _QUICK and is_soft and _is_clean(look):
+        return {"mend_blur": round(look.softness or 0.0, 2)}
+    return {}
+
+
+def _is_clean(look: Look) -> bool:
+    """Return whether a photograph lost nothing to noise or compression, and little to a lens."""
     is_clean = look.damage.noise < _CLEAN_NOISE and look.damage.jpeg_quality is None
-    return look.kind == "photograph" and look.is_sharp and is_clean
+    return look.kind == "photograph" and look.softness is not None and is_clean
 
 
 def _creativity_factor(look: Look, size: Size) -> float:
@@ -145,16 +176,12 @@ def _words_for_kind(look: Look) -> str:
     grey = "grey " if look.is_grey else ""
     if look.flat >= _FLAT:
         return f"{grey}picture without detail"
-    sharp = "sharp " if _is_sharp_and_clean(look) else ""
+    sharp = "sharp " if _is_clean(look) and (look.softness or 0.0) <= _SHARP else ""
     return f"{sharp}{grey}{_KINDS[look.kind]}"
 
 
-def describe(look: Look, resolved: ResolvedOptions, faces: int = 0) -> str:
-    """Say in one line what was found and what is done about it; ``faces``: how many were found."""
-    is_flat = look.flat >= _FLAT
-    found = [_words_for_kind(look)]
-    if look.kind == "photograph" and not is_flat and look.on_white >= _ON_WHITE:
-        found.append("on white")
+def _words_for_damage(look: Look, resolved: ResolvedOptions) -> list[str]:
+    found = []
     if look.damage.jpeg_quality is not None and look.damage.jpeg_quality < _GOOD:
         mended = ", mended" if resolved.mend_jpeg else ""
         mended += ", its blocks of colour smoothed" if resolved.mend_chroma else ""
@@ -164,6 +191,18 @@ def describe(look: Look, resolved: ResolvedOptions, faces: int = 0) -> str:
         found.append(f"noise of about {look.damage.noise:.0f} levels")
     if look.kind == "photograph" and look.blur >= _SOFT:
         found.append(f"as soft as if enlarged {2 ** round(look.blur)} times")
+    if resolved.mend_blur:
+        found.append(f"soft by {resolved.mend_blur:.2g} px, sharpened")
+    return found
+
+
+def describe(look: Look, resolved: ResolvedOptions, faces: int = 0) -> str:
+    """Say in one line what was found and what is done about it; ``faces``: how many were found."""
+    is_flat = look.flat >= _FLAT
+    found = [_words_for_kind(look)]
+    if look.kind == "photograph" and not is_flat and look.on_white >= _ON_WHITE:
+        found.append("on white")
+    found += _words_for_damage(look, resolved)
     if faces:
         found.append(f"{faces} face{'' if faces == 1 else 's'} kept close")
     net, drawn_by = [f"net {resolved.prescaler}"], (resolved.prescaler, resolved.drawing_prescaler)

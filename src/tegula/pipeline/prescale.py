@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from tegula.images.pixels import Size
+from tegula.images.sharpness import undo_blur
 from tegula.models.prescalers import Prescaler
 from tegula.models.retry import first_finite, until_it_fits
 from tegula.options import ResolvedOptions
-from tegula.pipeline.adjust import fuse_exposures, hold_drawings, lock_colour
+from tegula.pipeline.adjust import calm_flat_places, fuse_exposures, hold_drawings, lock_colour
 from tegula.pipeline.exact import hold_to_source, is_enlarged
 from tegula.pipeline.pictures import (
     enlarge_alpha,
@@ -125,6 +126,7 @@ def prescale_source(
     if first.facts.draws:
         well_drawn = by_nets.new_ones(by_nets.shape[:2])
     picture = _locked(by_nets, enlarged, options, well_drawn)
+    picture = calm_flat_places(picture, options.mend_flat)
     held, done = drawn if options.hold_drawings else None, None
     if held is not None and well_drawn is not None:
         done = torch.minimum(held, well_drawn)
@@ -148,15 +150,18 @@ def _by_nets(
 
     ``share`` is that of the second net at each pixel.
     """
-    size, (first, second) = (options.width, options.height), nets
+    size, (first, second), rgb = (options.width, options.height), nets, source.rgb
     key = () if cache is None else _key(source.prepared, options)
     if cache is not None and key in cache:
         progress.on_unit(1, 1)
         return cache[key].clone(), True  # what follows writes into it
+    if options.mend_blur:
+        sharpened = undo_blur(source.prepared.rgb, options.mend_blur)
+        rgb = on_device(np.clip(sharpened, 0, 1, out=sharpened), rgb.device)
     if second is not None and share is not None:
-        picture = prescale_mixed(source.rgb, size, (first, second), share, progress, shards)
+        picture = prescale_mixed(rgb, size, (first, second), share, progress, shards)
     else:
-        picture = prescale(source.rgb, size, first, progress=progress, shards=shards)
+        picture = prescale(rgb, size, first, progress=progress, shards=shards)
     if cache is not None:
         cache[key] = picture.clone()
     return picture, False
@@ -164,7 +169,8 @@ def _by_nets(
 
 def _key(prepared: Prepared, options: ResolvedOptions) -> tuple[Any, ...]:
     """Return all that decides on what the nets make."""
-    names = "width", "height", "prescaler", "tuning", "drawing_prescaler", "drawing_share"
+    nets = "prescaler", "tuning", "drawing_prescaler", "drawing_share"
+    names = ("width", "height", "mend_blur", *nets)
     pixels = hashlib.blake2b(np.ascontiguousarray(prepared.rgb).data).digest()
     return pixels, *(getattr(options, name) for name in names)
 
