@@ -15,8 +15,8 @@ from train.config import CONFIGURATIONS
 from train.program import Program
 
 COMMANDS = (
-    "all", "prescaler", "ranges", "distil", "twice", "line", "pairs", "diffusion", "adversarial",
-    "evaluate", "export",
+    "all", "prescaler", "second", "ranges", "distil", "twice", "sharpened", "line", "pairs",
+    "diffusion", "adversarial", "evaluate", "export",
 )  # fmt: skip
 
 
@@ -54,9 +54,11 @@ def _run(program: Program, command: str) -> None:
     steps = {
         "all": program.everything,
         "prescaler": program.tune_prescaler,
+        "second": program.train_second,
         "ranges": program.measure_ranges,
         "distil": program.distil_prescaler,
         "twice": program.train_twice,
+        "sharpened": program.train_sharpened,
         "line": program.train_line,
         "pairs": program.make_pairs,
         "diffusion": program.train_diffusion,

@@ -42,7 +42,10 @@ class LossWeights:
     taught, taught_features: what a teacher made, by pixels and by features.
     pixel, edges, extremes, colour: place by place, against the original.
     low_bands: of the latents, against those of the original.
-    perceptual, texture, statistics, energy, flat: look of the original, as ``train.losses`` has it.
+    source: of the result shrunk again, against the source.
+    perceptual, dists, texture, statistics, energy, flat: look of the original, as
+        ``train.losses`` has it.
+    artefacts: place by place, where the averaged weights do better.
     adversarial: what the discriminator says.
     """
 
@@ -52,12 +55,15 @@ class LossWeights:
     edges: float = 0.0
     extremes: float = 0.0
     colour: float = 0.0
+    source: float = 0.0
     low_bands: float = 0.0
     perceptual: float = 0.0
+    dists: float = 0.0
     texture: float = 0.0
     statistics: float = 0.0
     energy: float = 0.0
     flat: float = 0.0
+    artefacts: float = 0.0
     adversarial: float = 0.0
 
 
@@ -166,10 +172,12 @@ class TwiceSettings:
     """What the small prescaler runs for up to 2x: how it is trained on.
 
     recipe_shares: of ``train.degradation.RECIPES``. side: pixels of the held-out truths.
+    sharpened: share of the crops that are soft and were sharpened, in place of those recipes.
     The other names are those of ``DistilSettings``.
     """
 
     recipe_shares: tuple[float, float, float] = (0.6, 0.32, 0.08)
+    sharpened: float = 0.0
     side: int = 256
     steps: int = 1600
     learning_rate: float = 8e-5
@@ -210,7 +218,40 @@ class LineSettings:
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(size=8, crop=160, parts=1))
 
 
-PupilSettings = DistilSettings | TwiceSettings | LineSettings
+@dataclass(frozen=True)
+class SecondSettings:
+    """The large prescaler's second stage, which needs a graphics card; none has run it yet.
+
+    blocks: the last so many residual blocks are trained, of 23, and all layers after them.
+    qualities: bounds of JPEG's quality. last: steps at the end, at a tenth of the rates.
+    judge_width: channels of the discriminator at full size.
+    The other names are those of ``TwiceSettings``.
+    """
+
+    blocks: int = 23
+    recipe_shares: tuple[float, float, float] = (0.25, 0.4, 0.35)
+    qualities: tuple[int, int] = (30, 95)
+    side: int = 256
+    steps: int = 2000
+    last: int = 400
+    learning_rate: float = 1e-4
+    discriminator_rate: float = 1e-4
+    warm_up: int = 50
+    most_gradient: float = 2.0
+    judges_from: int = 300
+    judges_grow: int = 200
+    judge_width: int = 64
+    weights: LossWeights = LossWeights(
+        source=0.5, perceptual=4.0, dists=2.0, texture=3.0, statistics=30.0, energy=1.2,
+        flat=8.0, artefacts=1.0, adversarial=0.1,
+    )  # fmt: skip
+    ema: float = 0.999
+    batch: BatchSettings = field(
+        default_factory=lambda: BatchSettings(size=48, crop=_CARD_CROP, parts=1)
+    )
+
+
+PupilSettings = DistilSettings | TwiceSettings | LineSettings | SecondSettings
 
 
 @dataclass(frozen=True)
@@ -226,7 +267,11 @@ class RunSettings:
     ranges: RangesSettings = field(default_factory=RangesSettings)
     distil: DistilSettings = field(default_factory=DistilSettings)
     twice: TwiceSettings = field(default_factory=TwiceSettings)
+    sharpened: TwiceSettings = TwiceSettings(
+        recipe_shares=(0.15, 0.65, 0.2), sharpened=0.72, steps=1500
+    )
     line: LineSettings = field(default_factory=LineSettings)
+    second: SecondSettings = field(default_factory=SecondSettings)
     held_out_every: int = 14
     checkpoint_every: int = 250
     samples_every: int = 500

@@ -12,11 +12,12 @@ Pictures are float32 [height, width, 3], sRGB in 0..1; every draw comes from the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Picture = NDArray[np.float32]
 
@@ -55,11 +56,22 @@ LIGHT = Strengths(
 RECIPES = ("clean", "light", "heavy")
 
 
-def degrade(picture: Picture, factor: int, recipe: str, rng: np.random.Generator) -> Picture:
+def degrade(
+    picture: Picture,
+    factor: int,
+    recipe: str,
+    rng: np.random.Generator,
+    qualities: tuple[int, int] | None = None,
+) -> Picture:
     """Return the picture shrunk by ``factor`` after the damage that ``recipe`` names.
 
-    The result holds whole 8-bit levels, as a file would.
+    The result holds whole 8-bit levels, as a file would. qualities: bounds of JPEG's quality, in
+    place of those of the recipe.
     """
+    mild, first_pass, second_pass = (
+        each if qualities is None else replace(each, jpeg=qualities)
+        for each in (LIGHT, HEAVY_FIRST, HEAVY_SECOND)
+    )
     height, width = picture.shape[0] // factor, picture.shape[1] // factor
     if recipe == "clean":
         return _levels(_shrink(picture, width, height, rng))
@@ -68,15 +80,45 @@ def degrade(picture: Picture, factor: int, recipe: str, rng: np.random.Generator
         if rng.random() < LIGHT.blur_chance:
             picture = blur(picture, rng.uniform(*LIGHT.blur), rng)
         small = _shrink(picture, width, height, rng)
-        return _levels(_damage(small, LIGHT, rng))
+        return _levels(_damage(small, mild, rng))
     first = blur(picture, rng.uniform(*HEAVY_FIRST.blur), rng)
-    first = _damage(_resize_by(first, rng.uniform(*HEAVY_FIRST.resize), rng), HEAVY_FIRST, rng)
+    first = _damage(_resize_by(first, rng.uniform(*HEAVY_FIRST.resize), rng), first_pass, rng)
     if rng.random() < HEAVY_SECOND.blur_chance:
         first = blur(first, rng.uniform(*HEAVY_SECOND.blur), rng)
     between = rng.uniform(*HEAVY_SECOND.resize)
     size = (max(8, round(width * between)), max(8, round(height * between)))
     second = add_noise(_resize_to(first, *size, rng), HEAVY_SECOND, rng)
-    return _levels(_last_step(second, width, height, rng))
+    return _levels(_last_step(second, width, height, second_pass.jpeg, rng))
+
+
+SOFTEST = 0.7
+"""Pixels of the small picture that ``soften`` blurs by at most."""
+_SHRINKS = (Image.Resampling.BOX, Image.Resampling.LANCZOS, Image.Resampling.BICUBIC)
+_NOISE_OF_A_CLEAN_PICTURE = (0.2, 1.5)
+"""Levels of 255."""
+_GOOD_JPEG = (93, 100)
+
+
+def soften(picture: Picture, factor: int, rng: np.random.Generator) -> tuple[Picture, float]:
+    """Return the picture shrunk as lenses and good programs do, and its blur, in its pixels.
+
+    Half are shrunk by averaging areas, the others by the low-passes of common programs. Half have
+    a little noise, and a fifth were JPEG files of good quality.
+    """
+    sigma = float(rng.uniform(0, SOFTEST))
+    if sigma * factor > 0.2:
+        picture = cv2.GaussianBlur(picture, (0, 0), sigma * factor)
+    size = picture.shape[1] // factor, picture.shape[0] // factor
+    way = _SHRINKS[max(0, int(rng.integers(-1, len(_SHRINKS))))]
+    small = np.dstack(
+        [np.asarray(Image.fromarray(picture[..., c]).resize(size, way)) for c in range(3)]
+    )
+    if rng.random() < 0.5:
+        noise = rng.standard_normal(small.shape, np.float32)
+        small = small + noise * np.float32(rng.uniform(*_NOISE_OF_A_CLEAN_PICTURE) / 255)
+    if rng.random() < 0.2:
+        small = jpeg(small, int(rng.integers(*_GOOD_JPEG)))
+    return _levels(small), sigma
 
 
 def blur(picture: Picture, sigma: float, rng: np.random.Generator) -> Picture:
@@ -146,9 +188,11 @@ def _damage(picture: Picture, strengths: Strengths, rng: np.random.Generator) ->
     return picture
 
 
-def _last_step(picture: Picture, width: int, height: int, rng: np.random.Generator) -> Picture:
+def _last_step(
+    picture: Picture, width: int, height: int, qualities: tuple[int, int], rng: np.random.Generator
+) -> Picture:
     """Resize to the final size, sinc and JPEG, in either order."""
-    quality = int(rng.integers(*HEAVY_SECOND.jpeg))
+    quality = int(rng.integers(*qualities))
     kernel = sinc_kernel(rng.uniform(math.pi / 2, math.pi), 9) if rng.random() < 0.5 else None
     if rng.random() < 0.5:
         return _sinc(jpeg(_resize_to(picture, width, height, rng), quality), kernel)

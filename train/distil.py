@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ from tegula.models.prescalers.load import load_prescaler, with_share
 from tegula.models.prescalers.networks import SRVGGNetCompact
 from train import export, losses, photos
 from train.config import DistilSettings, LineSettings, PupilSettings
-from train.degradation import RECIPES
+from train.degradation import RECIPES, Picture
 from train.diffusion import set_rate
 from train.discriminator import PixelJudge, deceive_loss, judge_loss
 from train.distil_pairs import (
@@ -57,6 +58,7 @@ JUDGE = "vgg16"
 _BLUR = 5
 """Side of the mean that is taken away before the discriminator looks."""
 _IDENTITY_NOISE = 0.003
+_SMALL_JUDGE = partial(PixelJudge, 32)
 
 
 class Pupil(nn.Module):
@@ -132,12 +134,16 @@ def _identity(features: int, generator: torch.Generator) -> list[nn.Module]:
 
 
 def new_distil_state(
-    network: nn.Module, settings: PupilSettings, seed: int, device: torch.device
+    network: nn.Module,
+    settings: PupilSettings,
+    seed: int,
+    device: torch.device,
+    make_judge: Callable[[], nn.Module] = _SMALL_JUDGE,
 ) -> TrainingState:
-    """Return the state of a run that begins with a small net."""
+    """Return the state of a run that begins with a net, and with a new discriminator."""
     torch.manual_seed(seed)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    judge = PixelJudge(32).to(device)
+    judge = make_judge().to(device)
     return TrainingState(
         network,
         copy.deepcopy(network).requires_grad_(requires_grad=False),
@@ -174,6 +180,7 @@ def descend(
     small: Tensor,
     large: Tensor,
     truth: Tensor,
+    set_rates: Callable[[TrainingState], None] | None = None,
 ) -> dict[str, Tensor]:
     """Step down the weighted losses, the discriminator's among them once it counts.
 
@@ -184,6 +191,7 @@ def descend(
         small: what was enlarged.
         large: what the net made of it.
         truth: what it should have been.
+        set_rates: sets the optimisers' rates for the step; by default the net's falls at the end.
     """
     for optimiser in state.optimisers.values():
         optimiser.zero_grad(set_to_none=True)
@@ -197,13 +205,16 @@ def descend(
             verdict = judge(fake, context)
         found["adversarial"] = trust * deceive_loss([verdict], torch.ones(len(fake)).to(fake))
     weighted_sum(found, settings.weights).backward()  # type: ignore[no-untyped-call]
-    set_rate(
-        state.optimisers["network"],
-        settings.learning_rate,
-        state.step,
-        settings.warm_up,
-        settings.steps,
-    )
+    if set_rates is not None:
+        set_rates(state)
+    else:
+        set_rate(
+            state.optimisers["network"],
+            settings.learning_rate,
+            state.step,
+            settings.warm_up,
+            settings.steps,
+        )
     parameters = list(state.network.parameters())
     found["gradient"] = torch.nn.utils.clip_grad_norm_(parameters, settings.most_gradient)
     state.optimisers["network"].step()
@@ -270,7 +281,7 @@ class Examples:
     smalls: list[NDArray[np.float32]]
     held_out: HeldOut
 
-    def run(self, network: nn.Module, count: int | None = None) -> list[NDArray[np.float32]]:
+    def run(self, network: Teach, count: int | None = None) -> list[NDArray[np.float32]]:
         """Return what a network makes of the first of them, colours held to the source."""
         sources = [row[..., 6:] for row in self.held_out.pairs[:count]]
         return [
@@ -291,7 +302,11 @@ def teacher_of(prescaler: Prescaler) -> Teach:
 
 
 def make_examples(
-    held_out: Sequence[Path], side: int, factor: int, teachers: Mapping[str, Teach]
+    held_out: Sequence[Path],
+    side: int,
+    factor: int,
+    teachers: Mapping[str, Teach],
+    show: Callable[[Picture, str], Picture] = lambda small, _: small,
 ) -> Examples:
     """Damage a crop of every held-out photograph in several ways, beside what a teacher makes.
 
@@ -300,6 +315,8 @@ def make_examples(
         side: pixels of a truth.
         factor: times that a small picture is enlarged.
         teachers: by the bench's damages.
+        show: makes of a damaged picture and the name of its damage what the pupil sees; the
+            teacher sees the picture as it is.
     """
     rng = np.random.default_rng(5)
     smalls, rows = [], []
@@ -310,7 +327,7 @@ def make_examples(
             small = unit(degrade(truth, factor, name, f"{number} {name}"))
             source = enlarge_by_lanczos(small, len(truth))
             rows.append(np.dstack([truth, *run_prescaler(teacher, [small], [source]), source]))
-            smalls.append(small)
+            smalls.append(show(small, name))
     return Examples(smalls, HeldOut(np.stack(rows).astype(np.float32), JUDGE))
 
 
@@ -330,7 +347,7 @@ class PupilRun(PrescalerRun):
         state: TrainingState,
         source: Source,
         examples: Examples,
-        judged: Callable[[Mapping[str, Tensor]], nn.Module],
+        judged: Callable[[Mapping[str, Tensor]], Teach],
     ) -> tuple[Verdict, dict[str, Tensor]]:
         """Run a stage to its end, with sheets of samples on the way; returns its best average.
 
@@ -364,11 +381,12 @@ class PupilRun(PrescalerRun):
         chosen: PupilSettings,
         tensors: Mapping[str, Tensor],
         training: Mapping[str, Any],
+        page: str | None = None,
     ) -> None:
-        """Write the tensors of a prescaler, with its card."""
+        """Write the tensors of a prescaler, with its card, by default named as they are."""
         digest = export.export_tensors(tensors, training, self.weights, name)
         text = card(stage, tensors, digest, chosen, training)
-        export.replace(self.weights / f"{name}.md", text.encode())
+        export.replace(self.weights / (page or f"{name}.md"), text.encode())
         self.say(f"{self.weights}: {name}, {digest}")
 
 

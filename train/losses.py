@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench.quality.judges import dists_terms
 from tegula.models.mini.network import DEVIATIONS, dct_filters, to_blocks
 
 _TEXTURE_CELL = 8
@@ -13,6 +14,9 @@ _ENERGY_CELL = 4
 _ENERGY_FLOOR = 4e-6
 _ENERGY_QUANTILE = 0.62
 _FLAT_ENERGY = 16 * (1.5 / 255) ** 2
+_DISTS_STABILITY = 1e-3
+"""Features of EfficientNet are of order one, and those of its narrow layers around zero."""
+_ARTEFACT_WINDOW = 7
 
 
 def rows(loss: Tensor) -> Tensor:
@@ -48,6 +52,60 @@ def texture(predicted: list[Tensor], truth: list[Tensor]) -> Tensor:
         scale = b.float().square().mean() + 1e-4
         total = total + rows((_local_gram(a) - _local_gram(b)).abs()) / scale
     return total / len(predicted)
+
+
+def dists(predicted: list[Tensor], truth: list[Tensor]) -> Tensor:
+    """Return how unlike maps of features [n, c, h, w] are in texture and structure, 0 for equal.
+
+    As DISTS (Ding et al., "Image Quality Assessment: Unifying Structure and Texture Similarity",
+    2020): of every channel the means over the whole map are set side by side, and the covariance.
+    All maps and both terms count the same; DISTS has learned weights, and features of VGG16.
+    """
+    total = torch.zeros(predicted[0].shape[0], device=predicted[0].device)
+    for a, b in zip(predicted, truth, strict=True):
+        look, structure = dists_terms(a.float(), b.float(), _DISTS_STABILITY)
+        total = total + 1 - (look + structure) / 2
+    return total / len(predicted)
+
+
+def artefact_map(predicted: Tensor, average: Tensor, truth: Tensor) -> Tensor:
+    """Return where a picture [n, 3, h, w] has artefacts, [n, 1, h, w], without gradients.
+
+    The refined map of Liang et al., "Details or Artifacts: A Locally Discriminative Learning
+    Approach to Realistic Image Super-Resolution" (LDL, 2022): the local variance of what is
+    amiss, times the fifth root of its variance over the picture; zero where the picture is
+    nearer to its truth than ``average`` is, which the averaged weights made: artefacts come and
+    go from step to step, and details stay.
+    """
+    with torch.no_grad():
+        amiss, usual = (
+            (truth - each).float().abs().sum(1, keepdim=True) for each in (predicted, average)
+        )
+        edge = _ARTEFACT_WINDOW // 2
+        padded = functional.pad(amiss, (edge, edge, edge, edge), "reflect")
+        mean, power = (
+            functional.avg_pool2d(each, _ARTEFACT_WINDOW, stride=1)
+            for each in (padded, padded.square())
+        )
+        # A difference of two means; rounding may leave it a little below zero.
+        local = (power - mean.square()).clamp(min=0)
+        whole = amiss.var((1, 2, 3), keepdim=True).pow(0.2)
+        return torch.where(amiss < usual, 0.0, local * whole)
+
+
+def artefacts(predicted: Tensor, average: Tensor, truth: Tensor) -> Tensor:
+    """Return how far pictures are from their truths, weighed by ``artefact_map``."""
+    return rows((predicted - truth).abs() * artefact_map(predicted, average, truth))
+
+
+def source_kept(shrunk: Tensor, small: Tensor, true_shrunk: Tensor) -> Tensor:
+    """Return how much farther from the source a result is, shrunk again, than its truth is.
+
+    All are [n, 3, h, w] at the size of the source. A source without damage is what the truth
+    shrinks to, and so must be the result; noise and JPEG's blocks are not asked for again.
+    """
+    allowed = (true_shrunk - small).abs()
+    return rows(functional.relu((shrunk - small).abs() - allowed))
 
 
 def statistics(predicted: list[Tensor], truth: list[Tensor]) -> Tensor:

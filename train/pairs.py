@@ -169,7 +169,7 @@ def run_prescaler(
     """Enlarge pictures of one size 4x by a net, to the size and colours of ``sources``."""
     batch = torch.from_numpy(np.stack(smalls)).permute(0, 3, 1, 2)
     with torch.inference_mode():
-        large = prescale(batch).float().clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        large = prescale(batch).float().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     with ThreadPoolExecutor() as pool:
         return list(pool.map(_like, large, sources))
 

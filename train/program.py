@@ -37,8 +37,9 @@ from train.presets import PRESETS
 from train.ranges import RangesProgram
 from train.runner import Stage, new_state, run_stage
 from train.samples import write_samples
+from train.second import SecondProgram
 from train.state import TrainingState
-from train.twice import TwiceProgram
+from train.twice import SharpenedProgram, TwiceProgram
 
 FEATURE_STAGES = 3
 Say = Callable[[str], None]
@@ -73,6 +74,10 @@ class Program:
         """Tune the prescaler that mini builds on, where that is not done yet."""
         self._train(PrescalerProgram)
 
+    def train_second(self) -> None:
+        """Train the tuned prescaler on, all of it; a graphics card's work."""
+        self._train(SecondProgram)
+
     def measure_ranges(self) -> None:
         """Measure what the tuned prescaler rounds by where it multiplies 8-bit numbers."""
         self._train(RangesProgram)
@@ -84,6 +89,10 @@ class Program:
     def train_twice(self) -> None:
         """Train the small prescaler on for what it is run for up to 2x."""
         self._train(TwiceProgram)
+
+    def train_sharpened(self) -> None:
+        """Train that net on for what is sharpened before it."""
+        self._train(SharpenedProgram)
 
     def train_line(self) -> None:
         """Train the small prescaler for what is drawn."""
@@ -197,9 +206,12 @@ class Program:
     def everything(self) -> None:
         """Go from photographs to the bundle's folder, the prescalers first."""
         self.tune_prescaler()
+        if self.device.type == "cuda":
+            self.train_second()
         self.measure_ranges()
         self.distil_prescaler()
         self.train_twice()
+        self.train_sharpened()
         self.train_line()
         self.make_pairs()
         state = self.train_adversarial()

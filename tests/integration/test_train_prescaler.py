@@ -51,16 +51,6 @@ def network():
 
 
 @pytest.fixture(scope="module")
-def photograph(tmp_path_factory):
-    data = pytest.importorskip("skimage.data")
-    from PIL import Image
-
-    path = tmp_path_factory.mktemp("photographs") / "astronaut.png"
-    Image.fromarray(data.astronaut()).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def pairs(network, photograph, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     make_tail_shards([photograph], folder, PAIRS, lambda x: features_before(network, x, 2))
