@@ -420,6 +420,31 @@ def test_what_is_a_little_soft_is_mended_by_what_was_measured_before_the_quick_n
         assert blur(given, **found) is None
 
 
+def test_a_model_of_one_step_leaves_clean_photographs_alone_unless_something_is_asked_for():
+    def creativity(given, steps=1, look=None, **usual):
+        values = preset(steps=steps, **usual)
+        return choose(look or pristine(), UpscaleOptions(**given), values, (900, 900)).get(
+            "creativity"
+        )
+
+    assert creativity({}) == creativity({"preset": "faithful"}) == 0
+    assert creativity({}, prescaler="tegula-swift") == 0
+    assert creativity({}, look=pristine(softness=0.5)) == 0
+    for given in (
+        {"prompt": "moss"},
+        {"regions": ("0,0,10,10:moss",)},
+        {"resemblance": 1.0},
+        {"detail": 0.5},
+        {"preset": "creative"},
+        {"scale": 3},
+        {"prescaler": "tegula-photo"},
+        {"auto": False},
+    ):
+        assert creativity(given) is None
+    assert creativity({}, steps=18) is None
+    assert creativity({}, look=pristine(damage=Damage(80, 0.0))) is None
+
+
 def test_flat_places_are_calmed_by_the_damage_the_more_the_larger_a_photograph_becomes():
     def noise(given, net="tegula-photo", **found):
         look = pristine(**found)

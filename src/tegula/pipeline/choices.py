@@ -102,8 +102,7 @@ def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size)
     chosen |= _mending(look, options, net, size)
     if options.preset == "creative":
         return chosen
-    if look.kind == "drawing" or look.flat >= _FLAT:
-        # Letters and lines are all there; what diffusion could add to them would be wrong.
+    if _leaves_nothing_to_refine(look, options, usual, net, size):
         return {**chosen, "creativity": 0.0}
     # A model of one step takes its creativity for the noise that it was trained at, and what
     # more or less resemblance does to mini's photographs is smaller than what can be measured.
@@ -148,6 +147,27 @@ def _mending(look: Look, options: UpscaleOptions, net: str, size: Size) -> dict[
     if net == _QUICK and is_soft and _is_clean(look):
         return {"mend_blur": round(look.softness or 0.0, 2)}
     return {}
+
+
+def _leaves_nothing_to_refine(
+    look: Look, options: UpscaleOptions, usual: PresetValues, net: str, size: Size
+) -> bool:
+    """Return whether the prescaled picture is better left alone.
+
+    Of what is drawn, letters and lines are all there, and what diffusion could add would be wrong.
+    Where the quick net runs on a clean photograph, what mini (the model of one step) does to it
+    takes it further from the original by every judge; who asks for something gets it all the same.
+    """
+    if look.kind == "drawing" or look.flat >= _FLAT:
+        return True
+    asks = options.prompt or options.regions or options.resemblance is not None or options.detail
+    return (
+        usual.steps == 1
+        and net == _QUICK
+        and max(enlargement(options, *size)) <= _QUICK_UP_TO
+        and _is_clean(look)
+        and not asks
+    )
 
 
 def _is_clean(look: Look) -> bool:
@@ -214,6 +234,7 @@ def describe(look: Look, resolved: ResolvedOptions, faces: int = 0) -> str:
     if resolved.hold_drawings and _FOR_DRAWINGS not in drawn_by:
         net.append(", " if resolved.drawing_prescaler else "; drawn parts ")
         net.append("held to the source")
-    if (is_flat or look.kind == "drawing") and not resolved.refines:
+    is_enough = is_flat or look.kind == "drawing" or resolved.prescaler == _QUICK
+    if is_enough and not resolved.refines:
         net.append(", no diffusion")
     return f"{', '.join(found)}; {''.join(net)}"
