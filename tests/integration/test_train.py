@@ -308,6 +308,9 @@ def test_the_whole_program_makes_a_bundle_that_loads(photograph, tmp_path):
             batch=BatchSettings(size=2, crop=32),
         ),
         twice=TwiceSettings(side=64, steps=1, batch=BatchSettings(size=2, crop=32, parts=1)),
+        sharpened=TwiceSettings(
+            side=64, sharpened=0.5, steps=1, batch=BatchSettings(size=2, crop=32, parts=1)
+        ),
         line=LineSettings(
             pairs=LinePairSettings(side=96, count=2, photographs=0.5, held_out=2),
             steps=1,
