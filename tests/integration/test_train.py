@@ -22,6 +22,7 @@ from train.config import (
     DiffusionSettings,
     DistilSettings,
     LineSettings,
+    RangesSettings,
     TailSettings,
     TwiceSettings,
 )
@@ -301,6 +302,7 @@ def test_the_whole_program_makes_a_bundle_that_loads(photograph, tmp_path):
         SMALL,
         pairs=PairSettings(side=64, count=4, shard=2, prescale_shares=shares, twice=0.0),
         tail=TailSettings(pairs=TailPairSettings(side=96, count=2), steps=2, batch=CROPS),
+        ranges=RangesSettings(photographs=2, drawings=1, side=32, shares=(0.5,)),
         distil=DistilSettings(
             convolutions=32,  # as many as the net for 2x takes over
             pairs=DistilPairSettings(side=96, count=2),
