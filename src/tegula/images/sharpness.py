@@ -140,8 +140,9 @@ def measure_softness(luma: Float) -> float | None:
         found = measure_sharpness(undo_blur(luma, blur) if blur else luma)
         return None if found is None else found < _SHARP_ENOUGH
 
-    if not lacks(0.0):
-        return None if lacks(0.0) is None else 0.0
+    is_soft = lacks(0.0)
+    if not is_soft:
+        return None if is_soft is None else 0.0
     if lacks(MOST_MENDED_BLUR) is not False:
         return None
     low, high = 0.0, MOST_MENDED_BLUR

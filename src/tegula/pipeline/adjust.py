@@ -489,17 +489,16 @@ def calm_flat_places(picture: Tensor, noise: float) -> Tensor:
     Returns:
         ``picture``. Beside it, memory is needed for a band of 512 rows only.
     """
-    level = (noise / 255) ** 2
-    if level == 0:
+    power = (noise / 255) ** 2
+    if power == 0:
         return picture
     height, above = picture.shape[0], picture[:0]
     for top in range(0, height, _BAND):
-        bottom = min(height, top + _BAND)
-        around = torch.cat([above, picture[top : min(height, bottom + _REACH)]])
+        bottom, first = min(height, top + _BAND), len(above)
+        around = torch.cat([above, picture[top : bottom + _REACH]])
         above = picture[max(0, bottom - _REACH) : bottom].clone()
         fine = around - gaussian(around, deviation=_FINE)
         energy = mean_around(brightness(fine).square_(), _FINE_AREA)
-        lost = (level / energy.clamp_(min=level))[..., None]
-        rows = slice(len(around) - min(height, bottom + _REACH) + top, None)
-        picture[top:bottom] -= (fine * lost)[rows][: bottom - top]
+        lost = (power / energy.clamp_(min=power))[..., None]
+        picture[top:bottom] -= (fine * lost)[first:][: bottom - top]
     return picture
