@@ -152,6 +152,10 @@ def scan():
     return cv2.cvtColor((grey + grain).clip(0, 255).astype(np.uint8), cv2.COLOR_GRAY2RGB)
 
 
+def shrunk_astronaut():
+    return cv2.resize(levels("astronaut", 512), (128, 128), interpolation=cv2.INTER_AREA)
+
+
 KINDS = {
     "text": (text_page, "drawing"),
     "light text on dark": (lambda: text_page((230, 230, 220), (30, 30, 34)), "drawing"),
@@ -159,6 +163,8 @@ KINDS = {
     "line art": (line_art, "drawing"),
     "photograph": (lambda: levels("coffee"), "photograph"),
     "noisy photograph": (lambda: noisy(levels("chelsea"), 8), "photograph"),
+    "small noisy photograph": (lambda: noisy(shrunk_astronaut(), 8), "photograph"),
+    "noisy page": (lambda: noisy(text_page(), 8), "drawing"),
     "photograph that was JPEG": (lambda: compressed(levels("coffee"), 50), "photograph"),
     "scan in grey": (scan, "photograph"),
     "magazine page": (magazine_page, "mixed"),

@@ -210,8 +210,9 @@ _WEAK = 14
 """Levels above nothing up to which a difference is a weak one."""
 _NOTHING = ((30, 50, 80, 90, 96, 100), (12.0, 10.0, 7.0, 5.0, 3.0, 2.0))
 """Levels that count as nothing, by the quality of JPEG."""
-_MOST_NOISE = 8.0
-"""Levels that count as noise here; small letters look like more."""
+_MOST_NOISE = 5.0
+"""Levels that count as noise here; small letters look like more, and above it so much counts as
+nothing that noisy photographs look drawn: 14 of 312 up to 8 levels, none up to 5."""
 _STRUCTURED = 0.02
 """Share of edges in a cell and its neighbours from which these tell what they are."""
 _BLANK = 0.999
