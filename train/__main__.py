@@ -15,8 +15,8 @@ from train.config import CONFIGURATIONS
 from train.program import Program
 
 COMMANDS = (
-    "all", "prescaler", "second", "ranges", "distil", "twice", "sharpened", "line", "pairs",
-    "diffusion", "adversarial", "evaluate", "export",
+    "all", "prescaler", "second", "ranges", "distil", "twice", "sharpened", "compressed", "line",
+    "pairs", "diffusion", "adversarial", "evaluate", "export",
 )  # fmt: skip
 
 
@@ -59,6 +59,7 @@ def _run(program: Program, command: str) -> None:
         "distil": program.distil_prescaler,
         "twice": program.train_twice,
         "sharpened": program.train_sharpened,
+        "compressed": program.train_compressed,
         "line": program.train_line,
         "pairs": program.make_pairs,
         "diffusion": program.train_diffusion,

@@ -173,11 +173,13 @@ class TwiceSettings:
 
     recipe_shares: of ``train.degradation.RECIPES``. side: pixels of the held-out truths.
     sharpened: share of the crops that are soft and were sharpened, in place of those recipes.
+    qualities: bounds of JPEG's quality, where all of those are JPEG.
     The other names are those of ``DistilSettings``.
     """
 
     recipe_shares: tuple[float, float, float] = (0.6, 0.32, 0.08)
     sharpened: float = 0.0
+    qualities: tuple[int, int] | None = None
     side: int = 256
     steps: int = 1600
     learning_rate: float = 8e-5
@@ -270,6 +272,7 @@ class RunSettings:
     sharpened: TwiceSettings = TwiceSettings(
         recipe_shares=(0.15, 0.65, 0.2), sharpened=0.72, steps=1500
     )
+    compressed: TwiceSettings = TwiceSettings(sharpened=1.0, qualities=(70, 99), steps=3000)
     line: LineSettings = field(default_factory=LineSettings)
     second: SecondSettings = field(default_factory=SecondSettings)
     held_out_every: int = 14

@@ -99,11 +99,17 @@ _NOISE_OF_A_CLEAN_PICTURE = (0.2, 1.5)
 _GOOD_JPEG = (93, 100)
 
 
-def soften(picture: Picture, factor: int, rng: np.random.Generator) -> tuple[Picture, float]:
+def soften(
+    picture: Picture,
+    factor: int,
+    rng: np.random.Generator,
+    qualities: tuple[int, int] | None = None,
+) -> tuple[Picture, float]:
     """Return the picture shrunk as lenses and good programs do, and its blur, in its pixels.
 
     Half are shrunk by averaging areas, the others by the low-passes of common programs. Half have
-    a little noise, and a fifth were JPEG files of good quality.
+    a little noise, and a fifth were JPEG files of good quality; with ``qualities``, bounds of
+    JPEG's quality, all were of those.
     """
     sigma = float(rng.uniform(0, SOFTEST))
     if sigma * factor > 0.2:
@@ -116,8 +122,8 @@ def soften(picture: Picture, factor: int, rng: np.random.Generator) -> tuple[Pic
     if rng.random() < 0.5:
         noise = rng.standard_normal(small.shape, np.float32)
         small = small + noise * np.float32(rng.uniform(*_NOISE_OF_A_CLEAN_PICTURE) / 255)
-    if rng.random() < 0.2:
-        small = jpeg(small, int(rng.integers(*_GOOD_JPEG)))
+    if qualities is not None or rng.random() < 0.2:
+        small = jpeg(small, int(rng.integers(*(qualities or _GOOD_JPEG))))
     return _levels(small), sigma
 
 

@@ -29,6 +29,7 @@ from train.shards import OnShard, Shards, ignore_shard
 PHOTO = "tegula-photo"
 SWIFT = "tegula-swift"
 TWICE = "tegula-swift-2x"
+COMPRESSED = "tegula-swift-jpeg"
 LINE = "tegula-line"
 _BATCH = 16
 Prescale = Callable[[Tensor], Tensor]

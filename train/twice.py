@@ -7,7 +7,8 @@ heavily damaged gets the large net. The net for 4x stays as it is.
 
 A second stage has most crops as tegula itself shows them to this net: a little soft, as lenses and
 resampling leave a picture, and sharpened by what was measured on them. So it learns what measuring
-misses, and to take away the noise that sharpening raises.
+misses, and to take away the noise that sharpening raises. A third makes a net of its own of it for
+JPEG files, which are sharpened, too.
 """
 
 from __future__ import annotations
@@ -44,16 +45,12 @@ from train.distil import (
     teacher_of,
 )
 from train.line import edges
-from train.pairs import PHOTO, SWIFT, TWICE, levels, unit
+from train.pairs import COMPRESSED, PHOTO, SWIFT, TWICE, levels, unit
 from train.precision import mixed_precision
 from train.runner import Stage
 from train.state import TrainingState
 
 FACTOR = 2
-_DAMAGES = ("clean", "blur", "jpeg90")
-"""By what a checkpoint is chosen: what is damaged more than that gets the large net."""
-_SHARPENED = ("clean", "blur")
-"""Those of them that tegula sharpens."""
 _EDGE = 8
 """Pixels of a truth around what is used of it, so that damage at its edge is as inside."""
 _WINDOW = 3
@@ -86,7 +83,7 @@ class CropSource:
 
     shares: of ``RECIPES``. sharpened: share of the crops that were soft and are sharpened, in
     place of those recipes. factor: times that crops are shrunk. qualities: bounds of JPEG's
-    quality, in place of those of the recipes.
+    quality, in place of the usual ones.
     """
 
     def __init__(
@@ -114,7 +111,7 @@ class CropSource:
         around = _EDGE + (_SURROUNDINGS if is_soft else 0)
         crop = self._crop(side + 2 * around, rng)
         if is_soft:
-            small, blur = soften(crop, self._factor, rng)
+            small, blur = soften(crop, self._factor, rng, self._qualities)
             small = _sharpen(small, blur, rng)
         else:
             recipe = RECIPES[int(rng.choice(len(RECIPES), p=self._shares))]
@@ -139,17 +136,16 @@ def _sharpen(small: Picture, blur: float, rng: np.random.Generator) -> Picture:
     found = measure_softness(small @ LUMA * np.float32(255))
     if found is None:
         found = min(MOST_MENDED_BLUR, max(0.0, blur + _MISSED * float(rng.standard_normal())))
-    return np.clip(undo_blur(small, found), 0, 1) if found else small
+    return _undo(small, found)
 
 
-def show(small: Picture, name: str) -> Picture:
-    """Return a damaged picture of the bench as tegula shows it to the net.
+def _sharpen_as_used(small: Picture) -> Picture:
+    """Return a picture as tegula shows it to the net; what cannot be measured is left."""
+    return _undo(small, measure_softness(small @ LUMA * np.float32(255)) or 0.0)
 
-    What is noisy or compressed is not sharpened.
-    """
-    if name not in _SHARPENED:
-        return small
-    return _sharpen(small, 0.0, np.random.default_rng(5))
+
+def _undo(small: Picture, blur: float) -> Picture:
+    return np.clip(undo_blur(small, blur), 0, 1) if blur else small
 
 
 def twice_step(
@@ -176,6 +172,9 @@ class TwiceProgram(PupilRun):
     """From photographs and the head for 2x of ``tegula-swift`` to a net of its own for 2x."""
 
     stage: ClassVar[str] = "twice"
+    exported: ClassVar[str] = TWICE
+    damages: ClassVar[Mapping[str, bool]] = {"clean": True, "blur": True, "jpeg90": False}
+    """By what a checkpoint is chosen, and whether tegula sharpens it."""
 
     @property
     def chosen(self) -> TwiceSettings:
@@ -194,15 +193,20 @@ class TwiceProgram(PupilRun):
         chosen = self.chosen
         training, held_out = photos.split(self.photographs, self.settings.held_out_every)
         photo = load_prescaler(PHOTO, self.device, pick_dtype(self.device), self.folder_of(PHOTO))
-        teachers = dict.fromkeys(_DAMAGES, teacher_of(photo))
-        examples = make_examples(held_out, chosen.side, FACTOR, teachers, show)
+        teachers = dict.fromkeys(self.damages, teacher_of(photo))
+        examples = make_examples(
+            held_out, chosen.side, FACTOR, teachers,
+            lambda small, name: _sharpen_as_used(small) if self.damages[name] else small,
+        )  # fmt: skip
         features = EarlyFeatures("lite1", stages=FEATURE_STAGES).to(self.device)
         stage = Stage(
             self.stage, chosen.steps, chosen.ema, chosen.batch,
             lambda s, b: twice_step(s, chosen, features, b),
         )  # fmt: skip
         pictures = [levels(photos.read(p)) for p in training]
-        source = CropSource(pictures, chosen.recipe_shares, chosen.sharpened)
+        source = CropSource(
+            pictures, chosen.recipe_shares, chosen.sharpened, qualities=chosen.qualities
+        )
         start = self.start()
         state = new_distil_state(start, chosen, self.settings.seed, self.device)
 
@@ -213,7 +217,7 @@ class TwiceProgram(PupilRun):
 
         best, tensors = self.run_pupil(stage, state, source, examples, net_of)
         self.export_pupil(
-            TWICE, stage.name, chosen, tensors, self.record(state, len(training), best)
+            self.exported, stage.name, chosen, tensors, self.record(state, len(training), best)
         )
         return net_of(tensors)
 
@@ -234,3 +238,17 @@ class SharpenedProgram(TwiceProgram):
         network = super().start()
         fill(network, read_own(TWICE, self.folder_of(TWICE))[0], TWICE)
         return network.float().requires_grad_()
+
+
+@dataclass(frozen=True)
+class CompressedProgram(SharpenedProgram):
+    """Makes a net of its own of that net, for JPEG of good quality, which is sharpened, too."""
+
+    stage: ClassVar[str] = "compressed"
+    exported: ClassVar[str] = COMPRESSED
+    damages: ClassVar[Mapping[str, bool]] = {"jpeg95": True, "jpeg85": True, "jpeg75": True}
+
+    @property
+    def chosen(self) -> TwiceSettings:
+        """Settings of the stage."""
+        return self.settings.compressed

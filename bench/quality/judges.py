@@ -56,6 +56,7 @@ TRAINING_SAW: Mapping[str, Mapping[str, str]] = {
     "realesrgan-animevideov3": {"VGG19": "VGG"},
     "tegula-photo": {"EfficientNet-lite1": "EfficientNet"},
     "tegula-swift": {"EfficientNet-lite1": "EfficientNet"},
+    "tegula-swift-jpeg": {"EfficientNet-lite1": "EfficientNet"},
     "tegula-line": {"EfficientNet-lite1": "EfficientNet"},
     "mini": {"EfficientNet-lite1": "EfficientNet"},
 }

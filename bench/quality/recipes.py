@@ -23,7 +23,7 @@ DEGRADATIONS = {
     "all": "half as strong blur and noise, then JPEG of quality 65",
 }
 """What a run takes where no damage is named."""
-JPEGS = {f"jpeg{quality}": quality for quality in (10, 20, 30, 90)}
+JPEGS = {f"jpeg{quality}": quality for quality in (10, 20, 30, 75, 80, 85, 90, 95)}
 """Other qualities, as far as they are asked for by name."""
 
 

@@ -326,13 +326,14 @@ class UpscaleOptions(CheckedOptions):
         default=None,
         description="Undoes a little blur that a lens or resampling left, before the prescaler: "
         "the standard deviation of a Gaussian, in pixels of the source. Left open, auto measures "
-        "it where tegula-swift enlarges a clean photograph up to twice; elsewhere none is undone.",
+        "it where a photograph gets tegula-swift or tegula-swift-jpeg for up to twice its size; "
+        "elsewhere none is undone.",
     )
     mend_flat: FlatNoise | None = Field(
         default=None,
         description="Takes the noise that compression and sensors leave out of flat places of what "
         "the prescaler made: its standard deviation, in levels of 255. Left open, auto decides by "
-        "the damage where tegula-photo or tegula-swift make a photograph more than twice as large.",
+        "the damage where tegula's own nets make a photograph more than twice as large.",
     )
     colour_lock: Literal["wavelet", "adain", "none"] = Field(
         default="wavelet",

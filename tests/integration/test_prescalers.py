@@ -31,8 +31,10 @@ REFERENCE = Path(__file__).parents[1] / "data" / "prescaler_reference.npz"
 VIDEO = "realesrgan-animevideov3"
 PHOTO = "tegula-photo"
 SWIFT = "tegula-swift"
+SWIFT_JPEG = "tegula-swift-jpeg"
 LINE = "tegula-line"
-NETS = [f.name for f in list_prescalers() if f.factor and f.name not in (PHOTO, SWIFT, LINE)]
+OWN = (PHOTO, SWIFT, SWIFT_JPEG, LINE)
+NETS = [f.name for f in list_prescalers() if f.factor and f.name not in OWN]
 """Those whose results ncnn gave, for comparison."""
 
 
@@ -161,13 +163,13 @@ def test_dense_blocks_in_strips_give_what_they_give_whole(monkeypatch, height):
 def test_every_named_prescaler_is_listed_with_what_a_user_must_know():
     facts = {f.name: f for f in list_prescalers()}
     assert set(facts) == {
-        PHOTO, SWIFT, LINE, "realesrgan-x4plus", "realesrgan-x4plus-anime", VIDEO, "lanczos",
+        *OWN, "realesrgan-x4plus", "realesrgan-x4plus-anime", VIDEO, "lanczos",
     }  # fmt: skip
     assert all(f.description for f in facts.values())
     assert all(is_installed(name) for name in facts)
 
 
-@pytest.mark.parametrize("name", [SWIFT, LINE])
+@pytest.mark.parametrize("name", [SWIFT, SWIFT_JPEG, LINE])
 def test_both_heads_of_a_small_net_make_one_picture(name):
     net = load(name)
     assert (net.facts.factor, net.smaller.facts.factor) == (4, 2)

@@ -313,6 +313,13 @@ def test_the_whole_program_makes_a_bundle_that_loads(photograph, tmp_path):
         sharpened=TwiceSettings(
             side=64, sharpened=0.5, steps=1, batch=BatchSettings(size=2, crop=32, parts=1)
         ),
+        compressed=TwiceSettings(
+            side=64,
+            sharpened=1.0,
+            qualities=(70, 99),
+            steps=1,
+            batch=BatchSettings(size=2, crop=32, parts=1),
+        ),
         line=LineSettings(
             pairs=LinePairSettings(side=96, count=2, photographs=0.5, held_out=2),
             steps=1,

@@ -255,7 +255,8 @@ def test_soft_and_small_photographs_get_more_and_products_less(
     assert chosen.get("creativity") == creativity
     assert chosen.get("resemblance") == resemblance
     # A model of one step has no other creativity than the one it was trained at.
-    assert "creativity" not in choose(look, UpscaleOptions(), preset(steps=1), size)
+    asked = UpscaleOptions(prompt="moss")
+    assert "creativity" not in choose(look, asked, preset(steps=1), size)
 
 
 def test_a_grey_source_stays_grey_unless_a_prompt_may_ask_for_colour():
@@ -372,11 +373,27 @@ def test_a_clean_photograph_gets_the_quick_net_up_to_twice_its_size(given, found
     assert chosen["prescaler"] == "tegula-swift"
 
 
+@pytest.mark.parametrize("usual", ["tegula-photo", "tegula-swift"])
+@pytest.mark.parametrize("quality", [80, 95])
+def test_a_photograph_of_good_jpeg_gets_the_quick_net_for_it_sharpened(usual, quality):
+    look = pristine(damage=Damage(quality, 0.5), softness=0.413)
+    chosen = choose(look, UpscaleOptions(), preset(prescaler=usual), (900, 900))
+    assert (chosen["prescaler"], chosen["mend_blur"]) == ("tegula-swift-jpeg", 0.41)
+
+
+def test_where_compression_was_coarse_only_a_quick_preset_gets_the_quick_net_for_it():
+    look = pristine(damage=Damage(50, 0.5))
+    for usual, net in (("tegula-photo", None), ("tegula-swift", "tegula-swift-jpeg")):
+        chosen = choose(look, UpscaleOptions(), preset(prescaler=usual), (900, 900))
+        assert chosen.get("prescaler") == net
+
+
 @pytest.mark.parametrize(
     ("found", "given", "usual"),
     [
         ({"softness": None}, {}, {}),
-        ({"damage": Damage(97, 0.0)}, {}, {}),
+        ({"damage": Damage(79, 0.0)}, {}, {}),
+        ({"damage": Damage(97, 2.0)}, {}, {}),
         ({"damage": Damage(None, 2.0)}, {}, {}),
         ({"kind": "mixed"}, {}, {}),
         ({}, {"scale": 2.1}, {}),
@@ -387,7 +404,6 @@ def test_a_clean_photograph_gets_the_quick_net_up_to_twice_its_size(given, found
         ({}, {"tuning": 0.5}, {}),
         ({}, {"preset": "creative"}, {}),
         ({}, {}, {"prescaler": "realesrgan-x4plus"}),
-        ({}, {}, {"prescaler": "tegula-swift"}),
     ],
 )
 def test_each_condition_alone_keeps_the_net_of_the_preset(found, given, usual):
@@ -420,35 +436,63 @@ def test_what_is_a_little_soft_is_mended_by_what_was_measured_before_the_quick_n
         ({"preset": "creative"}, {}),
         ({}, {"softness": 0.1}),
         ({}, {"softness": None}),
-        ({}, {"damage": Damage(90, 0.0)}),
+        ({}, {"damage": Damage(79, 0.0)}),
+        ({"prescaler": "tegula-swift"}, {"damage": Damage(90, 0.0)}),
         ({}, {"damage": Damage(None, 2.0)}),
     ):
         assert blur(given, **found) is None
 
 
-def test_a_model_of_one_step_leaves_clean_photographs_alone_unless_something_is_asked_for():
-    def creativity(given, steps=1, look=None, **usual):
+def test_a_model_of_one_step_leaves_photographs_alone_unless_something_is_asked_for():
+    def taken(given, steps=1, look=None, **usual):
         values = preset(steps=steps, **usual)
-        return choose(look or pristine(), UpscaleOptions(**given), values, (900, 900)).get(
-            "creativity"
-        )
+        chosen = choose(look or pristine(), UpscaleOptions(**given), values, (900, 900))
+        return chosen.get("creativity"), chosen.get("resemblance")
 
-    assert creativity({}) == creativity({"preset": "faithful"}) == 0
-    assert creativity({}, prescaler="tegula-swift") == 0
-    assert creativity({}, look=pristine(softness=0.5)) == 0
+    nothing, usual = (0, None), (None, None)
+    for given in (
+        {},
+        {"preset": "faithful"},
+        {"scale": 4},
+        {"prescaler": "tegula-photo"},
+        {"prescaler": "tegula-swift"},
+    ):
+        assert taken(given) == nothing
+    assert taken({}, prescaler="tegula-swift") == nothing
+    for found in (
+        {"softness": 0.5},
+        {"softness": None},
+        {"damage": Damage(80, 0.0)},
+        {"damage": Damage(None, 5.0)},
+    ):
+        assert taken({}, look=pristine(**found)) == taken({"scale": 4}, look=pristine(**found))
+        assert taken({}, look=pristine(**found)) == nothing
     for given in (
         {"prompt": "moss"},
         {"regions": ("0,0,10,10:moss",)},
         {"resemblance": 1.0},
         {"detail": 0.5},
         {"preset": "creative"},
-        {"scale": 3},
-        {"prescaler": "tegula-photo"},
+        {"prescaler": "realesrgan-x4plus"},
         {"auto": False},
     ):
-        assert creativity(given) is None
-    assert creativity({}, steps=18) is None
-    assert creativity({}, look=pristine(damage=Damage(80, 0.0))) is None
+        assert taken(given) == taken({"scale": 4, **given}) == usual
+    assert taken({}, steps=18) == usual
+
+
+def test_a_model_of_one_step_adds_twice_as_much_where_compression_was_coarse():
+    """Above twice the size; up to that it does no good there, either."""
+
+    def taken(**given):
+        coarse = pristine(damage=Damage(79, 0.0))
+        chosen = choose(coarse, UpscaleOptions(**given), preset(steps=1), (900, 900))
+        return chosen.get("creativity"), chosen.get("resemblance")
+
+    assert taken(scale=4) == taken(scale=2.5) == (None, 0.5)
+    assert taken(scale=2) == (0, None)
+    assert taken(scale=2, prompt="moss") == (None, 0.5)
+    for given in ({"preset": "creative"}, {"auto": False}):
+        assert taken(scale=4, **given) == (None, None)
 
 
 def test_flat_places_are_calmed_by_the_damage_the_more_the_larger_a_photograph_becomes():

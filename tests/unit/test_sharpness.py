@@ -45,8 +45,8 @@ def saved(picture, kind, quality):
     return np.asarray(Image.open(file).convert("RGB"))
 
 
-def softness(picture):
-    return look_at(picture.astype(np.float32) / 255).softness
+def softness(picture, file_quality=None):
+    return look_at(picture.astype(np.float32) / 255, file_quality).softness
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,10 +111,17 @@ def test_where_part_is_out_of_focus_the_rest_decides():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("kind", "quality"), [("JPEG", 50), ("JPEG", 80), ("WEBP", 75)])
-def test_borders_of_blocks_are_not_sharpened(name, kind, quality):
-    picture = small(name)
-    blocky = saved(picture, kind, quality)
+def test_borders_of_blocks_of_which_nothing_is_known_are_not_sharpened(name):
+    blocky = saved(small(name), "WEBP", 75)
     assert softness(blocky) is None
     # Wherever the grid lies since.
     assert softness(blocky[3:, 5:]) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("blur", [0.0, 0.4])
+@pytest.mark.parametrize("quality", [80, 95])
+def test_softness_is_measured_through_jpeg_of_good_quality(name, blur, quality):
+    picture = small(name, blur)
+    found = softness(saved(picture, "JPEG", quality), quality)
+    assert found == pytest.approx(softness(picture), abs=0.25)

@@ -51,7 +51,8 @@ class Look:
     crisp: 0..1, how sure it is that what is drawn was never compressed, scanned or resampled.
     blur: octaves of detail that are missing: 1 is as soft as a picture that was enlarged twice.
     softness: pixels of blur that a lens or resampling left, as ``measure_softness`` has it; None
-        where that cannot be told or undone, or where borders of blocks would be sharpened, too.
+        where that cannot be told or undone, or where it shows borders of blocks of a compression
+        of which nothing is known.
         Noise passes for finest detail, so it says nothing of noisy pictures.
     is_grey: no pixel has colour.
     flat: share of the picture in which nothing but grain or a slow gradient is.
@@ -91,7 +92,8 @@ def look_at(rgb: Float, file_quality: int | None = None) -> Look:
     kind, drawn, crisp, flat = _find_drawn(rgb, damage)
     luma = _middle(rgb) @ LUMA * np.float32(255)
     blur, softness = measure_blur(luma), None
-    if kind == "photograph" and blur < _ENLARGED and not shows_blocks(luma):
+    is_known = damage.jpeg_quality is not None or not shows_blocks(luma)
+    if kind == "photograph" and blur < _ENLARGED and is_known:
         softness = measure_softness(luma)
     grey, white = is_grey(rgb), share_of_white(rgb)
     return Look(damage, kind, drawn, crisp, blur, softness, grey, flat, white)

@@ -40,17 +40,22 @@ def share_of_tuning(look: Look) -> float:
 
 
 _FOR_DRAWINGS = "tegula-line"
-_FOR_PHOTOGRAPHS = ("tegula-photo", "tegula-swift")
+_LARGE = "tegula-photo"
+_QUICK, _QUICK_JPEG = "tegula-swift", "tegula-swift-jpeg"
+"""At up to twice the size the quick ones, for clean sources and for JPEG, are nearer to the
+original by most judges where the source is sharp, or so little soft that it can be sharpened
+before, in a tenth of the time; else the large one; docs/decisions/0008, 0010 and 0012 have the
+figures. They are the same on every device, and so is the choice."""
+_QUICK_NETS = (_QUICK, _QUICK_JPEG)
+_FOR_PHOTOGRAPHS = (_LARGE, *_QUICK_NETS)
 """Nets of presets whose place the net for drawings may take; others were chosen on purpose."""
-_LARGE, _QUICK = "tegula-photo", "tegula-swift"
-"""At up to twice the size the quick one is nearer to the original by every judge where the source
-is clean and sharp, or so little soft that it can be sharpened before, in a tenth of the time; else
-the large one; docs/decisions/0008 and 0010 have the figures. They are the same on every device, and
-so is the choice."""
 _QUICK_UP_TO = 2.0
-_CLEAN_NOISE = 1.5
-"""Levels of noise below which a source counts as clean; no JPEG does: even at quality 95 the
-quick net is behind by most judges."""
+_LITTLE_NOISE = 1.5
+"""Levels of noise from which a source gets the large net."""
+_GOOD_ENOUGH = 80
+"""Quality of JPEG below which a source does, too, and below which mini's prediction helps."""
+_MORE_OF_ONE_STEP = 2.0
+"""By what resemblance is divided there; docs/decisions/0012 has the figures."""
 _FLAT_BY_QUALITY = ((50, 80, 95), (1.0, 0.5, 0.0))
 _FLAT_BY_NOISE = ((1.5, 4.0), (0.0, 0.8))
 _FLAT_BY_TIMES = ((2.0, 4.0), (0.0, 1.0))
@@ -96,43 +101,57 @@ def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size)
             name = "prescaler" if look.is_all_drawn else "drawing_prescaler"
             # Diffusion leaves alone what is held, and `creative` wants something invented.
             chosen |= {name: _FOR_DRAWINGS, "hold_drawings": options.preset != "creative"}
-    if _suits_quick_net(look, options, usual, size):
-        chosen["prescaler"] = _QUICK
+    quick = _quick_net(look)
+    if quick is not None and _leaves_quick_net_open(look, options, usual, size):
+        chosen["prescaler"] = quick
     net = options.prescaler or chosen.get("prescaler", usual.prescaler)
     chosen |= _mending(look, options, net, size)
     if options.preset == "creative":
         return chosen
     if _leaves_nothing_to_refine(look, options, usual, net, size):
         return {**chosen, "creativity": 0.0}
-    # A model of one step takes its creativity for the noise that it was trained at, and what
-    # more or less resemblance does to mini's photographs is smaller than what can be measured.
-    factor = _creativity_factor(look, size) if usual.steps > 1 else 1.0
+    one_step = usual.steps == 1
+    factor = _factor_for_one_step(look) if one_step else _creativity_factor(look, size)
     if factor != 1:
-        chosen["creativity"] = round(min(1.0, usual.creativity * factor), 2)
         chosen["resemblance"] = round(min(3.0, usual.resemblance / factor), 2)
+    if factor != 1 and not one_step:  # which takes creativity for the noise it was trained at
+        chosen["creativity"] = round(min(1.0, usual.creativity * factor), 2)
     return chosen
 
 
-def _suits_quick_net(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size) -> bool:
-    """Return whether the quick net takes the place of the large one.
+def _quick_net(look: Look) -> str | None:
+    """Return the quick net for a photograph that lost little to a lens, noise and compression."""
+    if look.kind != "photograph" or look.softness is None or look.damage.noise >= _LITTLE_NOISE:
+        return None
+    if look.damage.jpeg_quality is None:
+        return _QUICK
+    return _QUICK_JPEG
+
+
+def _leaves_quick_net_open(
+    look: Look, options: UpscaleOptions, usual: PresetValues, size: Size
+) -> bool:
+    """Return whether a quick net may take the place of the net of the preset.
 
     A net or a share of its tuning that was given is kept; `creative`, too, keeps the net that was
-    measured below its diffusion.
+    measured below its diffusion. Where compression was coarse the large net keeps its place.
     """
     is_open = options.prescaler is None and options.tuning is None
+    is_replaced = usual.prescaler in _QUICK_NETS or (
+        usual.prescaler == _LARGE and not _is_coarse(look)
+    )
     return (
         is_open
-        and usual.prescaler == _LARGE
+        and is_replaced
         and options.preset != "creative"
         and max(enlargement(options, *size)) <= _QUICK_UP_TO
-        and _is_clean(look)
     )
 
 
 def _mending(look: Look, options: UpscaleOptions, net: str, size: Size) -> dict[str, float]:
     """Return what is mended before and behind a net for photographs.
 
-    The quick net is shown a sharpened source. An exact result shrinks to its source, and keeps all.
+    Quick nets are shown a sharpened source. An exact result shrinks to its source, and keeps all.
     """
     if net not in _FOR_PHOTOGRAPHS or look.kind != "photograph" or options.is_exact:
         return {}
@@ -144,7 +163,7 @@ def _mending(look: Look, options: UpscaleOptions, net: str, size: Size) -> dict[
         share = float(np.interp(times, *_FLAT_BY_TIMES))
         return {"mend_flat": round(max(by_quality, by_noise) * share, 2)}
     is_soft = look.softness is not None and look.softness > _SHARP
-    if net == _QUICK and is_soft and _is_clean(look):
+    if is_soft and net == _quick_net(look):
         return {"mend_blur": round(look.softness or 0.0, 2)}
     return {}
 
@@ -155,25 +174,26 @@ def _leaves_nothing_to_refine(
     """Return whether the prescaled picture is better left alone.
 
     Of what is drawn, letters and lines are all there, and what diffusion could add would be wrong.
-    Where the quick net runs on a clean photograph, what mini (the model of one step) does to it
-    takes it further from the original by every judge; who asks for something gets it all the same.
+    What mini (the model of one step) does behind tegula's nets takes most photographs further from
+    the original; it helps above twice the size where compression was coarse. Who asks for something
+    gets it anywhere.
     """
     if look.kind == "drawing" or look.flat >= _FLAT:
         return True
     asks = options.prompt or options.regions or options.resemblance is not None or options.detail
-    return (
-        usual.steps == 1
-        and net == _QUICK
-        and max(enlargement(options, *size)) <= _QUICK_UP_TO
-        and _is_clean(look)
-        and not asks
-    )
+    is_small = max(enlargement(options, *size)) <= _QUICK_UP_TO
+    is_left = look.kind == "photograph" and (is_small or not _is_coarse(look))
+    return usual.steps == 1 and net in _FOR_PHOTOGRAPHS and is_left and not asks
 
 
-def _is_clean(look: Look) -> bool:
-    """Return whether a photograph lost nothing to noise or compression, and little to a lens."""
-    is_clean = look.damage.noise < _CLEAN_NOISE and look.damage.jpeg_quality is None
-    return look.kind == "photograph" and look.softness is not None and is_clean
+def _is_coarse(look: Look) -> bool:
+    """Return whether compression took so much that there is something to invent."""
+    return look.damage.jpeg_quality is not None and look.damage.jpeg_quality < _GOOD_ENOUGH
+
+
+def _factor_for_one_step(look: Look) -> float:
+    """Return how many times as much of its prediction is taken of a model of one step."""
+    return _MORE_OF_ONE_STEP if look.kind == "photograph" and _is_coarse(look) else 1.0
 
 
 def _creativity_factor(look: Look, size: Size) -> float:
@@ -196,7 +216,8 @@ def _words_for_kind(look: Look) -> str:
     grey = "grey " if look.is_grey else ""
     if look.flat >= _FLAT:
         return f"{grey}picture without detail"
-    sharp = "sharp " if _is_clean(look) and (look.softness or 0.0) <= _SHARP else ""
+    is_sharp = _quick_net(look) == _QUICK and (look.softness or 0.0) <= _SHARP
+    sharp = "sharp " if is_sharp else ""
     return f"{sharp}{grey}{_KINDS[look.kind]}"
 
 
@@ -234,7 +255,8 @@ def describe(look: Look, resolved: ResolvedOptions, faces: int = 0) -> str:
     if resolved.hold_drawings and _FOR_DRAWINGS not in drawn_by:
         net.append(", " if resolved.drawing_prescaler else "; drawn parts ")
         net.append("held to the source")
-    is_enough = is_flat or look.kind == "drawing" or resolved.prescaler == _QUICK
+    is_quick = resolved.prescaler in _QUICK_NETS
+    is_enough = is_flat or look.kind == "drawing" or is_quick
     if is_enough and not resolved.refines:
         net.append(", no diffusion")
     return f"{', '.join(found)}; {''.join(net)}"
