@@ -15,8 +15,8 @@ from train.config import CONFIGURATIONS
 from train.program import Program
 
 COMMANDS = (
-    "all", "prescaler", "second", "ranges", "distil", "twice", "sharpened", "compressed", "line",
-    "pairs", "diffusion", "adversarial", "evaluate", "export",
+    "all", "prescaler", "second", "ranges", "distil", "four", "twice", "sharpened", "compressed",
+    "line", "pairs", "diffusion", "adversarial", "evaluate", "export",
 )  # fmt: skip
 
 
@@ -57,6 +57,7 @@ def _run(program: Program, command: str) -> None:
         "second": program.train_second,
         "ranges": program.measure_ranges,
         "distil": program.distil_prescaler,
+        "four": program.train_four,
         "twice": program.train_twice,
         "sharpened": program.train_sharpened,
         "compressed": program.train_compressed,

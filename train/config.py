@@ -169,7 +169,7 @@ class DistilSettings:
 
 @dataclass(frozen=True)
 class TwiceSettings:
-    """What the small prescaler runs for up to 2x: how it is trained on.
+    """What the small prescaler runs for up to 2x, or for 4x: how it is trained on.
 
     recipe_shares: of ``train.degradation.RECIPES``. side: pixels of the held-out truths.
     sharpened: share of the crops that are soft and were sharpened, in place of those recipes.
@@ -273,6 +273,16 @@ class RunSettings:
         recipe_shares=(0.15, 0.65, 0.2), sharpened=0.72, steps=1500
     )
     compressed: TwiceSettings = TwiceSettings(sharpened=1.0, qualities=(70, 99), steps=3000)
+    four: TwiceSettings = TwiceSettings(
+        recipe_shares=(0.0, 1.0, 0.0),
+        sharpened=0.85,
+        steps=2200,
+        weights=LossWeights(
+            pixel=0.15, edges=0.15, colour=0.5, perceptual=3.0, texture=3.0, statistics=30.0,
+            energy=0.6, flat=10.0, adversarial=0.45,
+        ),
+        batch=BatchSettings(size=9, crop=160, parts=1),
+    )  # fmt: skip
     line: LineSettings = field(default_factory=LineSettings)
     second: SecondSettings = field(default_factory=SecondSettings)
     held_out_every: int = 14

@@ -28,6 +28,7 @@ from train.shards import OnShard, Shards, ignore_shard
 
 PHOTO = "tegula-photo"
 SWIFT = "tegula-swift"
+FOUR = "tegula-swift-4x"
 TWICE = "tegula-swift-2x"
 COMPRESSED = "tegula-swift-jpeg"
 LINE = "tegula-line"

@@ -39,7 +39,7 @@ from train.runner import Stage, new_state, run_stage
 from train.samples import write_samples
 from train.second import SecondProgram
 from train.state import TrainingState
-from train.twice import CompressedProgram, SharpenedProgram, TwiceProgram
+from train.twice import CompressedProgram, FourProgram, SharpenedProgram, TwiceProgram
 
 FEATURE_STAGES = 3
 Say = Callable[[str], None]
@@ -93,6 +93,10 @@ class Program:
     def train_sharpened(self) -> None:
         """Train that net on for what is sharpened before it."""
         self._train(SharpenedProgram)
+
+    def train_four(self) -> None:
+        """Train the small prescaler on for 4x."""
+        self._train(FourProgram)
 
     def train_compressed(self) -> None:
         """Make a net for JPEG files of that net."""
@@ -214,6 +218,7 @@ class Program:
             self.train_second()
         self.measure_ranges()
         self.distil_prescaler()
+        self.train_four()
         self.train_twice()
         self.train_sharpened()
         self.train_compressed()

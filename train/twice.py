@@ -1,14 +1,14 @@
-"""Trains the net that ``tegula-swift`` runs for up to 2x on from what its teacher left.
+"""Trains the nets that ``tegula-swift`` runs, for 4x and for 2x, on from what their teacher left.
 
-At 2x a photograph's own pixels can be foreseen from a clean source, so there is no teacher here:
-pictures are held to the originals, place by place and on the whole. Nothing is made beforehand
-either; every batch is cut from the photographs and damaged afresh, mostly lightly, since what is
-heavily damaged gets the large net. The net for 4x stays as it is.
+A photograph's own pixels can be foreseen from a clean source at 2x, and in part at 4x, so there is
+no teacher here: pictures are held to the originals, place by place and on the whole. Nothing is
+made beforehand either; every batch is cut from the photographs and damaged afresh, mostly lightly,
+since what is heavily damaged gets the large net.
 
-A second stage has most crops as tegula itself shows them to this net: a little soft, as lenses and
-resampling leave a picture, and sharpened by what was measured on them. So it learns what measuring
-misses, and to take away the noise that sharpening raises. A third makes a net of its own of it for
-JPEG files, which are sharpened, too.
+A second stage for 2x, and that for 4x, have most crops as tegula itself shows them to the net: a
+little soft, as lenses and resampling leave a picture, and sharpened by what was measured on them.
+So it learns what measuring misses, and to take away the noise that sharpening raises. A third makes
+a net of its own of the one for 2x for JPEG files, which are sharpened, too.
 """
 
 from __future__ import annotations
@@ -45,12 +45,11 @@ from train.distil import (
     teacher_of,
 )
 from train.line import edges
-from train.pairs import COMPRESSED, PHOTO, SWIFT, TWICE, levels, unit
+from train.pairs import COMPRESSED, FOUR, PHOTO, SWIFT, TWICE, levels, unit
 from train.precision import mixed_precision
 from train.runner import Stage
 from train.state import TrainingState
 
-FACTOR = 2
 _EDGE = 8
 """Pixels of a truth around what is used of it, so that damage at its edge is as inside."""
 _WINDOW = 3
@@ -91,7 +90,7 @@ class CropSource:
         pictures: Sequence[NDArray[np.uint8]],
         shares: Sequence[float],
         sharpened: float = 0.0,
-        factor: int = FACTOR,
+        factor: int = 2,
         qualities: tuple[int, int] | None = None,
     ) -> None:
         self._photographs = photos.Photographs(pictures)
@@ -183,19 +182,23 @@ class TwiceProgram(PupilRun):
 
     def start(self) -> SRVGGNetCompact:
         """Return the net for 2x as the teacher left it: that for 4x with the head for 2x."""
+        return self.taught()[1]
+
+    def taught(self) -> tuple[SRVGGNetCompact, SRVGGNetCompact]:
+        """Return the nets for 4x and for 2x as the teacher left them."""
         tensors, _ = read_own(SWIFT, self.folder_of(SWIFT))
         entry = find_packaged(SWIFT)
         assert entry is not None
-        return two_heads(entry, tensors)[1]
+        return two_heads(entry, tensors)
 
     def everything(self) -> SRVGGNetCompact:
         """Go from photographs to the exported file; returns what is in it."""
-        chosen = self.chosen
+        chosen, start = self.chosen, self.start()
         training, held_out = photos.split(self.photographs, self.settings.held_out_every)
         photo = load_prescaler(PHOTO, self.device, pick_dtype(self.device), self.folder_of(PHOTO))
         teachers = dict.fromkeys(self.damages, teacher_of(photo))
         examples = make_examples(
-            held_out, chosen.side, FACTOR, teachers,
+            held_out, chosen.side, start.factor, teachers,
             lambda small, name: _sharpen_as_used(small) if self.damages[name] else small,
         )  # fmt: skip
         features = EarlyFeatures("lite1", stages=FEATURE_STAGES).to(self.device)
@@ -205,9 +208,8 @@ class TwiceProgram(PupilRun):
         )  # fmt: skip
         pictures = [levels(photos.read(p)) for p in training]
         source = CropSource(
-            pictures, chosen.recipe_shares, chosen.sharpened, qualities=chosen.qualities
+            pictures, chosen.recipe_shares, chosen.sharpened, start.factor, chosen.qualities
         )
-        start = self.start()
         state = new_distil_state(start, chosen, self.settings.seed, self.device)
 
         def net_of(tensors: Mapping[str, Tensor]) -> SRVGGNetCompact:
@@ -252,3 +254,20 @@ class CompressedProgram(SharpenedProgram):
     def chosen(self) -> TwiceSettings:
         """Settings of the stage."""
         return self.settings.compressed
+
+
+@dataclass(frozen=True)
+class FourProgram(TwiceProgram):
+    """Trains the net for 4x on, for what is sharpened before it."""
+
+    stage: ClassVar[str] = "four"
+    exported: ClassVar[str] = FOUR
+
+    @property
+    def chosen(self) -> TwiceSettings:
+        """Settings of the stage."""
+        return self.settings.four
+
+    def start(self) -> SRVGGNetCompact:
+        """Return the net for 4x as the teacher left it."""
+        return self.taught()[0].float().requires_grad_()

@@ -326,7 +326,7 @@ class UpscaleOptions(CheckedOptions):
         default=None,
         description="Undoes a little blur that a lens or resampling left, before the prescaler: "
         "the standard deviation of a Gaussian, in pixels of the source. Left open, auto measures "
-        "it where a photograph gets tegula-swift or tegula-swift-jpeg for up to twice its size; "
+        "it where a photograph gets tegula-swift, or up to twice its size tegula-swift-jpeg; "
         "elsewhere none is undone.",
     )
     mend_flat: FlatNoise | None = Field(

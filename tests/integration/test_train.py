@@ -310,6 +310,7 @@ def test_the_whole_program_makes_a_bundle_that_loads(photograph, tmp_path):
             batch=BatchSettings(size=2, crop=32),
         ),
         twice=TwiceSettings(side=64, steps=1, batch=BatchSettings(size=2, crop=32, parts=1)),
+        four=TwiceSettings(side=64, steps=1, batch=BatchSettings(size=2, crop=32, parts=1)),
         sharpened=TwiceSettings(
             side=64, sharpened=0.5, steps=1, batch=BatchSettings(size=2, crop=32, parts=1)
         ),

@@ -424,6 +424,7 @@ def test_what_is_a_little_soft_is_mended_by_what_was_measured_before_the_quick_n
         ({}, "tegula-swift"),
         ({"prescaler": "tegula-swift"}, "tegula-photo"),
         ({"prescaler": "tegula-swift", "preset": "creative"}, "tegula-photo"),
+        ({"scale": 4}, "tegula-swift"),
     ):
         assert blur(given, usual) == 0.41
     for given, found in (
@@ -438,6 +439,7 @@ def test_what_is_a_little_soft_is_mended_by_what_was_measured_before_the_quick_n
         ({}, {"softness": None}),
         ({}, {"damage": Damage(79, 0.0)}),
         ({"prescaler": "tegula-swift"}, {"damage": Damage(90, 0.0)}),
+        ({"prescaler": "tegula-swift-jpeg", "scale": 4}, {"damage": Damage(90, 0.0)}),
         ({}, {"damage": Damage(None, 2.0)}),
     ):
         assert blur(given, **found) is None

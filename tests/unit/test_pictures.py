@@ -35,14 +35,16 @@ def fused_at(pixels):
 
 
 def as_taught():
-    """tegula-swift with the head for 2x that its file holds: what it runs there was trained on."""
+    """tegula-swift with the heads that its file holds: what it runs was trained on."""
     swift = load_prescaler("tegula-swift", HOST, torch.float32)
     entry, (tensors, _) = find_packaged("tegula-swift"), read_own("tegula-swift", WEIGHTS)
     assert entry is not None
     assert swift.smaller is not None
-    head = two_heads(entry, tensors)[1]
-    head = head.eval().requires_grad_(requires_grad=False)
-    return replace(swift, smaller=replace(swift.smaller, network=head, full_precision=head))
+    four, two = (
+        head.eval().requires_grad_(requires_grad=False) for head in two_heads(entry, tensors)
+    )
+    smaller = replace(swift.smaller, network=two, full_precision=two)
+    return replace(swift, network=four, full_precision=four, smaller=smaller)
 
 
 @pytest.fixture(params=["on the host", "by torch"])

@@ -156,16 +156,16 @@ def _mending(look: Look, options: UpscaleOptions, net: str, size: Size) -> dict[
     if net not in _FOR_PHOTOGRAPHS or look.kind != "photograph" or options.is_exact:
         return {}
     times = max(enlargement(options, *size))
+    is_soft = look.softness is not None and look.softness > _SHARP
+    is_known = net == _quick_net(look) and (times <= _QUICK_UP_TO or net == _QUICK)
+    mended = {"mend_blur": round(look.softness or 0.0, 2)} if is_soft and is_known else {}
     if times > _QUICK_UP_TO:
         quality = 100 if look.damage.jpeg_quality is None else look.damage.jpeg_quality
         by_quality = float(np.interp(quality, *_FLAT_BY_QUALITY))
         by_noise = float(np.interp(look.damage.noise, *_FLAT_BY_NOISE))
         share = float(np.interp(times, *_FLAT_BY_TIMES))
-        return {"mend_flat": round(max(by_quality, by_noise) * share, 2)}
-    is_soft = look.softness is not None and look.softness > _SHARP
-    if is_soft and net == _quick_net(look):
-        return {"mend_blur": round(look.softness or 0.0, 2)}
-    return {}
+        return {**mended, "mend_flat": round(max(by_quality, by_noise) * share, 2)}
+    return mended
 
 
 def _leaves_nothing_to_refine(

@@ -147,7 +147,8 @@ class PackagedPrescaler:
     tuned: name of the files in ``weights`` whose tensors replace those of the package.
     ranges: name of the files in ``weights`` with what ``int8`` rounds by.
     distilled: name of the files in ``weights`` that hold a SRVGGNetCompact with two heads.
-    twice: name of the files in ``weights`` with a net of its own for 2x, in place of the head.
+    four, twice: names of the files in ``weights`` with nets of their own for 4x and 2x, in place of
+        that net and its head.
     """
 
     facts: PrescalerFacts
@@ -157,6 +158,7 @@ class PackagedPrescaler:
     tuned: str | None = None
     ranges: str | None = None
     distilled: str | None = None
+    four: str | None = None
     twice: str | None = None
 
 
@@ -188,6 +190,7 @@ _PACKAGED = (
         ),
         convolutions=32,
         distilled="tegula-swift",
+        four="tegula-swift-4x",
         twice="tegula-swift-2x",
     ),
     PackagedPrescaler(
@@ -202,6 +205,7 @@ _PACKAGED = (
         ),
         convolutions=32,
         distilled="tegula-swift",
+        four="tegula-swift-4x",
         twice="tegula-swift-jpeg",
     ),
     PackagedPrescaler(

@@ -95,8 +95,9 @@ def load_prescaler(
         ranges, _ = read_own(entry.ranges, folder)
         return dataclasses.replace(ready, ranges=ranges)
     four, two = two_heads(entry, read_own(entry.distilled, folder)[0])
-    if entry.twice is not None:
-        fill(two, read_own(entry.twice, folder)[0], entry.twice)
+    for network, name in ((four, entry.four), (two, entry.twice)):
+        if name is not None:
+            fill(network, read_own(name, folder)[0], name)
     smaller = dataclasses.replace(entry.facts, factor=entry.facts.smaller, smaller=None)
     return dataclasses.replace(
         _ready(entry.facts, four, device, dtype), smaller=_ready(smaller, two, device, dtype)
