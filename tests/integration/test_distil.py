@@ -405,7 +405,9 @@ def test_the_whole_program_makes_a_prescaler_that_loads(photograph, faces, progr
         SWIFT if name in (FOUR, TWICE) else name, DEVICE, torch.float32, weights
     )
     small = torch.rand(1, 3, 16, 16)
-    with torch.inference_mode():
+    with torch.no_grad():
+        for tensor in made.parameters():
+            tensor.copy_(tensor.half())  # as the file keeps it
         if name in (TWICE, COMPRESSED):
             nets = [(loaded.smaller, made(small))]
         elif name == FOUR:
@@ -414,7 +416,7 @@ def test_the_whole_program_makes_a_prescaler_that_loads(photograph, faces, progr
             # What is run of it was trained on since.
             heads = two_heads(find_packaged(SWIFT), read_own(SWIFT, weights)[0])
             for head, expected in zip(heads, made(small), strict=True):
-                torch.testing.assert_close(head(small), expected, atol=1e-2, rtol=0)
+                torch.testing.assert_close(head(small), expected, atol=1e-4, rtol=0)
             nets = []
         else:
             nets = [(loaded, made(small)[0]), (loaded.smaller, made(small)[1])]
@@ -422,4 +424,4 @@ def test_the_whole_program_makes_a_prescaler_that_loads(photograph, faces, progr
             assert prescaler is not None
             assert prescaler.network is not None
             found = prescaler.network(small)
-            torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

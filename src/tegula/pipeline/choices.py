@@ -42,10 +42,10 @@ def share_of_tuning(look: Look) -> float:
 _FOR_DRAWINGS = "tegula-line"
 _LARGE = "tegula-photo"
 _QUICK, _QUICK_JPEG = "tegula-swift", "tegula-swift-jpeg"
-"""At up to twice the size the quick ones, for clean sources and for JPEG, are nearer to the
-original by most judges where the source is sharp, or so little soft that it can be sharpened
-before, in a tenth of the time; else the large one; docs/decisions/0008, 0010 and 0012 have the
-figures. They are the same on every device, and so is the choice."""
+"""At up to twice the size, where a source is sharp or so little soft that it can be sharpened
+before, the first is nearer to the original than the large one by most judges, and the second, for
+JPEG, about as near, in a tenth of the time; docs/decisions/0008, 0010 and 0012 have the figures.
+They are the same on every device, and so is the choice."""
 _QUICK_NETS = (_QUICK, _QUICK_JPEG)
 _FOR_PHOTOGRAPHS = (_LARGE, *_QUICK_NETS)
 """Nets of presets whose place the net for drawings may take; others were chosen on purpose."""
@@ -55,7 +55,7 @@ _LITTLE_NOISE = 1.5
 _GOOD_ENOUGH = 80
 """Quality of JPEG below which a source does, too, and below which mini's prediction helps."""
 _MORE_OF_ONE_STEP = 2.0
-"""By what resemblance is divided there; docs/decisions/0012 has the figures."""
+"""By what resemblance is divided there; docs/decisions/0013 has the figures."""
 _FLAT_BY_QUALITY = ((50, 80, 95), (1.0, 0.5, 0.0))
 _FLAT_BY_NOISE = ((1.5, 4.0), (0.0, 0.8))
 _FLAT_BY_TIMES = ((2.0, 4.0), (0.0, 1.0))
@@ -101,21 +101,22 @@ def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size)
             name = "prescaler" if look.is_all_drawn else "drawing_prescaler"
             # Diffusion leaves alone what is held, and `creative` wants something invented.
             chosen |= {name: _FOR_DRAWINGS, "hold_drawings": options.preset != "creative"}
+    times = max(enlargement(options, *size))
     quick = _quick_net(look)
-    if quick is not None and _leaves_quick_net_open(look, options, usual, size):
+    if quick is not None and _leaves_quick_net_open(look, options, usual, times):
         chosen["prescaler"] = quick
     net = options.prescaler or chosen.get("prescaler", usual.prescaler)
-    chosen |= _mending(look, options, net, size)
+    chosen |= _mending(look, options, net, times)
     if options.preset == "creative":
         return chosen
-    if _leaves_nothing_to_refine(look, options, usual, net, size):
+    if _leaves_nothing_to_refine(look, options, usual, net, times):
         return {**chosen, "creativity": 0.0}
     one_step = usual.steps == 1
     factor = _factor_for_one_step(look) if one_step else _creativity_factor(look, size)
     if factor != 1:
         chosen["resemblance"] = round(min(3.0, usual.resemblance / factor), 2)
-    if factor != 1 and not one_step:  # which takes creativity for the noise it was trained at
-        chosen["creativity"] = round(min(1.0, usual.creativity * factor), 2)
+        if not one_step:  # one takes its creativity for the noise that it was trained at
+            chosen["creativity"] = round(min(1.0, usual.creativity * factor), 2)
     return chosen
 
 
@@ -123,13 +124,11 @@ def _quick_net(look: Look) -> str | None:
     """Return the quick net for a photograph that lost little to a lens, noise and compression."""
     if look.kind != "photograph" or look.softness is None or look.damage.noise >= _LITTLE_NOISE:
         return None
-    if look.damage.jpeg_quality is None:
-        return _QUICK
-    return _QUICK_JPEG
+    return _QUICK if look.damage.jpeg_quality is None else _QUICK_JPEG
 
 
 def _leaves_quick_net_open(
-    look: Look, options: UpscaleOptions, usual: PresetValues, size: Size
+    look: Look, options: UpscaleOptions, usual: PresetValues, times: float
 ) -> bool:
     """Return whether a quick net may take the place of the net of the preset.
 
@@ -140,22 +139,16 @@ def _leaves_quick_net_open(
     is_replaced = usual.prescaler in _QUICK_NETS or (
         usual.prescaler == _LARGE and not _is_coarse(look)
     )
-    return (
-        is_open
-        and is_replaced
-        and options.preset != "creative"
-        and max(enlargement(options, *size)) <= _QUICK_UP_TO
-    )
+    return is_open and is_replaced and options.preset != "creative" and times <= _QUICK_UP_TO
 
 
-def _mending(look: Look, options: UpscaleOptions, net: str, size: Size) -> dict[str, float]:
+def _mending(look: Look, options: UpscaleOptions, net: str, times: float) -> dict[str, float]:
     """Return what is mended before and behind a net for photographs.
 
     Quick nets are shown a sharpened source. An exact result shrinks to its source, and keeps all.
     """
     if net not in _FOR_PHOTOGRAPHS or look.kind != "photograph" or options.is_exact:
         return {}
-    times = max(enlargement(options, *size))
     is_soft = look.softness is not None and look.softness > _SHARP
     is_known = net == _quick_net(look) and (times <= _QUICK_UP_TO or net == _QUICK)
     mended = {"mend_blur": round(look.softness or 0.0, 2)} if is_soft and is_known else {}
@@ -169,7 +162,7 @@ def _mending(look: Look, options: UpscaleOptions, net: str, size: Size) -> dict[
 
 
 def _leaves_nothing_to_refine(
-    look: Look, options: UpscaleOptions, usual: PresetValues, net: str, size: Size
+    look: Look, options: UpscaleOptions, usual: PresetValues, net: str, times: float
 ) -> bool:
     """Return whether the prescaled picture is better left alone.
 
@@ -181,8 +174,7 @@ def _leaves_nothing_to_refine(
     if look.kind == "drawing" or look.flat >= _FLAT:
         return True
     asks = options.prompt or options.regions or options.resemblance is not None or options.detail
-    is_small = max(enlargement(options, *size)) <= _QUICK_UP_TO
-    is_left = look.kind == "photograph" and (is_small or not _is_coarse(look))
+    is_left = look.kind == "photograph" and (times <= _QUICK_UP_TO or not _is_coarse(look))
     return usual.steps == 1 and net in _FOR_PHOTOGRAPHS and is_left and not asks
 
 

@@ -162,6 +162,21 @@ class PackagedPrescaler:
     twice: str | None = None
 
 
+_SWIFT = PackagedPrescaler(
+    facts=PrescalerFacts(
+        name="tegula-swift",
+        description="Photographs in a tenth of the time: a small net taught by tegula-photo.",
+        net="SRVGGNetCompact, 32 convolutions, 1.2 M parameters; one for 4x and one for 2x",
+        factor=4,
+        smaller=2,
+        overlap=34,
+        licence=f"{BSD}; Apache-2.0 (tegula)",
+    ),
+    convolutions=32,
+    distilled="tegula-swift",
+    four="tegula-swift-4x",
+    twice="tegula-swift-2x",
+)
 _PACKAGED = (
     PackagedPrescaler(
         facts=PrescalerFacts(
@@ -178,34 +193,14 @@ _PACKAGED = (
         tuned="tegula-photo",
         ranges="tegula-photo-ranges",
     ),
-    PackagedPrescaler(
-        facts=PrescalerFacts(
-            name="tegula-swift",
-            description="Photographs in a tenth of the time: a small net taught by tegula-photo.",
-            net="SRVGGNetCompact, 32 convolutions, 1.2 M parameters; one for 4x and one for 2x",
-            factor=4,
-            smaller=2,
-            overlap=34,
-            licence=f"{BSD}; Apache-2.0 (tegula)",
-        ),
-        convolutions=32,
-        distilled="tegula-swift",
-        four="tegula-swift-4x",
-        twice="tegula-swift-2x",
-    ),
-    PackagedPrescaler(
-        facts=PrescalerFacts(
+    _SWIFT,
+    replace(
+        _SWIFT,
+        facts=replace(
+            _SWIFT.facts,
             name="tegula-swift-jpeg",
             description="JPEG photographs in a tenth of the time, at 2x; else as tegula-swift.",
-            net="SRVGGNetCompact, 32 convolutions, 1.2 M parameters; one for 4x and one for 2x",
-            factor=4,
-            smaller=2,
-            overlap=34,
-            licence=f"{BSD}; Apache-2.0 (tegula)",
         ),
-        convolutions=32,
-        distilled="tegula-swift",
-        four="tegula-swift-4x",
         twice="tegula-swift-jpeg",
     ),
     PackagedPrescaler(
