@@ -45,6 +45,7 @@ class LossWeights:
     source: of the result shrunk again, against the source.
     perceptual, dists, texture, statistics, energy, flat: look of the original, as
         ``train.losses`` has it.
+    grid: what repeats from one pixel of the source to the next.
     artefacts: place by place, where the averaged weights do better.
     adversarial: what the discriminator says.
     """
@@ -63,6 +64,7 @@ class LossWeights:
     statistics: float = 0.0
     energy: float = 0.0
     flat: float = 0.0
+    grid: float = 0.0
     artefacts: float = 0.0
     adversarial: float = 0.0
 
@@ -276,11 +278,12 @@ class RunSettings:
     four: TwiceSettings = TwiceSettings(
         recipe_shares=(0.0, 1.0, 0.0),
         sharpened=0.85,
-        steps=2200,
+        steps=8000,
         weights=LossWeights(
             pixel=0.15, edges=0.15, colour=0.5, perceptual=3.0, texture=3.0, statistics=30.0,
-            energy=0.6, flat=10.0, adversarial=0.45,
+            energy=0.6, flat=14.0, grid=10.0, artefacts=1.0, adversarial=0.35,
         ),
+        ema=0.999,
         batch=BatchSettings(size=9, crop=160, parts=1),
     )  # fmt: skip
     line: LineSettings = field(default_factory=LineSettings)

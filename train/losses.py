@@ -17,6 +17,9 @@ _FLAT_ENERGY = 16 * (1.5 / 255) ** 2
 _DISTS_STABILITY = 1e-3
 """Features of EfficientNet are of order one, and those of its narrow layers around zero."""
 _ARTEFACT_WINDOW = 7
+_ARTEFACT_UNIT = 300
+"""LDL weighs its loss a hundred times as much as plain pixels, which the first training of
+``tegula-photo`` counts ten times with a weight of 0.3: so much is a weight of 1 here."""
 
 
 def rows(loss: Tensor) -> Tensor:
@@ -95,7 +98,8 @@ def artefact_map(predicted: Tensor, average: Tensor, truth: Tensor) -> Tensor:
 
 def artefacts(predicted: Tensor, average: Tensor, truth: Tensor) -> Tensor:
     """Return how far pictures are from their truths, weighed by ``artefact_map``."""
-    return rows((predicted - truth).abs() * artefact_map(predicted, average, truth))
+    found = rows((predicted - truth).abs() * artefact_map(predicted, average, truth))
+    return found * _ARTEFACT_UNIT
 
 
 def source_kept(shrunk: Tensor, small: Tensor, true_shrunk: Tensor) -> Tensor:

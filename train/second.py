@@ -57,9 +57,6 @@ from train.twice import CropBatch, CropSource
 
 _LAST_SHARE = 0.1
 """Of the rates, for the last part."""
-_ARTEFACTS = 300
-"""LDL weighs this loss a hundred times as much as plain pixels, which the first stage counts ten
-times with a weight of 0.3: so much is a weight of 1 here."""
 _PAGE = "README.md"
 """The card of ``tegula-photo``, where the first stage writes it, too."""
 
@@ -133,7 +130,7 @@ def second_step(
     if state.step >= settings.judges_from:
         with torch.no_grad(), mixed_precision(device):
             average = enlarge(cast("RRDBNet", state.average), small)
-        found["artefacts"] = losses.artefacts(fake, average, truth).mean() * _ARTEFACTS
+        found["artefacts"] = losses.artefacts(fake, average, truth).mean()
     return descend(
         state, settings, found, small, fake, truth, lambda s: set_second_rates(s, settings)
     )

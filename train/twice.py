@@ -24,14 +24,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.quality.features import EarlyFeatures
+from bench.quality.measures import grid_excess
 from tegula.images.pixels import LUMA
 from tegula.images.sharpness import measure_softness, undo_blur
 from tegula.models.device import pick_dtype
+from tegula.models.mini.network import luma
 from tegula.models.prescalers import find_packaged
 from tegula.models.prescalers.load import load_prescaler, read_own, two_heads
 from tegula.models.prescalers.networks import SRVGGNetCompact, fill
 from tegula.options import MOST_MENDED_BLUR
-from train import photos
+from train import losses, photos
 from train.batches import BatchSettings
 from train.config import TwiceSettings
 from train.degradation import RECIPES, Picture, degrade, soften
@@ -163,6 +165,13 @@ def twice_step(
         "edges": edges(fake, batch.truth) * 10,
         **of_originals(fake, batch.truth, seen, goals, batch.small.shape[-2:]),
     }
+    if settings.weights.grid:
+        times = batch.truth.shape[-1] // batch.small.shape[-1]
+        found["grid"] = grid_excess(luma(fake), luma(batch.truth), times).mean()
+    if settings.weights.artefacts:
+        with torch.no_grad(), mixed_precision(device):
+            average = state.average(batch.small.contiguous(memory_format=torch.channels_last))
+        found["artefacts"] = losses.artefacts(fake, average, batch.truth).mean()
     return descend(state, settings, found, batch.small, fake, batch.truth)
 
 

@@ -10,7 +10,10 @@ import math
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 
 from tegula.images.pixels import LUMA
 
@@ -19,6 +22,11 @@ Plane = NDArray[np.float32]
 BANDS = {"low": (2, 4), "middle": (5, 8), "upper": (9, 14)}
 _FLAT_WINDOW = 16
 _FLAT_DEVIATION = 1.5 / 255
+_GRID_BLUR = 5
+_GRID_WINDOW = 6
+"""Pixels of the source a side over which a pattern has to repeat; edges and texture seldom do."""
+_GRID_FLOOR = (0.5 / 255) ** 2
+"""Half a level: fine energy below that of it cannot be seen."""
 
 
 def luma_of(picture: Picture) -> Plane:
@@ -82,6 +90,36 @@ def _window_energy(luma: Plane) -> Plane:
     height, width = (s - s % side for s in luma.shape)
     windows = fine[:height, :width].reshape(height // side, side, width // side, side)
     return np.asarray(windows.mean(axis=(1, 3)))
+
+
+def grid_excess(planes: Tensor, truths: Tensor, times: int) -> Tensor:
+    """Return how much more than their truths planes [n, 1, h, w] show the grid of their source.
+
+    A net that makes ``times`` x ``times`` pixels of each pixel and does not know what to draw may
+    draw the same again and again: combs and lattices, to which networks that judge are nearly
+    blind. What repeats is the mean of fine detail over neighbouring pixels of the source, for each
+    place within them; its energy, where it is above the truth's, is given as a share of that of
+    all fine detail of the truth. One number a row, 0 at best.
+    """
+    (grid, _), (true_grid, energy) = (_grid_energies(each, times) for each in (planes, truths))
+    excess = functional.relu(grid - true_grid).flatten(1).mean(1)
+    return excess / (energy.flatten(1).mean(1) + _GRID_FLOOR)
+
+
+def _grid_energies(planes: Tensor, times: int) -> tuple[Tensor, Tensor]:
+    edge = _GRID_BLUR // 2
+    padded = functional.pad(planes, (edge, edge, edge, edge), "reflect")
+    fine = planes - functional.avg_pool2d(padded, _GRID_BLUR, stride=1)
+    height, width = (side - side % times for side in fine.shape[-2:])
+    places = functional.pixel_unshuffle(fine[..., :height, :width], times)
+    repeated = functional.avg_pool2d(places, _GRID_WINDOW, stride=1)
+    return repeated.square().mean(1), places.square().mean(1)
+
+
+def grid(luma: Plane, truth: Plane, times: int) -> float:
+    """Return ``grid_excess`` of one picture."""
+    planes, truths = (torch.from_numpy(plane)[None, None] for plane in (luma, truth))
+    return float(grid_excess(planes, truths, times))
 
 
 def colour_shift(a: Picture, b: Picture) -> float:

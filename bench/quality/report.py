@@ -29,6 +29,7 @@ MEASURED = {
     "texture_middle": ("texture middle", "{:.2f}"),
     "texture_upper": ("texture upper", "{:.2f}"),
     "flat": ("flat energy", "{:.2f}"),
+    "grid": ("grid", "{:.1%}"),
     "colour": ("colour ΔE", "{:.2f}"),
     "consistency": ("consistency", "{:.2f}"),
     "off_mean": ("shrunk again: mean", "{:.2f}"),

@@ -122,6 +122,7 @@ def score(picture: Picture, truth: Truth, small: NDArray[np.uint8] | None) -> Pi
     }
     if small is not None:
         row["consistency"] = measures.consistency(picture, small)
+        row["grid"] = measures.grid(luma, truth.luma, round(len(luma) / len(small)))
     if truth.jury.brisque is not None:
         row["brisque"] = truth.jury.brisque.score(luma)
     if truth.jury.dists is not None:

@@ -56,6 +56,7 @@ LINES = LineSettings(
     convolutions=5, pairs=DRAWN, steps=4, batch=CROPS, judges_from=1, judges_grow=2, warm_up=1
 )
 TWICES = TwiceSettings(side=96, steps=4, batch=CROPS, judges_from=1, judges_grow=2, warm_up=1)
+FOURS = dataclasses.replace(TWICES, weights=CPU.four.weights)
 SMALL = dataclasses.replace(
     CPU,
     distil=SETTINGS,
@@ -173,10 +174,21 @@ def crops(photograph):
     return CropSource([levels(photos.read(photograph))], TWICES.recipe_shares)
 
 
+@pytest.fixture(scope="module")
+def quarters(photograph):
+    return CropSource([levels(photos.read(photograph))], FOURS.recipe_shares, factor=4)
+
+
+def _net_of(pupil, settings):
+    if not isinstance(settings, TwiceSettings):
+        return pupil
+    return pupil.four if settings is FOURS else pupil.two
+
+
 def run(base, source, step_of, steps, folder, settings):
     features = pytest.importorskip("bench.quality.features").EarlyFeatures("lite1", stages=3)
     pupil = begin_pupil(base, 5, 1)
-    network = pupil.two if isinstance(settings, TwiceSettings) else pupil
+    network = _net_of(pupil, settings)
     state = new_distil_state(network, settings, 1, DEVICE)
     logged = []
 
@@ -189,11 +201,12 @@ def run(base, source, step_of, steps, folder, settings):
     return state, logged
 
 
-@pytest.mark.parametrize("kind", ["distil", "twice", "line"])
-def test_training_resumes_bit_for_bit(base, pairs, crops, drawn, kind, tmp_path):
+@pytest.mark.parametrize("kind", ["distil", "twice", "four", "line"])
+def test_training_resumes_bit_for_bit(base, pairs, crops, quarters, drawn, kind, tmp_path):
     source, step, settings = {
         "distil": (DistilSource(pairs), distil_step, SETTINGS),
         "twice": (crops, twice_step, TWICES),
+        "four": (quarters, twice_step, FOURS),
         "line": (LineSource(drawn), line_step, LINES),
     }[kind]
     whole, logged = run(base, source, step, 4, tmp_path / "whole", settings)
@@ -201,11 +214,12 @@ def test_training_resumes_bit_for_bit(base, pairs, crops, drawn, kind, tmp_path)
     resumed, _ = run(base, source, step, 4, tmp_path / "parts", settings)
     for a, b in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(a, b)
-    if kind != "twice":
+    if kind in ("distil", "line"):
         assert whole.network.two.body[3] is whole.network.four.body[3]
     losses = {
         "distil": {"taught", "statistics", "flat"},
         "twice": {"pixel", "edges", "statistics", "flat"},
+        "four": {"pixel", "edges", "statistics", "flat", "grid", "artefacts"},
         "line": {"edges", "extremes", "energy"},
     }
     assert "adversarial" not in logged[0]

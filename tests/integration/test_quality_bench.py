@@ -107,6 +107,20 @@ def test_noise_in_flat_windows_is_seen(noisy):
     assert fine == pytest.approx(25 * true, rel=1e-3)
 
 
+def test_a_comb_along_the_pixels_of_the_source_is_seen_and_noise_is_not(photograph, blurred):
+    truth = measures.luma_of(photograph)
+    comb = np.tile(np.array([0, 6, 0, -6], np.float32) / 255, 64)
+    noise = np.random.default_rng(2).permutation(np.tile(comb, (256, 1)).ravel())
+    combed, moved, noisy = truth + comb, truth + np.roll(comb, 1), truth + noise.reshape(256, 256)
+    assert measures.grid(truth, truth, 4) == 0
+    assert measures.grid(measures.luma_of(blurred), truth, 4) < 1e-6
+    found = [measures.grid(each, truth, 4) for each in (combed, moved)]
+    assert found[0] == pytest.approx(found[1], rel=0.3)
+    assert min(found) > 20 * measures.grid(noisy, truth, 4)
+    # A comb of another width than the source's pixels is only texture.
+    assert measures.grid(combed, truth, 3) < 0.2 * found[0]
+
+
 def test_a_colour_cast_is_measured_and_texture_is_not(photograph, noisy):
     cast = photograph * np.array([1.0, 0.9, 1.0], np.float32)
     assert measures.colour_shift(photograph, photograph) == 0
