@@ -76,7 +76,11 @@ def find_method(name: str) -> Method:
         names = ", ".join([BICUBIC, AUTO, *PRESETS, *known])
         raise SystemExit(f"There is no method {name!r}; there are: {names}.")
     options = UpscaleOptions(
-        prescaler=plain, tuning=float(share) if share else None, creativity=0, seed=SEED
+        prescaler=plain,
+        tuning=float(share) if share else None,
+        creativity=0,
+        likeness=0,
+        seed=SEED,
     )
     if name.endswith(_HELD):
         return Method(f"{prescaler}, colours held", options)

@@ -181,3 +181,21 @@ def test_a_result_reports_each_face_and_keeps_it():
     assert still.faces == ()
     part = upscaler.upscale(source, options, crop=(20, 24, 80, 80))
     assert abs(part.faces[0].left - face.left) < 8
+
+
+@needs_dlib
+def test_a_face_that_a_net_guessed_goes_back_without_diffusion_too():
+    small = cv2.resize(PORTRAIT, (48, 48), interpolation=cv2.INTER_AREA)
+    source = Image.fromarray((small * 255).round().astype(np.uint8))
+    upscaler = Upscaler(tiny_bundle())
+    options = UpscaleOptions(prescaler="realesrgan-x4plus", creativity=0.0, seed=1, scale=4)
+    kept, free = (upscaler.upscale(source, options, likeness=each) for each in (0.5, 0.0))
+    (face,) = kept.faces
+    assert face.before > 0.35 >= face.after - 1e-6
+    assert free.faces == ()
+    away = np.abs(np.asarray(kept.image, float) - np.asarray(free.image, float)).mean(2)
+    top, left, side = 4 * face.top, 4 * face.left, 4 * face.side
+    assert away[top : top + side, left : left + side].max() > 2
+    assert away[:8].max() == 0
+    for given in ({"scale": 2}, {"prescaler": "lanczos"}, {"exact": True}):
+        assert upscaler.upscale(source, options, **given).faces == ()

@@ -99,7 +99,7 @@ def finish(
     done = _settled(refined, prescaled, source, options, layers.drawn)
     done = paste(sharpen(done, options.sharpen), layers.patches)
     reports: tuple[FaceReport, ...] = ()
-    if guard is not None and done is not prescaled:
+    if guard is not None:
         done, reports = guard.hold(done, prescaled)
     if layers.mask is not None:
         # Last, so that nothing changes where it is black, not even a face.

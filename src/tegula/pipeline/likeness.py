@@ -4,7 +4,8 @@ In faces the denoise strength falls and the control scale rises, the more the sm
 a face of a few pixels diffusion makes another. The finished face is compared with that of the
 source by what dlib sees in both; where it is too far, it is blended with the prescaled face,
 softly and only as far as it takes; where that is too far itself, as small faces often are, with
-the source's own face, resampled. Without dlib faces are found by the detector of the restorers,
+the source's own face, resampled. That of a net which had to guess it goes back without diffusion,
+too. Without dlib faces are found by the detector of the restorers,
 and only strength and control change.
 """
 
@@ -31,6 +32,7 @@ from tegula.models.faces.likeness import (
     load_describer,
 )
 from tegula.models.faces.networks import Face, load_detector
+from tegula.models.prescalers import LANCZOS
 from tegula.options import ResolvedOptions
 from tegula.pipeline.pictures import (
     extend,
@@ -57,6 +59,8 @@ _LEFT_ALONE, _LARGE = 24, 128
 _SMALL_SHARE, _LARGE_SHARE = 0.3, 0.7
 """Shares of the denoise strength at the usual likeness, in small faces and in large ones."""
 
+_BENT_FROM = 2.0
+"""Times above which a net has to guess faces, and its own may be of somebody else."""
 _HOST = torch.device("cpu")
 _MOST_FACES = 64
 _BISECTIONS = 6
@@ -119,10 +123,13 @@ def control_by_faces(
         options: resolved for it.
         control: without regard to faces.
     """
-    if options.likeness == 0 or not (options.refines or options.faces):
-        return (), control
     prepared, size = source.prepared, (options.width, options.height)
+    changes = options.refines or options.faces or _bends_faces(options, prepared.size)
+    if options.likeness == 0 or not changes:
+        return (), control
     faces = find_faces(prepared.rgb)
+    if not options.refines:
+        return faces, control
     share = strength_in_faces(faces, prepared.size, size, options.likeness, source.rgb.device)
     if share is None:
         return faces, control
@@ -130,6 +137,15 @@ def control_by_faces(
     if control.strength_map is not None:
         share = share * control.strength_map
     return faces, dataclasses.replace(control, strength_map=share, weight=weight)
+
+
+def _bends_faces(options: ResolvedOptions, source: Size) -> bool:
+    """Return whether the prescaler alone may make another of a small face.
+
+    An exact result is held to its source anyway.
+    """
+    times = max(options.width / source[0], options.height / source[1])
+    return options.prescaler != LANCZOS and times > _BENT_FROM and not options.exact
 
 
 @torch.inference_mode()
