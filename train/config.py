@@ -280,8 +280,8 @@ class RunSettings:
         sharpened=0.85,
         steps=8000,
         weights=LossWeights(
-            pixel=0.15, edges=0.15, colour=0.5, perceptual=3.0, texture=3.0, statistics=30.0,
-            energy=0.6, flat=14.0, grid=10.0, artefacts=1.0, adversarial=0.35,
+            pixel=0.15, edges=0.15, colour=0.5, perceptual=3.0, texture=3.0, statistics=45.0,
+            energy=0.8, flat=10.0, grid=10.0, artefacts=0.5, adversarial=0.5,
         ),
         ema=0.999,
         batch=BatchSettings(size=9, crop=160, parts=1),

@@ -35,7 +35,7 @@ def _checked_region(text: str) -> str:
     return text
 
 
-Preset = Literal["faithful", "balanced", "creative", "fast", "exact"]
+Preset = Literal["faithful", "balanced", "creative", "fast", "best", "exact"]
 Scheduler = Literal[
     "ddim",
     "ddim-trailing",
@@ -178,8 +178,8 @@ class UpscaleOptions(CheckedOptions):
     preset: Preset = Field(
         default="balanced",
         description="Fills every option left open: near the source, in between, inventive, "
-        "quick, or without diffusion and held to the source pixel by pixel, for products, "
-        "documents and evidence.",
+        "quick, in between by the best net whatever time it takes, or without diffusion and held "
+        "to the source pixel by pixel, for products, documents and evidence.",
     )
     prompt: str = Field(
         default="",
@@ -440,8 +440,9 @@ class UpscaleOptions(CheckedOptions):
         default=None,
         description="How like the source faces stay: less is changed in them, the less the smaller "
         "they are, and a face that ends too far from its source by dlib's measure, 0.6 at 0 and 0 "
-        "at 1, goes back towards the prescaled one, and then the source's. Left open, 0.5 where "
-        "the extra faces is installed; 0 looks for no faces.",
+        "at 1, goes back towards the prescaled one, and then the source's; that of a net above "
+        "twice the size without diffusion, too. Left open, 0.5 where the extra faces is installed; "
+        "0 looks for no faces.",
     )
     face_fidelity: Share = Field(
         default=0.5,

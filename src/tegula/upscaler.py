@@ -434,7 +434,8 @@ class Upscaler:
         if options.auto and options.source_prompt and not options.prompt and facts.reads_prompts:
             options = options.replaced(prompt=written)
         usual = preset_values(facts.presets, options.preset)
-        chosen = choose(prepared.look, options, usual, size)
+        on_processor = self.bundle.device.type == "cpu"
+        chosen = choose(prepared.look, options, usual, size, on_processor=on_processor)
         if options.auto and can_describe():
             chosen["likeness"] = USUAL_LIKENESS
         resolved = resolve(options, facts.presets, facts.window, size, chosen)

@@ -238,7 +238,7 @@ def test_the_workbench_knows_the_limits_and_what_models_take_and_lack(server: Se
     own = found["tegula/upscale"]
     assert (own["obstacle"], own["remedy"], own["image"]) == ("", "", "image")
     assert own["masks"] == {"mask": False, "strength_map": False}
-    assert own["choices"]["preset"] == ["balanced", "fast", "exact"]
+    assert own["choices"]["preset"] == ["balanced", "fast", "best", "exact"]
     assert own["inputs"]["properties"]["scale"]["maximum"] == 8
     clarity = found["philz1337x/clarity-upscaler"]
     assert clarity["masks"] == {"mask": True}

@@ -266,7 +266,7 @@ def test_every_synonym_leads_to_a_known_word():
 def test_the_packaged_bundle_loads_and_has_every_preset():
     bundle = load_mini(CPU, torch.float32)
     assert bundle.facts.family == "mini"
-    assert set(bundle.facts.presets) == set(PRESETS) - {"exact"}  # which follows from faithful
+    assert set(bundle.facts.presets) == set(PRESETS) - {"best", "exact"}  # which follow from others
     assert bundle.facts.minimum_window % bundle.facts.window_multiple == 0
     assert bundle.scheduler == SCHEDULER
     assert (WEIGHTS / "README.md").read_text().count(bundle.facts.fingerprint) == 1
@@ -345,6 +345,6 @@ def test_presets_that_are_not_offered_look_like_the_usual_one():
     usual, presets = made("balanced"), upscaler.bundle.facts.presets
     alike = {name for name in PRESETS if np.abs(made(name) - usual).mean() < 2}
     nets = {name: values.prescaler for name, values in presets.items()}
-    other_nets = {name for name, net in nets.items() if net != nets["balanced"]}
+    other_nets = {name for name, net in nets.items() if net != nets["balanced"]} | {"best"}
     assert set(offered_presets("mini")) == {"balanced", *other_nets} | (set(PRESETS) - alike)
-    assert offered_presets("some/checkpoint") == PRESETS
+    assert set(offered_presets("some/checkpoint")) == set(PRESETS) - {"best"}

@@ -360,6 +360,7 @@ def pristine(**found):
         {"scale": 1.5},
         {"size": (1800, 1600)},
         {"resolution": 1800},
+        {"preset": "best"},
         {"preset": "faithful"},
         {"preset": "exact"},
         {"crop": (100, 100, 300, 300)},
@@ -371,6 +372,16 @@ def pristine(**found):
 def test_a_clean_photograph_gets_the_quick_net_up_to_twice_its_size(given, found):
     chosen = choose(pristine(**found), UpscaleOptions(**given), preset(), (900, 900))
     assert chosen["prescaler"] == "tegula-swift"
+
+
+def test_on_a_card_the_large_net_stays_wherever_the_quick_one_is_not_the_nearer_one():
+    def net(quality=None, usual="tegula-photo"):
+        look, values = pristine(damage=Damage(quality, 0.0)), preset(prescaler=usual)
+        chosen = choose(look, UpscaleOptions(), values, (900, 900), on_processor=False)
+        return chosen.get("prescaler")
+
+    assert (net(), net(quality=95)) == ("tegula-swift", None)
+    assert net(quality=95, usual="tegula-swift") == "tegula-swift-jpeg"
 
 
 @pytest.mark.parametrize("usual", ["tegula-photo", "tegula-swift"])
@@ -399,6 +410,7 @@ def test_where_compression_was_coarse_only_a_quick_preset_gets_the_quick_net_for
         ({}, {"scale": 2.1}, {}),
         ({}, {"size": (1800, 1900)}, {}),
         ({}, {"resolution": 1900}, {}),
+        ({"damage": Damage(95, 0.0)}, {"preset": "best"}, {}),
         ({}, {"auto": False}, {}),
         ({}, {"prescaler": "tegula-photo"}, {}),
         ({}, {"tuning": 0.5}, {}),

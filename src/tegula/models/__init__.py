@@ -21,11 +21,13 @@ DEFAULT_BUNDLE = "mini"
 _ALIKE: Mapping[str, Sequence[Preset]] = {"mini": ("faithful", "creative")}
 """Presets of a bundle that nobody tells from balanced: with the same net before it, what they make
 differs by less than two levels of 255 on average."""
+_ALIKE_ELSEWHERE: Sequence[Preset] = ("best",)
+"""Those of all other bundles: their usual net is the best one already."""
 
 
 def offered_presets(bundle: str) -> tuple[Preset, ...]:
     """Return the presets of a bundle that differ to the eye, by its name; all are accepted."""
-    return tuple(preset for preset in PRESETS if preset not in _ALIKE.get(bundle, ()))
+    return tuple(preset for preset in PRESETS if preset not in _ALIKE.get(bundle, _ALIKE_ELSEWHERE))
 
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

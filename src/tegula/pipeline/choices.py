@@ -45,7 +45,7 @@ _QUICK, _QUICK_JPEG = "tegula-swift", "tegula-swift-jpeg"
 """At up to twice the size, where a source is sharp or so little soft that it can be sharpened
 before, the first is nearer to the original than the large one by most judges, and the second, for
 JPEG, about as near, in a tenth of the time; docs/decisions/0008, 0010 and 0012 have the figures.
-They are the same on every device, and so is the choice."""
+So the first is taken on every device, and the second where somebody waits for the large one."""
 _QUICK_NETS = (_QUICK, _QUICK_JPEG)
 _FOR_PHOTOGRAPHS = (_LARGE, *_QUICK_NETS)
 """Nets of presets whose place the net for drawings may take; others were chosen on purpose."""
@@ -75,7 +75,14 @@ _MORE, _LESS = 1.25, 0.5
 """Factors on the creativity of a preset; its resemblance is divided by them."""
 
 
-def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size) -> dict[str, Any]:
+def choose(
+    look: Look,
+    options: UpscaleOptions,
+    usual: PresetValues,
+    size: Size,
+    *,
+    on_processor: bool = True,
+) -> dict[str, Any]:
     """Return values for options that the caller leaves open, by the look of the source.
 
     Faces are no part of the look: what holds their likeness finds them itself, and changes the
@@ -86,6 +93,7 @@ def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size)
         options: as the caller gave them.
         usual: of the preset.
         size: of the whole source.
+        on_processor: whether the nets run there, where the large one takes most of the time.
     """
     if not options.auto:
         return {"tuning": UNSEEN_SHARE}
@@ -103,7 +111,8 @@ def choose(look: Look, options: UpscaleOptions, usual: PresetValues, size: Size)
             chosen |= {name: _FOR_DRAWINGS, "hold_drawings": options.preset != "creative"}
     times = max(enlargement(options, *size))
     quick = _quick_net(look)
-    if quick is not None and _leaves_quick_net_open(look, options, usual, times):
+    has_time = options.preset == "best" or not on_processor
+    if quick is not None and _leaves_quick_net_open(look, options, usual, times, has_time=has_time):
         chosen["prescaler"] = quick
     net = options.prescaler or chosen.get("prescaler", usual.prescaler)
     chosen |= _mending(look, options, net, times)
@@ -128,16 +137,18 @@ def _quick_net(look: Look) -> str | None:
 
 
 def _leaves_quick_net_open(
-    look: Look, options: UpscaleOptions, usual: PresetValues, times: float
+    look: Look, options: UpscaleOptions, usual: PresetValues, times: float, *, has_time: bool
 ) -> bool:
     """Return whether a quick net may take the place of the net of the preset.
 
     A net or a share of its tuning that was given is kept; `creative`, too, keeps the net that was
-    measured below its diffusion. Where compression was coarse the large net keeps its place.
+    measured below its diffusion. Of JPEG the large net keeps its place where it does not take long
+    (``has_time``) and where compression was coarse.
     """
     is_open = options.prescaler is None and options.tuning is None
+    is_worth_waiting = look.damage.jpeg_quality is not None and (has_time or _is_coarse(look))
     is_replaced = usual.prescaler in _QUICK_NETS or (
-        usual.prescaler == _LARGE and not _is_coarse(look)
+        usual.prescaler == _LARGE and not is_worth_waiting
     )
     return is_open and is_replaced and options.preset != "creative" and times <= _QUICK_UP_TO
 

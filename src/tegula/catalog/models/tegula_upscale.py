@@ -30,7 +30,8 @@ class TegulaUpscale(Inputs):
     )
     preset: Preset = Field(
         default="balanced",
-        description="Balanced suits most pictures, fast is quicker, exact invents nothing.",
+        description="Balanced suits most pictures, fast is quicker, best takes its time, exact "
+        "invents nothing.",
     )
     prompt: str = Field(default="", description="What the picture shows or should look like.")
     negative_prompt: str | None = Field(default=None, description="What to steer away from.")
