@@ -35,9 +35,10 @@ class Runner(BaseRunner):
             description="How many times as wide and high the result is.", default=2.0, ge=1, le=8
         ),
         preset: str = Input(
-            description="Balanced suits most pictures, fast is quicker, exact invents nothing.",
+            description="Balanced suits most pictures, fast is quicker, best takes its time, exact "
+            "invents nothing.",
             default="balanced",
-            choices=["faithful", "balanced", "creative", "fast", "exact"],
+            choices=["faithful", "balanced", "creative", "fast", "best", "exact"],
         ),
         prompt: str = Input(description="What the picture shows or should look like.", default=""),
         negative_prompt: str | None = Input(description="What to steer away from.", default=None),

@@ -81,7 +81,7 @@ def test_a_value_of_another_type_is_refused_with_what_is_right(given_, sentence)
 def test_all_that_is_wrong_is_named_at_once():
     with pytest.raises(OptionError) as refused:
         UpscaleOptions(
-            scale=2, size=(3, 4), steps=0.5, preset="best", regions=("0,0,0,1:a", "here"),
+            scale=2, size=(3, 4), steps=0.5, preset="finest", regions=("0,0,0,1:a", "here"),
             guidance_start=1, guidance_end=0,
         )  # fmt: skip
     sentence = str(refused.value)
