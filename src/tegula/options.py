@@ -440,9 +440,9 @@ class UpscaleOptions(CheckedOptions):
         default=None,
         description="How like the source faces stay: less is changed in them, the less the smaller "
         "they are, and a face that ends too far from its source by dlib's measure, 0.6 at 0 and 0 "
-        "at 1, goes back towards the prescaled one, and then the source's; that of a net above "
-        "twice the size without diffusion, too. Left open, 0.5 where the extra faces is installed; "
-        "0 looks for no faces.",
+        "at 1, goes back towards the prescaled one, and then the source's; that of a net "
+        "without diffusion, too. Left open, 0.5 where the extra faces is installed; 0 looks for no "
+        "faces.",
     )
     face_fidelity: Share = Field(
         default=0.5,

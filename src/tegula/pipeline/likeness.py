@@ -59,8 +59,6 @@ _LEFT_ALONE, _LARGE = 24, 128
 _SMALL_SHARE, _LARGE_SHARE = 0.3, 0.7
 """Shares of the denoise strength at the usual likeness, in small faces and in large ones."""
 
-_BENT_FROM = 2.0
-"""Times above which a net has to guess faces, and its own may be of somebody else."""
 _HOST = torch.device("cpu")
 _MOST_FACES = 64
 _BISECTIONS = 6
@@ -144,8 +142,8 @@ def _bends_faces(options: ResolvedOptions, source: Size) -> bool:
 
     An exact result is held to its source anyway.
     """
-    times = max(options.width / source[0], options.height / source[1])
-    return options.prescaler != LANCZOS and times > _BENT_FROM and not options.exact
+    is_larger = options.width > source[0] or options.height > source[1]
+    return options.prescaler != LANCZOS and is_larger and not options.exact
 
 
 @torch.inference_mode()
