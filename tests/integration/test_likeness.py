@@ -197,5 +197,6 @@ def test_a_face_that_a_net_guessed_goes_back_without_diffusion_too():
     top, left, side = 4 * face.top, 4 * face.left, 4 * face.side
     assert away[top : top + side, left : left + side].max() > 2
     assert away[:8].max() == 0
-    for given in ({"scale": 1}, {"prescaler": "lanczos"}, {"exact": True}):
+    nets = ({"prescaler": "lanczos"}, {"prescaler": "tegula-line"})
+    for given in ({"scale": 1}, {"exact": True}, *nets):
         assert upscaler.upscale(source, options, **given).faces == ()

@@ -32,7 +32,7 @@ from tegula.models.faces.likeness import (
     load_describer,
 )
 from tegula.models.faces.networks import Face, load_detector
-from tegula.models.prescalers import LANCZOS
+from tegula.models.prescalers import LANCZOS, find_packaged
 from tegula.options import ResolvedOptions
 from tegula.pipeline.pictures import (
     extend,
@@ -140,10 +140,12 @@ def control_by_faces(
 def _bends_faces(options: ResolvedOptions, source: Size) -> bool:
     """Return whether the prescaler alone may make another of a small face.
 
-    An exact result is held to its source anyway.
+    An exact result is held to its source anyway, and a drawn face is not a person's.
     """
+    entry = find_packaged(options.prescaler)
+    draws = entry is not None and entry.facts.draws
     is_larger = options.width > source[0] or options.height > source[1]
-    return options.prescaler != LANCZOS and is_larger and not options.exact
+    return options.prescaler != LANCZOS and is_larger and not (draws or options.exact)
 
 
 @torch.inference_mode()
