@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.quality.features import EarlyFeatures
+from bench.quality.measures import high_bands
 from bench.quality.recipes import DEGRADATIONS, degrade
 from tegula.models.device import pick_dtype
 from tegula.models.mini.network import luma
@@ -55,8 +56,6 @@ FEATURE_STAGES = 3
 _SHOWN = 6
 JUDGE = "vgg16"
 """Chooses the checkpoint; no loss is made of its features."""
-_BLUR = 5
-"""Side of the mean that is taken away before the discriminator looks."""
 _IDENTITY_NOISE = 0.003
 _SMALL_JUDGE = partial(PixelJudge, 32)
 
@@ -265,13 +264,6 @@ def of_originals(
         "flat": losses.flat_excess(grey, true_grey).mean(),
         "colour": (colours - true_colours).abs().mean() * 10,
     }
-
-
-def high_bands(plane: Tensor) -> Tensor:
-    """Return what a plane [n, 1, h, w] has beside its local mean."""
-    edge = _BLUR // 2
-    padded = functional.pad(plane, (edge, edge, edge, edge), "reflect")
-    return plane - functional.avg_pool2d(padded, _BLUR, stride=1)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ Plane = NDArray[np.float32]
 BANDS = {"low": (2, 4), "middle": (5, 8), "upper": (9, 14)}
 _FLAT_WINDOW = 16
 _FLAT_DEVIATION = 1.5 / 255
-_GRID_BLUR = 5
+_FINE_BLUR = 5
+"""Pixels of the mean beside which detail is fine; training's discriminator sees that alone."""
 _GRID_WINDOW = 6
 """Pixels of the source a side over which a pattern has to repeat; edges and texture seldom do."""
 _GRID_FLOOR = (0.5 / 255) ** 2
@@ -92,6 +93,13 @@ def _window_energy(luma: Plane) -> Plane:
     return np.asarray(windows.mean(axis=(1, 3)))
 
 
+def high_bands(planes: Tensor) -> Tensor:
+    """Return what planes [n, 1, h, w] have beside their local mean."""
+    edge = _FINE_BLUR // 2
+    padded = functional.pad(planes, (edge, edge, edge, edge), "reflect")
+    return planes - functional.avg_pool2d(padded, _FINE_BLUR, stride=1)
+
+
 def grid_excess(planes: Tensor, truths: Tensor, times: int) -> Tensor:
     """Return how much more than their truths planes [n, 1, h, w] show the grid of their source.
 
@@ -99,7 +107,7 @@ def grid_excess(planes: Tensor, truths: Tensor, times: int) -> Tensor:
     draw the same again and again: combs and lattices, to which networks that judge are nearly
     blind. What repeats is the mean of fine detail over neighbouring pixels of the source, for each
     place within them; its energy, where it is above the truth's, is given as a share of that of
-    all fine detail of the truth. One number a row, 0 at best.
+    all fine detail of the truth. One number a row, 0 at best; planes are luma in 0..1.
     """
     (grid, _), (true_grid, energy) = (_grid_energies(each, times) for each in (planes, truths))
     excess = functional.relu(grid - true_grid).flatten(1).mean(1)
@@ -107,9 +115,7 @@ def grid_excess(planes: Tensor, truths: Tensor, times: int) -> Tensor:
 
 
 def _grid_energies(planes: Tensor, times: int) -> tuple[Tensor, Tensor]:
-    edge = _GRID_BLUR // 2
-    padded = functional.pad(planes, (edge, edge, edge, edge), "reflect")
-    fine = planes - functional.avg_pool2d(padded, _GRID_BLUR, stride=1)
+    fine = high_bands(planes)
     height, width = (side - side % times for side in fine.shape[-2:])
     places = functional.pixel_unshuffle(fine[..., :height, :width], times)
     repeated = functional.avg_pool2d(places, _GRID_WINDOW, stride=1)

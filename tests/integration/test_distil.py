@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from bench.quality.measures import high_bands
 from tegula.models.prescalers import WEIGHTS, find_packaged
 from tegula.models.prescalers.load import load_prescaler, read_own, two_heads
 from tegula.models.prescalers.networks import SRVGGNetCompact
@@ -22,7 +23,6 @@ from train.distil import (
     DistilProgram,
     begin_pupil,
     distil_step,
-    high_bands,
     new_distil_state,
 )
 from train.distil_pairs import (
